@@ -1,0 +1,35 @@
+# `make demo` and `make test` need nothing but Python >= 3.11; everything else is installed from the lock file into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+HOME_DIR ?= demo-runs
+
+.PHONY: install demo test check bench lock
+install: .venv/.installed
+
+# Nothing is installed again while neither the lock file nor the project's own description changed.
+.venv/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: install
+	$(BIN)/conclave sweep examples/digits.yaml --home $(HOME_DIR)
+	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/lock.py
+
+bench: install
+	$(BIN)/python benchmarks/sweep.py
+
+# Writes the lock file from what is installed: after a deliberate change of versions, and never by hand.
+lock:
+	$(BIN)/python tests/lock.py --write

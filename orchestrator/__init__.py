@@ -1,0 +1,1 @@
+"""The only layer that sees everything: team file, plan, launching, report, command line."""

@@ -1,0 +1,114 @@
+"""Walk a folder or an archive of files without ever extracting: names and bytes, safely.
+
+No links inside archives, no absolute names, no `..`, bounded count and bytes; a folder's symlink loops are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from workers.errors import Rejected
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
+MAX_FILES = 20_000_000
+MAX_FILE_BYTES = 1 << 30
+
+# (name with forward slashes, content): a path where the file lies on disk, else its bytes
+Entry = tuple[str, bytes | Path]
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def walk(root: Path) -> Iterator[Entry]:
+    """Every regular file below `root` (a folder or an archive), folders in the order of their names."""
+    if root.is_dir():
+        yield from _folder(root, root, ())
+    elif root.name.lower().endswith(".zip"):
+        yield from _zip(root)
+    else:
+        yield from _tar(root)
+
+
+def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry]:
+    try:
+        real = folder.resolve(strict=True)
+        if real in above:
+            raise Rejected(f"{folder}: a symlink that leads back to {real}: a loop. Remove the link.")
+        entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+        raise Rejected(f"{folder}: can't be read ({error.strerror}). Check the link or its permissions.") from None
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir():
+            yield from _folder(root, path, (*above, real))
+        elif entry.is_file():
+            yield _printable(path.relative_to(root).as_posix(), root), path
+        elif entry.is_symlink():
+            raise Rejected(f"{path}: a broken or circular symlink. Remove it.")
+
+
+def _tar(path: Path) -> Iterator[Entry]:
+    try:
+        with tarfile.open(path, mode="r|*") as archive:
+            for count, info in enumerate(archive):
+                name = _safe(info.name, path, count)
+                if info.issym() or info.islnk():
+                    raise Rejected(
+                        f"{path}: {name} is a link; archives of images may hold none. Pack it without links."
+                    )
+                if info.isfile():
+                    _bounded(info.size, name, path)
+                    content = archive.extractfile(info)
+                    assert content is not None
+                    yield name, content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
+    except Exception as error:
+        if isinstance(error, Rejected):
+            raise
+        raise Rejected(f"{path}: not a readable archive ({type(error).__name__}: {error}).") from None
+
+
+def _zip(path: Path) -> Iterator[Entry]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for count, info in enumerate(archive.infolist()):
+                name = _safe(info.filename, path, count)
+                if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                    raise Rejected(
+                        f"{path}: {name} is a link; archives of images may hold none. Pack it without links."
+                    )
+                if not info.is_dir():
+                    _bounded(info.file_size, name, path)
+                    yield name, archive.read(info)
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
+
+
+def _safe(name: str, archive: Path, count: int) -> str:
+    if count >= MAX_FILES:
+        raise Rejected(f"{archive}: more than {MAX_FILES:,} entries.")
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or (parts and (parts[0].startswith("/") or ":" in parts[0])):
+        raise Rejected(f"{archive}: the entry {name!r} points outside the archive. Don't use this archive.")
+    return _printable("/".join(parts), archive)
+
+
+def _printable(name: str, root: Path) -> str:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise Rejected(f"{root}: the file name {shown!r} is not UTF-8. Rename the file.") from None
+    return name
+
+
+def _bounded(size: int, name: str, archive: Path) -> None:
+    if size > MAX_FILE_BYTES:
+        raise Rejected(f"{archive}: {name} unpacks to {size:,} bytes; no image is that large. Remove it.")

@@ -1,0 +1,240 @@
+"""Data sets -> one packed, memory-mapped uint8 store; its splits and folds.
+
+Packing is the preflight too: every image is decoded in full, into a temporary folder beside the home that is renamed
+into place when everything passes and removed otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from workers.errors import Rejected
+from workers.images import Pixels, Unreadable, decode, resize
+from workers.sources import Item, Source
+from workers.spec import DataSpec
+
+CHUNK = 2048
+MIN_PER_CLASS = 3
+
+Rows = NDArray[np.int64]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A packed data set: `images` (N, size, size, 3) uint8 and `labels` (N,) int64, both memory-mapped."""
+
+    folder: Path
+
+    @cached_property
+    def meta(self) -> dict[str, object]:
+        content = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
+        assert isinstance(content, dict)
+        return content
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        return np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    @cached_property
+    def labels(self) -> Rows:
+        return np.load(self.folder / "labels.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+    @cached_property
+    def tested(self) -> NDArray[np.bool_]:
+        """(N,) bool: rows that the data set itself sets apart for testing."""
+        return np.load(self.folder / "tested.npy", allow_pickle=False)  # type: ignore[no-any-return]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """One id a row, unique across the data set."""
+        return json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.meta["classes"]  # type: ignore[return-value]
+
+    @property
+    def digest(self) -> str:
+        return str(self.meta["digest"])
+
+    @property
+    def size(self) -> int:
+        return int(self.meta["size"])  # type: ignore[call-overload,no-any-return]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of *fit*, *fuse* and *test*, and for each *fit* row its fold (-1 without folds)."""
+
+    fit: Rows
+    fuse: Rows
+    test: Rows
+    folds: Rows
+
+
+def find(spec: DataSpec, home: Path) -> Store | None:
+    """The packed store of this source in `home`, or None."""
+    folder = home / "data" / Source(spec).key()
+    return Store(folder) if (folder / "store.json").is_file() else None
+
+
+def pack(spec: DataSpec, home: Path, progress: Progress = lambda n: None) -> Store:
+    """Decode once: the store of this source, made if `home` has none. Raises Rejected and leaves no trace."""
+    if store := find(spec, home):
+        return store
+    base = _existing(home)
+    source = Source(spec)
+    with _lock(base / f".conclave-{source.key()}.lock"):
+        if store := find(spec, home):
+            return store
+        work = Path(tempfile.mkdtemp(prefix=".conclave-packing-", dir=base))
+        try:
+            _write(source, work, progress)
+            key = source.key()  # a download gives the source its files only now
+            target = home / "data" / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return Store(target)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder at or above `path` that exists and can be written to."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        raise Rejected(f"--home: {path} is not a folder that can be written to. Choose another --home.")
+    return path
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held while packing, gone afterwards. It saves work only: what keeps the store whole is the rename."""
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _write(source: Source, work: Path, progress: Progress) -> None:
+    size = source.spec.size
+    labels: list[str] = []
+    ids: list[str] = []
+    tested: list[bool] = []
+    hasher = hashlib.sha256()
+    with open(work / "raw", "wb") as raw, ThreadPoolExecutor(os.cpu_count()) as pool:
+        items = source.items()
+        while chunk := list(islice(items, CHUNK)):
+            pixels = np.stack(list(pool.map(lambda item: _pixels(item, size), chunk)))
+            content = pixels.tobytes()
+            raw.write(content)
+            hasher.update(content)
+            labels += [item.label for item in chunk]
+            ids += [item.id for item in chunk]
+            tested += [item.part == "test" for item in chunk]
+            progress(len(ids))
+    classes = sorted(set(labels))
+    mask = np.array(tested, dtype=bool)
+    _check(source.spec, ids, np.array(labels), mask, classes)
+    hasher.update(json.dumps([ids, labels, tested, classes]).encode())
+    shape = (len(ids), size, size, 3)
+    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    images[:] = np.memmap(work / "raw", dtype=np.uint8, mode="r", shape=shape)
+    images.flush()
+    (work / "raw").unlink()
+    index = {name: i for i, name in enumerate(classes)}
+    np.save(work / "labels.npy", np.array([index[label] for label in labels], dtype=np.int64))
+    np.save(work / "tested.npy", mask)
+    (work / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
+    meta = {"classes": classes, "digest": hasher.hexdigest(), "size": size, "rows": len(ids), "skipped": source.skipped}
+    (work / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _pixels(item: Item, size: int) -> Pixels:
+    if isinstance(item.content, np.ndarray):
+        return resize(item.content, size)
+    try:
+        return decode(item.content, size)
+    except Unreadable as error:
+        name = item.content if isinstance(item.content, Path) else item.id
+        raise Rejected(f"{name}: the image {error}. Repair or remove it.") from None
+
+
+def _check(
+    spec: DataSpec, ids: list[str], labels: NDArray[np.str_], tested: NDArray[np.bool_], classes: list[str]
+) -> None:
+    """Refuse what can't be split, trained on or fused."""
+    where = f"data.root {spec.root}" if spec.root else f"data.dataset {spec.dataset}"
+    if not ids:
+        raise Rejected(f"{where}: no image found. Expected CLASS/IMAGE or train/CLASS/IMAGE.")
+    if len(set(ids)) < len(ids):
+        twice = Counter(ids).most_common(1)[0][0]
+        raise Rejected(f"{where}: {twice} is there twice. Remove one.")
+    trained = Counter(labels[~tested].tolist())
+    if len(classes) < 2:
+        raise Rejected(f"{where}: only one class ({classes[0]}). A classifier needs at least two class folders.")
+    for name in classes:
+        if trained[name] < MIN_PER_CLASS:
+            raise Rejected(
+                f"{where}: class {name!r} has {trained[name]} training images; "
+                f"at least {MIN_PER_CLASS} are needed to split them."
+            )
+
+
+def split(store: Store, spec: DataSpec, seed: int) -> Split:
+    """Rows of *fit*, *fuse*, *test*; stratified, from the team's seed and the data's digest. Raises Rejected."""
+    from sklearn.model_selection import StratifiedKFold
+
+    state = int(hashlib.sha256(f"{seed}/{store.digest}".encode()).hexdigest()[:8], 16)
+    labels = np.asarray(store.labels)
+    rows = np.arange(len(labels))
+    test = rows[store.tested]
+    rest = rows[~store.tested]
+    if len(test) == 0:
+        rest, test = _halves(rest, labels, spec.test_fraction, state, "data.test_fraction")
+    fit, fuse = _halves(rest, labels, spec.fuse_fraction, state + 1, "data.fuse_fraction")
+    folds = np.full(len(fit), -1, dtype=np.int64)
+    if spec.folds:
+        fewest = int(np.bincount(labels[fit], minlength=len(store.classes)).min())
+        if fewest < spec.folds:
+            raise Rejected(
+                f"data.folds: {spec.folds} folds, but the smallest class has {fewest} rows to fit. "
+                "Lower data.folds, or add images."
+            )
+        parts = StratifiedKFold(spec.folds, shuffle=True, random_state=(state + 2) % 2**32).split(fit, labels[fit])
+        for fold, (_, left_out) in enumerate(parts):
+            folds[left_out] = fold
+    return Split(fit, fuse, test, folds)
+
+
+def _halves(rows: Rows, labels: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, apart = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=state % 2**32)
+    except ValueError as error:
+        raise Rejected(
+            f"{key}: {fraction:g} of {len(rows)} rows can't be set apart in every class ({error})."
+        ) from None
+    return np.sort(kept), np.sort(apart)

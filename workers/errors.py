@@ -1,0 +1,25 @@
+"""Every exception a user can meet, on one screen. The exit code belongs to the exception."""
+
+
+class ConclaveError(Exception):
+    """Base: a sentence that says what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class Rejected(ConclaveError):
+    """Bad input, found before anything started and before anything was written."""
+
+    exit_code = 2
+
+
+class Diverged(ConclaveError):
+    """A member's loss or weights became NaN or infinite; training it again would do the same."""
+
+
+class OutOfDeviceMemory(ConclaveError):
+    """Not even one image at a time fits on the device."""
+
+
+class Corrupt(ConclaveError):
+    """A file's content does not match the checksum in its manifest."""

@@ -1,0 +1,169 @@
+"""What a member is (`MemberSpec`) and what the whole team shares (`DataSpec`, `TrainSpec`).
+
+Frozen and strict: unknown keys and wrong types are errors. No torch here, so that `validate` and `plan` stay light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from workers.networks import check_arch
+
+AUGMENTS: dict[str, tuple[float, float, str]] = {
+    # name: (default strength, largest strength, what the strength means)
+    "flip": (0.5, 1.0, "probability of a horizontal flip"),
+    "crop": (0.125, 256.0, "padding before a random crop: a share of the side, or pixels from 1 on"),
+    "rotate": (15.0, 180.0, "largest angle in degrees"),
+    "cutout": (0.5, 256.0, "side of the square hole: a share of the side, or pixels from 1 on"),
+    "color": (0.2, 1.0, "largest relative change of brightness, contrast and saturation"),
+    "erase": (0.25, 1.0, "probability of erasing a random rectangle"),
+    "mixup": (0.2, 10.0, "alpha of the Beta distribution that mixes pairs of images"),
+}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _kind(value: Any) -> Any:
+    """`adamw` stands for `{kind: adamw}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Sgd(Strict):
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    nesterov: bool = True
+
+
+class AdamW(Strict):
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class StepSchedule(Strict):
+    """Multiply the learning rate by `factor` every `every` epochs."""
+
+    kind: Literal["step"] = "step"
+    every: int = Field(30, ge=1)
+    factor: float = Field(0.1, gt=0, le=1)
+
+
+class CosineSchedule(Strict):
+    kind: Literal["cosine"] = "cosine"
+
+
+class OneCycleSchedule(Strict):
+    """Warm up for the first `warmup` of all steps, then anneal by a cosine."""
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    warmup: float = Field(0.3, gt=0, lt=1)
+
+
+Optimizer = Annotated[Annotated[Sgd | AdamW, Field(discriminator="kind")], BeforeValidator(_kind)]
+Schedule = Annotated[
+    Annotated[StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="kind")], BeforeValidator(_kind)
+]
+
+
+class Augment(Strict):
+    """One augmentation with its strength."""
+
+    name: str
+    strength: float
+
+
+def _augment(value: Any) -> Any:
+    """`flip` and `{rotate: 15}` become Augment(name, strength)."""
+    if isinstance(value, Augment):
+        return value
+    if isinstance(value, str):
+        name, strength = value, None
+    elif isinstance(value, Mapping) and len(value) == 1:
+        name, strength = next(iter(value.items()))
+    elif isinstance(value, Mapping) and set(value) == {"name", "strength"}:
+        name, strength = value["name"], value["strength"]
+    else:
+        raise ValueError("expected a name like flip, or one name with its strength like {rotate: 15}")
+    if name not in AUGMENTS:
+        raise ValueError(f"unknown augmentation {name!r}; known are {', '.join(AUGMENTS)}")
+    default, largest, meaning = AUGMENTS[name]
+    strength = default if strength is None else strength
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= largest:
+        raise ValueError(f"the strength of {name} is its {meaning}: a number above 0, at most {largest:g}")
+    return Augment(name=name, strength=float(strength))
+
+
+def _no_augment_twice(value: tuple[Augment, ...]) -> tuple[Augment, ...]:
+    names = [a.name for a in value]
+    if len(set(names)) < len(names):
+        raise ValueError("names an augmentation twice")
+    return value
+
+
+Augments = Annotated[tuple[Annotated[Augment, BeforeValidator(_augment)], ...], AfterValidator(_no_augment_twice)]
+
+
+class Resources(Strict):
+    """What one job asks of the scheduler. `gpus: null` means 1 where there are GPUs, else none."""
+
+    gpus: float | None = Field(None, ge=0)
+    cpus: float = Field(1, gt=0)
+
+
+class DataSpec(Strict):
+    dataset: Literal["digits", "cifar10", "folder"] = "digits"
+    root: Path | None = Field(None, strict=False)
+    image_size: int | None = Field(None, ge=8, le=1024)
+    fuse_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    folds: int = Field(5, ge=0)
+
+    @property
+    def size(self) -> int:
+        """Side in pixels: as the team says, else what suits the data set."""
+        return self.image_size or {"digits": 8, "cifar10": 32, "folder": 64}[self.dataset]
+
+
+class StopSpec(Strict):
+    """Early stopping on a tenth of the *fit* rows, set apart; never on *fuse* or *test*."""
+
+    patience: int = Field(ge=1)
+
+
+class TrainSpec(Strict):
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1)
+    schedule: Schedule = StepSchedule()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(1, ge=1)
+    clip: float | None = Field(None, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    stop: StopSpec | None = None
+
+
+class MemberSpec(Strict):
+    """One recipe, resolved: nothing in it is left to a default any more."""
+
+    name: str
+    seed: int = Field(ge=0, lt=2**63)
+    arch: Annotated[str, AfterValidator(check_arch)] = "resnet18"
+    width: int = Field(64, ge=4, le=1024)
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"
+    optimizer: Optimizer = Sgd()
+    augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    weights: Path | None = Field(None, strict=False)
+    resources: Resources = Resources()
+
+    def science(self) -> dict[str, Any]:
+        """What changes the result, and nothing else: no name, no resources, no path."""
+        return self.model_dump(mode="json", exclude={"name", "resources", "weights"})
