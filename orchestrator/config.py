@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 import types
 import typing
@@ -17,9 +16,9 @@ from pydantic_core import ErrorDetails
 from orchestrator import teamfile
 from orchestrator.teamfile import Document, Path_
 from workers.errors import Rejected
-from workers.spec import DataSpec, MemberSpec, Resources, Strict, TrainSpec
+from workers.spec import DataSpec, MemberSpec, Resources, Strict, TrainSpec, derive_seed
 
-FUSIONS = ("vote", "weighted", "concat", "stack")
+FUSIONS: tuple[Literal["vote", "weighted", "concat", "stack"], ...] = ("vote", "weighted", "concat", "stack")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -207,12 +206,6 @@ def _seed(team_seed: Any, members: list[Any]) -> None:
     for member in members:
         if member.get("seed") is None:
             member["seed"] = derive_seed(team_seed, str(member.get("name")))
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed below 2**31 from anything printable: the same on every machine and day."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def _twice(document: Document, members: list[Any], sources: list[int]) -> Iterator[tuple[int, str]]:

@@ -5,6 +5,7 @@ Frozen and strict: unknown keys and wrong types are errors. No torch here, so th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -167,3 +168,32 @@ class MemberSpec(Strict):
     def science(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no name, no resources, no path."""
         return self.model_dump(mode="json", exclude={"name", "resources", "weights"})
+
+
+class Job(Strict):
+    """One fit as scheduled: a full fit (`fold` is None) or the fold fit that leaves `fold` out."""
+
+    signature: str
+    member: MemberSpec
+    fold: int | None
+    train: TrainSpec
+    data: DataSpec
+    team_seed: int
+    home: Path
+    store: Path
+    import_paths: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.member.name if self.fold is None else f"{self.member.name} fold {self.fold}"
+
+    @property
+    def seed(self) -> int:
+        """The full fit's seed is the member's; a fold fit's derives from it."""
+        return self.member.seed if self.fold is None else derive_seed(self.member.seed, "fold", self.fold)
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed below 2**31 from anything printable: the same on every machine and day."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -1,0 +1,112 @@
+"""One job from start to finish: data and network of a member, its fit, its outputs, its artifact."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from workers import checkpoint
+from workers.artifact import MemberArtifact
+from workers.data import Rows, Split, Store, split
+from workers.models import build, import_from
+from workers.spec import Job
+from workers.train import Epoch, FitData, Fitted, fit, outputs
+
+Weights = dict[str, torch.Tensor]
+
+
+class Watcher(Protocol):
+    """Whoever follows a fit: the tracking run, the live table, a test."""
+
+    def epoch(self, epoch: int, metrics: Epoch) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def run(job: Job, watcher: Watcher, device: torch.device | None = None) -> dict[str, Any]:
+    """Do the job, unless its artifact is there; give the artifact's manifest. Raises ConclaveError."""
+    artifact = MemberArtifact.of(job.home, job.signature)
+    if artifact.done:
+        return artifact.manifest()
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(job.train.threads)
+    import_from(job.import_paths)
+    store = Store(job.store)
+    parts = split(store, job.data, job.team_seed)
+    member = job.member.model_copy(update={"seed": job.seed})
+    data = _fit_data(job, store, parts, device)
+    artifact.root.mkdir(parents=True, exist_ok=True)
+    fitted = fit(
+        lambda: build(member, len(store.classes), store.size),
+        data,
+        member,
+        job.train,
+        job.seed,
+        device,
+        artifact.checkpoint,
+        watcher.epoch,
+        watcher.note,
+    )
+    found = _outputs(job, fitted, data, parts, device)
+    weights = {k: v.detach().cpu() for k, v in fitted.network.state_dict().items()}
+    artifact.publish(weights, found, _record(job, fitted, store, weights, device))
+    return artifact.manifest()
+
+
+def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:
+    """On a GPU the whole store is on the device where it takes less than a quarter of the memory."""
+    images = torch.from_numpy(store.images)
+    labels = torch.from_numpy(np.array(store.labels))
+    if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] / 4:
+        images, labels = images.to(device), labels.to(device)
+    rows = parts.fit if job.fold is None else parts.fit[parts.folds != job.fold]
+    stop: Rows | None = None
+    if job.train.stop:
+        from sklearn.model_selection import train_test_split
+
+        rows, stop = train_test_split(rows, test_size=0.1, stratify=store.labels[rows], random_state=job.team_seed)
+    return FitData(
+        images,
+        labels,
+        torch.from_numpy(rows),
+        torch.from_numpy(parts.fuse),
+        None if stop is None else torch.from_numpy(stop),
+    )
+
+
+def _outputs(job: Job, fitted: Fitted, data: FitData, parts: Split, device: torch.device) -> Weights:
+    """Of a full fit on *fuse* and *test*; of a fold fit on the rows that it never trained on."""
+    if job.fold is not None:
+        rows = parts.fit[parts.folds == job.fold]
+        logits, _ = outputs(fitted.network, data.images, rows, device)
+        return {"oof_rows": torch.from_numpy(rows), "oof_logits": logits}
+    found: Weights = {}
+    for name, rows in (("fuse", parts.fuse), ("test", parts.test)):
+        logits, features = outputs(fitted.network, data.images, rows, device)
+        found |= {f"{name}_rows": torch.from_numpy(rows), f"{name}_logits": logits, f"{name}_features": features}
+    return found
+
+
+def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: torch.device) -> dict[str, Any]:
+    return {
+        "signature": job.signature,
+        "member": job.member.model_dump(mode="json"),
+        "train": job.train.model_dump(mode="json"),
+        "fold": job.fold,
+        "seed": job.seed,
+        "classes": store.classes,
+        "data_digest": store.digest,
+        "image_size": store.size,
+        "weights_sha256": checkpoint.tensors_sha256(weights),
+        "train_seconds": fitted.seconds,
+        "history": fitted.history,
+        "micro_batch": fitted.micro_batch,
+        "precision": fitted.precision,
+        "resumed_from": fitted.resumed_from,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        "threads": job.train.threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
