@@ -1,0 +1,36 @@
+"""Temperature: one number, fitted by NLL, as a separate last stage (Guo et al. 2017). Pool first, then calibrate."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from fusion.outputs import Floats, Labels, log_softmax, softmax
+
+TINY = 1e-12
+
+
+def nll(probabilities: Floats, labels: Labels) -> float:
+    """Mean negative log-likelihood in nats of (n, C) probabilities."""
+    picked = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(picked, TINY)).mean())
+
+
+def logs(probabilities: Floats) -> Floats:
+    return np.asarray(np.log(np.maximum(probabilities, TINY)))
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
+    """The T in [1/20, 20] with the lowest NLL of softmax(logits / T); logits (n, C) may be log-probabilities."""
+
+    def loss(log_t: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_t))
+        return float(-scaled[np.arange(len(labels)), labels].mean())
+
+    found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
+    """(n, C) probabilities -> the same at temperature T."""
+    return probabilities if temperature == 1.0 else softmax(logs(probabilities) / temperature)

@@ -1,0 +1,84 @@
+"""Fit every fusion, calibrate it, judge it on *fuse* by nested cross-validation, and say which one to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from sklearn.model_selection import KFold
+
+from fusion.calibration import apply_temperature, fit_temperature, logs, nll
+from fusion.concat import Concat
+from fusion.outputs import Evidence, Floats, Gathered, Table
+from fusion.score import nll_lower
+from fusion.stacking import Stack
+from fusion.voting import Single, Vote
+from fusion.weighting import Weighted
+
+
+class Method(Protocol):
+    def fit(self, evidence: Evidence) -> Self: ...
+    def predict_proba(self, table: Table) -> Floats: ...
+
+
+METHODS: dict[str, Callable[[], Method]] = {"vote": Vote, "weighted": Weighted, "stack": Stack, "concat": Concat}
+ORDER = ("vote", "weighted", "stack", "concat")  # of inference cost: later ones must earn their place
+
+
+@dataclass
+class Fitted:
+    """A fusion or a single member with its last stage, and its honest probabilities on *fuse*."""
+
+    name: str
+    method: Any
+    temperature: float
+    nested: Floats  # (n_fuse, C): everything refitted without the row that is predicted
+
+    def predict_proba(self, table: Table) -> Floats:
+        return apply_temperature(self.method.predict_proba(table), self.temperature)
+
+
+def fit_one(name: str, make: Callable[[], Method], evidence: Evidence) -> Fitted:
+    method, temperature = _calibrated(make, evidence)
+    nested = np.zeros(evidence.fuse.logits.shape[1:])
+    rows = len(evidence.fuse.labels)
+    for kept, out in KFold(min(5, rows), shuffle=True, random_state=1).split(np.arange(rows)):
+        inner, inner_temperature = _calibrated(make, evidence.with_fuse(kept))
+        nested[out] = apply_temperature(inner.predict_proba(evidence.fuse.take(out)), inner_temperature)
+    return Fitted(name, method, temperature, nested)
+
+
+def _calibrated(make: Callable[[], Method], evidence: Evidence) -> tuple[Method, float]:
+    method = make().fit(evidence)
+    return method, fit_temperature(logs(method.predict_proba(evidence.fuse)), evidence.fuse.labels)
+
+
+def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
+    """Singles under their members' names, then the fusions asked for, in the order of inference cost."""
+    evidence = gathered.evidence
+    fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
+    for name in (n for n in ORDER if n in fusions):
+        fitted[name] = fit_one(name, METHODS[name], evidence)
+    return fitted
+
+
+def best_single(gathered: Gathered, fitted: dict[str, Fitted]) -> str:
+    """By NLL on *fuse*."""
+    labels = gathered.evidence.fuse.labels
+    return min(gathered.names, key=lambda name: nll(fitted[name].nested, labels))
+
+
+def recommend(gathered: Gathered, fitted: dict[str, Fitted]) -> tuple[str, str]:
+    """The candidate to use and why: made on *fuse* alone, a costlier one only where it is surely better."""
+    labels = gathered.evidence.fuse.labels
+    chosen = best_single(gathered, fitted)
+    why = f"{chosen} has the lowest NLL on fuse of the single members"
+    for name in (n for n in ORDER if n in fitted):
+        ours, other = fitted[name].nested, fitted[chosen].nested
+        no_worse = (ours.argmax(1) == labels).sum() >= (other.argmax(1) == labels).sum()
+        if no_worse and nll_lower(ours, other, labels):
+            why = f"{name} has a lower NLL on fuse than {chosen} with 95 % confidence, and is not less accurate"
+            chosen = name
+    return chosen, why

@@ -1,0 +1,108 @@
+"""FusedModel: raw uint8 images in, class probabilities out, as one torch module: preprocessing, members, combiner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusion.calibration import TINY
+from fusion.concat import Concat
+from fusion.fit import Fitted
+from fusion.stacking import Stack
+from workers.augment import to_float
+from workers.models import Network
+
+
+class Average(nn.Module):
+    """Weighted mean of the members' probabilities: vote, weighted and single members."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", weights)
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        pooled = (torch.stack([x.softmax(1) for x in logits]) * self.weights[:, None, None]).sum(0)
+        return pooled.clamp(min=TINY).log()
+
+
+class Linear(nn.Module):
+    """One head on the concatenated features: concat."""
+
+    def __init__(self, coef: Tensor, intercept: Tensor) -> None:
+        super().__init__()
+        self.coef: Tensor
+        self.intercept: Tensor
+        self.register_buffer("coef", coef)
+        self.register_buffer("intercept", intercept)
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        return (torch.cat(features, 1) @ self.coef.T + self.intercept).log_softmax(1)
+
+
+class Meta(nn.Module):
+    """Logistic regression on log-probabilities, a temperature a member: stack."""
+
+    def __init__(self, coef: Tensor, intercept: Tensor, temperatures: Tensor) -> None:
+        super().__init__()
+        self.coef: Tensor
+        self.intercept: Tensor
+        self.temperatures: Tensor
+        self.register_buffer("coef", coef)
+        self.register_buffer("intercept", intercept)
+        self.register_buffer("temperatures", temperatures)
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        x = [
+            (z / t).log_softmax(1).clamp(min=float(np.log(TINY)))
+            for z, t in zip(logits, self.temperatures, strict=True)
+        ]
+        return (torch.cat(x, 1) @ self.coef.T + self.intercept).log_softmax(1)
+
+
+class FusedModel(nn.Module):
+    """(N, H, W, 3) uint8 -> (N, C) float32 probabilities."""
+
+    def __init__(self, members: Sequence[nn.Module], combiner: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.combiner = combiner
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = to_float(images)
+        features = [cast(Network, member).features(x) for member in self.members]
+        logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
+        return (self.combiner(features, logits) / self.temperature).softmax(1)
+
+
+def assemble(fitted: Fitted, networks: Sequence[nn.Module]) -> FusedModel:
+    """The fusion as a module; members without weight are left out. `networks` in the order of the fusion's members."""
+    used = used_members(fitted, len(networks))
+    return FusedModel([networks[i] for i in used], _combiner(fitted.method, used), fitted.temperature).eval()
+
+
+def used_members(fitted: Fitted, count: int) -> list[int]:
+    weights = getattr(fitted.method, "weights_", None)
+    return [i for i in range(count) if weights is None or weights[i] > 0]
+
+
+def _combiner(method: Any, used: list[int]) -> nn.Module:
+    if isinstance(method, Concat):
+        return Linear(_float(method.coef_), _float(method.intercept_))
+    if isinstance(method, Stack):
+        return Meta(_float(method.coef_), _float(method.intercept_), _float(method.temperatures_))
+    return Average(_float(method.weights_[used]))
+
+
+def _float(values: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(values), dtype=torch.float32)
+
+
+def combiner_like(kind: str, state: dict[str, Tensor]) -> nn.Module:
+    """An exported combiner from its buffers."""
+    return {"Average": Average, "Linear": Linear, "Meta": Meta}[kind](**state)

@@ -1,0 +1,143 @@
+"""Align members' outputs by row and class name; reject mismatches. The one form that every fusion learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.artifact import MemberArtifact
+from workers.errors import ConclaveError
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,)."""
+
+    logits: Floats
+    features: tuple[Floats, ...]
+    labels: Labels
+
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        return Table(self.logits[:, rows], tuple(f[rows] for f in self.features), self.labels[rows])
+
+    def only(self, members: Sequence[int]) -> Table:
+        index = list(members)
+        return Table(self.logits[index], tuple(self.features[i] for i in index if self.features), self.labels)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a fusion may learn from: *fuse* outputs of the full fits, OOF outputs, and the members' linear heads."""
+
+    fuse: Table
+    oof: Table | None
+    folds: Labels
+    heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
+
+    def with_fuse(self, rows: NDArray[np.int64]) -> Evidence:
+        """The same with some of the *fuse* rows only: what nested cross-validation refits on."""
+        return replace(self, fuse=self.fuse.take(rows))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A whole team's outputs: `names` in the order of every first axis, and the rows' numbers in the store."""
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    evidence: Evidence
+    test: Table
+    fit_rows: Labels
+    fuse_rows: Labels
+    test_rows: Labels
+
+
+def softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(exp / exp.sum(-1, keepdims=True))
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def gather(
+    full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], labels: Labels, fit_folds: Labels, fit_rows: Labels
+) -> Gathered:
+    """Read the artifacts (one folder a fit) of every member. `labels` are those of all rows of the store.
+
+    Members without all their fold fits make `oof` None. Raises ConclaveError where members don't match, Corrupt where a
+    file is damaged.
+    """
+    names = tuple(full)
+    records = {name: MemberArtifact(full[name]).manifest() for name in names}
+    first = records[names[0]]
+    for name in names:
+        if records[name]["data_digest"] != first["data_digest"]:
+            raise ConclaveError(f"member {name} was trained on other data than {names[0]}; they can't be fused.")
+        if sorted(records[name]["classes"]) != sorted(first["classes"]):
+            raise ConclaveError(f"member {name} knows other classes than {names[0]}; they can't be fused.")
+    outputs = {name: MemberArtifact(full[name]).outputs() for name in names}
+    order = {name: [records[name]["classes"].index(c) for c in first["classes"]] for name in names}
+    rows = {part: outputs[names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
+    tables = {}
+    for part in ("fuse", "test"):
+        logits, features = [], []
+        for name in names:
+            at = _positions(outputs[name][f"{part}_rows"].numpy(), rows[part], name)
+            logits.append(outputs[name][f"{part}_logits"].numpy()[at][:, order[name]])
+            features.append(outputs[name][f"{part}_features"].numpy()[at].astype(np.float64))
+        tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]])
+    heads = [_head(full[name], order[name]) for name in names]
+    evidence = Evidence(
+        tables["fuse"],
+        _oof(names, folds, order, labels, fit_rows),
+        fit_folds,
+        tuple(h for h in heads if h is not None) if all(heads) else (),
+    )
+    return Gathered(names, tuple(first["classes"]), evidence, tables["test"], fit_rows, rows["fuse"], rows["test"])
+
+
+def _positions(have: Labels, want: Labels, name: str) -> Labels:
+    """Where each wanted row stands among those that the member has."""
+    if len(have) != len(want) or not np.array_equal(np.sort(have), np.sort(want)):
+        raise ConclaveError(f"member {name} has outputs for other rows than the rest; they can't be fused.")
+    by_row = np.argsort(have)
+    return np.asarray(by_row[np.searchsorted(have[by_row], want)])
+
+
+def _oof(
+    names: Sequence[str],
+    folds: Mapping[str, Sequence[Path]],
+    order: Mapping[str, list[int]],
+    labels: Labels,
+    fit_rows: Labels,
+) -> Table | None:
+    if not all(folds.get(name) for name in names):
+        return None
+    logits = []
+    for name in names:
+        parts = [MemberArtifact(folder).outputs() for folder in folds[name]]
+        rows = np.concatenate([part["oof_rows"].numpy() for part in parts])
+        values = np.concatenate([part["oof_logits"].numpy() for part in parts])
+        logits.append(values[_positions(rows, fit_rows, name)][:, order[name]])
+    return Table(np.stack(logits).astype(np.float64), (), labels[fit_rows])
+
+
+def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:
+    weights = MemberArtifact(folder).weights()
+    if "head.weight" not in weights or weights["head.weight"].ndim != 2:
+        return None
+    matrix = weights["head.weight"].double().numpy()
+    bias = weights["head.bias"].double().numpy() if "head.bias" in weights else np.zeros(len(matrix))
+    return matrix[order], bias[order]

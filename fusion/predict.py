@@ -1,0 +1,66 @@
+"""Class probabilities of image files by an exported model: Pillow and ONNX Runtime, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workers.archives import is_archive, walk
+from workers.errors import Rejected
+from workers.images import Unreadable, decode, is_image
+
+BATCH = 256
+Row = tuple[str, str, float]
+
+
+class Predictor:
+    """An exported `fused.onnx`: `classes`, and rows of (file, class, probability)."""
+
+    def __init__(self, model: Path) -> None:
+        import onnxruntime
+
+        if not model.is_file():
+            raise Rejected(f"{model}: there is no such model file. `conclave sweep` writes one as fused.onnx.")
+        try:
+            self.session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+            self.classes: list[str] = json.loads(self.session.get_modelmeta().custom_metadata_map["classes"])
+            self.size = int(self.session.get_inputs()[0].shape[1])
+        except Exception as error:
+            raise Rejected(f"{model}: not a model that Conclave exported ({type(error).__name__}).") from None
+
+    def rows(self, paths: list[Path]) -> Iterator[Row]:
+        """For each image, its classes with their probabilities; decoding runs while the network does."""
+        entries = chain.from_iterable(_images(path) for path in paths)
+        with ThreadPoolExecutor() as pool:
+            waiting = self._decode(pool, entries)
+            while waiting:
+                following = self._decode(pool, entries)
+                names = [name for name, _ in waiting]
+                images = np.stack([future.result() for _, future in waiting])
+                for name, row in zip(names, self.session.run(None, {"images": images})[0], strict=True):
+                    yield from ((name, label, float(p)) for label, p in zip(self.classes, row, strict=True))
+                waiting = following
+
+    def _decode(self, pool: ThreadPoolExecutor, entries: Iterator[tuple[str, bytes | Path]]) -> list[tuple[str, Any]]:
+        return [(name, pool.submit(self._one, name, content)) for name, content in islice(entries, BATCH)]
+
+    def _one(self, name: str, content: bytes | Path) -> Any:
+        try:
+            return decode(content, self.size)
+        except Unreadable as error:
+            raise Rejected(f"{name}: the image {error}. Leave it out or repair it.") from None
+
+
+def _images(path: Path) -> Iterator[tuple[str, bytes | Path]]:
+    if path.is_dir() or (path.is_file() and is_archive(path)):
+        yield from ((str(path / name), content) for name, content in walk(path) if is_image(name))
+    elif path.is_file():
+        yield str(path), path
+    else:
+        raise Rejected(f"{path}: there is no such file or folder.")

@@ -1,0 +1,62 @@
+"""How good, how sure, and whether the difference is more than luck: scores, intervals, paired tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import binomtest
+
+from fusion.calibration import TINY, nll
+from fusion.outputs import Floats, Labels
+
+DRAWS = 2000
+Interval = tuple[float, float]
+
+
+def scores(probabilities: Floats, labels: Labels) -> dict[str, float]:
+    """accuracy (0 to 1), NLL in nats, Brier score (0 to 2), expected calibration error with 15 bins."""
+    hits = probabilities.argmax(1) == labels
+    one_hot = np.eye(probabilities.shape[1])[labels]
+    return {
+        "accuracy": float(hits.mean()),
+        "nll": nll(probabilities, labels),
+        "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
+        "ece": calibration_error(probabilities, labels),
+    }
+
+
+def calibration_error(probabilities: Floats, labels: Labels, bins: int = 15) -> float:
+    """Mean over bins of |confidence - accuracy|, weighted by rows (Naeini et al. 2015)."""
+    confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(index, confidence - hits, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def per_class(probabilities: Floats, labels: Labels) -> list[float | None]:
+    """Accuracy on the rows of each class; None for a class without rows."""
+    hits = probabilities.argmax(1) == labels
+    return [float(hits[labels == c].mean()) if (labels == c).any() else None for c in range(probabilities.shape[1])]
+
+
+def bootstrap(values: Floats) -> Interval:
+    """95 % percentile interval of the mean of (n,) values, rows resampled."""
+    generator = np.random.default_rng(0)
+    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=DRAWS)
+    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def accuracy_gain(ours: Floats, other: Floats, labels: Labels) -> tuple[float, Interval, float]:
+    """Difference in accuracy, its paired bootstrap interval, and McNemar's exact p-value."""
+    right, base = ours.argmax(1) == labels, other.argmax(1) == labels
+    won, lost = int((right & ~base).sum()), int((~right & base).sum())
+    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    difference = right.astype(np.float64) - base
+    return float(difference.mean()), bootstrap(difference), p
+
+
+def nll_lower(ours: Floats, other: Floats, labels: Labels) -> bool:
+    """Whether our NLL is lower with paired-bootstrap 95 % confidence."""
+    rows = np.arange(len(labels))
+    difference = np.log(np.maximum(other[rows, labels], TINY)) - np.log(np.maximum(ours[rows, labels], TINY))
+    return bootstrap(difference)[1] < 0

@@ -1,0 +1,40 @@
+"""vote: the mean of the members' probabilities. Needs no data. `Single` is the vote of one member."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from fusion.outputs import Evidence, Floats, Table, softmax
+
+
+class Vote:
+    """Soft voting, as scikit-learn's VotingClassifier(voting="soft")."""
+
+    def fit(self, evidence: Evidence) -> Self:
+        self.weights_ = np.full(len(evidence.fuse.logits), 1 / len(evidence.fuse.logits))
+        return self
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return pool(softmax(table.logits), self.weights_)
+
+
+class Single:
+    """One member alone, in the same form as a fusion."""
+
+    def __init__(self, member: int) -> None:
+        self.member = member
+
+    def fit(self, evidence: Evidence) -> Self:
+        self.weights_ = np.eye(len(evidence.fuse.logits))[self.member]
+        return self
+
+    def predict_proba(self, table: Table) -> Floats:
+        return softmax(table.logits[self.member])
+
+
+def pool(probabilities: Floats, weights: Floats) -> Floats:
+    """(M, n, C) and (M,) -> (n, C)."""
+    return np.asarray(np.tensordot(weights, probabilities, axes=1))
