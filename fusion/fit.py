@@ -35,9 +35,11 @@ class Fitted:
     method: Any
     temperature: float
     nested: Floats  # (n_fuse, C): everything refitted without the row that is predicted
+    members: tuple[int, ...] | None = None  # of the team, where the fusion could not use all
 
     def predict_proba(self, table: Table) -> Floats:
-        return apply_temperature(self.method.predict_proba(table), self.temperature)
+        used = table if self.members is None else table.only(self.members)
+        return apply_temperature(self.method.predict_proba(used), self.temperature)
 
 
 def fit_one(name: str, make: Callable[[], Method], evidence: Evidence) -> Fitted:
@@ -60,7 +62,11 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     evidence = gathered.evidence
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
     for name in (n for n in ORDER if n in fusions):
-        fitted[name] = fit_one(name, METHODS[name], evidence)
+        if name == "stack" and evidence.with_oof:
+            fitted[name] = fit_one(name, Stack, evidence.only(evidence.with_oof))
+            fitted[name].members = evidence.with_oof
+        else:
+            fitted[name] = fit_one(name, METHODS[name], evidence)
     return fitted
 
 

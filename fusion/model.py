@@ -57,10 +57,9 @@ class Meta(nn.Module):
         self.register_buffer("temperatures", temperatures)
 
     def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
-        x = [
-            (z / t).log_softmax(1).clamp(min=float(np.log(TINY)))
-            for z, t in zip(logits, self.temperatures, strict=True)
-        ]
+        floor = float(np.log(TINY))
+        pairs = zip(logits, self.temperatures, strict=True)
+        x = [(z / t).log_softmax(1).clamp(min=floor) for z, t in pairs]
         return (torch.cat(x, 1) @ self.coef.T + self.intercept).log_softmax(1)
 
 
@@ -77,7 +76,8 @@ class FusedModel(nn.Module):
         x = to_float(images)
         features = [cast(Network, member).features(x) for member in self.members]
         logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
-        return (self.combiner(features, logits) / self.temperature).softmax(1)
+        combined = cast(Tensor, self.combiner(features, logits))
+        return (combined / self.temperature).softmax(1)
 
 
 def assemble(fitted: Fitted, networks: Sequence[nn.Module]) -> FusedModel:
@@ -88,7 +88,8 @@ def assemble(fitted: Fitted, networks: Sequence[nn.Module]) -> FusedModel:
 
 def used_members(fitted: Fitted, count: int) -> list[int]:
     weights = getattr(fitted.method, "weights_", None)
-    return [i for i in range(count) if weights is None or weights[i] > 0]
+    asked = fitted.members if fitted.members is not None else range(count)
+    return [i for i in asked if weights is None or weights[i] > 0]
 
 
 def _combiner(method: Any, used: list[int]) -> nn.Module:
@@ -105,4 +106,5 @@ def _float(values: Any) -> Tensor:
 
 def combiner_like(kind: str, state: dict[str, Tensor]) -> nn.Module:
     """An exported combiner from its buffers."""
-    return {"Average": Average, "Linear": Linear, "Meta": Meta}[kind](**state)
+    kinds: dict[str, type[nn.Module]] = {"Average": Average, "Linear": Linear, "Meta": Meta}
+    return kinds[kind](**state)

@@ -40,10 +40,16 @@ class Evidence:
     oof: Table | None
     folds: Labels
     heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
+    with_oof: tuple[int, ...] = ()  # the members that `oof` covers
 
     def with_fuse(self, rows: NDArray[np.int64]) -> Evidence:
         """The same with some of the *fuse* rows only: what nested cross-validation refits on."""
         return replace(self, fuse=self.fuse.take(rows))
+
+    def only(self, members: Sequence[int]) -> Evidence:
+        """The same with some members only; `oof` covers exactly these already."""
+        heads = tuple(self.heads[i] for i in members) if self.heads else ()
+        return replace(self, fuse=self.fuse.only(members), heads=heads)
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ def gather(
 ) -> Gathered:
     """Read the artifacts (one folder a fit) of every member. `labels` are those of all rows of the store.
 
-    Members without all their fold fits make `oof` None. Raises ConclaveError where members don't match, Corrupt where a
+    `oof` covers the members that have fold fits in `folds`.
+    Raises ConclaveError where members don't match, Corrupt where a
     file is damaged.
     """
     names = tuple(full)
@@ -99,11 +106,13 @@ def gather(
             features.append(outputs[name][f"{part}_features"].numpy()[at].astype(np.float64))
         tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]])
     heads = [_head(full[name], order[name]) for name in names]
+    with_oof = [i for i, name in enumerate(names) if folds.get(name)]
     evidence = Evidence(
         tables["fuse"],
-        _oof(names, folds, order, labels, fit_rows),
+        _oof([names[i] for i in with_oof], folds, order, labels, fit_rows),
         fit_folds,
         tuple(h for h in heads if h is not None) if all(heads) else (),
+        tuple(with_oof),
     )
     return Gathered(names, tuple(first["classes"]), evidence, tables["test"], fit_rows, rows["fuse"], rows["test"])
 
@@ -123,7 +132,7 @@ def _oof(
     labels: Labels,
     fit_rows: Labels,
 ) -> Table | None:
-    if not all(folds.get(name) for name in names):
+    if not names:
         return None
     logits = []
     for name in names:

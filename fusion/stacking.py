@@ -69,9 +69,7 @@ def _choose(x: Floats, y: Labels, folds: Labels | None) -> float:
             model = LogisticRegression(C=strength, max_iter=500).fit(x[kept], y[kept])
             probabilities = np.full((len(y[out]), len(classes)), TINY)
             probabilities[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(x[out])
-            loss += log_loss(
-                y[out], probabilities / probabilities.sum(1, keepdims=True), labels=classes, normalize=False
-            )
+            loss += log_loss(y[out], probabilities / probabilities.sum(1, keepdims=True), labels=classes, normalize=False)
         losses.append(loss)
     return STRENGTHS[int(np.argmin(losses))]
 

@@ -101,9 +101,7 @@ def _located(team: Team, path: Path, data: Path | None) -> Team:
     """Resolve relative paths against the team file's folder."""
     folder = path.resolve().parent
     root = data.resolve() if data else team.data.root and (folder / team.data.root).resolve()
-    members = tuple(
-        m.model_copy(update={"weights": (folder / m.weights).resolve()}) if m.weights else m for m in team.members
-    )
+    members = tuple(m.model_copy(update={"weights": (folder / m.weights).resolve()}) if m.weights else m for m in team.members)
     return team.model_copy(
         update={
             "data": team.data.model_copy(update={"root": root}),
@@ -113,9 +111,7 @@ def _located(team: Team, path: Path, data: Path | None) -> Team:
     )
 
 
-def _expand(
-    document: Document, values: dict[str, Any], problems: list[tuple[int, str]]
-) -> tuple[dict[str, Any], list[int]]:
+def _expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
     """Merge defaults into members, expand `count`, derive seeds. Also gives each member's index in the file."""
     defaults = values.pop("defaults", None) or {}
     entries = values.get("members")
@@ -166,9 +162,7 @@ def _copies(
         return
     count = member.pop("count")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
-        problems.append(
-            (document.line((*where, "count")), f"{_dotted(where)}.count: expected a whole number, 1 to 1000")
-        )
+        problems.append((document.line((*where, "count")), f"{_dotted(where)}.count: expected a whole number, 1 to 1000"))
         count = 1
     for i in range(count):
         copy = dict(member)
@@ -187,9 +181,7 @@ def _merge(base: Any, over: Any) -> Any:
     for key, value in over.items():
         old = _as_kind(base.get(key))
         new = _as_kind(value) if isinstance(old, dict) and "kind" in old else value
-        other_kind = (
-            isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind")
-        )
+        other_kind = isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind")
         merged[key] = new if other_kind else _merge(old, new)
     return merged
 

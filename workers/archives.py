@@ -59,9 +59,7 @@ def _tar(path: Path) -> Iterator[Entry]:
             for count, info in enumerate(archive):
                 name = _safe(info.name, path, count)
                 if info.issym() or info.islnk():
-                    raise Rejected(
-                        f"{path}: {name} is a link; archives of images may hold none. Pack it without links."
-                    )
+                    raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
                 if info.isfile():
                     _bounded(info.size, name, path)
                     content = archive.extractfile(info)
@@ -81,9 +79,7 @@ def _zip(path: Path) -> Iterator[Entry]:
             for count, info in enumerate(archive.infolist()):
                 name = _safe(info.filename, path, count)
                 if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                    raise Rejected(
-                        f"{path}: {name} is a link; archives of images may hold none. Pack it without links."
-                    )
+                    raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
                 if not info.is_dir():
                     _bounded(info.file_size, name, path)
                     yield name, archive.read(info)

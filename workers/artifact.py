@@ -1,7 +1,7 @@
 """Where a job keeps what it makes, and how it is read back: owns every path and file name of a fit.
 
 HOME/jobs/SIGNATURE/checkpoint/      while it runs
-HOME/jobs/SIGNATURE/done/            weights.safetensors, outputs.safetensors, manifest.json (written last)
+HOME/jobs/SIGNATURE/fit/             weights.safetensors, outputs.safetensors, manifest.json (written last)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class MemberArtifact:
-    """One fit's artifact below `root` (usually HOME/jobs/SIGNATURE). Reading the manifest needs no torch."""
+    """One fit's artifact below `root`: HOME/jobs/SIGNATURE, or a run's artifacts. Reading the manifest needs no torch."""
 
     root: Path
 
@@ -34,7 +34,7 @@ class MemberArtifact:
 
     @property
     def folder(self) -> Path:
-        return self.root / "done"
+        return self.root / "fit"
 
     @property
     def done(self) -> bool:
@@ -62,7 +62,7 @@ class MemberArtifact:
         """Make the fit done: complete in a folder beside it, then renamed into place."""
         from workers import checkpoint
 
-        new = self.root / ".done.new"
+        new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         checkpoint.save(new, {"weights": weights, "outputs": outputs}, record)
         checkpoint.replace(new, self.folder)
@@ -72,7 +72,7 @@ class MemberArtifact:
         """Take a finished fit that was made elsewhere."""
         from workers import checkpoint
 
-        new = self.root / ".done.new"
+        new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(folder, new)
         checkpoint.replace(new, self.folder)

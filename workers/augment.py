@@ -17,9 +17,7 @@ from workers.spec import Augment
 Labels = tuple[Tensor, Tensor, float]
 
 
-def augment(
-    images: Tensor, labels: Tensor, recipe: tuple[Augment, ...], generator: torch.Generator
-) -> tuple[Tensor, Labels]:
+def augment(images: Tensor, labels: Tensor, recipe: tuple[Augment, ...], generator: torch.Generator) -> tuple[Tensor, Labels]:
     """(N, H, W, 3) uint8, (N,) -> (N, 3, H, W) float32 in [0, 1], and (labels, other labels, share of the first)."""
     strength = {a.name: a.strength for a in recipe}
     for name, move in MOVES.items():
@@ -70,7 +68,8 @@ def _color(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * contrast + mean
     grey = (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-    return ((x - grey) * saturation + grey).clamp(0, 1)
+    changed: Tensor = ((x - grey) * saturation + grey).clamp(0, 1)
+    return changed
 
 
 def _rotate(x: Tensor, degrees: float, generator: torch.Generator) -> Tensor:

@@ -79,9 +79,7 @@ def load(folder: Path, name: str) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise Corrupt(f"{folder / file}: missing. Remove the folder to train this fit again.") from None
     if hashlib.sha256(content).hexdigest() != expected:
-        raise Corrupt(
-            f"{folder / file}: the checksum differs from its manifest. Remove the folder to train this fit again."
-        )
+        raise Corrupt(f"{folder / file}: the checksum differs from its manifest. Remove the folder to train this fit again.")
     try:
         tensors: dict[str, Tensor] = load_tensors(content)
         return tensors

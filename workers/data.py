@@ -181,9 +181,7 @@ def _pixels(item: Item, size: int) -> Pixels:
         raise Rejected(f"{name}: the image {error}. Repair or remove it.") from None
 
 
-def _check(
-    spec: DataSpec, ids: list[str], labels: NDArray[np.str_], tested: NDArray[np.bool_], classes: list[str]
-) -> None:
+def _check(spec: DataSpec, ids: list[str], labels: NDArray[np.str_], tested: NDArray[np.bool_], classes: list[str]) -> None:
     """Refuse what can't be split, trained on or fused."""
     where = f"data.root {spec.root}" if spec.root else f"data.dataset {spec.dataset}"
     if not ids:
@@ -197,8 +195,7 @@ def _check(
     for name in classes:
         if trained[name] < MIN_PER_CLASS:
             raise Rejected(
-                f"{where}: class {name!r} has {trained[name]} training images; "
-                f"at least {MIN_PER_CLASS} are needed to split them."
+                f"{where}: class {name!r} has {trained[name]} training images; at least {MIN_PER_CLASS} are needed to split them."
             )
 
 
@@ -234,7 +231,5 @@ def _halves(rows: Rows, labels: Rows, fraction: float, state: int, key: str) -> 
     try:
         kept, apart = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=state % 2**32)
     except ValueError as error:
-        raise Rejected(
-            f"{key}: {fraction:g} of {len(rows)} rows can't be set apart in every class ({error})."
-        ) from None
+        raise Rejected(f"{key}: {fraction:g} of {len(rows)} rows can't be set apart in every class ({error}).") from None
     return np.sort(kept), np.sort(apart)

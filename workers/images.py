@@ -37,18 +37,14 @@ def decode(content: bytes | Path, size: int) -> Pixels:
     except Image.DecompressionBombError:
         raise Unreadable(f"has more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        raise Unreadable(
-            f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        raise Unreadable(f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
 
 
 def _square(image: Image.Image, size: int) -> Pixels:
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)
-        image = image.resize(
-            (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR
-        )
+        image = image.resize((max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, dtype=np.uint8)

@@ -179,9 +179,7 @@ def _load(network: nn.Module, spec: MemberSpec) -> None:
         raise Rejected(f"member {spec.name}: weights {path} hold no state dict.")
     kept = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     heads = {n for n, m in network.named_modules() if isinstance(m, nn.Linear)}
-    wrong = [
-        k for k in own if k not in kept and k.rpartition(".")[0] not in heads and not k.endswith("num_batches_tracked")
-    ]
+    wrong = [k for k in own if k not in kept and k.rpartition(".")[0] not in heads and not k.endswith("num_batches_tracked")]
     if wrong:
         raise Rejected(f"member {spec.name}: weights {path} are of another network than {spec.arch} (at {wrong[0]}).")
     network.load_state_dict(kept, strict=False)

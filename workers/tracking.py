@@ -103,9 +103,7 @@ class Tracking:
 
     def finished_fit(self, experiment: str, signature: str) -> str | None:
         """A run of the experiment that holds the finished fit with this signature."""
-        found = self.client.search_runs(
-            [experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1
-        )
+        found = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(found[0].info.run_id) if found else None
 
     def register(self, run: str, name: str, onnx_file: Path, example: Any, champion: bool) -> str:

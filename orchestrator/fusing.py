@@ -1,0 +1,212 @@
+"""The fusion step: finished fits in; fitted fusions, scores, costs and one exported model out. No Ray, no training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.export import export
+from fusion.fit import Fitted, best_single, fit_all, recommend
+from fusion.model import FusedModel, assemble
+from fusion.outputs import Gathered, gather
+from fusion.score import accuracy_gain, bootstrap, per_class, scores
+from orchestrator.home import SweepFolder
+from workers.artifact import MemberArtifact
+from workers.data import Store, split
+from workers.models import Network, build, import_from
+from workers.spec import DataSpec, MemberSpec
+from workers.tracking import Tracking
+
+PARITY_ROWS = 256
+TIMED_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a finished fit can be had: its tracking run, and its folder in the home."""
+
+    run: str | None
+    root: Path
+
+    def fetch(self, uri: str | None) -> Path:
+        """A local folder that holds `fit/`: gathered through the tracking store, else from the home."""
+        found = Tracking(uri).fetch(self.run, "fit") if uri and self.run else None
+        return found.parent if found and MemberArtifact(found.parent).done else self.root
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that the fusion step needs; sent to the fusion actor as it is."""
+
+    sweep: Path
+    name: str
+    members: Mapping[str, MemberSpec]
+    full: Mapping[str, Place]
+    folds: Mapping[str, Sequence[Place]]  # members with all their fold fits
+    fusions: Sequence[str]
+    data: DataSpec
+    team_seed: int
+    store: Path
+    uri: str | None
+    import_paths: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+
+def fuse(request: Request) -> dict[str, Any]:
+    """Fit, score, choose, export. Writes outputs.npz, fused.onnx and fusion.json; gives fusion.json's content."""
+    torch.set_num_threads(max(1, torch.get_num_threads()))
+    gathered, fitted, networks, roots = prepare(request)
+    chosen, why = recommend(gathered, fitted)
+    seconds = _train_seconds(roots, request)
+    details: dict[str, Any] = {
+        "recommended": chosen,
+        "why": why,
+        "best_single": best_single(gathered, fitted),
+        "classes": list(gathered.classes),
+        "rows": {k: len(v) for k, v in (("fit", gathered.fit_rows), ("fuse", gathered.fuse_rows), ("test", gathered.test_rows))},
+        "candidates": _table(gathered, fitted, networks, seconds, request),
+        "warnings": _warnings(fitted),
+    }
+    folder = SweepFolder(request.sweep)
+    save_outputs(gathered, fitted, Store(request.store), folder.outputs)
+    details["parity"] = write_model(request, gathered, fitted[chosen], networks, folder.model)
+    folder.write("fusion.json", details)
+    return details
+
+
+def prepare(request: Request) -> tuple[Gathered, dict[str, Fitted], list[Network], dict[str, Path]]:
+    """Gather the artifacts and fit everything. Deterministic: the same artifacts give the same fusions."""
+    import_from(request.import_paths)
+    store = Store(request.store)
+    parts = split(store, request.data, request.team_seed)
+    roots = {name: place.fetch(request.uri) for name, place in request.full.items()}
+    folds = {name: [place.fetch(request.uri) for place in places] for name, places in request.folds.items()}
+    gathered = gather(roots, folds, np.asarray(store.labels), parts.folds, parts.fit)
+    fitted = fit_all(gathered, request.fusions)
+    networks = [_network(request.members[name], roots[name], store) for name in gathered.names]
+    return gathered, fitted, networks, roots
+
+
+def _network(spec: MemberSpec, root: Path, store: Store) -> Network:
+    network = build(spec.model_copy(update={"weights": None}), len(store.classes), store.size)
+    network.load_state_dict(MemberArtifact(root).weights())
+    return network.eval()
+
+
+def write_model(request: Request, gathered: Gathered, fitted: Fitted, networks: Sequence[Network], target: Path) -> float:
+    """Export one fusion, checked against its offline probabilities on *fuse* rows. Gives the largest difference."""
+    from fusion.model import used_members
+
+    table = gathered.evidence.fuse.take(np.arange(min(PARITY_ROWS, len(gathered.fuse_rows))))
+    images = np.asarray(Store(request.store).images[gathered.fuse_rows[:PARITY_ROWS]])
+    specs = [request.members[gathered.names[i]] for i in used_members(fitted, len(networks))]
+    provenance = {**request.provenance, "method": fitted.name}
+    return export(assemble(fitted, networks), specs, gathered.classes, provenance, target, images, fitted.predict_proba(table))
+
+
+def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store, target: Path) -> None:
+    """What every fusion was made from, as plain arrays (see `conclave export --outputs`)."""
+    ids = np.array(store.ids)
+    labels = np.asarray(store.labels)
+    rows = {"fit": gathered.fit_rows, "fuse": gathered.fuse_rows, "test": gathered.test_rows}
+    arrays: dict[str, Any] = {"classes": np.array(gathered.classes), "fit_folds": gathered.evidence.folds}
+    for part, index in rows.items():
+        arrays |= {f"{part}_ids": ids[index], f"{part}_labels": labels[index]}
+    oof = gathered.evidence.oof
+    for i, name in enumerate(gathered.names):
+        for part, table in (("fuse", gathered.evidence.fuse), ("test", gathered.test)):
+            arrays[f"member/{name}/{part}_logits"] = table.logits[i].astype(np.float32)
+            arrays[f"member/{name}/{part}_features"] = table.features[i].astype(np.float32)
+        if oof is not None and i in gathered.evidence.with_oof:
+            at = gathered.evidence.with_oof.index(i)
+            arrays[f"member/{name}/oof_logits"] = oof.logits[at].astype(np.float32)
+    for name, fusion in fitted.items():
+        if name not in gathered.names:
+            arrays[f"fusion/{name}/test_probabilities"] = fusion.predict_proba(gathered.test).astype(np.float32)
+    partial = target.with_name(f".{target.stem}.partial.npz")
+    np.savez(partial, allow_pickle=False, **arrays)
+    partial.replace(target)
+
+
+def _train_seconds(roots: Mapping[str, Path], request: Request) -> dict[str, tuple[float, float]]:
+    """Measured training seconds of each member: full fit, and all its fold fits."""
+    return {
+        name: (
+            float(MemberArtifact(root).manifest()["train_seconds"]),
+            sum(float(MemberArtifact(p.root).manifest()["train_seconds"]) for p in request.folds.get(name, ())),
+        )
+        for name, root in roots.items()
+    }
+
+
+def _table(
+    gathered: Gathered,
+    fitted: dict[str, Fitted],
+    networks: Sequence[Network],
+    seconds: Mapping[str, tuple[float, float]],
+    request: Request,
+) -> dict[str, Any]:
+    """One row for each single member and each fusion: scores on *fuse* (nested) and *test*, gains, costs."""
+    test, fuse = gathered.test, gathered.evidence.fuse
+    mean = float(np.mean([full for full, _ in seconds.values()]))
+    times = _inference_seconds({n: assemble(f, networks) for n, f in fitted.items()}, request.store)
+    single_time = float(np.mean([times[n] for n in gathered.names]))
+    base = fitted[best_single(gathered, fitted)].predict_proba(test) if len(test.labels) else None
+    vote = fitted["vote"].predict_proba(test) if "vote" in fitted and base is not None else None
+    table = {}
+    for name, fusion in fitted.items():
+        row: dict[str, Any] = {
+            "fuse": scores(fusion.nested, fuse.labels),
+            "temperature": fusion.temperature,
+            "train_cost": _spent(name, fusion, gathered, seconds) / mean,
+            "inference_cost": times[name] / single_time,
+            "inference_ms": times[name] * 1000 / TIMED_BATCH,
+            "test": None,
+        }
+        if hasattr(fusion.method, "weights_") and name not in gathered.names:
+            row["weights"] = dict(zip(gathered.names, map(float, fusion.method.weights_), strict=True))
+        if base is not None:
+            ours = fusion.predict_proba(test)
+            row["test"] = scores(ours, test.labels)
+            row["interval"] = bootstrap((ours.argmax(1) == test.labels).astype(np.float64))
+            row["per_class"] = per_class(ours, test.labels)
+            row["against_single"] = accuracy_gain(ours, base, test.labels)
+            row["against_vote"] = accuracy_gain(ours, vote, test.labels) if vote is not None else None
+        table[name] = row
+    return table
+
+
+def _spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, tuple[float, float]]) -> float:
+    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too."""
+    if name in gathered.names:
+        return seconds[name][0]
+    members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
+    return sum(seconds[m][0] + (seconds[m][1] if name == "stack" else 0) for m in members)
+
+
+def _inference_seconds(models: Mapping[str, FusedModel], store: Path) -> dict[str, float]:
+    """Median seconds for a batch, all models interleaved."""
+    stored = Store(store).images
+    images = torch.from_numpy(np.resize(np.asarray(stored[:TIMED_BATCH]), (TIMED_BATCH, *stored.shape[1:])))
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(6):
+            for name, model in models.items():
+                began = time.perf_counter()
+                model(images)
+                if turn:
+                    times[name].append(time.perf_counter() - began)
+    return {name: median(values) for name, values in times.items()}
+
+
+def _warnings(fitted: Mapping[str, Fitted]) -> list[str]:
+    if "stack" in fitted and fitted["stack"].method.few_rows_:
+        return ["stack was fitted on fewer than 5,000 rows: its gain may not carry over."]
+    return []

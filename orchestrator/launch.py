@@ -1,0 +1,130 @@
+"""Supervise a plan's jobs through an `Executor`: start what fits, retry what failed, report what can't be."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from workers.spec import Job
+
+Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable"]
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job, for the live table and the log."""
+
+    job: Job
+    kind: Kind
+    epoch: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: a manifest, or a reason. `retry` tells whether trying again may help."""
+
+    job: Job
+    manifest: dict[str, Any] | None
+    kind: Kind = "done"
+    reason: str = ""
+    retry: bool = False
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere. The only seam between supervision and Ray."""
+
+    def impossible(self, job: Job) -> str | None:
+        """Why the job can never run here, or None."""
+
+    def room(self, job: Job) -> bool:
+        """Whether the job could start now."""
+
+    def submit(self, job: Job, uri: str | None, run: str | None) -> None: ...
+
+    def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        """What happened since the last call; waits at most about `seconds`."""
+
+    def close(self) -> None: ...
+
+
+Watch = Callable[[Event], None]
+
+
+def supervise(
+    jobs: Sequence[Job], executor: Executor, uri: str | None, runs: Mapping[str, str], retries: int, watch: Watch
+) -> dict[str, Outcome]:
+    """Run all jobs; one that fails for good never stops the rest. Gives the outcome of each by signature."""
+    ended: dict[str, Outcome] = {}
+    waiting = deque(jobs)
+    running: set[str] = set()
+    failures: Counter[str] = Counter()
+    while waiting or running:
+        for job in [job for job in waiting if (reason := executor.impossible(job))]:
+            waiting.remove(job)
+            reason = executor.impossible(job) or ""
+            ended[job.signature] = Outcome(job, None, "unschedulable", reason)
+            watch(Event(job, "unschedulable", text=reason))
+        for job in [job for job in waiting if executor.room(job)]:
+            if executor.room(job):
+                waiting.remove(job)
+                running.add(job.signature)
+                executor.submit(job, uri, runs.get(job.signature))
+                watch(Event(job, "started"))
+        for item in executor.poll(POLL_SECONDS) if running else ():
+            if isinstance(item, Event):
+                watch(item)
+                continue
+            running.discard(item.job.signature)
+            failures[item.job.signature] += item.manifest is None
+            if item.retry and failures[item.job.signature] <= retries:
+                watch(Event(item.job, "retry", text=item.reason))
+                waiting.append(item.job)
+            else:
+                ended[item.job.signature] = item
+                watch(Event(item.job, item.kind, text=item.reason))
+    return ended
+
+
+def outcome(job: Job, result: dict[str, Any]) -> Outcome:
+    """From what `workers.actor.work` gave."""
+    if "error" not in result:
+        return Outcome(job, result)
+    if result["kind"] == "Diverged":
+        return Outcome(job, None, "diverged", result["error"])
+    # a full device or a bad file is the same the next time; anything else may not be
+    return Outcome(job, None, "failed", result["error"], retry=result["kind"] == "error")
+
+
+class InlineExecutor:
+    """One job after another in this process: for tests and debuggers."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[Job, str | None, str | None] | None = None
+
+    def impossible(self, job: Job) -> str | None:
+        return None
+
+    def room(self, job: Job) -> bool:
+        return self.waiting is None
+
+    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
+        self.waiting = (job, uri, run)
+
+    def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        from workers.work import Progress, work
+
+        if self.waiting is None:
+            return []
+        job, uri, run = self.waiting
+        self.waiting = None
+        progress = Progress(None)
+        result = work(job, uri, run, progress)
+        return [Event(job, "epoch", progress.epoch_, progress.metrics), outcome(job, result)]
+
+    def close(self) -> None:
+        self.waiting = None

@@ -1,0 +1,130 @@
+"""Pure: Team + packed data + what is already done -> the jobs, each with its signature. No torch, ray or mlflow."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from orchestrator.config import Team
+from workers.artifact import MemberArtifact
+from workers.data import Store
+from workers.errors import Rejected
+from workers.spec import Job, MemberSpec
+
+RECIPE_VERSION = 1  # raise it when the same team gives other weights than before
+
+# Work per image and second that a plan assumes before anything was measured: one core, resnet18.
+ASSUMED_FLOPS = 1.0e11
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every job of the team, full fits first; `done` are the signatures whose artifacts are in the home."""
+
+    team: Team
+    store: Store
+    jobs: tuple[Job, ...]
+    done: frozenset[str]
+
+    @property
+    def todo(self) -> tuple[Job, ...]:
+        return tuple(job for job in self.jobs if job.signature not in self.done)
+
+    def of(self, member: str) -> list[Job]:
+        return [job for job in self.jobs if job.member.name == member]
+
+
+def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> Plan:
+    folds: list[int | None] = [None, *range(team.data.folds if "stack" in team.fusion else 0)]
+    jobs = tuple(_job(team, store, home, m, fold, import_paths) for fold in folds for m in team.members)
+    done = frozenset(j.signature for j in jobs if MemberArtifact.of(home, j.signature).done)
+    return Plan(team, store, jobs, done)
+
+
+def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | None, import_paths: tuple[str, ...]) -> Job:
+    return Job(
+        signature=signature(team, store, member, fold, import_paths),
+        member=member,
+        fold=fold,
+        train=team.train,
+        data=team.data,
+        team_seed=team.seed,
+        home=home.absolute(),
+        store=store.folder.absolute(),
+        import_paths=import_paths,
+    )
+
+
+def signature(team: Team, store: Store, member: MemberSpec, fold: int | None, import_paths: tuple[str, ...] = ()) -> str:
+    """Hash of all that changes a fit's result, and of nothing else (no names, resources, hosts, paths)."""
+    content = {
+        "recipe_version": RECIPE_VERSION,
+        "member": member.science(),
+        "train": team.train.model_dump(mode="json"),
+        "data": store.digest,
+        "split": [team.seed, team.data.fuse_fraction, None if store.tested.any() else team.data.test_fraction],
+        "fold": None if fold is None else [fold, team.data.folds],
+        "weights": _file_sha256(member.weights) if member.weights else None,
+        "code": _code_sha256(member.arch.partition(":")[0], import_paths) if ":" in member.arch else None,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@lru_cache
+def _file_sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise Rejected(f"weights: {path} can't be read ({error.strerror}). Give a state-dict file.") from None
+
+
+def _code_sha256(module: str, import_paths: tuple[str, ...]) -> str:
+    """The user's module as a syntax tree: comments and blank lines change nothing. Nothing is imported."""
+    relative = Path(*module.split("."))
+    for folder in (*import_paths, *sys.path):
+        for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py")):
+            if path.is_file():
+                return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+    raise Rejected(f"arch: the module {module} is not found beside the team file or on the Python path.")
+
+
+def seconds(plan: Plan, slots: int) -> tuple[float, str]:
+    """An estimate of the time for what is to do, and what it rests on."""
+    measured = _measured(plan)
+    total, basis = 0.0, "measured on fits that are done here"
+    for job in plan.todo:
+        key = (job.member.arch, job.member.width, job.member.stem)
+        if key not in measured:
+            basis = "rough: from the network's size alone"
+        total += _images(plan, job) * measured.get(key, _assumed(job, plan.store.size))
+    return total / max(1, min(slots, len(plan.todo) or 1)), basis
+
+
+def _images(plan: Plan, job: Job) -> float:
+    rows = float((~plan.store.tested).sum()) * (1 - job.data.fuse_fraction)
+    if not plan.store.tested.any():
+        rows *= 1 - job.data.test_fraction
+    return rows * job.train.epochs * (1 if job.fold is None else 1 - 1 / job.data.folds)
+
+
+def _measured(plan: Plan) -> dict[tuple[str, int, str], float]:
+    """Seconds an image, by kind of network, from done fits on images of this size."""
+    found: dict[tuple[str, int, str], float] = {}
+    for job in plan.jobs:
+        if job.signature in plan.done:
+            history = MemberArtifact.of(job.home, job.signature).manifest()["history"]
+            rates = sorted(1 / epoch["train/images_per_second"] for epoch in history)
+            found[(job.member.arch, job.member.width, job.member.stem)] = rates[len(rates) // 2]
+    return found
+
+
+def _assumed(job: Job, size: int) -> float:
+    """Seconds an image: forward and backward of a ResNet18 of this width at this size."""
+    small = job.member.stem == "cifar" or (job.member.stem == "auto" and size < 64)
+    flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if small else 1.82e9 * (size / 224) ** 2)
+    return flops * (job.member.width / 64) ** 2 / ASSUMED_FLOPS

@@ -1,0 +1,203 @@
+"""The sweep's runs in the tracking store: a parent, a child a member, its fold fits nested under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import plan
+from orchestrator.config import Team
+from orchestrator.home import Home, SweepFolder
+from orchestrator.plan import Plan
+from workers.artifact import MemberArtifact
+from workers.spec import Job
+from workers.tracking import Tracking, flatten
+
+if TYPE_CHECKING:
+    from orchestrator.fusing import Request
+
+
+@dataclass
+class Runs:
+    """Run ids are kept in sweep.json, so that a rerun continues them."""
+
+    tracking: Tracking
+    folder: SweepFolder
+    team: Team
+    todo: Plan
+    experiment: str
+    parent: str
+    team_file: Path
+    jobs: dict[str, str] = field(default_factory=dict)  # signature -> run id
+
+    @classmethod
+    def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home) -> Runs:
+        """Continue the sweep's runs, or create experiment and runs. The database is made here, by the driver alone."""
+        team, tracking, state = todo.team, Tracking(uri), folder.state()
+        local = home.artifacts if team.tracking.uri is None else None
+        known = state if state.get("tracking_uri") == uri and tracking.alive(state.get("parent_run_id")) else {}
+        experiment = known.get("experiment_id") or tracking.experiment(team.tracking.experiment or team.name, local)
+        parent = known.get("parent_run_id") or tracking.start(
+            experiment, team.name, {"team": team.name, "role": "sweep", "state": "running"}
+        )
+        runs = cls(tracking, folder, team, todo, str(experiment), str(parent), team_file, dict(known.get("runs", {})))
+        if not known:
+            tracking.params(
+                parent,
+                flatten({"data": team.data.model_dump(mode="json"), "train": team.train.model_dump(mode="json")}),
+            )
+        tracking.artifact(parent, folder.team)
+        runs._create_missing()
+        runs._save()
+        return runs
+
+    def _create_missing(self) -> None:
+        """A run for each job that has none; members before their fold fits, which are nested under them."""
+        full = {job.member.name: job.signature for job in self.todo.jobs if job.fold is None}
+        for job in self.todo.jobs:
+            if job.signature in self.jobs:
+                continue
+            parent = self.parent if job.fold is None else self.jobs[full[job.member.name]]
+            tags = {
+                "team": self.team.name,
+                "member": job.member.name,
+                "role": "member" if job.fold is None else "fold",
+                "signature": job.signature,
+                "state": "pending",
+                "mlflow.note.content": f"**{job.label}**: {job.member.arch}, {job.member.optimizer.kind}, seed {job.seed}",
+            }
+            run = self.tracking.start(self.experiment, job.label, tags, parent)
+            recipe = {"fold": job.fold, "fit_seed": job.seed, **job.member.model_dump(mode="json")}
+            self.tracking.params(run, flatten({**recipe, "train": job.train.model_dump(mode="json")}))
+            self.jobs[job.signature] = run
+            if job.signature in self.todo.done:
+                self._publish(job, run, "this home")
+
+    def _publish(self, job: Job, run: str, source: str) -> None:
+        """Fill the run of a fit that was finished elsewhere."""
+        artifact = MemberArtifact.of(job.home, job.signature)
+        manifest = artifact.manifest()
+        for epoch, metrics in enumerate(manifest["history"]):
+            self.tracking.log(run, metrics, epoch + 1)
+        self.tracking.artifact(run, artifact.folder, "fit")
+        tags = {"state": "done", "source": source, "weights_sha256": manifest["weights_sha256"]}
+        self.tracking.log(run, {"train_seconds": manifest["train_seconds"]}, tags=tags)
+        self.tracking.end(run)
+
+    def adopt_elsewhere(self, todo: Plan) -> Plan:
+        """Take finished fits that only the tracking store has; gives the plan with them done."""
+        for job in todo.todo:
+            run = self.tracking.finished_fit(self.experiment, job.signature)
+            found = self.tracking.fetch(run, "fit") if run else None
+            artifact = MemberArtifact.of(job.home, job.signature)
+            if found and MemberArtifact(found.parent).done:
+                artifact.root.mkdir(parents=True, exist_ok=True)
+                artifact.adopt(found)
+        return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
+
+    def by_signature(self) -> dict[str, str]:
+        return self.jobs
+
+    def begin(self) -> None:
+        self.tracking.reopen(self.parent)
+        self.tracking.log(self.parent, {}, tags={"state": "running"})
+
+    def finish_members(self, todo: Plan, members: dict[str, dict[str, Any]]) -> None:
+        for name, member in members.items():
+            if member["state"] != "done":
+                run = self.jobs[todo.of(name)[0].signature]
+                self.tracking.log(run, {}, tags={"state": member["state"], "reason": str(member["reason"])[:500]})
+                self.tracking.end(run, "FAILED")
+
+    def end(
+        self,
+        summary: dict[str, Any],
+        folder: SweepFolder,
+        details: dict[str, Any] | None = None,
+        request: Request | None = None,
+    ) -> None:
+        """Headline metrics, the report and the model on the parent run; the model in the registry."""
+        from orchestrator.pipeline import fingerprint
+        from orchestrator.report import note
+
+        self._headlines(summary)
+        if details and request:
+            for path in [*sorted(folder.path.glob("*.png")), folder.report, folder.model]:
+                self.tracking.artifact(self.parent, path)
+            self._per_class(details)
+            self._register(folder, summary, request)
+        tags = {"state": summary["state"], "recommended": str(summary["recommended"])}
+        self.tracking.log(self.parent, {}, tags={**tags, "mlflow.note.content": note(summary)[:8000]})
+        self.tracking.end(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED")
+        self._save(fingerprint(self.todo) if summary["state"] == "done" else None)
+
+    def _headlines(self, summary: dict[str, Any]) -> None:
+        values: dict[str, float] = {}
+        for kind in ("members", "fusions"):
+            for name, row in summary[kind].items():
+                if row["test"]:
+                    values |= {
+                        f"{kind}/{name}/accuracy": row["test"]["accuracy"],
+                        f"{kind}/{name}/nll": row["test"]["nll"],
+                    }
+        for name, member in summary["members"].items():
+            if member["test"]:
+                scores = {f"test/{key}": value for key, value in member["test"].items()}
+                self.tracking.log(self.jobs[self.todo.of(name)[0].signature], scores)
+        chosen = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
+        values |= {f"test/{key}": value for key, value in (chosen or {}).items()}
+        self.tracking.log(self.parent, values)
+
+    def _per_class(self, details: dict[str, Any]) -> None:
+        from workers.checkpoint import write_json
+
+        path = self.folder.path / "per_class.json"
+        for name, row in details["candidates"].items():
+            jobs = self.todo.of(name)
+            if jobs and "per_class" in row:
+                write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
+                self.tracking.artifact(self.jobs[jobs[0].signature], path)
+        path.unlink(missing_ok=True)
+
+    def _register(self, folder: SweepFolder, summary: dict[str, Any], request: Request) -> None:
+        import numpy as np
+
+        from workers.data import Store
+
+        example = np.asarray(Store(request.store).images[:2])
+        shape = np.zeros((1, len(summary["classes"])), np.float32)
+        summary["model_version"] = self.tracking.register(
+            self.parent, self.team.name, folder.model, (example, shape), champion=True
+        )
+
+    def interrupted(self) -> None:
+        self._stop("KILLED", "interrupted")
+
+    def failed(self) -> None:
+        self._stop("FAILED", "failed")
+
+    def _stop(self, status: str, state: str) -> None:
+        """End what would otherwise stay RUNNING for ever in the UI."""
+        for job in self.todo.todo:
+            if not MemberArtifact.of(job.home, job.signature).done:
+                self.tracking.end(self.jobs[job.signature], status)
+        self.tracking.log(self.parent, {}, tags={"state": state})
+        self.tracking.end(self.parent, status)
+
+    def _save(self, fingerprint: dict[str, Any] | None = None) -> None:
+        self.folder.write(
+            "sweep.json",
+            {
+                "team": self.team.name,
+                "team_file": str(self.team_file.resolve()),
+                "data": str(self.team.data.root) if self.team.data.root else None,
+                "store": self.todo.store.folder.name,
+                "tracking_uri": self.tracking.uri,
+                "experiment_id": self.experiment,
+                "parent_run_id": self.parent,
+                "runs": self.jobs,
+                "members": {m.name: [j.signature for j in self.todo.of(m.name)] for m in self.team.members},
+                "fingerprint": fingerprint,
+            },
+        )
