@@ -8,6 +8,9 @@ from scipy.optimize import minimize_scalar
 from fusion.outputs import Floats, Labels, log_softmax, softmax
 
 TINY = 1e-12
+# A weak prior on log T (standard deviation 0.5): worth two rows, so it only matters where a few rows, all classified
+# rightly, would send T to zero and make every later mistake infinitely expensive.
+PRIOR = 2.0
 
 
 def nll(probabilities: Floats, labels: Labels) -> float:
@@ -21,11 +24,14 @@ def logs(probabilities: Floats) -> Floats:
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The T in [1/20, 20] with the lowest NLL of softmax(logits / T); logits (n, C) may be log-probabilities."""
+    """The T in [1/20, 20] with the lowest NLL of softmax(logits / T) and a weak prior on log T.
+
+    logits (n, C) may be log-probabilities.
+    """
 
     def loss(log_t: float) -> float:
         scaled = log_softmax(logits / np.exp(log_t))
-        return float(-scaled[np.arange(len(labels)), labels].mean())
+        return float(-scaled[np.arange(len(labels)), labels].mean() + PRIOR * log_t**2 / len(labels))
 
     found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

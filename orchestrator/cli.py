@@ -22,7 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Train a team of image classifiers, fuse them, export one model.\n\nStart: `conclave init team.yaml`, then `conclave sweep team.yaml`.",
+    help="Train a team of image classifiers, fuse them, export one model.\n\n"
+    "Start: `conclave init team.yaml`, then `conclave sweep team.yaml`.",
 )
 
 TeamFile = Annotated[Path, typer.Argument(help="The team file.", metavar="TEAM.YAML")]
@@ -37,11 +38,10 @@ def main() -> None:
     """The console script: errors become a sentence and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # without it Typer gives a command's exit code back instead of leaving
+        sys.exit(code if isinstance(code, int) else 0)
     except ConclaveError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is finished is kept; the same command goes on from there", 130)
     except BrokenPipeError:
@@ -148,7 +148,8 @@ def _show(home: Any, summary: dict[str, Any]) -> None:
     from orchestrator import report
     from orchestrator.screen import print_table
 
-    print(f"Sweep {summary['sweep']}: {summary['state']}; {summary['trained']} jobs trained now, {summary['reused']} found done.")
+    counts = f"{summary['trained']} jobs trained now, {summary['reused']} found done"
+    print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
     for name, member in summary["members"].items():
         if member["reason"]:
             print(f"  {name}: {member['state']}: {member['reason']}")

@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from orchestrator import teamfile
 from orchestrator.teamfile import Document, Path_
 from workers.errors import Rejected
-from workers.spec import DataSpec, MemberSpec, Resources, Strict, TrainSpec, derive_seed
+from workers.spec import NAME, DataSpec, MemberSpec, Name, Resources, Strict, TrainSpec, derive_seed
 
 FUSIONS: tuple[Literal["vote", "weighted", "concat", "stack"], ...] = ("vote", "weighted", "concat", "stack")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _name(value: str) -> str:
-    if not NAME.fullmatch(value):
-        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit")
-    return value
 
 
 def _somebody(value: Any) -> Any:
     if value == ():
         raise ValueError("a team needs at least one member")
     return value
-
-
-Name = Annotated[str, AfterValidator(_name)]
 
 
 class Tracking(Strict):
@@ -177,12 +166,12 @@ def _merge(base: Any, over: Any) -> Any:
     """Deep merge; a mapping whose `kind` differs replaces the other, because its keys mean other things."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
     merged = dict(base)
     for key, value in over.items():
-        old = _as_kind(base.get(key))
-        new = _as_kind(value) if isinstance(old, dict) and "kind" in old else value
-        other_kind = isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind")
-        merged[key] = new if other_kind else _merge(old, new)
+        plain = key == "optimizer"  # the one member key for which a plain name stands for a mapping
+        merged[key] = _merge(_as_kind(base.get(key)), _as_kind(value)) if plain else _merge(base.get(key), value)
     return merged
 
 

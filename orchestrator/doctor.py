@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -18,8 +17,6 @@ def examine() -> tuple[dict[str, str], list[str]]:
     """(facts by name, problems)."""
     problems: list[str] = []
     facts = {"Python": platform.python_version(), "Platform": platform.platform()}
-    if sys.version_info < (3, 11):
-        problems.append("Python 3.11 or newer is needed. Make the environment with one.")
     facts |= _torch(problems)
     for line in requires("conclave-ensembles") or []:
         needed = Requirement(line)

@@ -57,8 +57,7 @@ def sweep(team_file: Path, options: Options) -> Result:
     uri = _reachable(team.tracking.uri) or options.home.tracking_uri
     paths = (str(team_file.resolve().parent),)
     preflight(team, paths)
-    store = data.pack(team.data, options.home.path, options.packed)
-    split(store, team.data, team.seed)
+    store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
     folder = options.home.sweep(team.name)
     with folder.held():
         todo = plan.make(team, store, options.home.path, paths)
@@ -178,7 +177,7 @@ def make_request(
         provenance={
             "sweep": todo.team.name,
             "data_digest": todo.store.digest,
-            "members": {n: members[n]["weights_sha256"] for n in specs},
+            "member_weights": {n: members[n]["weights_sha256"] for n in specs},
             "commit": _commit(),
         },
     )

@@ -58,7 +58,8 @@ def verdict(details: dict[str, Any]) -> str:
         ""
         if gain is None
         else (
-            f" On the test rows it gains {_gain(gain)} points over {details['best_single']} (95 % paired interval; McNemar p = {gain[2]:.3g})."
+            f" On the test rows it gains {_gain(gain)} points over {details['best_single']} "
+            f"(95 % paired interval; McNemar p = {gain[2]:.3g})."
         )
     )
     return f"Use {name}: {details['why']}.{gained} {cost}"

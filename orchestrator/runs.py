@@ -49,7 +49,7 @@ class Runs:
             )
         tracking.artifact(parent, folder.team)
         runs._create_missing()
-        runs._save()
+        runs._save(state.get("fingerprint"))
         return runs
 
     def _create_missing(self) -> None:
@@ -100,6 +100,7 @@ class Runs:
         return self.jobs
 
     def begin(self) -> None:
+        self._save()
         self.tracking.reopen(self.parent)
         self.tracking.log(self.parent, {}, tags={"state": "running"})
 

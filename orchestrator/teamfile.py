@@ -92,14 +92,11 @@ def _plain(node: Any, count: list[int]) -> Any:
     count[0] += 1
     if count[0] > MAX_NODES:
         raise ValueError(f"more than {MAX_NODES} values")
-    if isinstance(node, TaggedScalar) or (
-        isinstance(node, CommentedMap | CommentedSeq)
-        and node.tag.value
-        and not str(node.tag.value).startswith("tag:yaml.org,2002:")
-    ):
-        raise ValueError(f"the tag {node.tag.value} is not allowed")
+    tag = node.tag.value if isinstance(node, TaggedScalar | CommentedMap | CommentedSeq) else None
+    if tag not in (None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise ValueError(f"the tag {tag} is not allowed")
     if isinstance(node, Mapping):
-        return {_key(k): _plain(v, count) for k, v in node.items()}
+        return {str(k): _plain(v, count) for k, v in node.items()}
     if isinstance(node, CommentedSeq | list | tuple):
         return tuple(_plain(v, count) for v in node)
     for kind in (bool, int, float, str):
@@ -108,7 +105,3 @@ def _plain(node: Any, count: list[int]) -> Any:
     if node is None:
         return None
     return str(node)  # dates and the like: they are text to us
-
-
-def _key(key: Any) -> str:
-    return str(key)

@@ -95,18 +95,26 @@ def find(spec: DataSpec, home: Path) -> Store | None:
     return Store(folder) if (folder / "store.json").is_file() else None
 
 
-def pack(spec: DataSpec, home: Path, progress: Progress = lambda n: None) -> Store:
-    """Decode once: the store of this source, made if `home` has none. Raises Rejected and leaves no trace."""
+def pack(
+    spec: DataSpec, home: Path, progress: Progress = lambda n: None, check: Callable[[Store], object] = lambda store: None
+) -> Store:
+    """Decode once: the store of this source, made if `home` has none.
+
+    `check` may refuse the store before it is put in place. Raises Rejected and leaves no trace.
+    """
     if store := find(spec, home):
+        check(store)
         return store
     base = _existing(home)
     source = Source(spec)
     with _lock(base / f".conclave-{source.key()}.lock"):
         if store := find(spec, home):
+            check(store)
             return store
         work = Path(tempfile.mkdtemp(prefix=".conclave-packing-", dir=base))
         try:
             _write(source, work, progress)
+            check(Store(work))
             key = source.key()  # a download gives the source its files only now
             target = home / "data" / key
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ class Diverged(ConclaveError):
 
 
 class OutOfDeviceMemory(ConclaveError):
-    """Not even one image at a time fits on the device."""
+    """Not even two images at a time fit on the device."""
 
 
 class Corrupt(ConclaveError):

@@ -6,6 +6,7 @@ Frozen and strict: unknown keys and wrong types are errors. No torch here, so th
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +25,18 @@ AUGMENTS: dict[str, tuple[float, float, str]] = {
     "erase": (0.25, 1.0, "probability of erasing a random rectangle"),
     "mixup": (0.2, 10.0, "alpha of the Beta distribution that mixes pairs of images"),
 }
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class Strict(BaseModel):
@@ -154,7 +167,7 @@ class TrainSpec(Strict):
 class MemberSpec(Strict):
     """One recipe, resolved: nothing in it is left to a default any more."""
 
-    name: str
+    name: Name
     seed: int = Field(ge=0, lt=2**63)
     arch: Annotated[str, AfterValidator(check_arch)] = "resnet18"
     width: int = Field(64, ge=4, le=1024)

@@ -5,6 +5,7 @@ Everything random derives from (seed, epoch, step), so a fit resumed from an epo
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -106,8 +107,8 @@ def fit(
         try:
             return _Fit(make(), data, member, spec, seed, device, micro, folder).run(on_epoch)
         except torch.OutOfMemoryError:
-            if micro == 1:
-                raise OutOfDeviceMemory("out of device memory even with one image at a time") from None
+            if micro <= 2:  # batch statistics need two images
+                raise OutOfDeviceMemory("out of device memory even with two images at a time") from None
             micro = math.ceil(micro / 2)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -190,8 +191,7 @@ class _Fit:
         generator = self._generator(epoch, step, self.device)
         x, (first, second, share) = augment(images, labels, self.member.augment, generator)
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for at in range(0, len(rows), self.micro):
-            part = slice(at, at + self.micro)
+        for part in _parts(len(rows), self.micro):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = self.network(x[part])
             logits = logits.float()
@@ -264,16 +264,31 @@ class _Fit:
             return
         record = checkpoint.record(self.folder)
         self.network.load_state_dict(checkpoint.load(self.folder, "network"))
+        parameters = list(self.network.parameters())
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in checkpoint.load(self.folder, "optimizer").items():
             index, name = key.split("|")
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         if self.ema:
             self.ema.load_state_dict(checkpoint.load(self.folder, "ema"))
         if "best.safetensors" in record["files"]:
             self.best = checkpoint.load(self.folder, "best")
         self.history = record["history"]
+
+
+def _parts(count: int, largest: int) -> list[slice]:
+    """Slices of equal length (give or take one), none longer than `largest`: batch statistics want no odd rest."""
+    pieces = math.ceil(count / largest)
+    bounds = [round(i * count / pieces) for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The fused optimizers walk memory, not indices: a slot must lie in memory as its parameter does (channels_last)."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _optimizer(member: MemberSpec, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,5 @@
+"""`python -m orchestrator` is `conclave`."""
+
+from orchestrator.cli import main
+
+main()

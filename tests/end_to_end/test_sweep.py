@@ -1,0 +1,309 @@
+"""Whole sweeps: in this process where that suffices, by the real command with real Ray actors where it matters."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fusion.calibration import apply_temperature, logs, nll
+from fusion.export import load, session
+from fusion.outputs import softmax
+from orchestrator import pipeline
+from orchestrator.home import Home
+from tests.conftest import TEAM, snapshot
+from workers import train
+from workers.data import Store
+from workers.errors import Rejected
+from workers.tracking import Tracking
+
+
+def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator", *map(str, arguments)]
+    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return found
+
+
+def inline(team_file: Path, home: Path) -> pipeline.Result:
+    return pipeline.sweep(team_file, pipeline.Options(Home(home), pipeline.Inline))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A sweep by the real command: two members, two folds, Ray actors."""
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "team.yaml").write_text(TEAM)
+    found = conclave("sweep", "team.yaml", "--home", "home", "--json", cwd=folder)
+    return folder, json.loads(found.stdout.splitlines()[-1])
+
+
+def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    assert summary["state"] == "done"
+    assert (summary["trained"], summary["reused"]) == (6, 0)
+    assert list(summary["fusions"]) == ["vote", "weighted", "stack", "concat"]
+    for member in summary["members"].values():
+        assert {"state", "reason", "seed", "test", "train_seconds", "weights_sha256"} <= set(member)
+    for fusion in summary["fusions"].values():
+        assert set(fusion) == {"test", "train_cost", "inference_cost"}
+    assert summary["recommended"] in {**summary["members"], **summary["fusions"]}
+    assert Path(summary["model"]).is_file()
+    home = folder / "home"
+    for name in ("mlflow.db", "artifacts", "data", "sweeps/tiny/report.html", "sweeps/tiny/summary.json"):
+        assert (home / name).exists(), name
+    assert json.loads((home / "sweeps/tiny/summary.json").read_text()) == summary
+
+
+def test_the_runs_tell_the_story(done: tuple[Path, dict[str, Any]]) -> None:
+    _, summary = done
+    client = Tracking(summary["tracking_uri"]).client
+    parent = client.get_run(summary["parent_run_id"])
+    runs = client.search_runs([parent.info.experiment_id])
+    assert len(runs) == 7
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert parent.data.metrics["test/accuracy"] > 0
+    assert {f"fusions/{f}/accuracy" for f in summary["fusions"]} <= set(parent.data.metrics)
+    members = [r for r in runs if r.data.tags["role"] == "member"]
+    folds = [r for r in runs if r.data.tags["role"] == "fold"]
+    assert {r.data.tags["mlflow.parentRunId"] for r in members} == {parent.info.run_id}
+    assert {r.data.tags["mlflow.parentRunId"] for r in folds} == {r.info.run_id for r in members}
+    assert members[0].data.params["optimizer.kind"] == "sgd"
+    history = client.get_metric_history(members[0].info.run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2]
+    assert client.get_model_version_by_alias("tiny", "champion").run_id == parent.info.run_id
+    assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"report.html", "fused.onnx", "team.yaml"}
+
+
+def test_the_registered_model_predicts_without_pickle(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    _, summary = done
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    mlflow.set_tracking_uri(summary["tracking_uri"])
+    mlflow.set_registry_uri(summary["tracking_uri"])
+    model = mlflow.pyfunc.load_model("models:/tiny@champion")
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    assert model.predict({"images": images})["probabilities"].shape == (3, 10)
+
+
+def test_the_exported_model_is_the_fusion(done: tuple[Path, dict[str, Any]]) -> None:
+    """Recomputed from the outputs file: ONNX, torch form and summary agree."""
+    folder, summary = done
+    conclave("export", "tiny", "--outputs", "o.npz", "--method", "stack", "--out", "s.onnx", "--home", "home", cwd=folder)
+    outputs = np.load(folder / "o.npz", allow_pickle=False)
+    store = Store(next((folder / "home" / "data").iterdir()))
+    images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
+    found = session(str(folder / "s.onnx")).run(None, {"images": images})[0]
+    assert np.abs(found - outputs["fusion/stack/test_probabilities"]).max() < 1e-4
+    assert nll(found.astype(float), outputs["test_labels"]) == pytest.approx(summary["fusions"]["stack"]["test"]["nll"], abs=1e-3)
+    torch_form = load(folder / "s.onnx")(torch.from_numpy(images)).detach().numpy()
+    assert np.abs(torch_form - found).max() < 1e-4
+    model = onnx.load(folder / "s.onnx")
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(metadata["classes"]) == summary["classes"]
+    assert [i.name for i in model.graph.input] == ["images"]
+    assert [o.name for o in model.graph.output] == ["probabilities"]
+
+
+def test_the_outputs_file_is_whole(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    conclave("export", "tiny", "--outputs", "w.npz", "--home", "home", cwd=folder)
+    outputs = np.load(folder / "w.npz", allow_pickle=False)
+    ids = np.concatenate([outputs[f"{part}_ids"] for part in ("fit", "fuse", "test")])
+    assert len(set(ids.tolist())) == 1797
+    for name in summary["members"]:
+        assert outputs[f"member/{name}/oof_logits"].shape == (len(outputs["fit_ids"]), 10)
+        assert outputs[f"member/{name}/test_logits"].dtype == np.float32
+    vote = np.mean([softmax(outputs[f"member/{n}/test_logits"].astype(float)) for n in summary["members"]], axis=0)
+    details = Home(folder / "home").sweep("tiny").details()
+    calibrated = apply_temperature(vote, details["candidates"]["vote"]["temperature"])
+    assert np.abs(calibrated - outputs["fusion/vote/test_probabilities"]).max() < 1e-6
+    assert logs(vote).shape == vote.shape
+
+
+def test_predict_writes_the_contracts_csv(done: tuple[Path, dict[str, Any]]) -> None:
+    from PIL import Image
+
+    folder, summary = done
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 30), i * 80, np.uint8)).save(pictures / f"{i}.png")
+    with tarfile.open(folder / "p.tar.gz", "w:gz") as archive:
+        archive.add(pictures / "0.png", "0.png")
+    conclave("predict", summary["model"], pictures, folder / "p.tar.gz", pictures / "2.png", "--out", "p.csv", cwd=folder)
+    lines = (folder / "p.csv").read_text().splitlines()
+    assert lines[0] == "file,class,probability"
+    assert len(lines) == 1 + 5 * 10
+    first = [float(line.rsplit(",", 1)[1]) for line in lines[1:11]]
+    assert sum(first) == pytest.approx(1, abs=1e-4)
+    refused = conclave("predict", summary["model"], "nowhere.png", "--out", "q.csv", cwd=folder, code=2)
+    assert "no such file" in refused.stderr
+    assert not (folder / "q.csv").exists()
+
+
+def test_a_second_sweep_trains_nothing_and_a_fourth_member_alone(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    again = json.loads(conclave("sweep", "team.yaml", "--home", "home", "--json", cwd=folder).stdout.splitlines()[-1])
+    assert (again["trained"], again["reused"]) == (0, 6)
+    assert again["members"] == summary["members"]
+    (folder / "more.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
+    more = inline(folder / "more.yaml", folder / "home").summary
+    assert (more["trained"], more["reused"]) == (3, 6)
+    assert more["parent_run_id"] == summary["parent_run_id"]
+    for name in ("a", "b"):
+        assert more["members"][name]["weights_sha256"] == summary["members"][name]["weights_sha256"]
+
+
+def test_other_process_other_home_same_weights(done: tuple[Path, dict[str, Any]], team_file: Path, tmp_path: Path) -> None:
+    """Ray actors and this process, days apart or not: bit-identical members, and so the same fusions."""
+    again = inline(team_file, tmp_path / "home").summary
+    for name, member in done[1]["members"].items():
+        assert again["members"][name]["weights_sha256"] == member["weights_sha256"]
+    assert again["fusions"]["stack"]["test"] == done[1]["fusions"]["stack"]["test"]
+
+
+def test_fuse_needs_no_ray_and_changes_nothing(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    before = snapshot(folder / "home" / "sweeps")
+    found = conclave("fuse", "tiny", "--method", "vote", "--home", "home", "--json", cwd=folder)
+    assert "stack" not in json.loads(found.stdout)["candidates"]
+    assert snapshot(folder / "home" / "sweeps") == before
+
+
+def test_status_plan_report_read_the_home_only(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    state = json.loads(conclave("status", "tiny", "--home", "home", "--json", cwd=folder).stdout)
+    assert state["tiny"]["members"]["a"] == "3/3 fits done"
+    planned = json.loads(conclave("plan", "team.yaml", "--home", "home", "--json", cwd=folder).stdout)
+    assert {job["state"] for job in planned["jobs"]} == {"done"}
+    assert "recommended" in conclave("report", "tiny", "--home", "home", "--json", cwd=folder).stdout
+    assert "no sweep named" in conclave("report", "nobody", "--home", "home", cwd=folder, code=2).stderr
+
+
+def test_fits_are_adopted_from_the_tracking_store(team_file: Path, tmp_path: Path) -> None:
+    inline(team_file, tmp_path / "home")
+    for root in (tmp_path / "home" / "jobs").iterdir():
+        (root / "fit" / "manifest.json").unlink()
+    again = inline(team_file, tmp_path / "home").summary
+    assert (again["trained"], again["reused"]) == (0, 6)
+
+
+def test_a_failed_member_is_reported_and_the_rest_are_fused(tmp_path: Path) -> None:
+    text = TEAM.replace("folds: 2", "folds: 0") + "  - {name: wild, optimizer: {kind: sgd, lr: 1.0e+30}}\nquorum: 2\n"
+    (tmp_path / "team.yaml").write_text(text)
+    result = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert result.exit_code == 3
+    assert result.summary["state"] == "partial"
+    assert result.summary["members"]["wild"]["state"] == "diverged"
+    assert "epoch 1" in result.summary["members"]["wild"]["reason"]
+    (tmp_path / "team.yaml").write_text(text.replace("quorum: 2", "quorum: 3"))
+    below = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert (below.exit_code, below.summary["state"], below.summary["trained"]) == (1, "failed", 0)
+
+
+def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    from workers import member
+    from workers.errors import ConclaveError
+
+    run = member.run
+
+    def no_fold_of_b(job: Any, watcher: Any, device: Any = None) -> Any:
+        if job.member.name == "b" and job.fold == 1:
+            raise ConclaveError("broken by the test")
+        return run(job, watcher, device)
+
+    monkeypatch.setattr(member, "run", no_fold_of_b)
+    (tmp_path / "team.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
+    result = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert result.exit_code == 3
+    assert result.summary["members"]["b"]["state"] == "done"
+    assert "left out of stack" in result.summary["members"]["b"]["reason"]
+    assert set(result.summary["fusions"]) == {"vote", "weighted", "stack", "concat"}
+
+
+def test_shuffled_training_labels_leave_oof_accuracy_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No leakage: a row's own label must not reach its out-of-fold output."""
+    (tmp_path / "team.yaml").write_text(TEAM.replace("epochs: 2", "epochs: 8").replace("width: 4", "width: 8"))
+    real = train.fit
+
+    def shuffled(make: Any, data: train.FitData, *rest: Any) -> train.Fitted:
+        labels = data.labels.clone()
+        mixed = torch.randperm(len(data.fit), generator=torch.Generator().manual_seed(0))
+        labels[data.fit] = data.labels[data.fit[mixed]]
+        return real(make, train.FitData(data.images, labels, data.fit, data.watch), *rest)
+
+    monkeypatch.setattr("workers.member.fit", shuffled)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    outputs = np.load(tmp_path / "home/sweeps/tiny/outputs.npz", allow_pickle=False)
+    for name in ("a", "b"):
+        accuracy = (outputs[f"member/{name}/oof_logits"].argmax(1) == outputs["fit_labels"]).mean()
+        assert accuracy < 0.1 + 4 * (0.09 / len(outputs["fit_labels"])) ** 0.5 + 0.02
+
+
+def test_members_of_different_architecture_and_feature_size_fuse(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\ndef net(num_classes, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size ** 2, 20), nn.ReLU(), nn.Linear(20, num_classes))\n"
+    )
+    text = TEAM.replace("folds: 2", "folds: 0") + "  - {name: own, arch: 'own:net', width: 64}\n"
+    (tmp_path / "team.yaml").write_text(text + "  - {name: wide, width: 8}\n")
+    result = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert result.exit_code == 0
+    outputs = np.load(tmp_path / "home/sweeps/tiny/outputs.npz", allow_pickle=False)
+    assert [outputs[f"member/{n}/fuse_features"].shape[1] for n in ("a", "own", "wide")] == [32, 20, 64]
+
+
+REJECTED = {
+    "concat without a linear head": ("  - {name: q, arch: squeezenet1_1, width: 64}\n", "doesn't end in a Linear head"),
+    "width of a network that has none": ("  - {name: q, arch: resnet50}\n", "width changes"),
+    "cifar stem elsewhere": ("  - {name: q, arch: mobilenet_v3_small, width: 64, stem: cifar}\n", "is for ResNets"),
+    "own network not there": ("  - {name: q, arch: 'nowhere:net', width: 64}\n", "nowhere:net"),
+    "weights not there": ("  - {name: q, weights: nowhere.pt}\n", "nowhere.pt"),
+    "data not there": ("data: {dataset: folder, root: nowhere}\n", "is not there"),
+    "tracking server away": ("tracking: {uri: 'http://127.0.0.1:9'}\n", "doesn't answer"),
+    "too many folds": ("data: {dataset: digits, folds: 500}\n", "500 folds"),
+}
+
+
+@pytest.mark.parametrize(("line", "expected"), REJECTED.values(), ids=REJECTED.keys())
+def test_what_the_preflight_finds_leaves_the_disk_untouched(line: str, expected: str, tmp_path: Path) -> None:
+    text = TEAM.replace("data: {dataset: digits, folds: 2}\n", "") if line.startswith("data") else TEAM
+    (tmp_path / "team.yaml").write_text(text + line)
+    before = snapshot(tmp_path)
+    with pytest.raises(Rejected, match=expected):
+        inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert snapshot(tmp_path) == before
+
+
+def test_unschedulable_is_reported_and_a_dead_cluster_refused(tmp_path: Path) -> None:
+    text = TEAM.replace("folds: 2", "folds: 0") + "  - {name: huge, resources: {gpus: 8}}\n"
+    (tmp_path / "team.yaml").write_text(text)
+    found = conclave("sweep", "team.yaml", "--home", "home", "--json", cwd=tmp_path, code=3)
+    summary = json.loads(found.stdout.splitlines()[-1])
+    assert summary["members"]["huge"]["state"] == "unschedulable"
+    assert "8 GPUs" in summary["members"]["huge"]["reason"]
+    dead = conclave("sweep", "team.yaml", "--home", "h2", "--address", "127.0.0.1:9", cwd=tmp_path, code=2)
+    assert "nobody answers" in dead.stderr
+
+
+def test_the_same_sweep_twice_at_once_is_refused(team_file: Path, tmp_path: Path) -> None:
+    with Home(tmp_path / "home").sweep("tiny").held(), pytest.raises(Rejected, match=f"process {os.getpid()}"):
+        inline(team_file, tmp_path / "home")
+
+
+def test_an_exit_code_2_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text("name: t\nsede: 1\nmembers: [{name: a}]\n")
+    found = conclave("sweep", "team.yaml", "--home", "home", cwd=tmp_path, code=2)
+    assert "team.yaml:2: sede: unknown key; did you mean seed?" in found.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["team.yaml"]

@@ -1,0 +1,235 @@
+"""Each fusion against an independent oracle or a hand-made case with a known answer. All in float64."""
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.model_selection import PredefinedSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from fusion import score
+from fusion.calibration import apply_temperature, fit_temperature, logs, nll
+from fusion.concat import Concat, start
+from fusion.fit import Fitted, fit_all, recommend
+from fusion.outputs import Evidence, Gathered, Table, softmax
+from fusion.stacking import Stack
+from fusion.voting import Vote, pool
+from fusion.weighting import Weighted, greedy, optimal
+
+CLASSES = 4
+
+
+def table(n: int, members: int = 3, skill: tuple[float, ...] = (1.5, 1.0, 0.7), seed: int = 0) -> Table:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % CLASSES
+    truth = np.eye(CLASSES)[labels]
+    logits = np.stack([truth * skill[m] * 2 + generator.normal(size=(n, CLASSES)) for m in range(members)])
+    return Table(logits, (), labels)
+
+
+def with_features(one: Table, seed: int = 0) -> tuple[Table, tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    """Features of different sizes whose heads give the table's logits."""
+    generator = np.random.default_rng(seed)
+    heads, features = [], []
+    for member, logits in enumerate(one.logits):
+        width = CLASSES + 2 + member
+        weight = np.random.default_rng(member).normal(size=(CLASSES, width))
+        bias = np.random.default_rng(member + 9).normal(size=CLASSES)
+        free = generator.normal(size=(len(logits), width))
+        features.append(free + (logits - bias - free @ weight.T) @ np.linalg.pinv(weight).T)
+        heads.append((weight, bias))
+    return Table(one.logits, tuple(features), one.labels), tuple(heads)
+
+
+def evidence(n: int = 200, oof: int = 600, seed: int = 0, **keys: object) -> Evidence:
+    fuse, heads = with_features(table(n, seed=seed, **keys))  # type: ignore[arg-type]
+    out = table(oof, seed=seed + 1, **keys) if oof else None  # type: ignore[arg-type]
+    folds = np.random.default_rng(seed).permutation(np.arange(oof) % 5)
+    return Evidence(fuse, out, folds, heads, (0, 1, 2) if oof else ())
+
+
+class Given(ClassifierMixin, BaseEstimator):
+    """A scikit-learn classifier that gives the probabilities of a fixed table: x holds row numbers."""
+
+    def __init__(self, probabilities: object = None) -> None:
+        self.probabilities = probabilities
+
+    def fit(self, x: object, y: np.ndarray) -> "Given":
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(self.probabilities)[np.asarray(x)[:, 0].astype(int)]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return self.classes_[self.predict_proba(x).argmax(1)]
+
+
+def test_vote_is_sklearns_soft_voting() -> None:
+    given = evidence()
+    rows = np.arange(200)[:, None]
+    members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.fuse.logits)]
+    oracle = VotingClassifier(members, voting="soft").fit(rows, given.fuse.labels).predict_proba(rows)
+    assert np.abs(Vote().fit(given).predict_proba(given.fuse) - oracle).max() < 1e-12
+
+
+def test_plain_stack_is_sklearns_stacking() -> None:
+    """The same folds, the same log + LogisticRegression pipeline: equal to 1e-6 with four classes."""
+    given = evidence()
+    assert given.oof is not None
+    rows = np.arange(600)[:, None]
+    members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.oof.logits)]
+    final = make_pipeline(FunctionTransformer(np.log), LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10))
+    oracle = StackingClassifier(members, final, cv=PredefinedSplit(given.folds), stack_method="predict_proba")
+    oracle.fit(rows, given.oof.labels)
+    ours = Stack(plain=True).fit(given).predict_proba(given.oof)
+    assert np.abs(ours - oracle.predict_proba(rows)).max() < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_is_never_worse_than_vote_on_fuse(seed: int) -> None:
+    given = evidence(n=60, seed=seed)
+    ours, vote = (nll(m.fit(given).predict_proba(given.fuse), given.fuse.labels) for m in (Weighted(), Vote()))
+    assert ours <= vote + 1e-12
+
+
+def test_optimal_weights_are_those_of_a_general_solver() -> None:
+    given = evidence()
+    probabilities, labels = softmax(given.fuse.logits), given.fuse.labels
+    oracle = minimize(
+        lambda w: nll(pool(probabilities, w), labels),
+        np.full(3, 1 / 3),
+        bounds=[(0, 1)] * 3,
+        constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        method="SLSQP",
+        options={"ftol": 1e-14},
+    )
+    assert nll(pool(probabilities, optimal(probabilities, labels)), labels) <= oracle.fun + 1e-7
+
+
+def test_a_useless_member_gets_no_weight() -> None:
+    given = evidence(n=2000, skill=(2.0, 1.8, 0.0))
+    assert Weighted().fit(given).weights_[2] < 0.02
+
+
+def test_greedy_keeps_to_a_member_that_is_in_on_ties() -> None:
+    one = table(100)
+    same = np.stack([softmax(one.logits[0])] * 3)
+    assert greedy(same, one.labels).tolist() == [1, 0, 0]
+
+
+def test_concat_starts_as_the_mean_of_logits() -> None:
+    given = evidence()
+    coef, intercept = start(given)
+    logits = np.concatenate(given.fuse.features, axis=1) @ coef.T + intercept
+    assert np.abs(logits - given.fuse.logits.mean(0)).max() < 1e-6
+
+
+@pytest.mark.parametrize("penalty", [float("inf"), 1e9])
+def test_concat_with_a_large_penalty_is_the_calibrated_logit_vote(penalty: float) -> None:
+    given = evidence()
+    mean = given.fuse.logits.mean(0)
+    expected = softmax(mean / fit_temperature(mean, given.fuse.labels))
+    assert np.abs(Concat(penalty).fit(given).predict_proba(given.fuse) - expected).max() < 1e-6
+
+
+def test_concat_lowers_its_objective_and_stays_near_its_start() -> None:
+    given = evidence(n=800)
+    fitted = [nll(Concat(p).fit(given).predict_proba(given.fuse), given.fuse.labels) for p in (0.01, 1.0, float("inf"))]
+    assert fitted[0] < fitted[1] < fitted[2]
+
+
+def test_stack_beats_vote_where_a_member_confuses_two_classes() -> None:
+    """Member 2 swaps classes 0 and 1 always: a vote is misled, a stack unswaps."""
+    fuse, out, test = (table(n, skill=(0.6, 0.6, 3.0), seed=s) for n, s in ((400, 1), (2000, 2), (2000, 3)))
+    swapped = [Table(np.stack([t.logits[0], t.logits[1], t.logits[2][:, [1, 0, 2, 3]]]), (), t.labels) for t in (fuse, out, test)]
+    given = Evidence(swapped[0], swapped[1], np.arange(2000) % 5, (), (0, 1, 2))
+    stack, vote = (m.fit(given).predict_proba(swapped[2]) for m in (Stack(), Vote()))
+    assert (stack.argmax(1) == test.labels).mean() > (vote.argmax(1) == test.labels).mean() + 0.2
+
+
+def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
+    given = evidence(oof=0)
+    kept = np.flatnonzero(given.fuse.labels != 2)
+    probabilities = Stack().fit(given.with_fuse(kept)).predict_proba(given.fuse)
+    assert probabilities.shape == (200, CLASSES)
+    assert probabilities[:, 2].max() < 1e-6
+
+
+def test_blending_warns_of_few_rows() -> None:
+    assert Stack().fit(evidence(oof=0)).few_rows_
+    assert not Stack(strength=1.0).fit(evidence(oof=5000)).few_rows_
+
+
+def test_temperature_undoes_a_known_sharpening() -> None:
+    one = table(20000)
+    base = fit_temperature(one.logits[0], one.labels)
+    assert fit_temperature(one.logits[0] * 3, one.labels) == pytest.approx(3 * base, rel=1e-2)
+
+
+def test_temperature_lowers_nll_and_keeps_the_order() -> None:
+    one = table(500)
+    probabilities = softmax(one.logits[0] * 4)
+    calibrated = apply_temperature(probabilities, fit_temperature(logs(probabilities), one.labels))
+    assert nll(calibrated, one.labels) < nll(probabilities, one.labels)
+    assert (calibrated.argmax(1) == probabilities.argmax(1)).all()
+
+
+def test_scores_are_sklearns() -> None:
+    one = table(300)
+    probabilities = softmax(one.logits[0])
+    found = score.scores(probabilities, one.labels)
+    assert found["nll"] == pytest.approx(log_loss(one.labels, probabilities))
+    assert found["brier"] == pytest.approx(
+        brier_score_loss(one.labels, probabilities, labels=range(CLASSES), scale_by_half=False)
+    )
+    assert found["accuracy"] == (probabilities.argmax(1) == one.labels).mean()
+
+
+def test_calibration_error_of_a_hand_made_case() -> None:
+    probabilities = np.array([[0.9, 0.1]] * 10)
+    labels = np.array([0] * 6 + [1] * 4)
+    assert score.calibration_error(probabilities, labels) == pytest.approx(0.3)
+
+
+def test_mcnemar_of_a_hand_made_case() -> None:
+    right, wrong = np.array([[0.9, 0.1]]), np.array([[0.1, 0.9]])
+    ours = np.repeat([right[0], right[0], wrong[0]], [90, 8, 2], axis=0)
+    other = np.repeat([right[0], wrong[0], right[0]], [90, 8, 2], axis=0)
+    gain, (low, high), p = score.accuracy_gain(ours, other, np.zeros(100, int))
+    assert gain == pytest.approx(0.06)
+    assert low < 0.06 < high
+    assert p == pytest.approx(2 * (1 + 10 + 45) / 2**10)
+
+
+def gathered(given: Evidence, test: Table) -> Gathered:
+    rows = np.arange(1)
+    return Gathered(("a", "b", "c"), tuple("wxyz"), given, test, rows, rows, rows)
+
+
+def test_identical_members_gain_nothing_and_the_single_one_is_recommended() -> None:
+    one = table(400)
+    same = Table(np.stack([one.logits[0]] * 3), (), one.labels)
+    given = gathered(Evidence(same, None, np.zeros(0, int), ()), same)
+    fitted = fit_all(given, ("vote", "weighted"))
+    assert np.abs(fitted["vote"].nested - fitted["a"].nested).max() < 1e-9
+    assert recommend(given, fitted)[0] in ("a", "b", "c")
+
+
+def test_independent_members_are_voted() -> None:
+    given = gathered(evidence(n=2000, skill=(1.0, 1.0, 1.0), oof=0), table(10))
+    assert recommend(given, fit_all(given, ("vote",)))[0] == "vote"
+
+
+def test_nested_predictions_never_saw_their_row() -> None:
+    """Labels shuffled on fuse: what was fitted on fuse must not look better than chance there."""
+    given = evidence(n=400, oof=0, skill=(0.0, 0.0, 0.0))
+    shuffled = Evidence(given.fuse, None, given.folds, given.heads)
+    fitted: dict[str, Fitted] = fit_all(gathered(shuffled, table(10)), ("weighted", "stack", "concat"))
+    for name in ("weighted", "stack", "concat"):
+        assert nll(fitted[name].nested, given.fuse.labels) > np.log(CLASSES) - 0.03
+        assert abs((fitted[name].nested.argmax(1) == given.fuse.labels).mean() - 1 / CLASSES) < 0.08

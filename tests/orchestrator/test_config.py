@@ -1,0 +1,144 @@
+"""The team file: its form, its defaults, and every way it can be wrong."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator import config, teamfile
+from workers.errors import Rejected
+from workers.spec import AdamW, Sgd, StepSchedule
+
+FULL = """\
+version: 1
+name: cifar-team
+seed: 0
+data:
+  dataset: cifar10
+  root: data
+  image_size: 32
+  fuse_fraction: 0.1
+  folds: 5
+train:
+  epochs: 50
+  batch_size: 128
+  accumulate: 1
+  schedule: {kind: step, every: 30, factor: 0.1}
+  precision: auto
+defaults: {arch: resnet18, stem: auto, optimizer: {kind: sgd, lr: 0.1}, augment: [flip, crop]}
+members:
+  - {name: plain}
+  - {name: adamw, optimizer: {kind: adamw, lr: 0.001}}
+  - {name: rotated, augment: [flip, {rotate: 15}, cutout], seed: 3}
+  - {name: seeds, count: 3, seed: 10}
+fusion: [vote, weighted, concat, stack]
+resources: {gpus: 1, cpus: 1}
+tracking: {uri: null, experiment: null}
+quorum: 2
+"""
+
+
+def parsed(text: str) -> config.Team:
+    return config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+
+
+def test_the_fixed_form_is_read_whole() -> None:
+    team = parsed(FULL)
+    assert [m.name for m in team.members] == ["plain", "adamw", "rotated", "seeds-1", "seeds-2", "seeds-3"]
+    assert [m.seed for m in team.members[2:]] == [3, 10, 11, 12]
+    assert team.members[0].optimizer == Sgd(lr=0.1)
+    assert team.members[1].optimizer == AdamW(lr=0.001)
+    assert [(a.name, a.strength) for a in team.members[2].augment] == [("flip", 0.5), ("rotate", 15.0), ("cutout", 0.5)]
+    assert team.train.schedule == StepSchedule(every=30, factor=0.1)
+    assert team.members[0].resources.gpus == 1
+    assert team.data.root == Path("/somewhere/data")
+
+
+def test_names_stand_for_mappings_and_defaults_fill_the_rest() -> None:
+    team = parsed("name: t\ntrain: {schedule: cosine}\nmembers: [{name: a, optimizer: adamw}]")
+    assert team.members[0].optimizer == AdamW()
+    assert team.train.schedule.kind == "cosine"
+    assert (team.data.dataset, team.data.size, team.quorum) == ("digits", 8, 1)
+
+
+def test_a_seed_left_out_derives_from_team_seed_and_name() -> None:
+    def seed(team_seed: int, name: str) -> int:
+        return parsed(f"name: t\nseed: {team_seed}\nmembers: [{{name: {name}}}]").members[0].seed
+
+    assert seed(0, "a") == seed(0, "a")
+    assert len({seed(0, "a"), seed(1, "a"), seed(0, "b")}) == 3
+
+
+def test_another_optimizer_replaces_that_of_the_defaults() -> None:
+    same = parsed(
+        "name: t\ndefaults: {optimizer: {kind: sgd, momentum: 0.5}}\nmembers: [{name: a, optimizer: {kind: sgd, lr: 1}}]"
+    )
+    assert same.members[0].optimizer == Sgd(lr=1, momentum=0.5)
+    text = "name: t\ndefaults: {optimizer: {kind: sgd, momentum: 0.5}}\nmembers: [{name: a, optimizer: {kind: adamw}}, "
+    team = parsed(text + "{name: b, optimizer: {lr: 1}}]")
+    assert team.members[0].optimizer == AdamW()
+    assert team.members[1].optimizer == Sgd(lr=1, momentum=0.5)
+
+
+HEAD = "name: t\n"
+ONE = "members: [{name: a}]\n"
+BAD = {
+    "unknown key": (HEAD + ONE + "sede: 1\n", 3, "did you mean seed?"),
+    "unknown nested key": (HEAD + ONE + "data:\n  fold: 3\n", 4, "did you mean folds?"),
+    "wrong type": (HEAD + ONE + "seed: one\n", 3, "integer"),
+    "text for a number": (HEAD + ONE + "train: {epochs: '5'}\n", 3, "integer"),
+    "bool for a number": (HEAD + ONE + "train: {epochs: true}\n", 3, "integer"),
+    "duplicate YAML key": (HEAD + ONE + "seed: 1\nseed: 2\n", 4, "duplicate key"),
+    "duplicate member": (HEAD + "members:\n  - {name: a}\n  - {name: A}\n", 4, "taken (line 3)"),
+    "zero members": (HEAD + "members: []\n", 2, "at least one member"),
+    "no members": (HEAD, 1, "members: is needed"),
+    "lr NaN": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: .nan}}]\n", 2, "finite"),
+    "lr negative": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: -1}}]\n", 2, "greater than 0"),
+    "batch 0": (HEAD + ONE + "train: {batch_size: 0}\n", 3, "greater than or equal to 1"),
+    "name with a path": ("name: ../x\n" + ONE, 1, "starts with a letter"),
+    "member name with a path": (HEAD + "members: [{name: ../x}]\n", 2, "starts with a letter"),
+    "one fold": (HEAD + ONE + "data: {folds: 1}\n", 1, "at least 2"),
+    "image size": (HEAD + ONE + "data: {image_size: 4}\n", 3, "greater than or equal to 8"),
+    "folder without root": (HEAD + ONE + "data: {dataset: folder}\n", 1, "data.root is needed"),
+    "unknown data set": (HEAD + ONE + "data: {dataset: mnist}\n", 3, "digits"),
+    "unknown arch": (HEAD + "members: [{name: a, arch: resnet81}]\n", 2, "nearest known is resnet18"),
+    "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "known are flip"),
+    "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
+    "shared key in a member": (HEAD + "members: [{name: a, epochs: 3}]\n", 2, "Set it under `train:`"),
+    "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "1 to 1000"),
+    "adamw with momentum": (HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n", 2, "unknown key"),
+    "not a mapping": ("- a\n- b\n", 1, "mapping"),
+    "a tag": (HEAD + ONE + "seed: !!python/object/apply:os.system [ls]\n", None, "tag"),
+    "not YAML": ("name: [\n", 2, ""),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "expected"), BAD.values(), ids=BAD.keys())
+def test_a_bad_team_file_is_rejected_with_its_line(text: str, line: int | None, expected: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        parsed(text)
+    message = str(caught.value)
+    assert expected in message
+    if line:
+        assert f"/somewhere/team.yaml:{line}:" in message
+
+
+def test_several_errors_are_reported_at_once() -> None:
+    with pytest.raises(Rejected) as caught:
+        parsed("name: t\nsede: 1\ntrain: {epochs: 0}\nmembers: [{name: a, arch: resnet81}]\n")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_an_alias_bomb_ends_early() -> None:
+    layers = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    with pytest.raises(Rejected, match="more than"):
+        parsed("x0: &x0 [1]\n" + layers)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(FULL) - 1), st.text(max_size=6), st.integers(0, 12))
+def test_a_mutated_team_file_never_gives_a_traceback(at: int, insert: str, drop: int) -> None:
+    with contextlib.suppress(Rejected):
+        parsed(FULL[:at] + insert + FULL[at + drop :])

@@ -1,0 +1,39 @@
+"""Promises about the code as a whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "ray", "mlflow", "sklearn")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["validate", "TEAM"], ["plan", "TEAM"], ["sweep", "--help"]])
+def test_light_commands_import_neither_torch_nor_ray_nor_mlflow(command: list[str], team_file: Path) -> None:
+    arguments = [str(team_file) if a == "TEAM" else a for a in command]
+    code = (
+        f"import sys; sys.argv = ['conclave', *{arguments!r}]\nfrom orchestrator import cli\n"
+        f"try: cli.main()\nexcept SystemExit as e: assert not e.code\n"
+        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=team_file.parent, check=False)
+    assert "HEAVY []" in found.stdout, found.stdout + found.stderr
+
+
+def test_no_source_loads_a_pickle() -> None:
+    """The one unpickler reads torchvision's CIFAR files, and refuses everything but arrays."""
+    for path in [p for package in ("orchestrator", "workers", "fusion") for p in (ROOT / package).glob("*.py")]:
+        text = path.read_text()
+        assert "pickle.load(" not in text
+        assert "pickle.loads(" not in text
+        assert "torch.load(" not in text or "weights_only=True" in text
+
+
+def test_every_command_shows_an_example() -> None:
+    for name in ("init", "validate", "plan", "sweep", "status", "fuse", "predict", "export", "report", "ui", "doctor"):
+        found = subprocess.run(
+            [sys.executable, "-m", "orchestrator", name, "--help"], capture_output=True, text=True, check=False
+        )
+        assert f"conclave {name}" in found.stdout, name

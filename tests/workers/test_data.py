@@ -1,0 +1,247 @@
+"""Data sets: what is packed, how it is split, and every bad one leaving the disk as it was."""
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import snapshot
+from workers.data import pack, split
+from workers.errors import Rejected
+from workers.images import decode
+from workers.spec import DataSpec
+
+
+def picture(value: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(value).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tree(root: Path, parts: tuple[str, ...] = ("train", "test"), classes: tuple[str, ...] = ("cat", "dog"), n: int = 12) -> Path:
+    for part in parts:
+        for label in classes:
+            folder = root / part / label
+            folder.mkdir(parents=True)
+            for i in range(n):
+                (folder / f"{i}.png").write_bytes(picture(i, mode="L" if i % 3 == 0 else "RGB"))
+    return root
+
+
+def folder_spec(root: Path, **keys: object) -> DataSpec:
+    return DataSpec.model_validate({"dataset": "folder", "root": root, "image_size": 8, "folds": 2, "fuse_fraction": 0.2, **keys})
+
+
+def test_digits_are_the_real_ones_and_split_whole(tmp_path: Path) -> None:
+    spec = DataSpec(folds=3)
+    store = pack(spec, tmp_path)
+    parts = split(store, spec, 0)
+    rows = np.concatenate([parts.fit, parts.fuse, parts.test])
+    assert len(store.labels) == 1797
+    assert sorted(rows.tolist()) == list(range(1797))
+    assert len(parts.test) == 360
+    for part in (parts.fit, parts.fuse, parts.test):
+        shares = np.bincount(store.labels[part]) / len(part)
+        assert np.abs(shares - 0.1).max() < 0.02
+    assert sorted(np.bincount(parts.folds)) == [431, 431, 431]
+
+
+def test_another_seed_splits_otherwise_and_the_same_seed_the_same(tmp_path: Path) -> None:
+    store = pack(DataSpec(), tmp_path)
+    one, two, other = (split(store, DataSpec(), seed) for seed in (0, 0, 1))
+    assert (one.fuse == two.fuse).all()
+    assert (one.folds == two.folds).all()
+    assert (one.fuse != other.fuse).any()
+
+
+def test_folder_and_archives_of_it_are_the_same_data(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images")
+    (root / "train" / "cat" / "notes.txt").write_text("skipped")
+    packed = [root]
+    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.xz", "w:xz")):
+        with tarfile.open(tmp_path / f"a{suffix}", mode) as archive:
+            archive.add(root, arcname="images")
+        packed.append(tmp_path / f"a{suffix}")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted(root.rglob("*")):
+            archive.write(path, path.relative_to(root))
+    packed.append(tmp_path / "a.zip")
+    stores = [pack(folder_spec(path), tmp_path / "home") for path in packed]
+    contents = [sorted(zip(s.ids, s.labels.tolist(), (s.images.reshape(48, -1).sum(1)).tolist(), strict=True)) for s in stores]
+    assert all(c == contents[0] for c in contents)
+    assert all(s.meta["skipped"] == 1 for s in stores)
+    assert stores[0].images.shape == (48, 8, 8, 3)
+
+
+def test_val_stands_in_only_where_there_is_no_test(tmp_path: Path) -> None:
+    with_val = pack(folder_spec(tree(tmp_path / "a", ("train", "val"))), tmp_path / "home")
+    both = pack(folder_spec(tree(tmp_path / "b", ("train", "val", "test"))), tmp_path / "home")
+    assert with_val.tested.sum() == 24
+    assert [i for i in both.ids if i.startswith("val")] == []
+
+
+def test_the_second_use_decodes_nothing(tmp_path: Path) -> None:
+    decoded: list[int] = []
+    for _ in range(2):
+        pack(DataSpec(), tmp_path, decoded.append)
+    assert decoded == [1797]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+
+
+def test_resizing_is_shorter_side_then_centre() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, "PNG")
+    assert (decode(buffer.getvalue(), 10) == 200).all()
+
+
+def truncated(root: Path) -> None:
+    path = tree(root) / "train" / "cat" / "1.png"
+    path.write_bytes(picture(1, (64, 64))[:2000])
+
+
+def huge_png(root: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    (tree(root) / "train" / "cat" / "1.png").write_bytes(body)
+
+
+def single_class(root: Path) -> None:
+    tree(root, classes=("cat",))
+
+
+def too_few(root: Path) -> None:
+    tree(root, n=2)
+
+
+def empty(root: Path) -> None:
+    root.mkdir()
+
+
+def no_class_folders(root: Path) -> None:
+    root.mkdir()
+    (root / "1.png").write_bytes(picture(1))
+
+
+def symlink_loop(root: Path) -> None:
+    (tree(root) / "train" / "cat" / "again").symlink_to(root / "train")
+
+
+def broken_link(root: Path) -> None:
+    (tree(root) / "train" / "cat" / "x.png").symlink_to(root / "nowhere")
+
+
+def not_utf8(root: Path) -> None:
+    path = os.fsencode(tree(root) / "train" / "cat") + b"/\xff\xfe.png"
+    with open(path, "wb") as file:
+        file.write(picture(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (truncated, "can't be decoded"),
+        (huge_png, "pixels"),
+        (single_class, "only one class"),
+        (too_few, "at least 3"),
+        (empty, "no image found"),
+        (no_class_folders, "in no class folder"),
+        (symlink_loop, "a loop"),
+        (broken_link, "broken or circular symlink"),
+        (not_utf8, "not UTF-8"),
+    ],
+)
+def test_a_bad_folder_is_rejected_and_nothing_is_written(make: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
+    make(tmp_path / "images")
+    before = snapshot(tmp_path)
+    with pytest.raises(Rejected, match=expected):
+        pack(folder_spec(tmp_path / "images"), tmp_path / "home")
+    assert snapshot(tmp_path) == before
+
+
+def bad_tar(path: Path, name: str, link: bool = False) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        if link:
+            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(info)
+        else:
+            info.size = 3
+            archive.addfile(info, io.BytesIO(b"abc"))
+
+
+def bad_zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("../../evil.png", b"abc")
+
+
+@pytest.mark.parametrize(
+    ("file", "make", "expected"),
+    [
+        ("a.tar.gz", lambda p: bad_tar(p, "../evil.png"), "points outside"),
+        ("a.tar.gz", lambda p: bad_tar(p, "/etc/evil.png"), "points outside"),
+        ("a.tar.gz", lambda p: bad_tar(p, "train/cat/1.png", link=True), "is a link"),
+        ("a.zip", bad_zip, "points outside"),
+        ("a.tar.gz", lambda p: p.write_bytes(b"no archive"), "not a readable archive"),
+        ("a.zip", lambda p: p.write_bytes(b"no archive"), "not a readable archive"),
+        ("a.rar", lambda p: p.write_bytes(b"no archive"), "neither a folder nor"),
+        ("a.tar.gz", lambda p: None, "is not there"),
+    ],
+)
+def test_a_bad_archive_is_rejected_and_nothing_is_written(
+    file: str, make: Callable[[Path], object], expected: str, tmp_path: Path
+) -> None:
+    make(tmp_path / file)
+    before = snapshot(tmp_path)
+    with pytest.raises(Rejected, match=expected):
+        pack(folder_spec(tmp_path / file), tmp_path / "home")
+    assert snapshot(tmp_path) == before
+
+
+def test_fewer_rows_than_folds_is_rejected(tmp_path: Path) -> None:
+    spec = folder_spec(tree(tmp_path / "images"), folds=11)
+    with pytest.raises(Rejected, match="11 folds, but the smallest class has"):
+        split(pack(spec, tmp_path / "home"), spec, 0)
+
+
+def cifar(root: Path, payload: object = None) -> Path:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        data = np.random.default_rng(0).integers(0, 255, (40, 3072), dtype=np.uint8)
+        content = {"data": data, "labels": [i % 10 for i in range(40)]}
+        (folder / name).write_bytes(pickle.dumps(payload if payload is not None else content, protocol=2))
+    return root
+
+
+def test_torchvisions_cifar_files_are_read(tmp_path: Path) -> None:
+    store = pack(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c")), tmp_path / "home")
+    assert store.images.shape == (240, 32, 32, 3)
+    assert store.tested.sum() == 40
+    assert store.classes[0] == "airplane"
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch pwned",)
+
+
+def test_a_malicious_cifar_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Rejected, match="asks to load"):
+        pack(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c", Evil())), tmp_path / "home")
+    assert not (tmp_path / "pwned").exists()

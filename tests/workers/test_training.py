@@ -1,0 +1,247 @@
+"""One fit: schedule, augmentation, networks, resume, memory, divergence, checksums."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from workers import checkpoint, train
+from workers.augment import augment, to_float
+from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected
+from workers.models import Network, build, linear_head
+from workers.networks import KNOWN
+from workers.spec import AUGMENTS, Augment, MemberSpec, TrainSpec
+
+CPU = torch.device("cpu")
+
+
+def member(**keys: object) -> MemberSpec:
+    return MemberSpec.model_validate({"name": "m", "seed": 1, "width": 4, **keys})
+
+
+def data(n: int = 96) -> train.FitData:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (n, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(n) % 3
+    images[labels == 1] //= 2
+    return train.FitData(images, labels, torch.arange(n - 16), torch.arange(n - 16, n))
+
+
+def fitted(spec: MemberSpec | None = None, folder: Path | None = None, **keys: object) -> train.Fitted:
+    torch.set_num_threads(1)
+    spec = spec or member(augment=("flip", "crop", "mixup"))
+    settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, **keys})
+    return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU, folder)
+
+
+def digest(result: train.Fitted) -> str:
+    return checkpoint.tensors_sha256(result.network.state_dict())
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
+    assert digest(fitted()) == digest(fitted())
+    assert digest(fitted()) != digest(fitted(member(seed=2, augment=("flip", "crop", "mixup"))))
+
+
+@pytest.mark.parametrize("keys", [{}, {"ema": 0.9}, {"clip": 0.5}, {"stop": {"patience": 9}}])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(keys: dict[str, object], optimizer: str, tmp_path: Path) -> None:
+    spec = member(optimizer=optimizer, arch="resnet18", augment=("crop",))
+    settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, "schedule": "one_cycle", **keys})
+    rows = data()
+    if "stop" in keys:
+        rows = train.FitData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
+
+    def cut(epoch: int, _: object) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    def run(folder: Path, on_epoch: object = lambda e, m: None) -> train.Fitted:
+        return train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU, folder, on_epoch)  # type: ignore[arg-type]
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", cut)
+    resumed = run(tmp_path / "cut")
+    assert resumed.resumed_from == 2
+    assert digest(resumed) == digest(whole)
+    timeless = [[{k: v for k, v in e.items() if "second" not in k} for e in r.history] for r in (resumed, whole)]
+    assert timeless[0] == timeless[1]
+
+
+def test_accumulation_keeps_the_effective_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks without batch statistics end with the same weights, however the batch is cut."""
+
+    def plain(*_: object) -> Network:
+        torch.manual_seed(0)
+        return Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 8)), nn.Linear(8, 3))
+
+    def run(batch: int, accumulate: int) -> Tensor:
+        spec = TrainSpec(epochs=2, batch_size=batch, accumulate=accumulate, precision="float32")
+        return train.fit(plain, data(), member(augment=()), spec, 1, CPU).network.head.weight  # type: ignore[return-value]
+
+    assert torch.allclose(run(32, 1), run(8, 4), atol=1e-6)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, notes = train._Fit._loss, []
+
+    def small_device(self: train._Fit, logits: Tensor, labels: Tensor) -> Tensor:
+        if len(logits) > 4 and len(self.history) == 1:
+            raise torch.OutOfMemoryError("raised by the test")
+        return real(self, logits, labels)
+
+    monkeypatch.setattr(train._Fit, "_loss", small_device)
+    spec = member(augment=())
+    result = train.fit(
+        lambda: build(spec, 3, 8), data(), spec, TrainSpec(epochs=3, batch_size=16), 1, CPU, tmp_path / "c", on_note=notes.append
+    )
+    assert result.micro_batch == 4
+    assert len(result.history) == 3
+    assert result.resumed_from == 1
+    assert len(notes) == 2
+
+
+def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("raised by the test")
+
+    monkeypatch.setattr(train._Fit, "_loss", no_memory)
+    with pytest.raises(OutOfDeviceMemory):
+        fitted()
+
+
+def test_nan_stops_the_member_at_once() -> None:
+    with pytest.raises(Diverged, match="epoch 1"):
+        fitted(member(optimizer={"kind": "sgd", "lr": 1e30}))
+
+
+def test_early_stopping_uses_rows_of_its_own() -> None:
+    rows = data()
+    rows = train.FitData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
+    spec = member(optimizer={"kind": "sgd", "lr": 1e-12})
+    settings = TrainSpec.model_validate({"epochs": 30, "batch_size": 16, "stop": {"patience": 2}, "precision": "float32"})
+    result = train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU)
+    assert len(result.history) < 30
+
+
+def test_one_cycle_is_torchs() -> None:
+    spec = TrainSpec.model_validate({"epochs": 5, "schedule": "one_cycle"})
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 0.1)
+    oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=50, cycle_momentum=False)
+    for step in range(50):
+        assert train.learning_rate(spec, 0.1, step, 10) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
+        optimizer.step()
+        if step < 49:
+            oracle.step()
+
+
+def test_step_schedule_divides_by_ten_every_thirty_epochs() -> None:
+    spec = TrainSpec(epochs=90)
+    rates = [train.learning_rate(spec, 0.1, epoch * 7, 7) for epoch in (0, 29, 30, 59, 60, 89)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_each_augmentation_changes_images_and_repeats_from_its_generator(name: str) -> None:
+    images = data().images
+    recipe = (Augment(name=name, strength=AUGMENTS[name][0]),)
+
+    def run(seed: int) -> Tensor:
+        return augment(images, data().labels, recipe, torch.Generator().manual_seed(seed))[0]
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    assert not torch.equal(run(1), to_float(images))
+    assert run(1).shape == (96, 3, 8, 8)
+    assert 0 <= run(1).min() <= run(1).max() <= 1
+
+
+def test_crop_by_gather_equals_slicing_the_padded_image() -> None:
+    images = data().images[:4]
+    generator = torch.Generator().manual_seed(3)
+    ours = augment(images, torch.zeros(4), (Augment(name="crop", strength=2),), generator)[0]
+    generator.manual_seed(3)
+    offsets = torch.randint(0, 5, (2, 4, 1), generator=generator)
+    for i in range(4):
+        padded = nn.functional.pad(to_float(images)[i], (2, 2, 2, 2))
+        row, column = int(offsets[0, i]), int(offsets[1, i])
+        assert torch.equal(ours[i], padded[:, row : row + 8, column : column + 8])
+
+
+def test_our_resnet18_is_torchvisions() -> None:
+    network = build(member(width=64, stem="imagenet"), 10, 32).eval()
+    oracle = torchvision.models.resnet18(num_classes=10)
+    state = {k.removeprefix("trunk."): v for k, v in network.state_dict().items() if not k.startswith("head")}
+    oracle.load_state_dict(state | {f"fc.{k}": v for k, v in network.head.state_dict().items()})
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.allclose(network(x), oracle.eval()((x - network.mean) / network.std), atol=1e-5)
+
+
+def test_the_known_networks_are_torchvisions_classifiers() -> None:
+    assert set(torchvision.models.list_models(module=torchvision.models)) == KNOWN
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet34", "resnet50", "mobilenet_v3_small", "densenet121", "squeezenet1_1", "vit_b_32", "shufflenet_v2_x0_5"]
+)
+def test_any_torchvision_classifier_splits_into_features_and_head(arch: str) -> None:
+    network = build(member(arch=arch, width=64), 7, 64).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert network(x).shape == (2, 7)
+    assert torch.equal(network.head(network.features(x)), network(x))
+    assert linear_head(network) == (arch != "squeezenet1_1")
+
+
+def test_stem_auto_depends_on_the_image_size() -> None:
+    kernels = [
+        build(member(stem=s), 3, size).trunk.conv1.kernel_size[0] for s, size in (("auto", 32), ("auto", 64), ("cifar", 64))
+    ]  # type: ignore[union-attr]
+    assert kernels == [3, 7, 3]
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(torchvision.models.mobilenet_v3_small(num_classes=3).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(Rejected, match="another network"):
+        build(member(weights=tmp_path / "w.pt"), 3, 8)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("pwned", "w")
+
+
+def test_malicious_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Evil()}, tmp_path / "w.pt")
+    with pytest.raises(Rejected, match="plain state dict"):
+        build(member(weights=tmp_path / "w.pt"), 3, 8)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_are_started_from_and_another_head_is_left_out(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pt")
+    spec = member(width=64, stem="imagenet", weights=tmp_path / "w.pt")
+    network = build(spec, 3, 64)
+    saved = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert torch.equal(network.trunk.layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])  # type: ignore[index,union-attr]
+    assert network.head.out_features == 3
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_file_is_noticed(damage: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c", {"network": {"w": torch.rand(100)}}, {"x": 1})
+    path = tmp_path / "c" / "network.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[-5] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-10])
+    else:
+        path.unlink()
+    with pytest.raises(Corrupt, match=r"network\.safetensors"):
+        checkpoint.load(tmp_path / "c", "network")
