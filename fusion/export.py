@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fusion.model import FusedModel, combiner_like
 from fusion.outputs import Floats
-from workers.checkpoint import tensors_sha256, write_bytes, write_json
 from workers.errors import ConclaveError
+from workers.files import tensors_sha256, write_bytes, write_json
 from workers.models import build, import_from
 from workers.spec import MemberSpec
 

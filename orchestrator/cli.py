@@ -157,14 +157,7 @@ def _show(home: Any, summary: dict[str, Any]) -> None:
     details = folder.details()
     if summary["state"] == "failed" or not details:
         return
-    keys = {
-        "name": "",
-        "accuracy": "accuracy",
-        "interval": "95 % interval",
-        "nll": "NLL",
-        "ece": "ECE",
-        "gain": "points over the single",
-    }
+    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details['best_single']}"}
     keys |= {"p": "p", "train": "training", "inference": "inference"}
     rows = report.rows(summary, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
@@ -305,7 +298,7 @@ def predict(
     if out is None:
         sys.stdout.write(buffer.getvalue())
         return
-    from workers.checkpoint import write_bytes
+    from workers.files import write_bytes
 
     try:
         write_bytes(out, buffer.getvalue().encode())

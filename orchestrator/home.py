@@ -77,7 +77,7 @@ class SweepFolder:
         return _json(self.path / "fusion.json")
 
     def write(self, name: str, content: Any) -> None:
-        from workers.checkpoint import write_json
+        from workers.files import write_json
 
         write_json(self.path / name, content)
 

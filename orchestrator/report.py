@@ -43,7 +43,7 @@ def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str
 
 def _gain(gain: tuple[float, tuple[float, float], float]) -> str:
     points, (low, high), _ = gain
-    return f"{points * 100:+.2f} ({low * 100:+.2f} to {high * 100:+.2f})"
+    return f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
 
 
 def verdict(details: dict[str, Any]) -> str:
@@ -81,7 +81,7 @@ def write(folder: SweepFolder, team: Team, summary: dict[str, Any], details: dic
     """report.html and its plots, which are inside it and beside it."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
-    from workers.checkpoint import write_bytes
+    from workers.files import write_bytes
 
     pictures = {"curves": _curves(histories), "costs": _costs(details), "classes": _classes(details)}
     embedded = {}

@@ -151,7 +151,7 @@ class Runs:
         self.tracking.log(self.parent, values)
 
     def _per_class(self, details: dict[str, Any]) -> None:
-        from workers.checkpoint import write_json
+        from workers.files import write_json
 
         path = self.folder.path / "per_class.json"
         for name, row in details["candidates"].items():

@@ -95,7 +95,9 @@ class Screen:
 
 def print_table(headers: list[str], rows: list[list[str]], marked: int | None = None) -> None:
     """A table on stdout; the marked row in bold."""
-    table = Table(*headers, box=None)
+    table = Table(box=None)
+    for header in headers:
+        table.add_column(header, no_wrap=True)
     for i, row in enumerate(rows):
         table.add_row(*row, style="bold green" if i == marked else None)
     Console().print(table)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,36 +15,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from workers.errors import Corrupt
+from workers.files import sync_folder, write_bytes, write_json
 
 MANIFEST = "manifest.json"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Temporary file beside `path`, fsync, rename, fsync of the folder."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def save(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], record: Mapping[str, Any]) -> None:
@@ -94,15 +65,5 @@ def replace(new: Path, old: Path) -> None:
     if old.exists():
         old.rename(aside)
     new.rename(old)
-    _sync_folder(old.parent)
+    sync_folder(old.parent)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Digest of name, dtype, shape and bytes of every tensor, sorted by name: never of file metadata."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

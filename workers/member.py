@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from workers import checkpoint
 from workers.artifact import MemberArtifact
 from workers.data import Rows, Split, Store, split
+from workers.files import tensors_sha256
 from workers.models import build, import_from
 from workers.spec import Job
 from workers.train import Epoch, FitData, Fitted, fit, outputs
@@ -99,7 +99,7 @@ def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: to
         "classes": store.classes,
         "data_digest": store.digest,
         "image_size": store.size,
-        "weights_sha256": checkpoint.tensors_sha256(weights),
+        "weights_sha256": tensors_sha256(weights),
         "train_seconds": fitted.seconds,
         "history": fitted.history,
         "micro_batch": fitted.micro_batch,

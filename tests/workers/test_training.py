@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from workers import checkpoint, train
 from workers.augment import augment, to_float
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected
+from workers.files import tensors_sha256
 from workers.models import Network, build, linear_head
 from workers.networks import KNOWN
 from workers.spec import AUGMENTS, Augment, MemberSpec, TrainSpec
@@ -37,7 +38,7 @@ def fitted(spec: MemberSpec | None = None, folder: Path | None = None, **keys: o
 
 
 def digest(result: train.Fitted) -> str:
-    return checkpoint.tensors_sha256(result.network.state_dict())
+    return tensors_sha256(result.network.state_dict())
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
