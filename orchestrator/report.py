@@ -134,12 +134,11 @@ def _costs(details: dict[str, Any]) -> Figure:
         chosen = name == details["recommended"]
         low, high = row.get("interval") or (scores["accuracy"], scores["accuracy"])
         spread = [[(scores["accuracy"] - low) * 100], [(high - scores["accuracy"]) * 100]]
-        axes.errorbar([row["train_cost"]], [scores["accuracy"] * 100], yerr=spread, fmt="s" if chosen else "o", capsize=3)
-        axes.annotate(name, (row["train_cost"], scores["accuracy"] * 100), xytext=(6, 4), textcoords="offset points")
-    axes.set(
-        xlabel="training cost, multiples of one member", ylabel="accuracy, %", title="Accuracy against cost (95 % intervals)"
-    )
-    axes.margins(x=0.15)
+        at = ([row["train_cost"]], [scores["accuracy"] * 100])
+        axes.errorbar(*at, yerr=spread, fmt="s" if chosen else "o", capsize=3, label=name)
+    axes.set(xlabel="training cost, multiples of one member", ylabel="accuracy, %")
+    axes.set_title("Accuracy against cost (95 % intervals)")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
     return figure
 
