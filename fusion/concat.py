@@ -65,7 +65,7 @@ class Concat:
             gradient = np.concatenate([error.T @ z, error.sum(0)[:, None]], axis=1) + 2 * penalty * delta
             return float(-(log_p * one_hot).sum() / len(y) + penalty * (delta**2).sum()), gradient.ravel()
 
-        found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100})
+        found = minimize(loss, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-7})
         delta = found.x.reshape(shape)
         moved = delta[:, :-1] / scale
         return coef / temperature + moved, intercept / temperature + delta[:, -1] - moved @ mean

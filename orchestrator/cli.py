@@ -155,7 +155,9 @@ def _show(home: Any, summary: dict[str, Any]) -> None:
             print(f"  {name}: {member['state']}: {member['reason']}")
     folder = home.sweep(summary["sweep"])
     details = folder.details()
-    if summary["state"] == "failed" or not details:
+    if summary["state"] == "interrupted":
+        print("Interrupted: what is finished is kept; the same command goes on from there.")
+    if summary["state"] in ("failed", "interrupted") or not details:
         return
     keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details['best_single']}"}
     keys |= {"p": "p", "train": "training", "inference": "inference"}

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import warnings
@@ -51,6 +52,7 @@ class RayExecutor:
 
         self.ray = ray
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         if self.address:
             ray.init(address=self.address, **options)
         else:
@@ -61,6 +63,8 @@ class RayExecutor:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **options,
             )
+        for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
+            signal.signal(number, handler)
         total = ray.cluster_resources()
         self.total = (float(total.get("GPU", 0)), float(total.get("CPU", 0)))
 

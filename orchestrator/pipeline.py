@@ -86,9 +86,11 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
         options.say(f"fusing {len(done)} members: {', '.join(todo.team.fusion)}")
         request = make_request(todo, members, folder, uri, runs)
         details = pool.call_on_head(fuse, request) if pool else fuse(request)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         runs.interrupted()
-        raise
+        summary = {**_summary(todo, judge(todo, {}), None, {}, folder, uri, runs), "state": "interrupted"}
+        folder.write("summary.json", summary)
+        return Result(summary, 130)
     except BaseException:
         runs.failed()
         raise
