@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test check bench lock
+.PHONY: install demo test check lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -26,9 +26,6 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/lock.py
-
-bench: install
-	$(BIN)/python benchmarks/sweep.py
 
 # Writes the lock file from what is installed: after a deliberate change of versions, and never by hand.
 lock:

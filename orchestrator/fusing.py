@@ -61,7 +61,6 @@ class Request:
 
 def fuse(request: Request) -> dict[str, Any]:
     """Fit, score, choose, export. Writes outputs.npz, fused.onnx and fusion.json; gives fusion.json's content."""
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     gathered, fitted, networks, roots = prepare(request)
     chosen, why = recommend(gathered, fitted)
     seconds = _train_seconds(roots, request)

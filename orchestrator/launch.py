@@ -64,9 +64,10 @@ def supervise(
     running: set[str] = set()
     failures: Counter[str] = Counter()
     while waiting or running:
-        for job in [job for job in waiting if (reason := executor.impossible(job))]:
+        for job, reason in [(job, executor.impossible(job)) for job in waiting]:
+            if reason is None:
+                continue
             waiting.remove(job)
-            reason = executor.impossible(job) or ""
             ended[job.signature] = Outcome(job, None, "unschedulable", reason)
             watch(Event(job, "unschedulable", text=reason))
         for job in [job for job in waiting if executor.room(job)]:

@@ -231,19 +231,10 @@ def brief(test: dict[str, float] | None) -> dict[str, float] | None:
     return test and {"accuracy": test["accuracy"], "nll": test["nll"]}
 
 
-def fingerprint(todo: Plan) -> dict[str, Any]:
-    """What a finished sweep's results rest on: the same means that there is nothing to do."""
-    return {
-        "jobs": {job.label: job.signature for job in todo.jobs},
-        "fusion": list(todo.team.fusion),
-        "quorum": todo.team.quorum,
-    }
-
-
 def _unchanged(folder: SweepFolder, todo: Plan) -> bool:
     summary = folder.summary()
     whole = summary.get("state") == "done" and folder.model.is_file() and folder.report.is_file()
-    return bool(whole and folder.state().get("fingerprint") == fingerprint(todo))
+    return bool(whole and folder.state().get("fingerprint") == todo.fingerprint())
 
 
 def _again(folder: SweepFolder, todo: Plan) -> Result:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config import Team
 from workers.artifact import MemberArtifact
@@ -34,6 +35,11 @@ class Plan:
     @property
     def todo(self) -> tuple[Job, ...]:
         return tuple(job for job in self.jobs if job.signature not in self.done)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a finished sweep's results rest on: where it is the same, there is nothing to do."""
+        jobs = {job.label: job.signature for job in self.jobs}
+        return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum}
 
     def of(self, member: str) -> list[Job]:
         return [job for job in self.jobs if job.member.name == member]

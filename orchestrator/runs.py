@@ -119,7 +119,6 @@ class Runs:
         request: Request | None = None,
     ) -> None:
         """Headline metrics, the report and the model on the parent run; the model in the registry."""
-        from orchestrator.pipeline import fingerprint
         from orchestrator.report import note
 
         self._headlines(summary)
@@ -131,7 +130,7 @@ class Runs:
         tags = {"state": summary["state"], "recommended": str(summary["recommended"])}
         self.tracking.log(self.parent, {}, tags={**tags, "mlflow.note.content": note(summary)[:8000]})
         self.tracking.end(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED")
-        self._save(fingerprint(self.todo) if summary["state"] == "done" else None)
+        self._save(self.todo.fingerprint() if summary["state"] == "done" else None)
 
     def _headlines(self, summary: dict[str, Any]) -> None:
         values: dict[str, float] = {}

@@ -18,7 +18,6 @@ class _Row:
     state: str = "waiting"
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    began: float = 0.0
     text: str = ""
 
     @property
@@ -57,7 +56,7 @@ class Screen:
         if event.kind == "epoch":
             row.epoch, row.metrics = event.epoch, dict(event.metrics)
         elif event.kind == "started":
-            row.state, row.began = "training", time.monotonic()
+            row.state = "training"
         elif event.kind != "note":
             row.state = {"retry": "waiting"}.get(event.kind, event.kind)
         row.text = event.text or row.text
