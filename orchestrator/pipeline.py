@@ -40,7 +40,7 @@ class Options:
     make_pool: Callable[[], Pool]
     watch: launch.Watch = lambda event: None
     say: Callable[[str], None] = lambda text: None
-    packed: data.Progress = lambda rows: None
+    packed: data.Progress = lambda rows, expected: None
     data: Path | None = None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from orchestrator.launch import Event
@@ -35,23 +36,40 @@ class Screen:
         self.rows: dict[str, _Row] = {}
         self.live = Live(console=self.console, refresh_per_second=4, transient=False) if self.console.is_terminal else None
         self.packed = 0.0
+        self.bar: Progress | None = None
 
     def __enter__(self) -> Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._packing_ended()
         if self.live and self.live.is_started:
             self.live.stop()
 
     def say(self, text: str) -> None:
+        self._packing_ended()
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def pack(self, rows: int) -> None:
-        if time.monotonic() - self.packed > 2 or self.console.is_terminal:
+    def pack(self, rows: int, expected: int | None) -> None:
+        """A bar on a terminal, a line every two seconds elsewhere."""
+        if self.console.is_terminal:
+            if self.bar is None:
+                columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+                self.bar = Progress(*columns, console=self.console)
+                self.task = self.bar.add_task("", total=expected)
+                self.bar.start()
+            self.bar.update(self.task, completed=rows)
+        elif time.monotonic() - self.packed > 2 or rows == expected:
             self.packed = time.monotonic()
-            self.console.print(f"decoded {rows:,} images", end="\r" if self.console.is_terminal else "\n", highlight=False)
+            self.console.print(f"decoded {rows:,} images" + (f" of {expected:,}" if expected else ""), highlight=False)
+
+    def _packing_ended(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def watch(self, event: Event) -> None:
+        self._packing_ended()
         row = self.rows.setdefault(event.job.label, _Row(event.job.train.epochs))
         if event.kind == "epoch":
             row.epoch, row.metrics = event.epoch, dict(event.metrics)
@@ -90,13 +108,3 @@ class Screen:
                 f"{row.state} {row.text}".strip(),
             )
         return table
-
-
-def print_table(headers: list[str], rows: list[list[str]], marked: int | None = None) -> None:
-    """A table on stdout; the marked row in bold."""
-    table = Table(box=None)
-    for header in headers:
-        table.add_column(header, no_wrap=True)
-    for i, row in enumerate(rows):
-        table.add_row(*row, style="bold green" if i == marked else None)
-    Console().print(table)

@@ -33,7 +33,8 @@ CHUNK = 2048
 MIN_PER_CLASS = 3
 
 Rows = NDArray[np.int64]
-Progress = Callable[[int], None]
+Progress = Callable[[int, int | None], None]  # rows decoded, rows expected where that is known
+Check = Callable[["Store"], object]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ def find(spec: DataSpec, home: Path) -> Store | None:
 
 
 def pack(
-    spec: DataSpec, home: Path, progress: Progress = lambda n: None, check: Callable[[Store], object] = lambda store: None
+    spec: DataSpec,
+    home: Path,
+    progress: Progress = lambda rows, expected: None,
+    check: Check = lambda store: None,
 ) -> Store:
     """Decode once: the store of this source, made if `home` has none.
 
@@ -151,6 +155,7 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
     ids: list[str] = []
     tested: list[bool] = []
     hasher = hashlib.sha256()
+    expected = source.expected()
     with open(work / "raw", "wb") as raw, ThreadPoolExecutor(os.cpu_count()) as pool:
         items = source.items()
         while chunk := list(islice(items, CHUNK)):
@@ -161,7 +166,7 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
             labels += [item.label for item in chunk]
             ids += [item.id for item in chunk]
             tested += [item.part == "test" for item in chunk]
-            progress(len(ids))
+            progress(len(ids), expected)
     classes = sorted(set(labels))
     mask = np.array(tested, dtype=bool)
     _check(source.spec, ids, np.array(labels), mask, classes)

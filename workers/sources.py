@@ -51,6 +51,15 @@ class Source:
             parts += [str(root), *_fingerprint(root)]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    def expected(self) -> int | None:
+        """How many rows there will be; None where only reading a whole archive would tell."""
+        if self.spec.dataset == "digits":
+            return 1797
+        root = self._root()
+        if self.spec.dataset == "cifar10" and not (root / "train").is_dir():
+            return 60_000
+        return sum(is_image(name) for name, _ in walk(root)) if root.is_dir() else None
+
     def items(self) -> Iterator[Item]:
         if self.spec.dataset == "digits":
             yield from _digits()

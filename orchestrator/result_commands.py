@@ -1,0 +1,188 @@
+"""Commands on what a sweep made: fuse, predict, export, report, ui."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.options import DEFAULT_HOME, AsJson, HomeDir, SweepName
+from workers.errors import Rejected
+
+if TYPE_CHECKING:
+    from orchestrator.fusing import Request
+    from orchestrator.plan import Plan
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `conclave fuse cifar-team --method vote --method stack`")
+def fuse(
+    name: SweepName,
+    method: Annotated[list[str] | None, typer.Option(help="A fusion to fit; may be given again.")] = None,
+    home: HomeDir = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the fusions again from the artifacts: no training, no Ray, nothing of the sweep changed."""
+    from orchestrator import report
+    from orchestrator.tables import print_table
+
+    request = _request(home, name, method)
+    details = _fuse_apart(request)
+    if as_json:
+        print(json.dumps(details))
+        return
+    rows = report.rows({"members": request.members}, details)
+    keys = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
+    print_table(list(keys), [[row[key] for key in keys] for row in rows])
+    print(report.verdict(details))
+
+
+def _fuse_apart(request: Request) -> dict[str, Any]:
+    """Fuse in a folder that goes away, so that the sweep's own results stay as they are."""
+    import tempfile
+    from dataclasses import replace
+
+    from orchestrator.fusing import fuse
+
+    with tempfile.TemporaryDirectory() as work:
+        return fuse(replace(request, sweep=Path(work)))
+
+
+def _request(home: Path, name: str, methods: list[str] | None = None) -> Request:
+    """What the fusion step needs, from the home alone."""
+    from orchestrator import pipeline
+    from orchestrator.config import FUSIONS
+    from orchestrator.home import Home
+
+    unknown = [m for m in methods or () if m not in FUSIONS]
+    if unknown:
+        raise Rejected(f"--method {unknown[0]}: unknown; known are {', '.join(FUSIONS)}.")
+    folder = Home(home).existing(name)
+    made = _plan_of(home, name)
+    if methods:
+        made = type(made)(made.team.model_copy(update={"fusion": tuple(methods)}), made.store, made.jobs, made.done)
+    members = pipeline.judge(made, {})
+    missing = [n for n, m in members.items() if m["state"] != "done"]
+    if len(missing) == len(members):
+        raise Rejected(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
+    return pipeline.make_request(made, members, folder, None, None)
+
+
+def _plan_of(home: Path, name: str) -> Plan:
+    from orchestrator import config, teamfile
+    from orchestrator import plan as planning
+    from orchestrator.home import Home
+    from workers.data import Store, find
+
+    folder = Home(home).existing(name)
+    state = folder.state()
+    origin = Path(state["team_file"])
+    team = config.resolve(teamfile.Document(origin, *_parsed(folder.team)), state["data"] and Path(state["data"]))
+    store = Store(Path(home, "data", state["store"])) if state.get("store") else find(team.data, home)
+    if store is None or not (store.folder / "store.json").is_file():
+        raise Rejected(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
+    return planning.make(team, store, home, (str(origin.parent),))
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], Any]:
+    from orchestrator import teamfile
+
+    document = teamfile.read(path)
+    return document.values, document.root
+
+
+@app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
+def predict(
+    model: Annotated[Path, typer.Argument(help="A fused.onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
+    out: Annotated[Path | None, typer.Option(help="CSV to write; stdout where left out.")] = None,
+) -> None:
+    """Class probabilities of images, as CSV: file, class, probability."""
+    import csv
+    import io
+
+    from fusion.predict import Predictor
+
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "class", "probability"])
+    for name, label, probability in Predictor(model).rows(images):
+        writer.writerow([name, label, f"{probability:.7g}"])
+    if out is None:
+        sys.stdout.write(buffer.getvalue())
+        return
+    from workers.files import write_bytes
+
+    try:
+        write_bytes(out, buffer.getvalue().encode())
+    except OSError as error:
+        raise Rejected(f"--out {out}: can't be written ({error.strerror}).") from None
+
+
+@app.command(epilog="Example: `conclave export digits --method stack --out stack.onnx`")
+def export(
+    name: SweepName,
+    method: Annotated[str | None, typer.Option(help="A fusion or a member to export.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The model file; SWEEP-METHOD.onnx where left out.")] = None,
+    outputs: Annotated[Path | None, typer.Option(help="Write what every fusion was made from, FILE.npz.")] = None,
+    home: HomeDir = DEFAULT_HOME,
+) -> None:
+    """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
+    import shutil
+
+    from orchestrator.home import Home
+
+    folder = Home(home).existing(name)
+    if method is None and outputs is None:
+        raise Rejected("export: say what: --method NAME for a model, or --outputs FILE.npz.")
+    if outputs is not None:
+        if not folder.outputs.is_file():
+            raise Rejected(f"sweep {name}: not fused yet. Run `conclave sweep` first.")
+        shutil.copyfile(folder.outputs, outputs)
+        print(f"{outputs} is written.")
+    if method is not None:
+        from orchestrator.fusing import prepare, write_model
+
+        request = _request(home, name)
+        known = [*request.members, *request.fusions]
+        if method not in known:
+            raise Rejected(f"--method {method}: not in this sweep; there are {', '.join(known)}.")
+        gathered, fitted, networks, _ = prepare(request)
+        target = out or Path(f"{name}-{method}.onnx")
+        difference = write_model(request, gathered, fitted[method], networks, target)
+        print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
+
+
+@app.command(epilog="Example: `conclave report digits`")
+def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Print a finished sweep's table and verdict, and where its HTML report is."""
+    from orchestrator.home import Home
+    from orchestrator.tables import print_summary
+
+    folder = Home(home).existing(name)
+    summary = folder.summary()
+    if not summary:
+        raise Rejected(f"sweep {name}: not finished yet. Run `conclave sweep` again; what is done is kept.")
+    if as_json:
+        print(json.dumps({**summary, "details": folder.details()}))
+    else:
+        print_summary(Home(home), summary)
+
+
+@app.command(epilog="Example: `conclave ui --port 5001`")
+def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000) -> None:
+    """Open the MLflow UI on this home, on this machine only. Ctrl-C ends it."""
+    from orchestrator.home import Home
+
+    place = Home(home)
+    if not (home / "mlflow.db").is_file():
+        raise Rejected(f"{home}: no runs yet. `conclave sweep` makes some.")
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
+    safe = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
+    os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **safe})

@@ -1,0 +1,45 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.home import Home
+
+
+def print_table(headers: list[str], rows: list[list[str]], marked: int | None = None) -> None:
+    """A table on stdout; the marked row in bold."""
+    table = Table(box=None)
+    for header in headers:
+        table.add_column(header, no_wrap=True)
+    for i, row in enumerate(rows):
+        table.add_row(*row, style="bold green" if i == marked else None)
+    Console().print(table)
+
+
+def print_summary(home: Home, summary: dict[str, Any]) -> None:
+    """A sweep's table and verdict."""
+    from orchestrator import report
+
+    counts = f"{summary['trained']} jobs trained now, {summary['reused']} found done"
+    print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
+    for name, member in summary["members"].items():
+        if member["reason"]:
+            print(f"  {name}: {member['state']}: {member['reason']}")
+    folder = home.sweep(summary["sweep"])
+    details = folder.details()
+    if summary["state"] == "interrupted":
+        print("Interrupted: what is finished is kept; the same command goes on from there.")
+    if summary["state"] in ("failed", "interrupted") or not details:
+        return
+    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details['best_single']}"}
+    keys |= {"p": "p", "train": "training", "inference": "inference"}
+    rows = report.rows(summary, details)
+    marked = next(i for i, row in enumerate(rows) if row["recommended"])
+    print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
+    for line in (report.verdict(details), *details["warnings"]):
+        print(line)
+    print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  conclave ui --home {home.path}")

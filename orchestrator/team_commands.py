@@ -1,0 +1,148 @@
+"""Commands on a team file, up to and with the sweep: init, validate, plan, sweep, status, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile
+from workers.errors import Rejected
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `conclave init team.yaml`")
+def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("team.yaml")) -> None:
+    """Write a team file to start from: three small members on the digits data set."""
+    if path.exists():
+        raise Rejected(f"{path}: exists already. Give another name.")
+    try:
+        path.write_text((Path(__file__).parent / "templates" / "team.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise Rejected(f"{path}: can't be written ({error.strerror}).") from None
+    print(f"{path} is written. Next: conclave sweep {path}")
+
+
+@app.command(epilog="Example: `conclave validate team.yaml`")
+def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
+    """Check a team file; nothing is read but it, and nothing is written."""
+    from orchestrator import config
+
+    team = config.load(team_file)
+    if as_json:
+        print(team.model_dump_json())
+    else:
+        names = ", ".join(m.name for m in team.members)
+        print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
+
+
+@app.command(epilog="Example: `conclave plan team.yaml`")
+def plan(team_file: TeamFile, home: HomeDir = DEFAULT_HOME, data: DataPath = None, as_json: AsJson = False) -> None:
+    """Show the jobs, what is already done, and an estimate of the time. Reads the home only."""
+    from orchestrator import config
+    from orchestrator import plan as planning
+    from workers.data import find
+
+    team = config.load(team_file, data)
+    store = find(team.data, home)
+    if store is None:
+        folds = team.data.folds if "stack" in team.fusion else 0
+        jobs = [f"{m.name}{'' if k is None else f' fold {k}'}" for k in (None, *range(folds)) for m in team.members]
+        _show_plan([(label, "to do") for label in jobs], "unknown until the data is packed: `conclave sweep` packs it", as_json)
+        return
+    made = planning.make(team, store, home, (str(team_file.resolve().parent),))
+    seconds, basis = planning.seconds(made, os.cpu_count() or 1)
+    rows = [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
+    _show_plan(
+        rows, f"about {seconds / 60:.1f} minutes on this machine's cores ({basis})" if made.todo else "nothing to do", as_json
+    )
+
+
+def _show_plan(rows: list[tuple[str, str]], time: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"jobs": [{"job": label, "state": state} for label, state in rows], "time": time}))
+        return
+    from orchestrator.tables import print_table
+
+    print_table(["job", "state"], [list(row) for row in rows])
+    print(f"{len(rows)} jobs, {sum(state == 'done' for _, state in rows)} done. Time: {time}.")
+
+
+@app.command(epilog="Example: `conclave sweep team.yaml --home runs --json`")
+def sweep(
+    team_file: TeamFile,
+    home: HomeDir = DEFAULT_HOME,
+    data: DataPath = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="Without Ray, one job after another: for debugging.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what isn't done, track it, fuse it, export one model. Run again, it trains nothing that is done."""
+    from orchestrator import pipeline
+    from orchestrator.home import Home
+    from orchestrator.screen import Screen
+    from orchestrator.tables import print_summary
+
+    with Screen() as screen:
+        pool = pipeline.Inline if inline else pipeline.ray_pool(address)
+        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data)
+        result = pipeline.sweep(team_file, options)
+    if as_json:
+        print(json.dumps(result.summary))
+    else:
+        print_summary(Home(home), result.summary)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command(epilog="Example: `conclave status cifar-team`")
+def status(
+    name: Annotated[str | None, typer.Argument(help="A sweep; all of them where left out.", metavar="[SWEEP]")] = None,
+    home: HomeDir = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """What is done. Reads the home only."""
+    from orchestrator.home import Home
+    from orchestrator.tables import print_table
+    from workers.artifact import MemberArtifact
+
+    place = Home(home)
+    names = [place.existing(name).path.name] if name else place.sweeps()
+    found: dict[str, Any] = {}
+    for sweep_name in names:
+        folder = place.sweep(sweep_name)
+        members = {
+            member: f"{sum(MemberArtifact.of(home, s).done for s in signatures)}/{len(signatures)} fits done"
+            for member, signatures in folder.state()["members"].items()
+        }
+        summary = folder.summary()
+        found[sweep_name] = {
+            "state": summary.get("state", "unfinished"),
+            "recommended": summary.get("recommended"),
+            "members": members,
+        }
+    if as_json:
+        print(json.dumps(found))
+    elif not found:
+        print(f"No sweep in {home} yet.")
+    else:
+        rows = [[s, e["state"], m, t] for s, e in found.items() for m, t in e["members"].items()]
+        print_table(["sweep", "state", "member", "fits"], rows)
+
+
+@app.command(epilog="Example: `conclave doctor`")
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: PyTorch, GPU, the packages, and say in words what is wrong."""
+    from orchestrator.doctor import examine
+
+    facts, problems = examine()
+    if as_json:
+        print(json.dumps({"facts": facts, "problems": problems}))
+    else:
+        for key, value in facts.items():
+            print(f"{key}: {value}")
+        print("\n".join(f"PROBLEM: {p}" for p in problems) or "Healthy: nothing is wrong.")
+    raise typer.Exit(1 if problems else 0)
