@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fusion.model import FusedModel, combiner_like
 from fusion.outputs import Floats
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, Corrupt
 from workers.files import tensors_sha256, write_bytes, write_json
 from workers.models import build, import_from
 from workers.spec import MemberSpec
@@ -54,9 +54,10 @@ def export(
     }
     from safetensors.torch import save
 
-    write_bytes(target.with_suffix(".safetensors"), save({k: v.contiguous() for k, v in model.state_dict().items()}))
+    tensors = save({k: v.contiguous() for k, v in model.state_dict().items()})
+    write_bytes(target.with_suffix(".safetensors"), tensors, "export")
     write_json(target.with_suffix(".json"), record)
-    write_bytes(target, content)
+    write_bytes(target, content, "export.onnx")
     return difference
 
 
@@ -70,6 +71,8 @@ def load(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
     model = FusedModel(members, combiner_like(record["combiner"], buffers), record["temperature"])
     model.load_state_dict(state)
+    if tensors_sha256(model.state_dict()) != record["weights_sha256"]:
+        raise Corrupt(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
     return model.eval()
 
 

@@ -29,6 +29,38 @@ def _somebody(value: Any) -> Any:
 class Tracking(Strict):
     uri: str | None = None
     experiment: str | None = None
+    required: bool = True  # false: where the server is away, track in the home and say so
+
+
+class Retries(Strict):
+    """How often a fit is tried again, by cause; null is without limit."""
+
+    errors: int | None = Field(3, ge=0)
+    preemptions: int | None = Field(None, ge=0)  # drained and lost nodes
+    oom: int | None = Field(2, ge=0)  # killed for the node's memory
+
+    def allows(self, cause: str, times: int) -> bool:
+        """Whether a fit that failed `times` times for this cause is tried again."""
+        limit = {"errors": self.errors, "preemptions": self.preemptions, "oom": self.oom}[cause]
+        return limit is None or times <= limit
+
+
+def _errors(value: Any) -> Any:
+    """`2` stands for `{errors: 2}`."""
+    return {"errors": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Checkpoint(Strict):
+    """A fit writes a checkpoint after every epoch, and within an epoch every so many minutes."""
+
+    minutes: float = Field(5, gt=0)
+
+
+class Heartbeat(Strict):
+    """A trainer that gives no sign of life for `seconds`, or finishes no step for `stall_minutes`, is ended and retried."""
+
+    seconds: float = Field(60, gt=0)
+    stall_minutes: float = Field(30, gt=0)
 
 
 class Team(Strict):
@@ -44,7 +76,9 @@ class Team(Strict):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     quorum: int = Field(2, ge=1)
-    retries: int = Field(3, ge=0)
+    retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
+    checkpoint: Checkpoint = Checkpoint()
+    heartbeat: Heartbeat = Heartbeat()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

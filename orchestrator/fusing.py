@@ -20,6 +20,7 @@ from fusion.score import accuracy_gain, bootstrap, per_class, scores
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
 from workers.data import Store, split
+from workers.faults import reach
 from workers.models import Network, build, import_from
 from workers.spec import DataSpec, MemberSpec
 from workers.tracking import Tracking
@@ -36,8 +37,10 @@ class Place:
     root: Path
 
     def fetch(self, uri: str | None) -> Path:
-        """A local folder that holds `fit/`: gathered through the tracking store, else from the home."""
-        found = Tracking(uri).fetch(self.run, "fit") if uri and self.run else None
+        """A local folder that holds `fit/`: in the home, else gathered through the tracking store."""
+        if MemberArtifact(self.root).done or not (uri and self.run):
+            return self.root
+        found = Tracking(uri).fetch(self.run, "fit")
         return found.parent if found and MemberArtifact(found.parent).done else self.root
 
 
@@ -62,6 +65,7 @@ class Request:
 def fuse(request: Request) -> dict[str, Any]:
     """Fit, score, choose, export. Writes outputs.npz, fused.onnx and fusion.json; gives fusion.json's content."""
     gathered, fitted, networks, roots = prepare(request)
+    reach("fusion.fit")
     chosen, why = recommend(gathered, fitted)
     seconds = _train_seconds(roots, request)
     details: dict[str, Any] = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from orchestrator.config import Retries
 from workers.spec import Job
 
 Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable"]
+Cause = Literal["errors", "preemptions", "oom"]
 POLL_SECONDS = 0.5
 
 
@@ -26,13 +28,13 @@ class Event:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: a manifest, or a reason. `retry` tells whether trying again may help."""
+    """How a job ended: a manifest, or a reason. `cause` names the budget that pays for another try; None: there is none."""
 
     job: Job
     manifest: dict[str, Any] | None
     kind: Kind = "done"
     reason: str = ""
-    retry: bool = False
+    cause: Cause | None = None
 
 
 class Executor(Protocol):
@@ -49,6 +51,9 @@ class Executor(Protocol):
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """What happened since the last call; waits at most about `seconds`."""
 
+    def stop(self, seconds: float) -> None:
+        """Ask every running fit to write a checkpoint and leave; wait that long for it."""
+
     def close(self) -> None: ...
 
 
@@ -56,13 +61,13 @@ Watch = Callable[[Event], None]
 
 
 def supervise(
-    jobs: Sequence[Job], executor: Executor, uri: str | None, runs: Mapping[str, str], retries: int, watch: Watch
+    jobs: Sequence[Job], executor: Executor, uri: str | None, runs: Mapping[str, str], budget: Retries, watch: Watch
 ) -> dict[str, Outcome]:
     """Run all jobs; one that fails for good never stops the rest. Gives the outcome of each by signature."""
     ended: dict[str, Outcome] = {}
     waiting = deque(jobs)
     running: set[str] = set()
-    failures: Counter[str] = Counter()
+    failures: Counter[tuple[str, Cause | None]] = Counter()
     while waiting or running:
         for job, reason in [(job, executor.impossible(job)) for job in waiting]:
             if reason is None:
@@ -81,13 +86,15 @@ def supervise(
                 watch(item)
                 continue
             running.discard(item.job.signature)
-            failures[item.job.signature] += item.manifest is None
-            if item.retry and failures[item.job.signature] <= retries:
+            failures[item.job.signature, item.cause] += 1
+            times = failures[item.job.signature, item.cause]
+            if item.cause and budget.allows(item.cause, times):
                 watch(Event(item.job, "retry", text=item.reason))
                 waiting.append(item.job)
             else:
-                ended[item.job.signature] = item
-                watch(Event(item.job, item.kind, text=item.reason))
+                last = replace(item, reason=f"{item.reason} ({times} times)") if item.cause and times > 1 else item
+                ended[item.job.signature] = last
+                watch(Event(item.job, item.kind, text=last.reason))
     return ended
 
 
@@ -98,7 +105,7 @@ def outcome(job: Job, result: dict[str, Any]) -> Outcome:
     if result["kind"] == "Diverged":
         return Outcome(job, None, "diverged", result["error"])
     # a full device or a bad file is the same the next time; anything else may not be
-    return Outcome(job, None, "failed", result["error"], retry=result["kind"] == "error")
+    return Outcome(job, None, "failed", result["error"], "errors" if result["kind"] == "error" else None)
 
 
 class InlineExecutor:
@@ -123,9 +130,12 @@ class InlineExecutor:
             return []
         job, uri, run = self.waiting
         self.waiting = None
-        progress = Progress(None)
+        progress = Progress()
         result = work(job, uri, run, progress)
         return [Event(job, "epoch", progress.epoch_, progress.metrics), outcome(job, result)]
+
+    def stop(self, seconds: float) -> None:
+        self.waiting = None
 
     def close(self) -> None:
         self.waiting = None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ from workers.data import split
 from workers.errors import Rejected
 from workers.spec import Job
 
+STOP_SECONDS = 7.0  # for a fit to finish its step and write a checkpoint
+FLUSH_SECONDS = 10.0
+
 
 class Pool(Executor, Protocol):
     """An executor that can run the fusion step too."""
@@ -37,11 +41,12 @@ class Options:
     """What a caller of `sweep` may choose."""
 
     home: Home
-    make_pool: Callable[[], Pool]
+    make_pool: Callable[[Team], Pool]
     watch: launch.Watch = lambda event: None
     say: Callable[[str], None] = lambda text: None
     packed: data.Progress = lambda rows, expected: None
     data: Path | None = None
+    restart: tuple[str, ...] = ()  # members to train afresh
 
 
 @dataclass
@@ -54,16 +59,20 @@ class Result:
 def sweep(team_file: Path, options: Options) -> Result:
     """Train what isn't done, fuse, export, report. Raises Rejected before anything was written."""
     team = config.load(team_file, options.data)
-    uri = _reachable(team.tracking.uri) or options.home.tracking_uri
+    for name in set(options.restart) - {m.name for m in team.members}:
+        raise Rejected(f"--restart {name}: no such member; there are {', '.join(m.name for m in team.members)}.")
+    uri = tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
     preflight(team, paths)
     store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
     folder = options.home.sweep(team.name)
     with folder.held():
         todo = plan.make(team, store, options.home.path, paths)
+        for line in changes(folder.state().get("settings", {}), todo):
+            options.say(line)
         _keep_team_file(team_file, folder)
-        runs = Runs.open(team_file, todo, folder, uri, options.home)
-        todo = runs.adopt_elsewhere(todo)
+        runs = Runs.open(team_file, todo, folder, uri, options.home, options.restart)
+        todo = runs.adopt_elsewhere(plan.make(team, store, options.home.path, paths))
         if not todo.todo and _unchanged(folder, todo):
             return _again(folder, todo)
         return _run(todo, runs, folder, uri, options)
@@ -72,36 +81,55 @@ def sweep(team_file: Path, options: Options) -> Result:
 def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options) -> Result:
     runs.begin()
     pool: Pool | None = None
+    team = todo.team
     try:
-        pool = options.make_pool() if todo.todo else None
-        outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), todo.team.retries, options.watch) if pool else {}
+        pool = options.make_pool(team) if todo.todo else None
+        outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, options.watch) if pool else {}
         members = judge(todo, outcomes)
         runs.finish_members(todo, members)
         done = [name for name, member in members.items() if member["state"] == "done"]
-        if len(done) < todo.team.quorum:
+        if len(done) < team.quorum:
             summary = _summary(todo, members, None, outcomes, folder, uri, runs)
             runs.end(summary, folder)
-            folder.write("summary.json", summary)
-            return Result(summary, 1, outcomes)
-        options.say(f"fusing {len(done)} members: {', '.join(todo.team.fusion)}")
+            return _close(summary, 1, runs, folder, outcomes)
+        options.say(f"fusing {len(done)} members: {', '.join(team.fusion)}")
         request = make_request(todo, members, folder, uri, runs)
         details = pool.call_on_head(fuse, request) if pool else fuse(request)
     except KeyboardInterrupt:
+        if pool:
+            pool.stop(STOP_SECONDS)
         runs.interrupted()
         summary = {**_summary(todo, judge(todo, {}), None, {}, folder, uri, runs), "state": "interrupted"}
-        folder.write("summary.json", summary)
-        return Result(summary, 130)
+        return _close(summary, 130, runs, folder)
     except BaseException:
         runs.failed()
+        runs.flush(FLUSH_SECONDS)
         raise
     finally:
         if pool:
             pool.close()
     summary = _summary(todo, members, details, outcomes, folder, uri, runs)
-    report.write(folder, todo.team, summary, details, histories(todo))
-    runs.end(summary, folder, details, request)
+    report.write(folder, team, summary, details, histories(todo))
+    runs.end(summary, folder, details)
+    return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
+
+
+def _close(
+    summary: dict[str, Any], code: int, runs: Runs, folder: SweepFolder, outcomes: dict[str, Outcome] | None = None
+) -> Result:
+    """Send what can be sent, and leave the summary."""
+    summary["unsent"] = runs.flush(FLUSH_SECONDS if code != 130 else FLUSH_SECONDS / 5)
     folder.write("summary.json", summary)
-    return Result(summary, 0 if summary["state"] == "done" else 3, outcomes)
+    return Result(summary, code, outcomes or {})
+
+
+def changes(before: dict[str, str], todo: Plan) -> list[str]:
+    """A line for each setting that differs from the sweep's last run."""
+    now = todo.settings()
+    if not before:
+        return []
+    differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    return [f"changed since the last run: {k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}" for k in differing]
 
 
 def preflight(team: Team, paths: Sequence[str]) -> None:
@@ -248,16 +276,30 @@ def _keep_team_file(team_file: Path, folder: SweepFolder) -> None:
         shutil.copyfile(team_file, folder.team)
 
 
-def _reachable(uri: str | None) -> str | None:
-    """Refuse a tracking server that doesn't answer, before anything starts."""
-    parts = urlparse(uri or "")
-    if parts.scheme in ("http", "https"):
-        try:
-            port = parts.port or (443 if parts.scheme == "https" else 80)
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise Rejected(f"tracking.uri: {uri} doesn't answer ({error}). Start the server, or leave uri null.") from None
-    return uri
+def tracked_at(asked: config.Tracking, home: Home, say: Callable[[str], None]) -> str:
+    """The tracking store's URI. Refuses a server that doesn't answer, before anything starts, unless it is not required."""
+    if asked.uri is None:
+        return home.tracking_uri
+    trouble = _trouble(asked.uri)
+    if trouble and asked.required:
+        raise Rejected(f"tracking.uri: {asked.uri} {trouble}. Start the server, or leave uri null.")
+    if trouble:
+        say(f"tracking.uri: {asked.uri} {trouble}; tracked in {home.path} instead")
+        return home.tracking_uri
+    return asked.uri
+
+
+def _trouble(uri: str) -> str | None:
+    """What is wrong with a tracking server, or None. Other stores are asked when they are opened."""
+    if urlparse(uri).scheme not in ("http", "https"):
+        return None
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return None
+    except urllib.error.HTTPError:
+        return None  # somebody answers; whether they let us in is seen at the first call
+    except (OSError, ValueError) as error:
+        return f"doesn't answer ({getattr(error, 'reason', error)})"
 
 
 def _commit() -> str:
@@ -272,12 +314,17 @@ class Inline(launch.InlineExecutor):
         return function(*arguments)
 
 
-def ray_pool(address: str | None) -> Callable[[], Pool]:
+def inline_pool(team: Team) -> Pool:
+    """Without Ray."""
+    return Inline()
+
+
+def ray_pool(address: str | None) -> Callable[[Team], Pool]:
     """A pool on Ray, imported only when it is needed."""
 
-    def make() -> Pool:
+    def make(team: Team) -> Pool:
         from orchestrator.cluster import RayExecutor
 
-        return RayExecutor(address or os.environ.get("RAY_ADDRESS"))
+        return RayExecutor(address or os.environ.get("RAY_ADDRESS"), team.heartbeat)
 
     return make

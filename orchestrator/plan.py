@@ -15,7 +15,7 @@ from orchestrator.config import Team
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected
-from workers.spec import Job, MemberSpec
+from workers.spec import Job, MemberSpec, flatten
 
 RECIPE_VERSION = 1  # raise it when the same team gives other weights than before
 
@@ -41,6 +41,12 @@ class Plan:
         jobs = {job.label: job.signature for job in self.jobs}
         return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum}
 
+    def settings(self) -> dict[str, str]:
+        """What the results rest on, flat, to tell people what changed between two runs."""
+        team = self.team.model_dump(mode="json", include={"seed", "data", "train", "fusion", "quorum"})
+        members = {m.name: m.science() for m in self.team.members}
+        return {k: str(v) for k, v in flatten({**team, "members": members, "data content": self.store.digest[:12]}).items()}
+
     def of(self, member: str) -> list[Job]:
         return [job for job in self.jobs if job.member.name == member]
 
@@ -63,6 +69,7 @@ def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | N
         home=home.absolute(),
         store=store.folder.absolute(),
         import_paths=import_paths,
+        checkpoint_seconds=team.checkpoint.minutes * 60,
     )
 
 

@@ -32,7 +32,7 @@ def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str
                 "brier": f"{scores['brier']:.4f}",
                 "ece": f"{scores['ece']:.4f}",
                 "gain": "" if gain is None or name == details["best_single"] else _gain(gain),
-                "p": "" if gain is None or name == details["best_single"] else f"{gain[2]:.3g}",
+                "p": "" if gain is None or name == details["best_single"] else f"{gain[2]:.1g}",
                 "train": f"{row['train_cost']:.2f}x",
                 "inference": f"{row['inference_cost']:.2f}x",
                 "recommended": "yes" if name == details["recommended"] else "",

@@ -186,3 +186,26 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     safe = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
     os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **safe})
+
+
+@app.command(epilog="Example: `conclave sync`")
+def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Send what the tracking store has not got yet, because it was away. Twice is the same as once."""
+    from workers.fitrun import deliver
+    from workers.spool import Spool
+
+    sent, left, troubles = 0, 0, set()
+    for spool in Spool.all(home):
+        if spool.unsent():
+            try:
+                sent += deliver(spool)
+            except Exception as error:
+                troubles.add(f"{spool.uri}: {str(error).splitlines()[0][:200]}")
+        left += len(spool.unsent())
+    if as_json:
+        print(json.dumps({"sent": sent, "left": left}))
+    else:
+        print(f"{sent} entries sent, {left} left.")
+    for trouble in sorted(troubles):
+        print(f"conclave: {trouble}", file=sys.stderr)
+    raise typer.Exit(1 if left else 0)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator import plan
 from orchestrator.config import Team
 from orchestrator.home import Home, SweepFolder
 from orchestrator.plan import Plan
 from workers.artifact import MemberArtifact
-from workers.spec import Job
-from workers.tracking import Tracking, flatten
-
-if TYPE_CHECKING:
-    from orchestrator.fusing import Request
+from workers.fitrun import deliver
+from workers.spec import Job, flatten
+from workers.spool import Spool
+from workers.tracking import Tracking
 
 
 @dataclass
@@ -29,10 +32,12 @@ class Runs:
     experiment: str
     parent: str
     team_file: Path
+    home: Home
+    spool: Spool
     jobs: dict[str, str] = field(default_factory=dict)  # signature -> run id
 
     @classmethod
-    def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home) -> Runs:
+    def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home, restart: Sequence[str] = ()) -> Runs:
         """Continue the sweep's runs, or create experiment and runs. The database is made here, by the driver alone."""
         team, tracking, state = todo.team, Tracking(uri), folder.state()
         local = home.artifacts if team.tracking.uri is None else None
@@ -41,16 +46,29 @@ class Runs:
         parent = known.get("parent_run_id") or tracking.start(
             experiment, team.name, {"team": team.name, "role": "sweep", "state": "running"}
         )
-        runs = cls(tracking, folder, team, todo, str(experiment), str(parent), team_file, dict(known.get("runs", {})))
+        name = f"sweep-{team.name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
+        spool = Spool.of(home.path, name, uri)
+        runs = cls(
+            tracking, folder, team, todo, str(experiment), str(parent), team_file, home, spool, dict(known.get("runs", {}))
+        )
         if not known:
             tracking.params(
                 parent,
                 flatten({"data": team.data.model_dump(mode="json"), "train": team.train.model_dump(mode="json")}),
             )
-        tracking.artifact(parent, folder.team)
+        spool.artifact(parent, folder.team)
+        for job in [job for name in restart for job in todo.of(name)]:
+            runs._forget(job)
         runs._create_missing()
         runs._save(state.get("fingerprint"))
         return runs
+
+    def _forget(self, job: Job) -> None:
+        """Of a fit that is to be trained afresh: its files, and every run that could be taken for it."""
+        while run := self.tracking.finished_fit(self.experiment, job.signature):
+            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
+        self.jobs.pop(job.signature, None)
+        MemberArtifact.of(job.home, job.signature).forget()
 
     def _create_missing(self) -> None:
         """A run for each job that has none; members before their fold fits, which are nested under them."""
@@ -71,7 +89,7 @@ class Runs:
             recipe = {"fold": job.fold, "fit_seed": job.seed, **job.member.model_dump(mode="json")}
             self.tracking.params(run, flatten({**recipe, "train": job.train.model_dump(mode="json")}))
             self.jobs[job.signature] = run
-            if job.signature in self.todo.done:
+            if MemberArtifact.of(job.home, job.signature).done:
                 self._publish(job, run, "this home")
 
     def _publish(self, job: Job, run: str, source: str) -> None:
@@ -79,11 +97,13 @@ class Runs:
         artifact = MemberArtifact.of(job.home, job.signature)
         manifest = artifact.manifest()
         for epoch, metrics in enumerate(manifest["history"]):
-            self.tracking.log(run, metrics, epoch + 1)
-        self.tracking.artifact(run, artifact.folder, "fit")
-        tags = {"state": "done", "source": source, "weights_sha256": manifest["weights_sha256"]}
-        self.tracking.log(run, {"train_seconds": manifest["train_seconds"]}, tags=tags)
-        self.tracking.end(run)
+            values = {k: v for k, v in metrics.items() if k != "time"}
+            self.spool.metrics(run, values, epoch + 1, int(metrics["time"]))
+        self.spool.artifact(run, artifact.folder, "fit")
+        self.spool.tags(run, {"state": "done", "source": source, "weights_sha256": manifest["weights_sha256"]})
+        last = int(manifest["history"][-1]["time"])
+        self.spool.metrics(run, {"train_seconds": manifest["train_seconds"]}, 0, last)
+        self.spool.status(run, "FINISHED", last)
 
     def adopt_elsewhere(self, todo: Plan) -> Plan:
         """Take finished fits that only the tracking store has; gives the plan with them done."""
@@ -92,7 +112,6 @@ class Runs:
             found = self.tracking.fetch(run, "fit") if run else None
             artifact = MemberArtifact.of(job.home, job.signature)
             if found and MemberArtifact(found.parent).done:
-                artifact.root.mkdir(parents=True, exist_ok=True)
                 artifact.adopt(found)
         return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
 
@@ -101,36 +120,44 @@ class Runs:
 
     def begin(self) -> None:
         self._save()
-        self.tracking.reopen(self.parent)
-        self.tracking.log(self.parent, {}, tags={"state": "running"})
+        self.spool.status(self.parent, "RUNNING", _now())
+        self.spool.tags(self.parent, {"state": "running"})
 
     def finish_members(self, todo: Plan, members: dict[str, dict[str, Any]]) -> None:
         for name, member in members.items():
             if member["state"] != "done":
                 run = self.jobs[todo.of(name)[0].signature]
-                self.tracking.log(run, {}, tags={"state": member["state"], "reason": str(member["reason"])[:500]})
-                self.tracking.end(run, "FAILED")
+                self.spool.tags(run, {"state": member["state"], "reason": str(member["reason"])[:500]})
+                self.spool.status(run, "FAILED", _now())
 
     def end(
         self,
         summary: dict[str, Any],
         folder: SweepFolder,
         details: dict[str, Any] | None = None,
-        request: Request | None = None,
     ) -> None:
         """Headline metrics, the report and the model on the parent run; the model in the registry."""
         from orchestrator.report import note
 
         self._headlines(summary)
-        if details and request:
+        if details:
             for path in [*sorted(folder.path.glob("*.png")), folder.report, folder.model]:
-                self.tracking.artifact(self.parent, path)
+                self.spool.artifact(self.parent, path)
             self._per_class(details)
-            self._register(folder, summary, request)
+            self.spool.model(self.parent, self.team.name, folder.model)
         tags = {"state": summary["state"], "recommended": str(summary["recommended"])}
-        self.tracking.log(self.parent, {}, tags={**tags, "mlflow.note.content": note(summary)[:8000]})
-        self.tracking.end(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED")
+        self.spool.tags(self.parent, {**tags, "mlflow.note.content": note(summary)[:8000]})
+        self.spool.status(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED", _now())
         self._save(self.todo.fingerprint() if summary["state"] == "done" else None)
+
+    def flush(self, seconds: float) -> int:
+        """Send what this sweep has spooled, for about that long; gives how many entries stay for `conclave sync`."""
+        until = time.monotonic() + seconds
+        spools = [self.spool, *(Spool.at(self.home.path, run) for run in self.jobs.values())]
+        with contextlib.suppress(Exception):  # away: it stays in the spool
+            for spool in spools:
+                deliver(spool, self.tracking, until)
+        return sum(len(spool.unsent()) for spool in spools)
 
     def _headlines(self, summary: dict[str, Any]) -> None:
         values: dict[str, float] = {}
@@ -144,32 +171,21 @@ class Runs:
         for name, member in summary["members"].items():
             if member["test"]:
                 scores = {f"test/{key}": value for key, value in member["test"].items()}
-                self.tracking.log(self.jobs[self.todo.of(name)[0].signature], scores)
+                self.spool.metrics(self.jobs[self.todo.of(name)[0].signature], scores, 0, _now())
         chosen = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
         values |= {f"test/{key}": value for key, value in (chosen or {}).items()}
-        self.tracking.log(self.parent, values)
+        self.spool.metrics(self.parent, values, 0, _now())
 
     def _per_class(self, details: dict[str, Any]) -> None:
         from workers.files import write_json
 
-        path = self.folder.path / "per_class.json"
         for name, row in details["candidates"].items():
             jobs = self.todo.of(name)
             if jobs and "per_class" in row:
+                path = self.folder.path / "per_class" / name / "per_class.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
-                self.tracking.artifact(self.jobs[jobs[0].signature], path)
-        path.unlink(missing_ok=True)
-
-    def _register(self, folder: SweepFolder, summary: dict[str, Any], request: Request) -> None:
-        import numpy as np
-
-        from workers.data import Store
-
-        example = np.asarray(Store(request.store).images[:2])
-        shape = np.zeros((1, len(summary["classes"])), np.float32)
-        summary["model_version"] = self.tracking.register(
-            self.parent, self.team.name, folder.model, (example, shape), champion=True
-        )
+                self.spool.artifact(self.jobs[jobs[0].signature], path)
 
     def interrupted(self) -> None:
         self._stop("KILLED", "interrupted")
@@ -181,9 +197,9 @@ class Runs:
         """End what would otherwise stay RUNNING for ever in the UI."""
         for job in self.todo.todo:
             if not MemberArtifact.of(job.home, job.signature).done:
-                self.tracking.end(self.jobs[job.signature], status)
-        self.tracking.log(self.parent, {}, tags={"state": state})
-        self.tracking.end(self.parent, status)
+                self.spool.status(self.jobs[job.signature], status, _now())
+        self.spool.tags(self.parent, {"state": state})
+        self.spool.status(self.parent, status, _now())
 
     def _save(self, fingerprint: dict[str, Any] | None = None) -> None:
         self.folder.write(
@@ -199,5 +215,10 @@ class Runs:
                 "runs": self.jobs,
                 "members": {m.name: [j.signature for j in self.todo.of(m.name)] for m in self.team.members},
                 "fingerprint": fingerprint,
+                "settings": self.todo.settings(),
             },
         )
+
+
+def _now() -> int:
+    return round(time.time() * 1000)

@@ -29,6 +29,8 @@ def print_summary(home: Home, summary: dict[str, Any]) -> None:
     for name, member in summary["members"].items():
         if member["reason"]:
             print(f"  {name}: {member['state']}: {member['reason']}")
+    if summary.get("unsent"):
+        print(f"Tracking: {summary['unsent']} entries could not be sent. When it is back: conclave sync --home {home.path}")
     folder = home.sweep(summary["sweep"])
     details = folder.details()
     if summary["state"] == "interrupted":

@@ -79,6 +79,7 @@ def sweep(
     data: DataPath = None,
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="Without Ray, one job after another: for debugging.")] = False,
+    restart: Annotated[list[str] | None, typer.Option(help="Train this member afresh; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train what isn't done, track it, fuse it, export one model. Run again, it trains nothing that is done."""
@@ -88,8 +89,8 @@ def sweep(
     from orchestrator.tables import print_summary
 
     with Screen() as screen:
-        pool = pipeline.Inline if inline else pipeline.ray_pool(address)
-        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data)
+        pool = pipeline.inline_pool if inline else pipeline.ray_pool(address)
+        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, tuple(restart or ()))
         result = pipeline.sweep(team_file, options)
     if as_json:
         print(json.dumps(result.summary))

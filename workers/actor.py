@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,21 +15,46 @@ from workers.spec import Job
 from workers.work import Progress, work
 
 
-@ray.remote(max_restarts=0, max_concurrency=2)
+@dataclass(frozen=True)
+class Life:
+    """A trainer's sign of life."""
+
+    pid: int
+    node: str
+    epoch: int
+    metrics: dict[str, float]
+    notes: list[str]
+    steps: int
+
+
+@ray.remote(max_restarts=0, max_concurrency=3)
 class TrainerActor:
-    """Runs one job after another. A second thread answers `progress`, which is the sign of life too."""
+    """Runs one job after another. A second thread answers `life`, a third takes `stop`."""
 
     def __init__(self) -> None:
-        self.now = Progress(None)
+        self.now = Progress()
         self.lock = threading.Lock()
 
     def run(self, job: Job, uri: str | None, run: str | None) -> dict[str, Any]:
         with self.lock:
-            self.now = Progress(None)
+            self.now = Progress()
             return work(job, uri, run, self.now)
 
-    def progress(self) -> tuple[int, dict[str, float], list[str]]:
-        return self.now.epoch_, self.now.metrics, self.now.notes
+    def life(self) -> Life:
+        node = ray.get_runtime_context().get_node_id()
+        now = self.now
+        return Life(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps)
+
+    def stop(self) -> None:
+        """The running fit writes a checkpoint after its step and leaves."""
+        self.now.stop = True
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
+def end_process(pid: int) -> None:
+    """`ray.kill` leaves a stopped process alive, with its memory: its own node has to end it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @ray.remote(max_restarts=0)

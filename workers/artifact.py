@@ -1,19 +1,29 @@
 """Where a job keeps what it makes, and how it is read back: owns every path and file name of a fit.
 
-HOME/jobs/SIGNATURE/checkpoint/      while it runs
-HOME/jobs/SIGNATURE/fit/             weights.safetensors, outputs.safetensors, manifest.json (written last)
+HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two, while it runs
+HOME/jobs/SIGNATURE/fit/                     weights.safetensors, outputs.safetensors, manifest.json (written last)
+HOME/jobs/SIGNATURE/.lock                    held by the process that makes it
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from workers.errors import Stopped
+from workers.faults import reach
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from workers.watcher import Watcher
 
 MANIFEST = "manifest.json"
 
@@ -58,6 +68,28 @@ class MemberArtifact:
 
         return checkpoint.load(self.folder, "outputs")
 
+    @contextlib.contextmanager
+    def held(self, watcher: Watcher) -> Iterator[None]:
+        """Only one process makes this fit at a time; a dead holder's lock is free. Raises Stopped."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.root / ".lock")
+        waited = False
+        while True:
+            try:
+                lock.acquire(timeout=1)
+                break
+            except Timeout:
+                if watcher.stop_asked():
+                    raise Stopped("stopped while another process trains the same fit") from None
+                if not waited:
+                    watcher.note("another process trains the same fit: waiting for it")
+                waited = True
+                watcher.step()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Make the fit done: complete in a folder beside it, then renamed into place."""
         from workers import checkpoint
@@ -65,6 +97,7 @@ class MemberArtifact:
         new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         checkpoint.save(new, {"weights": weights, "outputs": outputs}, record)
+        reach("artifact.publish")
         checkpoint.replace(new, self.folder)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
@@ -72,7 +105,13 @@ class MemberArtifact:
         """Take a finished fit that was made elsewhere."""
         from workers import checkpoint
 
+        self.root.mkdir(parents=True, exist_ok=True)
         new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(folder, new)
         checkpoint.replace(new, self.folder)
+
+    def forget(self) -> None:
+        """Remove everything of this fit, its checkpoints too."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)

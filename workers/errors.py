@@ -23,3 +23,9 @@ class OutOfDeviceMemory(ConclaveError):
 
 class Corrupt(ConclaveError):
     """A file's content does not match the checksum in its manifest."""
+
+
+class Stopped(ConclaveError):
+    """Somebody asked the fit to stop; its checkpoint is written."""
+
+    exit_code = 130

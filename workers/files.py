@@ -10,19 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.faults import reach
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Temporary file beside `path`, fsync, rename, fsync of the folder."""
+def write_bytes(path: Path, content: bytes, point: str = "file") -> None:
+    """Temporary file beside `path`, fsync, rename, fsync of the folder. `point` names the faults that tests inject."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            reach(f"{point}.opened")
+            file.write(content[: len(content) // 2])
             file.flush()
+            reach(f"{point}.half")
+            file.write(content[len(content) // 2 :])
+            file.flush()
+            reach(f"{point}.fsync")
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
+        reach(f"{point}.rename")
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import platform
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from workers.artifact import MemberArtifact
+from workers.checkpoint import Checkpoints
 from workers.data import Rows, Split, Store, split
+from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.models import build, import_from
 from workers.spec import Job
-from workers.train import Epoch, FitData, Fitted, fit, outputs
+from workers.train import FitData, Fitted, fit
+from workers.watcher import Watcher
 
 Weights = dict[str, torch.Tensor]
-
-
-class Watcher(Protocol):
-    """Whoever follows a fit: the tracking run, the live table, a test."""
-
-    def epoch(self, epoch: int, metrics: Epoch) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def run(job: Job, watcher: Watcher, device: torch.device | None = None) -> dict[str, Any]:
@@ -30,14 +26,19 @@ def run(job: Job, watcher: Watcher, device: torch.device | None = None) -> dict[
     artifact = MemberArtifact.of(job.home, job.signature)
     if artifact.done:
         return artifact.manifest()
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with artifact.held(watcher):  # another sweep may train the same fit
+        if not artifact.done:
+            _train(job, artifact, watcher, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return artifact.manifest()
+
+
+def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.device) -> None:
     torch.set_num_threads(job.train.threads)
     import_from(job.import_paths)
     store = Store(job.store)
     parts = split(store, job.data, job.team_seed)
     member = job.member.model_copy(update={"seed": job.seed})
     data = _fit_data(job, store, parts, device)
-    artifact.root.mkdir(parents=True, exist_ok=True)
     fitted = fit(
         lambda: build(member, len(store.classes), store.size),
         data,
@@ -45,14 +46,13 @@ def run(job: Job, watcher: Watcher, device: torch.device | None = None) -> dict[
         job.train,
         job.seed,
         device,
-        artifact.checkpoint,
-        watcher.epoch,
-        watcher.note,
+        Checkpoints(artifact.checkpoint, job.signature, watcher.note),
+        watcher,
+        job.checkpoint_seconds,
     )
     found = _outputs(job, fitted, data, parts, device)
     weights = {k: v.detach().cpu() for k, v in fitted.network.state_dict().items()}
     artifact.publish(weights, found, _record(job, fitted, store, weights, device))
-    return artifact.manifest()
 
 
 def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:

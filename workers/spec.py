@@ -6,6 +6,7 @@ Frozen and strict: unknown keys and wrong types are errors. No torch here, so th
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,6 +131,7 @@ class Resources(Strict):
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1, gt=0)
+    wait_minutes: float = Field(0, ge=0)  # for a machine that could hold the job, under an autoscaler
 
 
 class DataSpec(Strict):
@@ -195,6 +197,7 @@ class Job(Strict):
     home: Path
     store: Path
     import_paths: tuple[str, ...] = ()
+    checkpoint_seconds: float = 300.0  # the longest that a fit goes without one
 
     @property
     def label(self) -> str:
@@ -210,3 +213,15 @@ def derive_seed(*parts: object) -> int:
     """A seed below 2**31 from anything printable: the same on every machine and day."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become JSON."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat

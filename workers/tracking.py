@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-import shutil
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 # Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is away.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -27,12 +26,17 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from workers.errors import ConclaveError
+from workers.spool import Entry
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-CHECKPOINT_SECONDS = 30.0
-Values = Mapping[str, float]
+PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
+
+
+class Refused(Exception):
+    """The store answers, and will never take this entry (its run was deleted, for one)."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,6 @@ class Tracking:
         except MlflowException:
             return False
 
-    def log(self, run: str, values: Values, step: int = 0, tags: Mapping[str, str] | None = None) -> None:
-        now = int(time.time() * 1000)
-        metrics = [Metric(k, float(v), now, step) for k, v in values.items()]
-        self.client.log_batch(run, metrics=metrics, tags=[RunTag(k, str(v)) for k, v in (tags or {}).items()])
-
     def params(self, run: str, values: Mapping[str, object]) -> None:
         """Parameters can't change in MLflow; those that the run has already are left as they are."""
         known = self.client.get_run(run).data.params
@@ -95,25 +94,92 @@ class Tracking:
         except (MlflowException, OSError):
             return None
 
-    def end(self, run: str, status: str = "FINISHED") -> None:
-        self.client.set_terminated(run, status)
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Send spooled entries, metrics of one run in one request. Raises Refused where it never can be sent."""
+        try:
+            for run, batch in groupby(entries, lambda e: e["run"] if "metrics" in e else None):
+                if run is not None:
+                    self._send_metrics(str(run), list(batch))
+                    continue
+                for entry in batch:
+                    self._send_one(entry)
+        except MlflowException as error:
+            if error.error_code in PERMANENT:
+                raise Refused(f"{self.uri}: {str(error).splitlines()[0]}") from None
+            raise
 
-    def reopen(self, run: str) -> None:
-        self.client.update_run(run, status="RUNNING")
+    def _send_metrics(self, run: str, entries: Sequence[Entry]) -> None:
+        """The first point of a step counts: an epoch trained again, after a machine was lost, adds no second one."""
+        known = (
+            {e.step for e in self.client.get_metric_history(run, EPOCH_KEY)}
+            if any(EPOCH_KEY in e["metrics"] for e in entries)
+            else set()
+        )
+        points = [
+            Metric(key, float(value), entry["time"], entry["step"])
+            for entry in entries
+            if not (EPOCH_KEY in entry["metrics"] and entry["step"] in known)
+            for key, value in entry["metrics"].items()
+        ]
+        for at in range(0, len(points), 500):
+            self.client.log_batch(run, metrics=points[at : at + 500])
+
+    def _send_one(self, entry: Entry) -> None:
+        run = str(entry["run"])
+        if "tags" in entry:
+            self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in entry["tags"].items()])
+        elif "artifact" in entry:
+            if Path(entry["artifact"]).exists():  # else it was replaced by something newer, which has its own entry
+                self.artifact(run, Path(entry["artifact"]), entry["folder"])
+        elif "status" in entry:
+            if entry["status"] == "RUNNING":
+                self.client.update_run(run, status="RUNNING")
+            else:
+                self.client.set_terminated(run, entry["status"], entry["time"])
+        elif "forget" in entry:
+            self.forget(run, entry["forget"])
+        elif "model" in entry:
+            self.register(run, entry["model"], Path(entry["path"]))
+
+    def forget(self, run: str, folder: str) -> None:
+        """Remove a folder of a run's artifacts."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if self.client.list_artifacts(run, folder):
+            get_artifact_repository(self.client.get_run(run).info.artifact_uri, self.uri).delete_artifacts(folder)
 
     def finished_fit(self, experiment: str, signature: str) -> str | None:
         """A run of the experiment that holds the finished fit with this signature."""
         found = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(found[0].info.run_id) if found else None
 
-    def register(self, run: str, name: str, onnx_file: Path, example: Any, champion: bool) -> str:
-        """Log the ONNX file as a model of the run and register it (pyfunc on ONNX Runtime). Gives its version."""
+    def register(self, run: str, name: str, onnx_file: Path) -> str:
+        """Log the fused ONNX file as a model of the run and register it as champion, once. Gives its version."""
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        digest = hashlib.sha256(onnx_file.read_bytes()).hexdigest()
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run and version.tags.get("sha256") == digest:
+                return str(version.version)
+        self._log_model(run, onnx_file)
+        source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
+        version = str(self.client.create_model_version(name, source, run, tags={"sha256": digest}).version)
+        self.client.set_registered_model_alias(name, "champion", version)
+        return version
+
+    def _log_model(self, run: str, onnx_file: Path) -> None:
+        """As a pyfunc model on ONNX Runtime, without a pickle."""
         import numpy as np
         import onnx
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        size, classes = example[0].shape[1], example[1].shape[1]
+        model = onnx.load(str(onnx_file))
+        size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         signature = ModelSignature(
             Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), "images")]),
             Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]),
@@ -122,86 +188,18 @@ class Tracking:
         mlflow.set_registry_uri(self.uri)
         with tempfile.TemporaryDirectory() as work:
             target = Path(work, "model")
+            packages = ("onnxruntime", "onnx", "mlflow")
             mlflow.onnx.save_model(
-                onnx.load(str(onnx_file)),
+                model,
                 str(target),
                 signature=signature,
-                input_example={"images": example[0]},
-                pip_requirements=[
-                    f"onnxruntime=={_version('onnxruntime')}",
-                    f"onnx=={_version('onnx')}",
-                    f"mlflow=={_version('mlflow')}",
-                ],
+                input_example={"images": np.full((2, size, size, 3), 128, np.uint8)},
+                pip_requirements=[f"{name}=={_version(name)}" for name in packages],
             )
             self.client.log_artifacts(run, str(target), "fused_model")
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
-        version = str(self.client.create_model_version(name, source, run).version)
-        if champion:
-            self.client.set_registered_model_alias(name, "champion", version)
-        return version
 
 
 def _version(package: str) -> str:
     from importlib.metadata import version
 
     return version(package)
-
-
-class FitRun:
-    """A fit's run, written by its trainer. A tracking store that is away never fails a fit: it is noted and told."""
-
-    def __init__(self, uri: str, run: str, checkpoint: Path) -> None:
-        self.tracking, self.run, self.checkpoint = Tracking(uri), run, checkpoint
-        self.sent = time.monotonic()
-        self.troubles: list[str] = []
-
-    def epoch(self, epoch: int, metrics: Values) -> None:
-        self._safely(lambda: self.tracking.log(self.run, metrics, epoch + 1))
-        if time.monotonic() - self.sent > CHECKPOINT_SECONDS and self.checkpoint.is_dir():
-            self._safely(lambda: self.tracking.artifact(self.run, self.checkpoint, "checkpoint"))
-            self.sent = time.monotonic()
-
-    def note(self, text: str) -> None:
-        self._safely(lambda: self.tracking.log(self.run, {}, tags={"note": text, "mlflow.note.content": text}))
-
-    def done(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self._safely(lambda: self._done(folder, manifest))
-
-    def _done(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        self.tracking.artifact(self.run, folder, "fit")
-        drop = self.tracking.fetch(self.run, "checkpoint") if self._local() else None
-        if drop:
-            shutil.rmtree(drop, ignore_errors=True)
-        tags = {"state": "done", "weights_sha256": str(manifest["weights_sha256"]), "device": str(manifest["device"])}
-        self.tracking.log(self.run, {"train_seconds": float(manifest["train_seconds"])}, tags=tags)
-        self.tracking.end(self.run)
-
-    def failed(self, reason: str) -> None:
-        self._safely(lambda: self.tracking.log(self.run, {}, tags={"state": "failed", "reason": reason[:500]}))
-        self._safely(lambda: self.tracking.end(self.run, "FAILED"))
-
-    def _local(self) -> bool:
-        return str(self.tracking.client.get_run(self.run).info.artifact_uri).startswith(("file:", "/"))
-
-    def _safely(self, call: Any) -> None:
-        try:
-            call()
-        except Exception as error:  # whatever a network and a server can do; training goes on
-            self.troubles.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; lists become JSON."""
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = json.dumps(value) if isinstance(value, list | tuple) else value
-    return flat

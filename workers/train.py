@@ -1,6 +1,7 @@
 """One fit, from fresh weights to final ones: pure of Ray and MLflow, readable from top to bottom.
 
-Everything random derives from (seed, epoch, step), so a fit resumed from an epoch's checkpoint goes on bit for bit.
+Everything random derives from (seed, epoch, step), so a fit resumed from a checkpoint between two steps goes on bit for
+bit.
 """
 
 from __future__ import annotations
@@ -9,24 +10,22 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from workers import checkpoint
-from workers.augment import augment, to_float
-from workers.data import Rows
-from workers.errors import Diverged, OutOfDeviceMemory
+from workers.augment import augment
+from workers.checkpoint import Checkpoints
+from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
+from workers.evaluate import outputs, resolve_precision
+from workers.faults import reach
 from workers.models import Network
-from workers.spec import AdamW, MemberSpec, OneCycleSchedule, StepSchedule, TrainSpec, derive_seed
-
-EVAL_BATCH = 512
-Epoch = dict[str, float]
+from workers.optim import learning_rate, load_slots, make_optimizer, slots
+from workers.spec import MemberSpec, TrainSpec, derive_seed
+from workers.watcher import Epoch, Watcher
 
 
 @dataclass(frozen=True)
@@ -56,37 +55,6 @@ class Fitted:
         return sum(epoch["seconds"] for epoch in self.history)
 
 
-def resolve_precision(asked: str, device: torch.device) -> str:
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_units() else "float32"
-
-
-def _has_bf16_units() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def learning_rate(spec: TrainSpec, base: float, step: int, steps: int) -> float:
-    """The rate at optimizer step `step` (from 0), with `steps` steps an epoch. one_cycle is torch's OneCycleLR."""
-    schedule = spec.schedule
-    if isinstance(schedule, StepSchedule):
-        return base * float(schedule.factor) ** (step // steps // schedule.every)
-    total = spec.epochs * steps
-    if isinstance(schedule, OneCycleSchedule):
-        peak = max(schedule.warmup * total - 1, 1e-9)
-        if step <= peak:
-            return _cosine(base / 25, base, step / peak)
-        return _cosine(base, base / 25e4, (step - peak) / max(total - 1 - peak, 1e-9))
-    return _cosine(base, 0.0, step / total)
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
 def fit(
     make: Callable[[], Network],
     data: FitData,
@@ -94,25 +62,34 @@ def fit(
     spec: TrainSpec,
     seed: int,
     device: torch.device,
-    folder: Path | None = None,
-    on_epoch: Callable[[int, Epoch], None] = lambda epoch, metrics: None,
-    on_note: Callable[[str], None] = lambda text: None,
+    checkpoints: Checkpoints | None = None,
+    watcher: Watcher | None = None,
+    checkpoint_seconds: float = 300.0,
 ) -> Fitted:
-    """Train from `make()`, or from the checkpoint in `folder`. Out of device memory: halve the micro-batch, go on.
+    """Train from `make()`, or from the newest of `checkpoints`. Out of device memory: halve the micro-batch, go on.
 
-    Raises Diverged, OutOfDeviceMemory and Corrupt.
+    Raises Diverged, OutOfDeviceMemory, Corrupt and Stopped.
     """
-    micro = spec.batch_size
+    micro, watcher = spec.batch_size, watcher or Watcher()
     while True:
         try:
-            return _Fit(make(), data, member, spec, seed, device, micro, folder).run(on_epoch)
+            return _Fit(make(), data, member, spec, seed, device, micro, checkpoints, watcher, checkpoint_seconds).run()
         except torch.OutOfMemoryError:
             if micro <= 2:  # batch statistics need two images
                 raise OutOfDeviceMemory("out of device memory even with two images at a time") from None
             micro = math.ceil(micro / 2)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-            on_note(f"out of device memory: micro-batch halved to {micro}, the effective batch stays")
+            watcher.note(f"out of device memory: micro-batch halved to {micro}, the effective batch stays")
+
+
+@dataclass
+class _Sums:
+    """What the steps of an unfinished epoch gave so far."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -124,30 +101,35 @@ class _Fit:
     seed: int
     device: torch.device
     micro: int
-    folder: Path | None
+    checkpoints: Checkpoints | None
+    watcher: Watcher
+    checkpoint_seconds: float
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = resolve_precision(self.spec.precision, self.device)
-        self.optimizer = _optimizer(self.member, self.network)
+        self.optimizer = make_optimizer(self.member, self.network)
         average = self.spec.ema and get_ema_multi_avg_fn(self.spec.ema)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if average else None
         self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
         self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
 
-    def run(self, on_epoch: Callable[[int, Epoch], None]) -> Fitted:
-        self._resume()
+    def run(self) -> Fitted:
+        step, sums = self._resume()
         start = len(self.history)
+        self.saved = time.monotonic()
+        self.watcher.resumed(self.history)
         for epoch in range(start, self.spec.epochs):
             if self._stopped():
                 break
-            metrics = self._epoch(epoch) | self._watch()
-            self.history.append(metrics)
+            metrics = self._epoch(epoch, step, sums or _Sums()) | self._watch()
+            step, sums = 0, None
+            self.history.append(metrics | {"time": round(time.time() * 1000)})
             self._remember()
             self._save()
-            on_epoch(epoch, metrics)
+            self.watcher.epoch(epoch, self.history[-1])
         if self.best:
             self._final().load_state_dict(self.best)
         return Fitted(self._final(), self.history, self.micro, self.precision, start)
@@ -155,23 +137,24 @@ class _Fit:
     def _final(self) -> Network:
         return self.ema.module if self.ema else self.network  # type: ignore[return-value]
 
-    def _epoch(self, epoch: int) -> Epoch:
-        began = time.perf_counter()
+    def _epoch(self, epoch: int, first: int, sums: _Sums) -> Epoch:
+        """The epoch's steps from `first` on; `sums` are what those before it gave."""
         self.network.train()
         order = self._generator(epoch, "order", "cpu")
         rows = self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), device=self.device)
-        rate = 0.0
-        for step in range(self.steps):
-            rate = learning_rate(self.spec, self.member.optimizer.lr, epoch * self.steps + step, self.steps)
+        loss, correct = torch.tensor(sums.loss, device=self.device), torch.tensor(sums.correct, device=self.device)
+        rate = learning_rate(self.spec, self.member.optimizer.lr, (epoch + 1) * self.steps - 1, self.steps)
+        began = time.perf_counter() - sums.seconds
+        for step in range(first, self.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate(self.spec, self.member.optimizer.lr, epoch * self.steps + step, self.steps)
             step_loss, step_correct = self._step(epoch, step, rows[step * self.batch : (step + 1) * self.batch])
-            loss += step_loss
+            loss += step_loss * _nan_at("fit.step")
             correct += step_correct
-            if (self.device.type == "cpu" or step % 16 == 0) and not math.isfinite(step_loss.item()):
+            if (self.device.type == "cpu" or step % 16 == 0) and not math.isfinite(loss.item()):
                 raise Diverged(f"the loss is {step_loss.item()} in epoch {epoch + 1}, step {step + 1}")
+            self.watcher.step()
+            self._maybe_leave(step + 1, loss, correct, began)
         mean = loss.item() / self.steps
         if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in self.network.parameters())):
             raise Diverged(f"the loss or a weight is not finite after epoch {epoch + 1}")
@@ -183,6 +166,16 @@ class _Fit:
             "train/images_per_second": images / seconds,
             "seconds": seconds,
         }
+
+    def _maybe_leave(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
+        """Between two steps: a checkpoint where one is due, or where somebody asked the fit to stop."""
+        stop = self.watcher.stop_asked()
+        if step == self.steps and not stop:
+            return  # the epoch's own checkpoint follows
+        if stop or time.monotonic() - self.saved > self.checkpoint_seconds:
+            self._save(step, _Sums(loss.item(), correct.item(), time.perf_counter() - began))
+        if stop:
+            raise Stopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step on `rows`, in micro-batches. Gives its mean loss and its count of right answers."""
@@ -241,40 +234,37 @@ class _Fit:
         losses = [epoch["stop/loss"] for epoch in self.history]
         return len(losses) - 1 - losses.index(min(losses)) >= self.spec.stop.patience
 
-    def _save(self) -> None:
-        if self.folder is None:
+    def _save(self, step: int = 0, sums: _Sums | None = None) -> None:
+        """A checkpoint after `step` steps of the current epoch; at an epoch's boundary `step` is 0."""
+        if self.checkpoints is None:
             return
-        slots = {
-            f"{i}|{name}": value
-            for i, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
-        groups: dict[str, dict[str, Tensor]] = {"network": self.network.state_dict(), "optimizer": slots}
+        groups: dict[str, dict[str, Tensor]] = {"network": self.network.state_dict(), "optimizer": slots(self.optimizer)}
         if self.ema:
             groups["ema"] = self.ema.state_dict()
         if self.best:
             groups["best"] = self.best
-        new = self.folder.with_name(f".{self.folder.name}.new")
-        checkpoint.save(new, groups, {"history": self.history, "seed": self.seed})
-        checkpoint.replace(new, self.folder)
+        record = {"history": self.history, "micro_batch": self.micro, "sums": asdict(sums) if sums else None}
+        self.checkpoints.save(len(self.history), step, groups, record)
+        self.saved = time.monotonic()
+        self.watcher.saved()
 
-    def _resume(self) -> None:
-        if self.folder is None or not (self.folder / checkpoint.MANIFEST).is_file():
-            return
-        record = checkpoint.record(self.folder)
-        self.network.load_state_dict(checkpoint.load(self.folder, "network"))
-        parameters = list(self.network.parameters())
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in checkpoint.load(self.folder, "optimizer").items():
-            index, name = key.split("|")
-            state.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        if self.ema:
-            self.ema.load_state_dict(checkpoint.load(self.folder, "ema"))
-        if "best.safetensors" in record["files"]:
-            self.best = checkpoint.load(self.folder, "best")
-        self.history = record["history"]
+    def _resume(self) -> tuple[int, _Sums | None]:
+        """Take up the newest checkpoint: how many steps of the current epoch are done, and what they summed up to."""
+        state = self.checkpoints.newest() if self.checkpoints else None
+        if state is None:
+            return 0, None
+        try:
+            self.network.load_state_dict(state.tensors["network"])
+            load_slots(self.optimizer, self.network, state.tensors["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state.tensors["ema"])
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise Corrupt(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
+        self.best = state.tensors.get("best", {})
+        self.micro = min(self.micro, state.record["micro_batch"])
+        self.history = state.record["history"]
+        sums = state.record["sums"]
+        return state.record["step"], _Sums(**sums) if sums else None
 
 
 def _parts(count: int, largest: int) -> list[slice]:
@@ -284,36 +274,6 @@ def _parts(count: int, largest: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]
 
 
-def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """The fused optimizers walk memory, not indices: a slot must lie in memory as its parameter does (channels_last)."""
-    if value.shape != parameter.shape:
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-def _optimizer(member: MemberSpec, network: nn.Module) -> torch.optim.Optimizer:
-    recipe = member.optimizer
-    if isinstance(recipe, AdamW):
-        return torch.optim.AdamW(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    nesterov = recipe.nesterov and recipe.momentum > 0
-    return torch.optim.SGD(
-        network.parameters(),
-        recipe.lr,
-        recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=nesterov,
-        fused=True,
-    )
-
-
-@torch.inference_mode()
-def outputs(network: Network, images: Tensor, rows: Tensor | Rows, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) and features (n, D) of `rows`, float32 on the CPU, in evaluation mode."""
-    network.eval()
-    index = torch.as_tensor(np.asarray(rows))
-    logits, features = [], []
-    for at in range(0, len(index), EVAL_BATCH):
-        found = network.features(to_float(images[index[at : at + EVAL_BATCH]].to(device)))
-        logits.append(network.head(found).float().cpu())
-        features.append(found.float().cpu())
-    return torch.cat(logits), torch.cat(features)
+def _nan_at(point: str) -> float:
+    """1, or NaN where a test asks for it."""
+    return math.nan if reach(point) == "nan" else 1.0

@@ -4,48 +4,76 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from workers import faults
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError
 from workers.spec import Job
+from workers.watcher import Epoch, Watcher
+
+if TYPE_CHECKING:
+    from workers.fitrun import FitRun
 
 
 @dataclass
-class Progress:
-    """What the live table shows of a running fit. Passed to the tracking run as well."""
+class Progress(Watcher):
+    """What the live table shows of a running fit, and the way to ask it to stop. Tells the tracking run too."""
 
-    run: Any
+    run: FitRun | None = None
     epoch_: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Epoch = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    steps: int = 0
+    stop: bool = False
 
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+    def resumed(self, history: list[Epoch]) -> None:
+        if history:
+            self.epoch_, self.metrics = len(history), history[-1]
+        if self.run:
+            self.run.resumed(history)
+
+    def epoch(self, epoch: int, metrics: Epoch) -> None:
         self.epoch_, self.metrics = epoch + 1, metrics
         if self.run:
             self.run.epoch(epoch, metrics)
+
+    def step(self) -> None:
+        self.steps += 1
+
+    def saved(self) -> None:
+        if self.run:
+            self.run.saved()
 
     def note(self, text: str) -> None:
         self.notes.append(text)
         if self.run:
             self.run.note(text)
 
+    def stop_asked(self) -> bool:
+        return self.stop
+
 
 def work(job: Job, uri: str | None, run: str | None, progress: Progress) -> dict[str, Any]:
     """Do one job and tell its tracking run. Gives the manifest; {"error", "kind"} where the member itself failed."""
     from workers import member
-    from workers.tracking import FitRun
+    from workers.fitrun import FitRun
 
+    faults.subject(job.label)
     artifact = MemberArtifact.of(job.home, job.signature)
-    progress.run = FitRun(uri, run, artifact.checkpoint) if uri and run else None
+    told = FitRun(job, uri, run) if uri and run else None
+    progress.run = told
     try:
+        if told:
+            told.fetch_checkpoint()
         manifest = member.run(job, progress)
+        if told:
+            told.done(artifact.folder, manifest)
+        return manifest
     except ConclaveError as error:
-        if progress.run:
-            progress.run.failed(str(error))
         return {"error": str(error), "kind": type(error).__name__}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "kind": "error", "trace": traceback.format_exc()}
-    if progress.run:
-        progress.run.done(artifact.folder, manifest)
-    return manifest
+    finally:
+        if told:
+            told.close()

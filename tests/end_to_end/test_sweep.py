@@ -35,7 +35,7 @@ def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 300) -
 
 
 def inline(team_file: Path, home: Path) -> pipeline.Result:
-    return pipeline.sweep(team_file, pipeline.Options(Home(home), pipeline.Inline))
+    return pipeline.sweep(team_file, pipeline.Options(Home(home), pipeline.inline_pool))
 
 
 @pytest.fixture(scope="module")
@@ -332,4 +332,4 @@ def test_an_interrupted_sweep_says_so_and_goes_on(number: signal.Signals, tmp_pa
         [Tracking(summary["tracking_uri"]).client.get_run(summary["parent_run_id"]).info.experiment_id]
     )
     assert {r.info.status for r in runs} == {"KILLED"}
-    assert len(list((tmp_path / "home" / "jobs").glob("*/checkpoint/manifest.json"))) == 2
+    assert len(list((tmp_path / "home" / "jobs").glob("*/checkpoint/*/manifest.json"))) == 4

@@ -93,7 +93,7 @@ def test_val_stands_in_only_where_there_is_no_test(tmp_path: Path) -> None:
 def test_the_second_use_decodes_nothing(tmp_path: Path) -> None:
     decoded: list[int] = []
     for _ in range(2):
-        pack(DataSpec(), tmp_path, decoded.append)
+        pack(DataSpec(), tmp_path, lambda rows, expected: decoded.append(rows))
     assert decoded == [1797]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 

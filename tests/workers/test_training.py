@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from workers import checkpoint, train
 from workers.augment import augment, to_float
-from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected
+from workers.checkpoint import Checkpoints
+from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected, Stopped
 from workers.files import tensors_sha256
 from workers.models import Network, build, linear_head
 from workers.networks import KNOWN
+from workers.optim import learning_rate
 from workers.spec import AUGMENTS, Augment, MemberSpec, TrainSpec
+from workers.watcher import Watcher
 
 CPU = torch.device("cpu")
 
@@ -30,11 +33,11 @@ def data(n: int = 96) -> train.FitData:
     return train.FitData(images, labels, torch.arange(n - 16), torch.arange(n - 16, n))
 
 
-def fitted(spec: MemberSpec | None = None, folder: Path | None = None, **keys: object) -> train.Fitted:
+def fitted(spec: MemberSpec | None = None, **keys: object) -> train.Fitted:
     torch.set_num_threads(1)
     spec = spec or member(augment=("flip", "crop", "mixup"))
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, **keys})
-    return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU, folder)
+    return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU)
 
 
 def digest(result: train.Fitted) -> str:
@@ -46,30 +49,68 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
     assert digest(fitted()) != digest(fitted(member(seed=2, augment=("flip", "crop", "mixup"))))
 
 
+class Cut(Watcher):
+    """Asks the fit to stop after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def step(self) -> None:
+        self.left -= 1
+
+    def stop_asked(self) -> bool:
+        return self.left <= 0
+
+
+@pytest.mark.parametrize("steps", [7, 10])
 @pytest.mark.parametrize("keys", [{}, {"ema": 0.9}, {"clip": 0.5}, {"stop": {"patience": 9}}])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(keys: dict[str, object], optimizer: str, tmp_path: Path) -> None:
+def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(
+    keys: dict[str, object], optimizer: str, steps: int, tmp_path: Path
+) -> None:
     spec = member(optimizer=optimizer, arch="resnet18", augment=("crop",))
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, "schedule": "one_cycle", **keys})
     rows = data()
     if "stop" in keys:
         rows = train.FitData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
 
-    def cut(epoch: int, _: object) -> None:
-        if epoch == 1:
-            raise KeyboardInterrupt
+    def run(folder: Path, watcher: Watcher, seconds: float = 300) -> train.Fitted:
+        checkpoints = Checkpoints(folder, "me")
+        return train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU, checkpoints, watcher, seconds)
 
-    def run(folder: Path, on_epoch: object = lambda e, m: None) -> train.Fitted:
-        return train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU, folder, on_epoch)  # type: ignore[arg-type]
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", cut)
-    resumed = run(tmp_path / "cut")
-    assert resumed.resumed_from == 2
+    whole = run(tmp_path / "whole", Watcher())
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", Cut(steps))
+    resumed = run(tmp_path / "cut", Watcher())
+    assert resumed.resumed_from >= 1
     assert digest(resumed) == digest(whole)
-    timeless = [[{k: v for k, v in e.items() if "second" not in k} for e in r.history] for r in (resumed, whole)]
+    timeless = [[{k: v for k, v in e.items() if "second" not in k and k != "time"} for e in r.history] for r in (resumed, whole)]
     assert timeless[0] == timeless[1]
+
+
+def test_a_long_epoch_writes_checkpoints_between_its_steps(tmp_path: Path) -> None:
+    saved: list[str] = []
+
+    class Seen(Watcher):
+        def saved(self) -> None:
+            saved.extend(p.name for p in Checkpoints(tmp_path / "c", "me").found()[-1:])
+
+    spec = member(augment=())
+    train.fit(
+        lambda: build(spec, 3, 8),
+        data(),
+        spec,
+        TrainSpec(epochs=2, batch_size=16),
+        1,
+        CPU,
+        Checkpoints(tmp_path / "c", "me"),
+        Seen(),
+        0,
+    )
+    assert saved == [f"{e:06d}-{s:08d}" for e in (0, 1) for s in range(1, 5)][:4] + ["000001-00000000"] + [
+        f"000001-{s:08d}" for s in range(1, 5)
+    ] + ["000002-00000000"]
+    assert len(list((tmp_path / "c").iterdir())) == 2
 
 
 def test_accumulation_keeps_the_effective_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +137,10 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkey
 
     monkeypatch.setattr(train._Fit, "_loss", small_device)
     spec = member(augment=())
-    result = train.fit(
-        lambda: build(spec, 3, 8), data(), spec, TrainSpec(epochs=3, batch_size=16), 1, CPU, tmp_path / "c", on_note=notes.append
-    )
+    watcher = Watcher()
+    watcher.note = notes.append  # type: ignore[method-assign]
+    settings = TrainSpec(epochs=3, batch_size=16)
+    result = train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(tmp_path / "c", "me"), watcher)
     assert result.micro_batch == 4
     assert len(result.history) == 3
     assert result.resumed_from == 1
@@ -134,7 +176,7 @@ def test_one_cycle_is_torchs() -> None:
     optimizer = torch.optim.SGD([parameter], 0.1)
     oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=50, cycle_momentum=False)
     for step in range(50):
-        assert train.learning_rate(spec, 0.1, step, 10) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
+        assert learning_rate(spec, 0.1, step, 10) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         if step < 49:
             oracle.step()
@@ -142,7 +184,7 @@ def test_one_cycle_is_torchs() -> None:
 
 def test_step_schedule_divides_by_ten_every_thirty_epochs() -> None:
     spec = TrainSpec(epochs=90)
-    rates = [train.learning_rate(spec, 0.1, epoch * 7, 7) for epoch in (0, 29, 30, 59, 60, 89)]
+    rates = [learning_rate(spec, 0.1, epoch * 7, 7) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 

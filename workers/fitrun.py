@@ -1,0 +1,171 @@
+"""A fit's tracking run, as its trainer sees it: everything goes to the spool; a background thread sends it.
+
+Training never waits for the tracking store, and what could not be sent stays in the spool for `conclave sync`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workers import checkpoint
+from workers.artifact import MemberArtifact
+from workers.errors import Corrupt
+from workers.spec import Job
+from workers.spool import Spool
+from workers.tracking import Refused, Tracking
+from workers.watcher import Epoch
+
+BATCH = 50
+LONGEST_PAUSE = 30.0
+
+
+def deliver(spool: Spool, tracking: Tracking | None = None, until: float | None = None) -> int:
+    """Send what wasn't sent yet, in order; gives how many entries. Raises what the store raises; what is sent is marked.
+
+    `until` is a time.monotonic() after which nothing more is begun.
+    """
+    tracking = tracking or Tracking(spool.uri)
+    count = 0
+    while (batch := spool.unsent()[:BATCH]) and (until is None or time.monotonic() < until):
+        try:
+            tracking.send([entry for entry, _ in batch])
+        except Refused:
+            _one_by_one(spool, tracking, batch)
+        spool.mark(batch[-1][1])
+        count += len(batch)
+    return count
+
+
+def _one_by_one(spool: Spool, tracking: Tracking, batch: list[tuple[dict[str, Any], int]]) -> None:
+    """So that an entry which nobody will ever take does not hold up the others."""
+    for entry, end in batch:
+        with contextlib.suppress(Refused):
+            tracking.send([entry])
+        spool.mark(end)
+
+
+class Sender(threading.Thread):
+    """Sends a spool in the background, with pauses that grow while the store is away."""
+
+    def __init__(self, spool: Spool, tracking: Tracking) -> None:
+        super().__init__(daemon=True, name="conclave-sender")
+        self.spool, self.tracking = spool, tracking
+        self.wake, self.ending = threading.Event(), threading.Event()
+        self.failing = False
+        self.upload: Callable[[], None] | None = None
+
+    def run(self) -> None:
+        pause = 0.5
+        while True:
+            try:
+                deliver(self.spool, self.tracking)
+                self.failing = False
+                upload, self.upload = self.upload, None
+                if upload:
+                    upload()
+                pause = 0.5
+                if self.ending.is_set() and not self.spool.unsent():
+                    return
+                self.wake.wait(1.0)
+                self.wake.clear()
+            except Exception:  # whatever a network and a server can do: it stays in the spool
+                self.failing = True
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def close(self, seconds: float) -> None:
+        """Wait that long for the last entries, unless the store is away; then the thread is left to itself."""
+        self.ending.set()
+        self.wake.set()
+        if not self.failing:
+            self.join(seconds)
+
+
+class FitRun:
+    """The tracking run of one job."""
+
+    def __init__(self, job: Job, uri: str, run: str) -> None:
+        self.job, self.run = job, run
+        self.artifact = MemberArtifact.of(job.home, job.signature)
+        self.spool = Spool.of(job.home, run, uri)
+        self.known = self.spool.steps()
+        self.tracking = Tracking(uri)
+        self.sender = Sender(self.spool, self.tracking)
+        self.uploaded, self.slot = time.monotonic(), 0
+        self.sender.start()
+
+    def fetch_checkpoint(self) -> None:
+        """Take the checkpoints that the run has, where this machine has none of its own."""
+        if self.artifact.done or self.artifact.checkpoint.exists():
+            return
+        found = self.tracking.fetch(self.run, "checkpoint")
+        if found is None:
+            return
+        new = self.artifact.root / ".checkpoint.new"
+        self.artifact.root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(new, ignore_errors=True)
+        for slot in found.iterdir():
+            with contextlib.suppress(Corrupt, FileNotFoundError, FileExistsError, KeyError):  # a slot that was cut off
+                record = checkpoint.record(slot)
+                shutil.copytree(slot, new / checkpoint.position(record["epoch"], record["step"]))
+        if new.exists():
+            new.rename(self.artifact.checkpoint)
+
+    def resumed(self, history: list[Epoch]) -> None:
+        """A fit that was killed between its checkpoint and its spool lacks a point here."""
+        for epoch, metrics in enumerate(history):
+            self._add(epoch, metrics)
+        self.spool.status(self.run, "RUNNING", _now())
+
+    def epoch(self, epoch: int, metrics: Epoch) -> None:
+        self._add(epoch, metrics)
+        self.sender.wake.set()
+
+    def saved(self) -> None:
+        """A checkpoint was written: it goes to the run too, in the background, where the last one is old."""
+        if time.monotonic() - self.uploaded > self.job.checkpoint_seconds:
+            self.uploaded = time.monotonic()
+            self.sender.upload = self._upload
+            self.sender.wake.set()
+
+    def note(self, text: str) -> None:
+        self.spool.tags(self.run, {"note": text, "mlflow.note.content": text})
+
+    def done(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        self.resumed(manifest["history"])
+        self.spool.artifact(self.run, folder, "fit")
+        self.spool.forget_checkpoint(self.run)
+        self.spool.metrics(self.run, {"train_seconds": float(manifest["train_seconds"])}, 0, int(manifest["history"][-1]["time"]))
+        tags = {"state": "done", "weights_sha256": str(manifest["weights_sha256"]), "device": str(manifest["device"])}
+        self.spool.tags(self.run, tags)
+        self.spool.status(self.run, "FINISHED", _now())
+
+    def close(self) -> None:
+        self.sender.close(5.0)
+
+    def _add(self, epoch: int, metrics: Epoch) -> None:
+        """One point a step: an epoch that was trained before, and again after a crash, keeps its first."""
+        if epoch + 1 not in self.known:
+            self.known.add(epoch + 1)
+            values = {k: v for k, v in metrics.items() if k != "time"}
+            self.spool.metrics(self.run, values, epoch + 1, int(metrics["time"]))
+
+    def _upload(self) -> None:
+        """The newest checkpoint, into one of two slots in turn, so that one of them is always whole."""
+        newest = max(self.artifact.checkpoint.glob("[0-9]*"), default=None)
+        if newest is None:
+            return
+        slot = f"checkpoint/{'ab'[self.slot]}"
+        self.slot = 1 - self.slot
+        self.tracking.forget(self.run, slot)
+        self.tracking.artifact(self.run, newest, slot)
+
+
+def _now() -> int:
+    return round(time.time() * 1000)
