@@ -65,6 +65,8 @@ def sweep(team_file: Path, options: Options) -> Result:
     paths = (str(team_file.resolve().parent),)
     preflight(team, paths)
     store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
+    for note in store.notes():
+        options.say(note)
     folder = options.home.sweep(team.name)
     with folder.held():
         todo = plan.make(team, store, options.home.path, paths)

@@ -185,7 +185,8 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
     safe = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
-    os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **safe})
+    hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
+    os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **safe})
 
 
 @app.command(epilog="Example: `conclave sync`")

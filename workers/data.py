@@ -31,6 +31,7 @@ from workers.spec import DataSpec
 
 CHUNK = 2048
 MIN_PER_CLASS = 3
+SHOWN = 10
 
 Rows = NDArray[np.int64]
 Progress = Callable[[int, int | None], None]  # rows decoded, rows expected where that is known
@@ -79,6 +80,19 @@ class Store:
     def size(self) -> int:
         return int(self.meta["size"])  # type: ignore[call-overload,no-any-return]
 
+    def notes(self) -> list[str]:
+        """What people should know of it: files that were passed over."""
+        skipped, bad = self.meta["skipped"], self.bad
+        found = [f"{skipped:,} files are no images by their names; skipped"] if skipped else []
+        return (
+            found + [f"left out: {text}" for text in bad[:SHOWN]] + ([f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else [])
+        )
+
+    @property
+    def bad(self) -> list[str]:
+        """The images that could not be decoded, and why (at most `data.max_bad`)."""
+        return self.meta["bad"]  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class Split:
@@ -107,6 +121,7 @@ def pack(
     `check` may refuse the store before it is put in place. Raises Rejected and leaves no trace.
     """
     if store := find(spec, home):
+        _refuse(store.bad, spec)
         check(store)
         return store
     base = _existing(home)
@@ -154,13 +169,17 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
     labels: list[str] = []
     ids: list[str] = []
     tested: list[bool] = []
+    bad: list[str] = []
     hasher = hashlib.sha256()
     expected = source.expected()
     with open(work / "raw", "wb") as raw, ThreadPoolExecutor(os.cpu_count()) as pool:
         items = source.items()
         while chunk := list(islice(items, CHUNK)):
-            pixels = np.stack(list(pool.map(lambda item: _pixels(item, size), chunk)))
-            content = pixels.tobytes()
+            decoded = list(pool.map(lambda item: _pixels(item, size), chunk))
+            bad += [pixels for pixels in decoded if isinstance(pixels, str)]
+            _refuse(bad, source.spec)
+            chunk = [item for item, pixels in zip(chunk, decoded, strict=True) if not isinstance(pixels, str)]
+            content = b"".join(pixels.tobytes() for pixels in decoded if not isinstance(pixels, str))
             raw.write(content)
             hasher.update(content)
             labels += [item.label for item in chunk]
@@ -180,18 +199,28 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
     np.save(work / "labels.npy", np.array([index[label] for label in labels], dtype=np.int64))
     np.save(work / "tested.npy", mask)
     (work / "ids.json").write_text(json.dumps(ids), encoding="utf-8")
-    meta = {"classes": classes, "digest": hasher.hexdigest(), "size": size, "rows": len(ids), "skipped": source.skipped}
+    counts = {"size": size, "rows": len(ids), "skipped": source.skipped, "bad": bad}
+    meta = {"classes": classes, "digest": hasher.hexdigest(), **counts}
     (work / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _pixels(item: Item, size: int) -> Pixels:
+def _pixels(item: Item, size: int) -> Pixels | str:
+    """The image, or which one can't be used and why."""
     if isinstance(item.content, np.ndarray):
         return resize(item.content, size)
     try:
         return decode(item.content, size)
     except Unreadable as error:
         name = item.content if isinstance(item.content, Path) else item.id
-        raise Rejected(f"{name}: the image {error}. Repair or remove it.") from None
+        return f"{name}: the image {error}"
+
+
+def _refuse(bad: list[str], spec: DataSpec) -> None:
+    """More bad images than the team allows."""
+    if len(bad) > spec.max_bad:
+        shown = "\n".join(f"{text}." for text in bad[:SHOWN])
+        how = "Repair or remove it, or allow some with data.max_bad." if spec.max_bad == 0 else f"data.max_bad is {spec.max_bad}."
+        raise Rejected(f"{shown} {how}")
 
 
 def _check(spec: DataSpec, ids: list[str], labels: NDArray[np.str_], tested: NDArray[np.bool_], classes: list[str]) -> None:

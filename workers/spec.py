@@ -141,6 +141,7 @@ class DataSpec(Strict):
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int = Field(5, ge=0)
+    max_bad: int = Field(0, ge=0)  # images that may fail to decode; they are left out and listed
 
     @property
     def size(self) -> int:
