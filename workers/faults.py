@@ -1,7 +1,7 @@
 """Named points in our own code where tests inject a fault. Off unless CONCLAVE_FAULT is set.
 
 CONCLAVE_FAULT=POINT[@JOB]:COUNT:ACTION, several separated by commas: at the COUNTth time (from 1) that a process reaches
-POINT, while it works on JOB where one is named, do ACTION: kill (SIGKILL to itself), stop (SIGSTOP), raise, hang,
+POINT in one job, or in JOB where one is named, do ACTION: kill (SIGKILL to itself), stop (SIGSTOP), raise, hang,
 disk-full, oom (out of device memory), or nan (given back to the caller, who knows what to spoil).
 
 CONCLAVE_FAULT_DIR names a folder in which a fault leaves a file when it happens; with it each happens once in all, in
@@ -26,9 +26,10 @@ class InjectedFault(RuntimeError):
 
 
 def subject(job: str) -> None:
-    """From here on this process works on `job`."""
+    """From here on this process works on `job`; what it reaches is counted anew."""
     global _subject  # one process works on one job at a time
     _subject = job
+    _reached.clear()
 
 
 def reach(point: str) -> str:

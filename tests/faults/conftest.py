@@ -1,0 +1,185 @@
+"""What the fault tests share: the real command in its own process, and the undisturbed sweep to compare with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.tracking import Tracking
+
+TEAM = """\
+version: 1
+name: tiny
+data: {dataset: digits, folds: 0}
+train: {epochs: 3, batch_size: 64, schedule: one_cycle}
+defaults: {width: 4, optimizer: {kind: sgd, lr: 0.05}, augment: [crop]}
+fusion: [vote]
+members:
+  - {name: a}
+  - {name: b, seed: 5}
+"""
+TIMED = ("seconds", "train/images_per_second", "train_seconds")
+
+
+@dataclass
+class Place:
+    """A folder with a team file and a home, and the processes that were started there."""
+
+    folder: Path
+    text: str = TEAM
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        (self.folder / "faults").mkdir(parents=True)
+        self.write(self.text)
+
+    def write(self, text: str) -> None:
+        (self.folder / "team.yaml").write_text(text)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    def env(self, fault: str = "", once: bool = True, **more: str) -> dict[str, str]:
+        env = {**os.environ, "CONCLAVE_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1", **more}
+        if fault:
+            env |= {"CONCLAVE_FAULT": fault, **({"CONCLAVE_FAULT_DIR": str(self.folder / "faults")} if once else {})}
+        return env
+
+    def start(self, *arguments: str, **env: Any) -> subprocess.Popen[str]:
+        """`conclave sweep` in a session of its own, its output in out.txt and err.txt."""
+        command = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--home", "home", "--json", *arguments]
+        with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.env(**env), stdout=out, stderr=err, text=True, start_new_session=True
+            )
+
+    def sweep(self, *arguments: str, code: int = 0, **env: Any) -> dict[str, Any]:
+        """The whole command; gives its summary ({} where it printed none)."""
+        process = self.start(*arguments, **env)
+        assert process.wait(timeout=240) == code, self.said()
+        assert "Traceback" not in self.said()
+        out = (self.folder / "out.txt").read_text().splitlines()
+        return json.loads(out[-1]) if out else {}  # type: ignore[no-any-return]
+
+    def said(self) -> str:
+        return (self.folder / "err.txt").read_text()
+
+    def happened(self) -> list[str]:
+        """The faults that happened."""
+        return sorted(p.name for p in (self.folder / "faults").iterdir())
+
+    def wait_for(self, text: str, seconds: float = 90) -> None:
+        until = time.monotonic() + seconds
+        while text not in self.said():
+            assert time.monotonic() < until, f"never said {text!r}:\n{self.said()}"
+            time.sleep(0.1)
+
+    def processes(self, name: str = "") -> list[int]:
+        """Every living process that was started from here, by the mark in its environment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = self.mark.encode() in (path / "environ").read_bytes()
+                zombie = "\nState:\tZ" in (path / "status").read_text()
+                if mine and not zombie and name in (path / "cmdline").read_text():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def trainer(self) -> int:
+        """The process id of a trainer actor that is at work."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if found := self.processes("ray::TrainerActor.run"):
+                return found[0]
+            time.sleep(0.05)
+        raise AssertionError("no trainer was seen")
+
+    def gone(self, seconds: float = 10) -> bool:
+        until = time.monotonic() + seconds
+        while self.processes() and time.monotonic() < until:
+            time.sleep(0.1)
+        return not self.processes()
+
+    def fits(self) -> dict[str, Path]:
+        """The job folders, by member."""
+        state = json.loads((self.home / "sweeps/tiny/sweep.json").read_text())
+        return {name: self.home / "jobs" / signatures[0] for name, signatures in state["members"].items()}
+
+    def checkpoints(self, member: str) -> list[Path]:
+        return sorted((self.fits()[member] / "checkpoint").glob("[0-9]*"))
+
+
+def weights(summary: dict[str, Any]) -> dict[str, str | None]:
+    return {name: member["weights_sha256"] for name, member in summary["members"].items()}
+
+
+def points(summary: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
+    """Every metric point of each member's run, timings left out. Fails where a (key, step) is there twice."""
+    client = Tracking(summary["tracking_uri"]).client
+    experiment = client.get_run(summary["parent_run_id"]).info.experiment_id
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    for run in client.search_runs([experiment], "tags.role = 'member'"):
+        if run.data.tags["state"] == "restarted":
+            continue
+        history = [p for key in run.data.metrics for p in client.get_metric_history(run.info.run_id, key)]
+        twice = [at for at, n in Counter((p.key, p.step) for p in history).items() if n > 1]
+        assert not twice, twice
+        found[run.data.tags["member"]] = {(p.key, p.step): p.value for p in history if p.key not in TIMED}
+    return found
+
+
+def same(ours: dict[str, Any], reference: dict[str, Any], members: tuple[str, ...] = ("a", "b")) -> None:
+    """Bit-identical weights, and the same metric points, each once."""
+    assert ours["state"] == "done"
+    for name in members:
+        assert weights(ours)[name] == weights(reference)[name]
+        assert points(ours)[name] == points(reference)[name]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of the same sweep without a fault."""
+    return Place(tmp_path_factory.mktemp("undisturbed") / "p").sweep("--inline")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "p")
+    yield made
+    _end(made)
+
+
+@pytest.fixture
+def place_of(tmp_path: Path) -> Iterator[Callable[[str], Place]]:
+    """Places with a team file of their own."""
+    made: list[Place] = []
+
+    def make(text: str) -> Place:
+        made.append(Place(tmp_path / f"p{len(made)}", text))
+        return made[-1]
+
+    yield make
+    for one in made:
+        _end(one)
+
+
+def _end(place: Place) -> None:
+    """End what a test left behind, by process id."""
+    for pid in place.processes():
+        if pid != os.getpid():
+            os.kill(pid, signal.SIGKILL)

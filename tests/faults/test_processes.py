@@ -1,0 +1,186 @@
+"""Processes that die, hang or are told to stop: real ones, by real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import TEAM, Place, same
+from workers.tracking import Tracking
+
+LONG = TEAM.replace("epochs: 3", "epochs: 60")
+
+
+def test_a_trainer_killed_in_mid_epoch_goes_on_to_the_same_weights(place: Place, undisturbed: dict[str, Any]) -> None:
+    summary = place.sweep(fault="fit.step@a:30:kill")
+    assert place.happened() == ["fit.step@a:30:kill"]
+    assert "a: retry" in place.said()
+    same(summary, undisturbed)
+
+
+def test_more_kills_than_the_budget_fail_that_member_alone(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:
+    place = place_of(TEAM + "  - {name: c, seed: 9}\nretries: {errors: 1}\n")
+    summary = place.sweep(fault="fit.step@c:3:kill", once=False, code=3)
+    assert summary["state"] == "partial"
+    assert summary["members"]["c"]["state"] == "failed"
+    assert "(2 times)" in summary["members"]["c"]["reason"]
+    assert summary["members"]["a"]["weights_sha256"] == undisturbed["members"]["a"]["weights_sha256"]
+    again = place.sweep()
+    assert again["trained"] == 1
+    same(again, undisturbed)
+
+
+def test_a_trainer_told_to_end_is_tried_again(place_of: Callable[[str], Place]) -> None:
+    place = place_of(LONG)
+    process = place.start()
+    place.wait_for("epoch 2/60")
+    os.kill(place.trainer(), signal.SIGTERM)
+    assert process.wait(timeout=240) == 0, place.said()
+    assert ": retry" in place.said()
+
+
+def test_a_stopped_trainer_is_ended_by_its_process_id_and_tried_again(
+    place_of: Callable[[str], Place], undisturbed: dict[str, Any]
+) -> None:
+    place = place_of(TEAM + "heartbeat: {seconds: 5}\n")
+    summary = place.sweep(fault="fit.step@a:30:stop")
+    assert place.happened() == ["fit.step@a:30:stop"]
+    assert "hung: no sign of life for 5 s" in place.said()
+    same(summary, undisturbed)
+    assert place.gone()
+
+
+def test_a_trainer_that_finishes_no_step_is_ended(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:
+    place = place_of(TEAM + "heartbeat: {stall_minutes: 0.1}\n")
+    summary = place.sweep(fault="fit.step@b:30:hang")
+    assert "hung: no step finished" in place.said()
+    same(summary, undisturbed)
+
+
+def test_the_driver_killed_leaves_no_process_and_the_next_sweep_goes_on(place: Place, undisturbed: dict[str, Any]) -> None:
+    process = place.start(fault="fit.step@b:40:hang")
+    place.wait_for("b: epoch 1/3")
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert place.gone(10), place.processes()
+    summary = place.sweep()
+    assert summary["trained"] <= 2
+    same(summary, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_in_order_and_goes_on(
+    number: signal.Signals, place_of: Callable[[str], Place], undisturbed: dict[str, Any]
+) -> None:
+    place = place_of(TEAM.replace("epochs: 3", "epochs: 300"))
+    process = place.start()
+    place.wait_for("b: epoch 2/300")
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(timeout=30) == 130, place.said()
+    assert time.monotonic() - began < 15
+    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    assert summary["state"] == "interrupted"
+    client = Tracking(summary["tracking_uri"]).client
+    runs = client.search_runs([client.get_run(summary["parent_run_id"]).info.experiment_id])
+    assert {r.info.status for r in runs} == {"KILLED"}
+    assert place.gone(10)
+    between = [p.name for member in "ab" for p in place.checkpoints(member) if not p.name.endswith("-00000000")]
+    assert between, "asked to stop, a fit writes a checkpoint between two steps"
+
+
+def test_the_fusion_actor_killed_is_tried_again(place: Place, undisturbed: dict[str, Any]) -> None:
+    summary = place.sweep(fault="fusion.fit:1:kill")
+    assert place.happened() == ["fusion.fit:1:kill"]
+    same(summary, undisturbed)
+
+
+@pytest.mark.parametrize("point", ["export.half", "export.onnx.opened", "export.onnx.half", "export.onnx.rename", "fusion.fit"])
+def test_killed_in_export_nothing_partial_is_visible_and_nothing_is_trained_again(
+    point: str, place: Place, undisturbed: dict[str, Any]
+) -> None:
+    place.sweep("--inline", fault=f"{point}:1:kill", code=-signal.SIGKILL)
+    assert place.happened() == [f"{point}:1:kill"]
+    folder = place.home / "sweeps/tiny"
+    assert not (folder / "fused.onnx").exists()
+    assert not (folder / "summary.json").exists()
+    summary = place.sweep("--inline")
+    assert (summary["trained"], summary["reused"]) == (0, 2)
+    same(summary, undisturbed)
+
+
+def test_a_job_that_no_machine_can_hold_is_told_and_the_rest_go_on(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM + "  - {name: huge, resources: {gpus: 8}}\n")
+    summary = place.sweep(code=3)
+    huge = summary["members"]["huge"]
+    assert huge["state"] == "unschedulable"
+    assert "asks for 8 GPUs and 1 CPUs" in huge["reason"]
+    assert "there are machines with 0 GPUs" in huge["reason"]
+
+
+def test_killed_for_memory_has_its_own_budget(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM + "retries: {errors: 9, oom: 1}\n")
+    summary = place.sweep(code=1, RAY_memory_usage_threshold="0.02", RAY_memory_monitor_refresh_ms="100")
+    reasons = [member["reason"] for member in summary["members"].values() if member["reason"]]
+    assert reasons
+    assert all(reason.startswith("OOM") and "(2 times)" in reason for reason in reasons), reasons
+
+
+def test_out_of_device_memory_halves_the_micro_batch(place: Place) -> None:
+    summary = place.sweep("--inline", fault="fit.step@a:30:oom")
+    assert summary["state"] == "done"
+    manifest = json.loads((place.fits()["a"] / "fit/manifest.json").read_text())
+    assert manifest["micro_batch"] == 32
+    assert manifest["resumed_from"] == 1
+
+
+def test_a_nan_stops_that_member_without_another_try(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM + "  - {name: c, seed: 9}\n")
+    summary = place.sweep("--inline", fault="fit.step@c:30:nan", code=3)
+    assert summary["members"]["c"]["state"] == "diverged"
+    assert "epoch 2" in summary["members"]["c"]["reason"]
+
+
+def test_two_sweeps_at_once_are_told_apart_and_a_dead_holders_lock_is_free(place: Place, undisturbed: dict[str, Any]) -> None:
+    first = place.start("--inline", fault="fit.step@b:40:hang")
+    until = time.monotonic() + 60
+    while not place.happened() and time.monotonic() < until:
+        time.sleep(0.1)
+    second = place.sweep("--inline", code=2)
+    assert second == {}
+    assert f"running already (process {first.pid}" in place.said()
+    first.kill()
+    first.wait()
+    same(place.sweep("--inline"), undisturbed)
+
+
+def test_two_teams_with_the_same_members_train_each_once(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM)
+    (place.folder / "other.yaml").write_text(TEAM.replace("name: tiny", "name: other"))
+    place.sweep("--inline")  # the store and the database are there; now both at once over a new member
+    place.write(TEAM + "  - {name: c, seed: 9}\n")
+    (place.folder / "other.yaml").write_text((place.folder / "team.yaml").read_text().replace("name: tiny", "name: other"))
+    commands = [
+        subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "sweep", name, "--home", "home", "--inline", "--json"],
+            cwd=place.folder,
+            env=place.env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name in ("team.yaml", "other.yaml")
+    ]
+    summaries = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in commands]
+    assert [s["state"] for s in summaries] == ["done", "done"]
+    assert summaries[0]["members"]["c"]["weights_sha256"] == summaries[1]["members"]["c"]["weights_sha256"]
+    assert len(list((place.home / "jobs").glob("*/fit/manifest.json"))) == 3
