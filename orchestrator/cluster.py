@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -15,6 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from orchestrator.config import Heartbeat
 from orchestrator.launch import Cause, Event, Outcome, outcome
@@ -77,6 +83,8 @@ class RayExecutor:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **options,
             )
+        self.reaper = _start_reaper() if self.private else None
+        self._tell_reaper()
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
 
@@ -121,7 +129,22 @@ class RayExecutor:
         trainer.submitted = time.monotonic()
         trainer.result = trainer.actor.run.remote(job, uri, run)
 
+    def _tell_reaper(self) -> None:
+        """Which processes are to go when this one is killed."""
+        self.told = time.monotonic()
+        if self.reaper and self.reaper.stdin:
+            children = [p for p in psutil.Process().children(recursive=True) if p.pid != self.reaper.pid]
+            found = []
+            for child in children:
+                with contextlib.suppress(psutil.Error):
+                    found.append([child.pid, child.create_time()])
+            with contextlib.suppress(BrokenPipeError):
+                self.reaper.stdin.write(json.dumps(found) + "\n")
+                self.reaper.stdin.flush()
+
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        if time.monotonic() - self.told > 2:
+            self._tell_reaper()
         busy = [t for t in self.trainers if t.job]
         ready, _ = self.ray.wait([t.result for t in busy], num_returns=1, timeout=seconds)
         found: list[Event | Outcome] = []
@@ -148,7 +171,10 @@ class RayExecutor:
         for trainer in self.trainers:
             self.ray.kill(trainer.actor)
         self.trainers.clear()
+        self._tell_reaper()
         self.ray.shutdown()
+        if self.reaper and self.reaper.stdin:
+            self.reaper.stdin.close()
         if self.private:
             shutil.rmtree(self.private, ignore_errors=True)
 
@@ -284,6 +310,12 @@ def _probe(address: str) -> None:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
     except (OSError, ValueError):
         raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
+
+
+def _start_reaper() -> subprocess.Popen[str]:
+    """In a session of its own, so that a signal to the driver's does not reach it."""
+    command = [sys.executable, str(Path(__file__).with_name("reaper.py"))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _private_token() -> str:

@@ -171,7 +171,9 @@ class Runs:
         for name, member in summary["members"].items():
             if member["test"]:
                 scores = {f"test/{key}": value for key, value in member["test"].items()}
-                self.spool.metrics(self.jobs[self.todo.of(name)[0].signature], scores, 0, _now())
+                job = self.todo.of(name)[0]
+                fitted = MemberArtifact.of(job.home, job.signature).manifest()["history"][-1]["time"]
+                self.spool.metrics(self.jobs[job.signature], scores, 0, int(fitted))  # the same point in every sweep
         chosen = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
         values |= {f"test/{key}": value for key, value in (chosen or {}).items()}
         self.spool.metrics(self.parent, values, 0, _now())

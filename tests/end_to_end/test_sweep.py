@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -308,28 +307,3 @@ def test_an_exit_code_2_is_a_sentence(tmp_path: Path) -> None:
     found = conclave("sweep", "team.yaml", "--home", "home", cwd=tmp_path, code=2)
     assert "team.yaml:2: sede: unknown key; did you mean seed?" in found.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["team.yaml"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_says_so_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
-    """A real signal to the real command: exit 130 in time, runs KILLED, no trainer left, and the next sweep resumes."""
-    text = TEAM.replace("folds: 2", "folds: 0")
-    (tmp_path / "team.yaml").write_text(text.replace("epochs: 2", "epochs: 100000"))
-    command = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--home", "home", "--json"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "epoch 2" in line:
-            break
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
-    summary = json.loads(out.splitlines()[-1])
-    assert summary["state"] == "interrupted"
-    runs = Tracking(summary["tracking_uri"]).client.search_runs(
-        [Tracking(summary["tracking_uri"]).client.get_run(summary["parent_run_id"]).info.experiment_id]
-    )
-    assert {r.info.status for r in runs} == {"KILLED"}
-    assert len(list((tmp_path / "home" / "jobs").glob("*/checkpoint/*/manifest.json"))) == 4

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from workers.tracking import Tracking
@@ -39,7 +39,7 @@ class Place:
 
     folder: Path
     text: str = TEAM
-    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    process: subprocess.Popen[str] | None = None
 
     def __post_init__(self) -> None:
         (self.folder / "faults").mkdir(parents=True)
@@ -53,7 +53,7 @@ class Place:
         return self.folder / "home"
 
     def env(self, fault: str = "", once: bool = True, **more: str) -> dict[str, str]:
-        env = {**os.environ, "CONCLAVE_TEST_MARK": self.mark, "OMP_NUM_THREADS": "1", **more}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
         if fault:
             env |= {"CONCLAVE_FAULT": fault, **({"CONCLAVE_FAULT_DIR": str(self.folder / "faults")} if once else {})}
         return env
@@ -62,9 +62,10 @@ class Place:
         """`conclave sweep` in a session of its own, its output in out.txt and err.txt."""
         command = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--home", "home", "--json", *arguments]
         with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
-            return subprocess.Popen(
+            self.process = subprocess.Popen(
                 command, cwd=self.folder, env=self.env(**env), stdout=out, stderr=err, text=True, start_new_session=True
             )
+        return self.process
 
     def sweep(self, *arguments: str, code: int = 0, **env: Any) -> dict[str, Any]:
         """The whole command; gives its summary ({} where it printed none)."""
@@ -87,33 +88,23 @@ class Place:
             assert time.monotonic() < until, f"never said {text!r}:\n{self.said()}"
             time.sleep(0.1)
 
-    def processes(self, name: str = "") -> list[int]:
-        """Every living process that was started from here, by the mark in its environment."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                mine = self.mark.encode() in (path / "environ").read_bytes()
-                zombie = "\nState:\tZ" in (path / "status").read_text()
-                if mine and not zombie and name in (path / "cmdline").read_text():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
-
     def trainer(self) -> int:
-        """The process id of a trainer actor that is at work."""
+        """The process id of a trainer actor."""
+        assert self.process
         until = time.monotonic() + 60
         while time.monotonic() < until:
-            if found := self.processes("ray::TrainerActor.run"):
-                return found[0]
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "ray::TrainerActor" in " ".join(child.cmdline()):
+                        return child.pid
             time.sleep(0.05)
         raise AssertionError("no trainer was seen")
 
-    def gone(self, seconds: float = 10) -> bool:
-        until = time.monotonic() + seconds
-        while self.processes() and time.monotonic() < until:
-            time.sleep(0.1)
-        return not self.processes()
+    def watch(self) -> list[psutil.Process]:
+        """Every process that the running sweep consists of."""
+        assert self.process
+        driver = psutil.Process(self.process.pid)
+        return [driver, *driver.children(recursive=True)]
 
     def fits(self) -> dict[str, Path]:
         """The job folders, by member."""
@@ -122,6 +113,12 @@ class Place:
 
     def checkpoints(self, member: str) -> list[Path]:
         return sorted((self.fits()[member] / "checkpoint").glob("[0-9]*"))
+
+
+def left(processes: list[psutil.Process], seconds: float = 10) -> list[str]:
+    """The command lines of those that are still alive after so many seconds."""
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return [" ".join(p.cmdline()) for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
 
 def weights(summary: dict[str, Any]) -> dict[str, str | None]:
@@ -180,6 +177,7 @@ def place_of(tmp_path: Path) -> Iterator[Callable[[str], Place]]:
 
 def _end(place: Place) -> None:
     """End what a test left behind, by process id."""
-    for pid in place.processes():
-        if pid != os.getpid():
-            os.kill(pid, signal.SIGKILL)
+    if place.process and place.process.poll() is None:
+        for process in place.watch():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
