@@ -67,7 +67,8 @@ class Runs:
         """Of a fit that is to be trained afresh: its files, and every run that could be taken for it."""
         while run := self.tracking.finished_fit(self.experiment, job.signature):
             self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
-        self.jobs.pop(job.signature, None)
+        if run := self.jobs.pop(job.signature, None):
+            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
         MemberArtifact.of(job.home, job.signature).forget()
 
     def _create_missing(self) -> None:

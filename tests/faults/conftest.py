@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,38 @@ members:
   - {name: a}
   - {name: b, seed: 5}
 """
+# Runs one job as a trainer would, and prints what it gave.
+FIT = """
+import json, sys
+from pathlib import Path
+from orchestrator import config, plan
+from workers import data
+from workers.work import Progress, work
+
+team = config.load(Path("team.yaml"))
+home = Path("home")
+jobs = plan.make(team, data.pack(team.data, home), home).jobs
+job = next(j for j in jobs if j.member.name == sys.argv[1])
+folder = home / "jobs" / job.signature
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "member.txt").write_text(job.member.name)
+progress = Progress()
+print(json.dumps({**work(job, None, None, progress), "notes": progress.notes}))
+"""
 TIMED = ("seconds", "train/images_per_second", "train_seconds")
+
+
+@cache
+def _schema() -> Path:
+    """An MLflow database without a run: making one takes longer than most of these sweeps."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    assert Tracking(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    connection = sqlite3.connect(folder / "mlflow.db")
+    connection.execute("DELETE FROM experiments")  # its artifact location is of this folder
+    connection.commit()
+    connection.close()
+    return folder / "mlflow.db"
 
 
 @dataclass
@@ -40,6 +76,7 @@ class Place:
     folder: Path
     text: str = TEAM
     process: subprocess.Popen[str] | None = None
+    prepared: bool = True
 
     def __post_init__(self) -> None:
         (self.folder / "faults").mkdir(parents=True)
@@ -58,8 +95,24 @@ class Place:
             env |= {"CONCLAVE_FAULT": fault, **({"CONCLAVE_FAULT_DIR": str(self.folder / "faults")} if once else {})}
         return env
 
+    def fit(self, member: str = "a", code: int = 0, fault: str = "") -> dict[str, Any]:
+        """One job of the team in a process of its own, without tracking and fusing; gives the manifest or the error."""
+        command = [sys.executable, "-c", FIT, member]
+        found = subprocess.run(
+            command, cwd=self.folder, env=self.env(fault), capture_output=True, text=True, timeout=120, check=False
+        )
+        assert found.returncode == code, found.stdout + found.stderr
+        return json.loads(found.stdout.splitlines()[-1]) if code == 0 else {}  # type: ignore[no-any-return]
+
+    def job(self, member: str = "a") -> Path:
+        """The folder of a member's full fit."""
+        return next(p.parent for p in self.home.glob("jobs/*/member.txt") if p.read_text() == member)
+
     def start(self, *arguments: str, **env: Any) -> subprocess.Popen[str]:
         """`conclave sweep` in a session of its own, its output in out.txt and err.txt."""
+        if self.prepared and not self.home.exists():
+            self.home.mkdir()
+            shutil.copyfile(_schema(), self.home / "mlflow.db")
         command = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--home", "home", "--json", *arguments]
         with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
             self.process = subprocess.Popen(
@@ -69,6 +122,7 @@ class Place:
 
     def sweep(self, *arguments: str, code: int = 0, **env: Any) -> dict[str, Any]:
         """The whole command; gives its summary ({} where it printed none)."""
+        self.prepared = code != 2  # what is refused must find no home, and leave none
         process = self.start(*arguments, **env)
         assert process.wait(timeout=240) == code, self.said()
         assert "Traceback" not in self.said()
@@ -140,6 +194,13 @@ def points(summary: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
     return found
 
 
+def equal(ours: dict[str, Any], reference: dict[str, Any]) -> None:
+    """Two manifests of a fit: bit-identical weights, the same history."""
+    assert ours["weights_sha256"] == reference["weights_sha256"]
+    told = [[{k: v for k, v in e.items() if k not in (*TIMED, "time")} for e in m["history"]] for m in (ours, reference)]
+    assert told[0] == told[1]
+
+
 def same(ours: dict[str, Any], reference: dict[str, Any], members: tuple[str, ...] = ("a", "b")) -> None:
     """Bit-identical weights, and the same metric points, each once."""
     assert ours["state"] == "done"
@@ -152,6 +213,12 @@ def same(ours: dict[str, Any], reference: dict[str, Any], members: tuple[str, ..
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of the same sweep without a fault."""
     return Place(tmp_path_factory.mktemp("undisturbed") / "p").sweep("--inline")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The manifest of `a`, trained without a fault."""
+    return Place(tmp_path_factory.mktemp("whole") / "p").fit()
 
 
 @pytest.fixture

@@ -1,0 +1,201 @@
+"""A tracking server that is away, comes back, or never does; and many writers on one SQLite file."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import snapshot
+from tests.faults.conftest import TEAM, Place, points, same
+from workers.fitrun import Sender, deliver
+from workers.spool import Spool
+from workers.tracking import Tracking
+
+
+def _port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Server:
+    """A real MLflow server on loopback that can be ended and started again on the same port and database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, _port()
+        self.process: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def up(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        places = ["--backend-store-uri", f"sqlite:///{self.folder}/db", "--artifacts-destination", str(self.folder / "artifacts")]
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *places], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
+            )
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
+                return
+            except OSError:
+                assert time.monotonic() < until, (self.folder / "log").read_text()
+                time.sleep(0.3)
+
+    def down(self) -> None:
+        if self.process:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    made = Server(tmp_path / "server")
+    made.up()
+    yield made
+    made.down()
+
+
+def test_away_at_the_start_is_refused_in_time(place: Place) -> None:
+    with socket.socket() as silent:  # takes the connection and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for port in (_port(), silent.getsockname()[1]):
+            place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{port}'}}\n")
+            before = snapshot(place.folder)
+            began = time.monotonic()
+            place.sweep("--inline", code=2)
+            assert time.monotonic() - began < 20  # 10 s of its own, and the imports of a busy machine
+            assert "doesn't answer" in place.said()
+            assert {k: v for k, v in snapshot(place.folder).items() if not k.endswith(".txt")} == {
+                k: v for k, v in before.items() if not k.endswith(".txt")
+            }
+
+
+def test_away_but_not_required_is_tracked_in_the_home(place: Place, undisturbed: dict[str, Any]) -> None:
+    place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{_port()}', required: false}}\n")
+    summary = place.sweep("--inline")
+    assert summary["tracking_uri"].startswith("sqlite:")
+    same(summary, undisturbed)
+
+
+def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
+    place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
+    process = place.start("--inline", fault="fit.step@a:30:stop")
+    _until(lambda: place.happened() != [])
+    server.down()
+    os.kill(process.pid, signal.SIGCONT)
+    place.wait_for("b: started")
+    server.up()
+    assert process.wait(timeout=120) == 0, place.said()
+    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    _sync(place)
+    same(summary, undisturbed)
+
+
+def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
+    place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
+    process = place.start("--inline", fault="fit.step@a:30:stop")
+    _until(lambda: place.happened() != [])
+    server.down()
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=180) == 0, place.said()
+    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    assert summary["state"] == "done"
+    assert summary["unsent"] > 0
+    assert _sync(place, code=1)["left"] == summary["unsent"]
+    server.up()
+    assert _sync(place)["sent"] == summary["unsent"]
+    once = points(summary)
+    for marker in (place.home / "spool").glob("*.sent"):
+        marker.unlink()  # as if nothing had been marked
+    assert _sync(place)["sent"] > 0
+    assert points(summary) == once
+    same(summary, undisturbed)
+    client = Tracking(server.uri).client
+    assert client.get_model_version_by_alias("tiny", "champion").version == "1"
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, undisturbed: dict[str, Any]) -> None:
+    """As on another machine, which has no checkpoint of its own."""
+    import shutil
+
+    place.write(TEAM + "checkpoint: {minutes: 0.0001}\n")
+    process = place.start("--inline", fault="fit.step@b:50:stop")
+    _until(lambda: place.happened() != [])
+    process.kill()
+    process.wait()
+    assert len(place.checkpoints("b")) == 2
+    shutil.rmtree(place.fits()["b"])
+    summary = place.sweep("--inline")
+    assert json.loads((place.fits()["b"] / "fit/manifest.json").read_text())["resumed_from"] >= 1
+    same(summary, undisturbed)
+
+
+def _write(home: str, uri: str, run: str, writer: int) -> None:
+    spool = Spool.of(Path(home), f"w{writer}", uri)
+    sender = Sender(spool, Tracking(uri))
+    sender.start()
+    for step in range(40):
+        spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
+        sender.wake.set()
+    sender.close(60)
+
+
+def test_eight_writers_on_one_database_lose_and_double_nothing(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/db"
+    tracking = Tracking(uri)
+    run = tracking.start(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(str(tmp_path), uri, run, i)) for i in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+    for spool in Spool.all(tmp_path):
+        deliver(spool)
+    for i in range(8):
+        assert [p.step for p in tracking.client.get_metric_history(run, f"m{i}")] == list(range(40))
+
+
+def test_a_torn_line_of_the_spool_is_passed_over(tmp_path: Path) -> None:
+    spool = Spool.of(tmp_path, "s", "sqlite://")
+    spool.metrics("r", {"x": 1.0}, 1, 1)
+    with open(spool.path, "ab") as file:
+        file.write(b'{"run": "r", "metr')
+    spool.metrics("r", {"x": 2.0}, 2, 2)
+    assert [entry["step"] for entry, _ in spool.unsent()] == [1, 2]
+
+
+def _sync(place: Place, code: int = 0) -> dict[str, int]:
+    command = [sys.executable, "-m", "orchestrator", "sync", "--home", "home", "--json"]
+    found = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == code, found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+    return json.loads(found.stdout)  # type: ignore[no-any-return]
+
+
+def _until(condition: Any, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
