@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -65,7 +66,10 @@ def load(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
     """The torch form of an export, from FILE.json and FILE.safetensors beside it."""
     import_from(import_paths)
     record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    state: dict[str, Tensor] = load_file(path.with_suffix(".safetensors"))
+    try:
+        state: dict[str, Tensor] = load_file(path.with_suffix(".safetensors"))
+    except SafetensorError as error:
+        raise Corrupt(f"{path.with_suffix('.safetensors')}: not a safetensors file ({error}). Export it again.") from None
     specs = [_spec(entry) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
