@@ -191,7 +191,7 @@ def _sync(place: Place, code: int = 0) -> dict[str, int]:
     found = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == code, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
-    return json.loads(found.stdout)  # type: ignore[no-any-return]
+    return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def _until(condition: Any, seconds: float = 60) -> None:
