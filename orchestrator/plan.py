@@ -63,7 +63,7 @@ def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | N
         signature=signature(team, store, member, fold, import_paths),
         member=member,
         fold=fold,
-        train=team.train,
+        train=team.train.of_fold(fold),
         data=team.data,
         team_seed=team.seed,
         home=home.absolute(),
@@ -78,7 +78,7 @@ def signature(team: Team, store: Store, member: MemberSpec, fold: int | None, im
     content = {
         "recipe_version": RECIPE_VERSION,
         "member": member.science(),
-        "train": team.train.model_dump(mode="json"),
+        "train": team.train.of_fold(fold).model_dump(mode="json", exclude={"fold_epochs"}),
         "data": store.digest,
         "split": [team.seed, team.data.fuse_fraction, None if store.tested.any() else team.data.test_fraction],
         "fold": None if fold is None else [fold, team.data.folds],

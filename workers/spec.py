@@ -165,6 +165,12 @@ class TrainSpec(Strict):
     clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
+    fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold fit runs
+
+    def of_fold(self, fold: int | None) -> TrainSpec:
+        """What one fit does: the share is resolved into a number of epochs, and is no part of what a fit is."""
+        epochs = self.epochs if fold is None else max(1, round(self.epochs * self.fold_epochs))
+        return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
 
 
 class MemberSpec(Strict):

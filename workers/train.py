@@ -22,7 +22,7 @@ from workers.checkpoint import Checkpoints
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
 from workers.evaluate import outputs, resolve_precision
 from workers.faults import reach
-from workers.models import Network
+from workers.models import Network, memory_format
 from workers.optim import learning_rate, load_slots, make_optimizer, slots
 from workers.spec import MemberSpec, TrainSpec, derive_seed
 from workers.watcher import Epoch, Watcher
@@ -108,8 +108,9 @@ class _Fit:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.precision = resolve_precision(self.spec.precision, self.device)
+        self.format = memory_format(self.network, self.device, self.precision)
+        self.network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.member, self.network)
         average = self.spec.ema and get_ema_multi_avg_fn(self.spec.ema)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if average else None
@@ -183,6 +184,7 @@ class _Fit:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
         generator = self._generator(epoch, step, self.device)
         x, (first, second, share) = augment(images, labels, self.member.augment, generator)
+        x = x.contiguous(memory_format=self.format)
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for part in _parts(len(rows), self.micro):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

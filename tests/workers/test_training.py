@@ -12,7 +12,7 @@ from workers.augment import augment, to_float
 from workers.checkpoint import Checkpoints
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected, Stopped
 from workers.files import tensors_sha256
-from workers.models import Network, build, linear_head
+from workers.models import Network, build, linear_head, memory_format
 from workers.networks import KNOWN
 from workers.optim import learning_rate
 from workers.spec import AUGMENTS, Augment, MemberSpec, TrainSpec
@@ -244,6 +244,16 @@ def test_stem_auto_depends_on_the_image_size() -> None:
         build(member(stem=s), 3, size).trunk.conv1.kernel_size[0] for s, size in (("auto", 32), ("auto", 64), ("cifar", 64))
     ]  # type: ignore[union-attr]
     assert kernels == [3, 7, 3]
+
+
+def test_narrow_networks_keep_out_of_reach_of_a_bug_in_onednn() -> None:
+    """Its float32 1x1 strided backward pass writes past a buffer in channels_last order; there such a fit crashed."""
+    narrow, wide = build(member(), 3, 8), build(member(width=16), 3, 8)
+    assert memory_format(narrow, CPU, "float32") is torch.contiguous_format
+    assert memory_format(narrow, CPU, "bfloat16") is torch.channels_last
+    assert memory_format(narrow, torch.device("cuda"), "float32") is torch.channels_last
+    assert memory_format(wide, CPU, "float32") is torch.channels_last
+    assert memory_format(build(member(arch="vgg11", width=64), 3, 32), CPU, "float32") is torch.channels_last
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

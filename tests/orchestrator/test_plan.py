@@ -1,0 +1,53 @@
+"""The plan: what a fit's signature rests on, and what a fold fit costs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator import config, plan, teamfile
+from workers.data import Store
+
+BASE = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: a, seed: 1}]\n"
+
+
+class FakeStore(Store):
+    """A store of ten rows without a file."""
+
+    digest = "0" * 64
+    tested = np.zeros(10, dtype=bool)
+
+
+def planned(text: str, tmp_path: Path) -> plan.Plan:
+    team = config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+    return plan.make(team, FakeStore(tmp_path / "store"), tmp_path)
+
+
+def signatures(text: str, tmp_path: Path) -> list[str]:
+    return [job.signature for job in planned(text, tmp_path).jobs]
+
+
+def test_a_signature_stays_what_it_was(tmp_path: Path) -> None:
+    """Where this fails, finished fits of every user would be trained again: raise RECIPE_VERSION if results changed."""
+    assert plan.RECIPE_VERSION == 1
+    assert signatures(BASE, tmp_path) == ["4b3e8258aae456813b1a", "09ef623523800405c17c", "35e460de452f32e8e5a3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("members: [{name: a, seed: 1}]", "members: [{name: other, seed: 1, resources: {cpus: 2}}]"),
+        ("name: t", "name: u"),
+        ("data: {folds: 2}", "data: {folds: 2, max_bad: 3}"),
+    ],
+)
+def test_what_does_not_change_the_result_changes_no_signature(change: tuple[str, str], tmp_path: Path) -> None:
+    assert signatures(BASE.replace(*change), tmp_path) == signatures(BASE, tmp_path)
+
+
+def test_a_share_of_the_epochs_makes_other_fold_fits_and_the_same_full_fit(tmp_path: Path) -> None:
+    third = BASE.replace("epochs: 9", "epochs: 9, fold_epochs: 0.3334")
+    jobs = planned(third, tmp_path).jobs
+    assert [(job.fold, job.train.epochs) for job in jobs] == [(None, 9), (0, 3), (1, 3)]
+    before, now = signatures(BASE, tmp_path), signatures(third, tmp_path)
+    assert [a == b for a, b in zip(before, now, strict=True)] == [True, False, False]
