@@ -52,11 +52,11 @@ class Store:
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        return np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(self.folder / "images.npy", mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
     @cached_property
     def labels(self) -> Rows:
-        return np.load(self.folder / "labels.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+        return np.load(self.folder / "labels.npy", mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
     @cached_property
     def tested(self) -> NDArray[np.bool_]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import TEAM, Place, left, points, same
+from tests.faults.place import RESNET, TEAM, Place, left, points, same
 from workers.tracking import Tracking
 
-LONG = TEAM.replace("epochs: 3", "epochs: 60")
+LONG = RESNET.replace("epochs: 3", "epochs: 60")
 
 
 def test_a_trainer_killed_in_mid_epoch_goes_on_to_the_same_weights(place: Place, undisturbed: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def test_a_trainer_told_to_end_loses_nothing(place_of: Callable[[str], Place]) -
     place.wait_for("epoch")
     os.kill(place.trainer(), signal.SIGTERM)
     assert process.wait(timeout=240) == 0, place.said()
-    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    summary = place.printed()
     assert summary["state"] == "done"
     assert {step for at in points(summary).values() for _, step in at} == set(range(61))
 
@@ -83,7 +83,7 @@ def test_the_driver_killed_leaves_no_process_and_the_next_sweep_goes_on(place: P
 def test_an_interrupted_sweep_ends_in_order_and_goes_on(
     number: signal.Signals, place_of: Callable[[str], Place], undisturbed: dict[str, Any]
 ) -> None:
-    place = place_of(TEAM.replace("epochs: 3", "epochs: 300"))
+    place = place_of(RESNET.replace("epochs: 3", "epochs: 300"))
     process = place.start()
     place.wait_for("b: epoch")
     everybody = place.watch()
@@ -91,7 +91,7 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(
     process.send_signal(number)
     assert process.wait(timeout=30) == 130, place.said()
     assert time.monotonic() - began < 15
-    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    summary = place.printed()
     assert summary["state"] == "interrupted"
     client = Tracking(summary["tracking_uri"]).client
     runs = client.search_runs([client.get_run(summary["parent_run_id"]).info.experiment_id])

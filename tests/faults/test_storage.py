@@ -19,7 +19,7 @@ from fusion.export import load
 from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import snapshot
-from tests.faults.conftest import TEAM, Place, equal, points, same, weights
+from tests.faults.place import SMALL, TEAM, Place, equal, points, same, weights
 from workers import train
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Corrupt
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_fit_is_refused(place_of: Callable[[str], Place]
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(place_of: Callable[[str], Place]) -> None:
-    place, wide = place_of(THREE), place_of(THREE.replace("width: 4", "width: 8"))
+    place, wide = place_of(THREE), place_of(THREE.replace("small:Small", "small:Wide"))
     _cut_off(place)
     _cut_off(wide)
     owner = place.fits()["a"].name
@@ -261,6 +261,7 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(train, "time", Backwards())
     monkeypatch.setattr("workers.fitrun.time", Backwards())
     (tmp_path / "team.yaml").write_text(TEAM)
+    (tmp_path / "small.py").write_text(SMALL)
     result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool))
     assert weights(result.summary) == weights(undisturbed)
     assert points(result.summary) == points(undisturbed)

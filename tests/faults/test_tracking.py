@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import snapshot
-from tests.faults.conftest import TEAM, Place, points, same
+from tests.faults.place import TEAM, Place, points, same
 from workers.fitrun import Sender, deliver
 from workers.spool import Spool
 from workers.tracking import Tracking
@@ -106,7 +106,7 @@ def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbe
     place.wait_for("b: started")
     server.up()
     assert process.wait(timeout=120) == 0, place.said()
-    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    summary = place.printed()
     _sync(place)
     same(summary, undisturbed)
 
@@ -118,7 +118,7 @@ def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: S
     server.down()
     os.kill(process.pid, signal.SIGCONT)
     assert process.wait(timeout=180) == 0, place.said()
-    summary = json.loads((place.folder / "out.txt").read_text().splitlines()[-1])
+    summary = place.printed()
     assert summary["state"] == "done"
     assert summary["unsent"] > 0
     assert _sync(place, code=1)["left"] == summary["unsent"]
