@@ -1,38 +1,32 @@
-"""RayExecutor: connect or start Ray, trainer actors with their resources, the fusion actor on the head."""
+"""RayExecutor: trainer actors with their resources, what their ends mean, the fusion actor on the head."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
-import secrets
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from orchestrator.config import Heartbeat
+from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
-from workers.errors import ConclaveError, Rejected
+from workers.errors import ConclaveError
 from workers.spec import Job
 
 if TYPE_CHECKING:
     from workers.actor import Life
 
 FUSION_TRIES = 3
-OBJECT_STORE_BYTES = 256 << 20
+MACHINE_GONE = "its machine went away"
 Shape = tuple[float, float, int]  # GPUs, CPUs, threads
+
+
+@dataclass
+class _Death:
+    """A trainer is gone; whether its machine is too tells the answer that was asked of it."""
+
+    text: str
+    answer: Any
 
 
 @dataclass
@@ -47,6 +41,7 @@ class _Trainer:
     stepped: float = 0.0
     notes: int = 0
     submitted: float = 0.0
+    death: _Death | None = None
 
 
 @dataclass
@@ -58,35 +53,10 @@ class RayExecutor:
     trainers: list[_Trainer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.private: str | None = None
+        self.connection = Connection(self.address)
+        self.ray = self.connection.ray
         self.known: list[tuple[float, float]] = []
         self.looked = -1.0
-        if self.address:
-            _probe(self.address)
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-        else:
-            self.private = _private_token()
-        _quiet()
-        import ray
-        import ray.util.scheduling_strategies
-
-        self.ray = ray
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        if self.address:
-            ray.init(address=self.address, **options)
-        else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=os.cpu_count(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                **options,
-            )
-        self.reaper = _start_reaper() if self.private else None
-        self._tell_reaper()
-        for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
-            signal.signal(number, handler)
 
     @property
     def nodes(self) -> list[tuple[float, float]]:
@@ -129,36 +99,11 @@ class RayExecutor:
         trainer.submitted = time.monotonic()
         trainer.result = trainer.actor.run.remote(job, uri, run)
 
-    def _tell_reaper(self) -> None:
-        """Which processes are to go when this one is killed."""
-        self.told = time.monotonic()
-        if self.reaper and self.reaper.stdin:
-            children = [p for p in psutil.Process().children(recursive=True) if p.pid != self.reaper.pid]
-            found = []
-            for child in children:
-                with contextlib.suppress(psutil.Error):
-                    found.append([child.pid, child.create_time()])
-            with contextlib.suppress(BrokenPipeError):
-                self.reaper.stdin.write(json.dumps(found) + "\n")
-                self.reaper.stdin.flush()
-
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
-        if time.monotonic() - self.told > 2:
-            self._tell_reaper()
+        self.connection.tell_reaper()
         busy = [t for t in self.trainers if t.job]
-        ready, _ = self.ray.wait([t.result for t in busy], num_returns=1, timeout=seconds)
-        found: list[Event | Outcome] = []
-        for trainer in busy:
-            found += self._progress(trainer)
-            if trainer.result in ready:
-                found.append(self._ended(trainer))
-            elif silence := self._silence(trainer):
-                found.append(self._end(trainer, silence))
-            elif self._waited_long(trainer):
-                assert trainer.job
-                self._drop(trainer)
-                found.append(Outcome(trainer.job, None, "unschedulable", self._why_impossible(trainer.job)))
-        return found
+        self.ray.wait([t.death.answer if t.death else t.result for t in busy], num_returns=1, timeout=seconds)
+        return [item for trainer in busy for item in (*self._progress(trainer), *self._ended(trainer))]
 
     def stop(self, seconds: float) -> None:
         busy = [t for t in self.trainers if t.job]
@@ -171,12 +116,7 @@ class RayExecutor:
         for trainer in self.trainers:
             self.ray.kill(trainer.actor)
         self.trainers.clear()
-        self._tell_reaper()
-        self.ray.shutdown()
-        if self.reaper and self.reaper.stdin:
-            self.reaper.stdin.close()
-        if self.private:
-            shutil.rmtree(self.private, ignore_errors=True)
+        self.connection.close()
 
     def call_on_head(self, function: Any, *arguments: Any) -> Any:
         """Run a function in the fusion actor, which is pinned to the head."""
@@ -224,7 +164,9 @@ class RayExecutor:
         """Events from the last sign of life; asks for the next without waiting for it."""
         found: list[Event | Outcome] = []
         assert trainer.job
-        if trainer.asked is not None and self.ray.wait([trainer.asked], timeout=0)[0]:
+        if trainer.death:
+            return found
+        if trainer.asked is not None and self._ready(trainer.asked):
             try:
                 life: Life = self.ray.get(trainer.asked)
             except self.ray.exceptions.RayError:
@@ -265,69 +207,72 @@ class RayExecutor:
 
         assert trainer.job
         assert trainer.life
-        there = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(trainer.life.node, soft=False)
-        done = _remote(end_process).options(scheduling_strategy=there).remote(trainer.life.pid)
+        done = _remote(end_process).options(scheduling_strategy=self._on(trainer.life.node)).remote(trainer.life.pid)
         self.ray.wait([done], timeout=20)
         self._drop(trainer)
         return Outcome(trainer.job, None, "failed", f"{reason}; the trainer was ended", "errors")
 
-    def _ended(self, trainer: _Trainer) -> Outcome:
-        job, result = trainer.job, trainer.result
-        assert job
-        trainer.job = trainer.result = trainer.asked = None
-        errors = self.ray.exceptions
-        cause: Cause = "errors"
+    def _ready(self, reference: Any) -> bool:
+        return bool(self.ray.wait([reference], timeout=0)[0])
+
+    def _ended(self, trainer: _Trainer) -> list[Outcome]:
+        """The outcome of the trainer's job, where there is one by now."""
+        assert trainer.job
+        if trainer.death:
+            return self._judged(trainer, trainer.death)
+        if self._ready(trainer.result):
+            return self._result(trainer)
+        if silence := self._silence(trainer):
+            return [self._end(trainer, silence)]
+        if self._waited_long(trainer):
+            self._drop(trainer)
+            return [Outcome(trainer.job, None, "unschedulable", self._why_impossible(trainer.job))]
+        return []
+
+    def _result(self, trainer: _Trainer) -> list[Outcome]:
+        """Of a job that gave something, or whose trainer died."""
+        from workers.actor import is_there
+
+        assert trainer.job
+        job, errors = trainer.job, self.ray.exceptions
         try:
-            return outcome(job, self.ray.get(result))
+            given = outcome(job, self.ray.get(trainer.result))
         except errors.OutOfMemoryError:
-            cause, reason = "oom", "OOM: killed because the machine ran out of memory; give the job more, or lower batch_size"
+            return [self._died(trainer, "oom", "OOM: killed because the machine ran out of memory; give the job more memory")]
         except errors.RayError as error:
             text = " ".join(str(error).split())
-            if self._lost(trainer, error, text):
-                cause, reason = "preemptions", "its machine went away"
-            else:
-                reason = f"the trainer died: {text[:300]}"
-        self.trainers.remove(trainer)
-        return Outcome(job, None, "failed", reason, cause)
+            if getattr(error, "preempted", False) or "node has died" in text:
+                return [self._died(trainer, "preemptions", MACHINE_GONE)]
+            if trainer.life is None:  # nobody knows where it ran
+                return [self._died(trainer, "errors", f"the trainer died: {text[:300]}")]
+            trainer.death = _Death(text, _remote(is_there).options(scheduling_strategy=self._on(trainer.life.node)).remote())
+            return []
+        trainer.job = trainer.result = trainer.asked = None
+        return [given]
 
-    def _lost(self, trainer: _Trainer, error: Exception, text: str) -> bool:
-        """Whether the trainer's machine was drained or is gone; a death on a living machine is an error."""
-        if getattr(error, "preempted", False) or "node has died" in text:
-            return True
-        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
-        return trainer.life is not None and trainer.life.node not in alive
+    def _judged(self, trainer: _Trainer, death: _Death) -> list[Outcome]:
+        """A death on a living machine is an error; a machine that is lost says so only by not answering, some seconds later."""
+        assert trainer.life
+        if trainer.life.node not in {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}:
+            return [self._died(trainer, "preemptions", MACHINE_GONE)]
+        if not self._ready(death.answer):
+            return []
+        try:
+            self.ray.get(death.answer)
+        except self.ray.exceptions.RayError:
+            return [self._died(trainer, "preemptions", MACHINE_GONE)]
+        return [self._died(trainer, "errors", f"the trainer died: {death.text[:300]}")]
+
+    def _died(self, trainer: _Trainer, cause: Cause, reason: str) -> Outcome:
+        assert trainer.job
+        self.trainers.remove(trainer)
+        return Outcome(trainer.job, None, "failed", reason, cause)
+
+    def _on(self, node: str) -> Any:
+        """The scheduling strategy that means this machine and no other."""
+        return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _remote(actor: Any) -> Any:
     """Ray's decorator changes the class in ways that no type checker follows."""
     return actor
-
-
-def _probe(address: str) -> None:
-    """A dead address would block for two minutes and end in SystemExit: ask the port first."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
-    except (OSError, ValueError):
-        raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
-
-
-def _start_reaper() -> subprocess.Popen[str]:
-    """In a session of its own, so that a signal to the driver's does not reach it."""
-    command = [sys.executable, str(Path(__file__).with_name("reaper.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def _private_token() -> str:
-    """Ray listens on every interface: a token of our own, readable by us alone, set before ray is imported."""
-    folder = tempfile.mkdtemp(prefix="conclave-ray-")
-    token = Path(folder, "token")
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    return folder
-
-
-def _quiet() -> None:
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_DEDUP_LOGS="0")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

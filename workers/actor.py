@@ -57,6 +57,12 @@ def end_process(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
+def is_there() -> bool:
+    """What a machine answers that is still there."""
+    return True
+
+
 @ray.remote(max_restarts=0)
 class FusionActor:
     """Runs the fusion step where it was placed: a function of the orchestrator's, handed over with its arguments."""

@@ -1,0 +1,110 @@
+"""A driver's connection to Ray: its own private local Ray, or a cluster by its address; nothing of it outlives the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from workers.errors import Rejected
+
+OBJECT_STORE_BYTES = 256 << 20
+TELL_SECONDS = 2.0
+
+
+class Connection:
+    """`ray` is the connected module. Imported only now: Ray reads its authentication settings when it is."""
+
+    def __init__(self, address: str | None) -> None:
+        self.private = None if address else _private_token()
+        if address:
+            _probe(address)
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        _quiet()
+        import ray
+        import ray.util.scheduling_strategies
+
+        self.ray = ray
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        _init(ray, address)
+        for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
+            signal.signal(number, handler)
+        self.told = -TELL_SECONDS
+        self.reaper = _start_reaper() if self.private else None
+        self.tell_reaper()
+
+    def tell_reaper(self) -> None:
+        """Which processes are to go when this one is killed; looks again after a while."""
+        if self.reaper is None or self.reaper.stdin is None or time.monotonic() - self.told < TELL_SECONDS:
+            return
+        self.told = time.monotonic()
+        found = []
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.pid != self.reaper.pid:
+                    found.append([child.pid, child.create_time()])
+        with contextlib.suppress(BrokenPipeError):
+            self.reaper.stdin.write(json.dumps(found) + "\n")
+            self.reaper.stdin.flush()
+
+    def close(self) -> None:
+        self.told = -TELL_SECONDS
+        self.tell_reaper()
+        self.ray.shutdown()
+        if self.reaper and self.reaper.stdin:
+            self.reaper.stdin.close()
+        if self.private:
+            shutil.rmtree(self.private, ignore_errors=True)
+
+
+def _init(ray: Any, address: str | None) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address:
+        ray.init(address=address, **options)
+        return
+    local = {"include_dashboard": False, "num_cpus": os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address="local", **local, **options)
+
+
+def _probe(address: str) -> None:
+    """A dead address would block for two minutes and end in SystemExit: ask the port first."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
+
+
+def _start_reaper() -> subprocess.Popen[str]:
+    """In a session of its own, so that a signal to the driver's does not reach it."""
+    command = [sys.executable, str(Path(__file__).with_name("reaper.py"))]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _private_token() -> str:
+    """Ray listens on every interface: a token of our own, readable by us alone, set before ray is imported."""
+    folder = tempfile.mkdtemp(prefix="conclave-ray-")
+    token = Path(folder, "token")
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+    return folder
+
+
+def _quiet() -> None:
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_DEDUP_LOGS="0")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

@@ -1,0 +1,107 @@
+"""A Ray of several machines on this one: a head without CPUs and workers that can be taken away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass
+class Nodes:
+    """Real `ray start` processes with a token of their own; ends just what it started.
+
+    Trainers inherit `more` from their machine: faults that are to happen in them go there.
+    """
+
+    more: dict[str, str] = field(default_factory=dict)
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="cn-")))  # Ray's sockets need short paths
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.token = self.folder / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self._start("--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """For whoever is to be let in."""
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
+
+    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *arguments]
+        with open(self.folder / f"log{len(self.started)}", "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ray.scripts.scripts", *words],
+                env={**os.environ, **self.more, **self.env},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        until = time.monotonic() + 60
+        while not self._up():
+            assert process.poll() is None, (self.folder / f"log{len(self.started) - 1}").read_text()
+            assert time.monotonic() < until, "Ray does not start"
+            time.sleep(0.2)
+        return process
+
+    def _up(self) -> bool:
+        """Whether as many raylets run as were started."""
+        raylets = [p for started in self.started for p in tree(started.pid) if _is_raylet(p)]
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 0.3):
+            return len(raylets) == sum(p.poll() is None for p in self.started)
+        return False
+
+    def holding(self, pid: int) -> subprocess.Popen[bytes]:
+        """The node whose process this is."""
+        return next(p for p in self.started if pid in {child.pid for child in tree(p.pid)})
+
+    def remove(self, node: subprocess.Popen[bytes]) -> None:
+        """As when a machine is gone: every process of it at once."""
+        for process in tree(node.pid):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        node.wait()
+
+    def end(self) -> None:
+        for node in self.started:
+            if node.poll() is None:
+                self.remove(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all below it, the lowest first, so that nobody sees its parent go."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [*reversed(process.children(recursive=True)), process]
+    return []
+
+
+def _is_raylet(process: Any) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.name() == "raylet")
+    return False
