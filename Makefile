@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test check lock
+.PHONY: install demo test check chaos lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -19,6 +19,10 @@ demo: install
 
 test: install
 	$(BIN)/pytest
+
+# Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
+chaos: install
+	$(BIN)/python -m benchmarks.chaos --kills 100 --seed 1 --files 10000
 
 check: install
 	$(BIN)/ruff check .

@@ -92,6 +92,8 @@ class SweepFolder:
             who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
             raise Rejected(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
+            for begun in self.path.glob(".*.*"):  # by a process that was killed
+                begun.unlink()
             holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
             yield
         finally:

@@ -73,6 +73,8 @@ def sweep(team_file: Path, options: Options) -> Result:
         for line in changes(folder.state().get("settings", {}), todo):
             options.say(line)
         _keep_team_file(team_file, folder)
+        for job in todo.jobs:
+            MemberArtifact.of(job.home, job.signature).tidy()
         runs = Runs.open(team_file, todo, folder, uri, options.home, options.restart)
         todo = runs.adopt_elsewhere(plan.make(team, store, options.home.path, paths))
         if not todo.todo and _unchanged(folder, todo):

@@ -16,6 +16,7 @@ from workers.errors import Rejected
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 MAX_FILES = 20_000_000
 MAX_FILE_BYTES = 1 << 30
+MAX_BYTES = 1 << 42  # of a whole archive
 
 # (name with forward slashes, content): a path where the file lies on disk, else its bytes
 Entry = tuple[str, bytes | Path]
@@ -56,12 +57,13 @@ def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry
 def _tar(path: Path) -> Iterator[Entry]:
     try:
         with tarfile.open(path, mode="r|*") as archive:
+            total = 0
             for count, info in enumerate(archive):
                 name = _safe(info.name, path, count)
                 if info.issym() or info.islnk():
                     raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
                 if info.isfile():
-                    _bounded(info.size, name, path)
+                    total = _bounded(info.size, total, name, path)
                     content = archive.extractfile(info)
                     assert content is not None
                     yield name, content.read()
@@ -76,12 +78,13 @@ def _tar(path: Path) -> Iterator[Entry]:
 def _zip(path: Path) -> Iterator[Entry]:
     try:
         with zipfile.ZipFile(path) as archive:
+            total = 0
             for count, info in enumerate(archive.infolist()):
                 name = _safe(info.filename, path, count)
                 if (info.external_attr >> 16) & 0o170000 == 0o120000:
                     raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
                 if not info.is_dir():
-                    _bounded(info.file_size, name, path)
+                    total = _bounded(info.file_size, total, name, path)
                     yield name, archive.read(info)
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
@@ -105,6 +108,10 @@ def _printable(name: str, root: Path) -> str:
     return name
 
 
-def _bounded(size: int, name: str, archive: Path) -> None:
+def _bounded(size: int, before: int, name: str, archive: Path) -> int:
+    """What the entries unpack to, this one included."""
     if size > MAX_FILE_BYTES:
         raise Rejected(f"{archive}: {name} unpacks to {size:,} bytes; no image is that large. Remove it.")
+    if before + size > MAX_BYTES:
+        raise Rejected(f"{archive}: unpacks to more than {MAX_BYTES:,} bytes. Split the data set, or unpack it to a folder.")
+    return before + size

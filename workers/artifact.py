@@ -86,9 +86,20 @@ class MemberArtifact:
                 waited = True
                 watcher.step()
         try:
+            self._clear()
             yield
         finally:
             lock.release()
+
+    def tidy(self) -> None:
+        """Remove what a killed process left here, unless another one is at work."""
+        if self.root.is_dir():
+            with contextlib.suppress(Timeout), FileLock(self.root / ".lock", timeout=0):
+                self._clear()
+
+    def _clear(self) -> None:
+        for name in (".fit.new", ".checkpoint.new", "checkpoint/.new", *(["checkpoint"] if self.done else [])):
+            shutil.rmtree(self.root / name, ignore_errors=True)
 
     def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Make the fit done: complete in a folder beside it, then renamed into place."""
@@ -99,6 +110,7 @@ class MemberArtifact:
         checkpoint.save(new, {"weights": weights, "outputs": outputs}, record)
         reach("artifact.publish")
         checkpoint.replace(new, self.folder)
+        reach("artifact.published")
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def adopt(self, folder: Path) -> None:

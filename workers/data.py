@@ -130,7 +130,9 @@ def pack(
         if store := find(spec, home):
             check(store)
             return store
-        work = Path(tempfile.mkdtemp(prefix=".conclave-packing-", dir=base))
+        for stale in base.glob(f".conclave-{source.key()}-*"):  # of a process that was killed: we hold its lock
+            shutil.rmtree(stale, ignore_errors=True)
+        work = Path(tempfile.mkdtemp(prefix=f".conclave-{source.key()}-", dir=base))
         try:
             _write(source, work, progress)
             check(Store(work))

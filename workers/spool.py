@@ -29,6 +29,8 @@ class Spool:
         """The spool of this name for a tracking store, made if it isn't there."""
         spool = cls.at(home, name)
         spool.path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in spool.path.parent.glob(f".{name}.sent.*"):  # begun by an owner that was killed
+            stale.unlink(missing_ok=True)
         if not spool.path.exists():
             spool._append({"uri": uri})
         return spool

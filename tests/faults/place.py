@@ -322,3 +322,9 @@ def same(ours: dict[str, Any], reference: dict[str, Any], members: tuple[str, ..
     for name in members:
         assert weights(ours)[name] == weights(reference)[name]
         assert points(ours)[name] == points(reference)[name]
+
+
+def begun(home: Path) -> list[str]:
+    """What somebody began to write and nobody removed."""
+    hidden = [p for p in (*home.rglob(".*"), *home.parent.glob(".conclave-*")) if p.name not in (".lock", ".holder")]
+    return [str(p) for p in (*hidden, *(f.parent / "checkpoint" for f in home.glob("jobs/*/fit"))) if p.exists()]

@@ -19,7 +19,7 @@ from fusion.export import load
 from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import snapshot
-from tests.faults.place import SMALL, TEAM, Place, equal, points, same, weights
+from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, same, weights
 from workers import train
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Corrupt
@@ -44,6 +44,14 @@ def test_killed_while_a_fit_is_published(point: str, place: Place, whole: dict[s
     again = place.fit()
     assert again["resumed_from"] == 3, "nothing is trained again"
     equal(again, whole)
+
+
+@pytest.mark.parametrize("point", ["checkpoint.half", "artifact.half", "artifact.published", "export.onnx.half", "spool.half"])
+def test_what_a_killed_process_left_behind_is_removed_by_the_next(point: str, place: Place) -> None:
+    place.sweep("--inline", fault=f"{point}:1:kill", code=-signal.SIGKILL)
+    assert begun(place.home)
+    place.sweep("--inline")
+    assert begun(place.home) == []
 
 
 def test_killed_while_metrics_are_sent(place: Place, undisturbed: dict[str, Any]) -> None:

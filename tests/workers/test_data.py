@@ -212,6 +212,22 @@ def test_a_bad_archive_is_rejected_and_nothing_is_written(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+@pytest.mark.parametrize(("limit", "value"), [("MAX_FILES", 20), ("MAX_FILE_BYTES", 100), ("MAX_BYTES", 4000)])
+def test_an_archive_that_unpacks_to_too_much_is_refused(
+    suffix: str, limit: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    root = tree(tmp_path / "images")
+    shutil.make_archive(str(tmp_path / "a"), {".tar.gz": "gztar", ".zip": "zip"}[suffix], root)
+    monkeypatch.setattr(f"workers.archives.{limit}", value)
+    before = snapshot(tmp_path)
+    with pytest.raises(Rejected, match=r"more than|no image is that large"):
+        pack(folder_spec(tmp_path / f"a{suffix}"), tmp_path / "home")
+    assert snapshot(tmp_path) == before
+
+
 def test_fewer_rows_than_folds_is_rejected(tmp_path: Path) -> None:
     spec = folder_spec(tree(tmp_path / "images"), folds=11)
     with pytest.raises(Rejected, match="11 folds, but the smallest class has"):

@@ -1,0 +1,243 @@
+"""Kill random processes of random sweeps, and see that nothing is lost: `make chaos`.
+
+Each round draws a team (ResNets of width 4 on digits), sweeps it undisturbed, then sweeps it again in another home while
+SIGKILL hits the driver, a trainer or the fusion actor at random moments, the command being given again whenever the driver
+fell. Ends with an error at the first broken promise, which it names with the seed that shows it again. Then mutated team
+files go through `validate`, in process.
+
+    python -m benchmarks.chaos --kills 100 --seed 1 --files 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+
+from benchmarks.machine import describe, write_result
+from orchestrator import config, teamfile
+from tests.faults.place import Place, begun, left, points, weights
+from workers import checkpoint
+from workers.errors import ConclaveError
+
+LONGEST = 600.0  # seconds that one command may take
+KINDS = ("driver", "trainer", "fusion")
+
+
+@dataclass
+class Tally:
+    """What was seen."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    sweeps: int = 0
+    commands: int = 0
+    fits: int = 0
+    points: int = 0
+    files: int = 0
+
+
+def team_text(draw: random.Random) -> str:
+    """A random small team."""
+    folds = draw.choice([0, 0, 2])
+    members = "".join(
+        f"  - {{name: m{i}, seed: {draw.randrange(1000)}, optimizer: {draw.choice(['sgd', 'adamw'])}}}\n"
+        for i in range(draw.choice([2, 2, 3]))
+    )
+    ema = draw.choice(["", ", ema: 0.9"])
+    return (
+        f"version: 1\nname: tiny\nseed: {draw.randrange(100)}\ndata: {{dataset: digits, folds: {folds}}}\n"
+        f"train: {{epochs: {draw.randint(4, 12)}, batch_size: 32, schedule: {draw.choice(['one_cycle', 'cosine'])}{ema}}}\n"
+        "defaults: {width: 4, augment: [crop]}\n"
+        f"fusion: [{draw.choice(['vote', 'vote, weighted', 'vote, stack'])}]\n"
+        # a kill of a trainer is an error of its own, and no campaign may run out of them
+        f"retries: {{errors: 1000}}\ncheckpoint: {{minutes: {draw.choice([0.001, 0.01, 5])}}}\nmembers:\n{members}"
+    )
+
+
+def run_round(seed: int, wanted: int, tally: Tally) -> None:
+    """One team: undisturbed, then under `wanted` kills, then compared."""
+    draw = random.Random(seed)
+    folder = Path(tempfile.mkdtemp(prefix="conclave-chaos-"))
+    text = team_text(draw)
+    reference = Place(folder / "undisturbed", text)
+    expected = reference.sweep("--inline")
+    place = Place(folder / "killed", text)
+    summary = disturbed(place, draw, wanted, tally)
+    check(weights(summary) == weights(expected), seed, "the weights differ")
+    told, wanted_points = points(summary), points(expected)
+    check(told == wanted_points, seed, "the metric points differ")
+    check(not begun(place.home), seed, f"left behind: {begun(place.home)}")
+    whole(place.home)
+    tally.sweeps += 1
+    tally.fits += len(list(place.home.glob("jobs/*/fit/manifest.json")))
+    tally.points += sum(map(len, told.values()))
+    shutil.rmtree(folder)
+
+
+def disturbed(place: Place, draw: random.Random, wanted: int, tally: Tally) -> dict[str, Any]:
+    """Sweep until done, killing `wanted` times on the way (fewer where the sweep is done before)."""
+    done = 0
+    while True:
+        place.start()
+        tally.commands += 1
+        everybody: list[psutil.Process] = []
+        until = time.monotonic() + LONGEST
+        while place.process and place.process.poll() is None:
+            check(time.monotonic() < until, 0, "a sweep hangs")
+            if done < wanted and hit(place, draw, everybody, tally):
+                done += 1
+            time.sleep(0.05)
+        assert place.process
+        code = place.process.poll()
+        remaining = left(everybody)
+        check(not remaining, 0, f"alive 10 s after the driver: {remaining}")
+        if code == 0:
+            return place.printed()
+        check(code == -signal.SIGKILL, 0, f"exit code {code}: {place.said()[-2000:]}")
+
+
+def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tally: Tally) -> bool:
+    """Wait a moment, then kill a process of a random kind. False where the sweep ended or had none of that kind."""
+    kind = draw.choice(KINDS)
+    until = time.monotonic() + draw.uniform(0.0, 12.0)
+    while time.monotonic() < until or kind == "fusion":  # the fusion actor lives for seconds: wait for it
+        if place.process is None or place.process.poll() is not None:
+            return False
+        if kind == "fusion" and list(place.actors("FusionActor")):
+            time.sleep(draw.uniform(0.0, 8.0))
+            break
+        time.sleep(0.05)
+    targets = [place.process.pid] if kind == "driver" and place.process else list(place.actors(ACTORS.get(kind, "")))
+    if not targets:
+        return False
+    everybody[:] = place.watch() if place.process and place.process.poll() is None else []
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(draw.choice(targets), signal.SIGKILL)
+        tally.kills[kind] += 1
+        print(f"  {sum(tally.kills.values())}: {kind}", flush=True)
+        return True
+    return False
+
+
+ACTORS = {"trainer": "TrainerActor", "fusion": "FusionActor"}
+
+
+def whole(home: Path) -> None:
+    """Read everything that is there. Raises where a file is half-written."""
+    for manifest in home.rglob("manifest.json"):
+        for name in checkpoint.record(manifest.parent)["files"]:
+            checkpoint.load(manifest.parent, name)
+    for path in home.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in home.rglob("*.onnx"):
+        onnx.checker.check_model(onnx.load(path))
+    for path in home.rglob("*.npz"):
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays:
+                arrays[name]
+
+
+def check(holds: bool, seed: int, text: str) -> None:
+    if not holds:
+        raise SystemExit(f"BROKEN (seed {seed}): {text}")
+
+
+def mutated(draw: random.Random, texts: list[str]) -> str:
+    """A team file with a few random changes: cut, doubled, swapped, or strange characters."""
+    text = draw.choice(texts)
+    for _ in range(draw.randint(1, 3)):
+        at, size = draw.randrange(len(text) + 1), draw.randint(0, 12)
+        piece = draw.choice(
+            [
+                "",
+                text[at : at + size] * 2,
+                "".join(chr(draw.choice([draw.randrange(128), draw.randrange(0x3000), 0x1F600])) for _ in range(size)),
+                draw.choice(
+                    [
+                        "null",
+                        "-1",
+                        "1e999",
+                        ".nan",
+                        "[]",
+                        "{}",
+                        "&a",
+                        "*a",
+                        "!!python/name:os.system",
+                        "\t",
+                        "\x00",
+                        "'",
+                        "- ",
+                        ": ",
+                    ]
+                ),
+                draw.choice(texts)[at : at + 3 * size],
+            ]
+        )
+        text = text[:at] + piece + text[at + size :]
+    return text
+
+
+def fuzz(count: int, seed: int, tally: Tally) -> Iterator[str]:
+    """Mutated files through `validate`: accepted, or Rejected with a sentence; anything else is a broken promise."""
+    draw = random.Random(seed)
+    texts = [path.read_text() for path in Path(__file__).parent.parent.glob("examples/*.yaml")] + [
+        team_text(draw) for _ in range(20)
+    ]
+    for number in range(count):
+        text = mutated(draw, texts)
+        tally.files += 1
+        try:
+            config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+            yield "accepted"
+        except ConclaveError as error:
+            check(error.exit_code == 2 and bool(str(error)), seed, f"file {number}: exit {error.exit_code}")
+            yield "rejected"
+        except Exception as error:
+            raise SystemExit(f"BROKEN (seed {seed}, file {number}): {type(error).__name__}: {error}\n{text!r}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--files", type=int, default=10_000)
+    asked = parser.parse_args()
+    tally, began, seed = Tally(), time.monotonic(), asked.seed
+    judged = Counter(fuzz(asked.files, asked.seed, tally))
+    print(f"{tally.files} mutated team files: {dict(judged)}, no traceback", flush=True)
+    while (killed := sum(tally.kills.values())) < asked.kills:
+        print(f"seed {seed}", flush=True)
+        run_round(seed, min(10, asked.kills - killed), tally)
+        seed += 1
+    result = {
+        "kills": dict(tally.kills),
+        "sweeps": tally.sweeps,
+        "commands": tally.commands,
+        "fits_compared": tally.fits,
+        "metric_points_compared": tally.points,
+        "team_files": {"mutated": tally.files, **judged},
+        "seeds": [asked.seed, seed - 1],
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    write_result("chaos", " ".join(["python -m benchmarks.chaos", *sys.argv[1:]]), result)
+    print(json.dumps({**result, "machine": describe()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
