@@ -78,9 +78,14 @@ def log_softmax(logits: Floats) -> Floats:
 
 
 def gather(
-    full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], labels: Labels, fit_folds: Labels, fit_rows: Labels
+    full: Mapping[str, Path],
+    folds: Mapping[str, Sequence[Path]],
+    classes: Sequence[str],
+    labels: Labels,
+    fit_folds: Labels,
+    fit_rows: Labels,
 ) -> Gathered:
-    """Read the artifacts (one folder a fit) of every member. `labels` are those of all rows of the store.
+    """Read the artifacts (one folder a fit) of every member. `labels` of all rows of the store count `classes`.
 
     `oof` covers the members that have fold fits in `folds`.
     Raises ConclaveError where members don't match, Corrupt where a
@@ -92,10 +97,8 @@ def gather(
     for name in names:
         if records[name]["data_digest"] != first["data_digest"]:
             raise ConclaveError(f"member {name} was trained on other data than {names[0]}; they can't be fused.")
-        if sorted(records[name]["classes"]) != sorted(first["classes"]):
-            raise ConclaveError(f"member {name} knows other classes than {names[0]}; they can't be fused.")
+    order = {name: class_order(records[name]["classes"], classes, name) for name in names}
     outputs = {name: MemberArtifact(full[name]).outputs() for name in names}
-    order = {name: [records[name]["classes"].index(c) for c in first["classes"]] for name in names}
     rows = {part: outputs[names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
     tables = {}
     for part in ("fuse", "test"):
@@ -114,7 +117,14 @@ def gather(
         tuple(h for h in heads if h is not None) if all(heads) else (),
         tuple(with_oof),
     )
-    return Gathered(names, tuple(first["classes"]), evidence, tables["test"], fit_rows, rows["fuse"], rows["test"])
+    return Gathered(names, tuple(classes), evidence, tables["test"], fit_rows, rows["fuse"], rows["test"])
+
+
+def class_order(theirs: Sequence[str], ours: Sequence[str], name: str) -> list[int]:
+    """Where each of our classes stands among a member's. Raises ConclaveError where they are not the same classes."""
+    if sorted(theirs) != sorted(ours):
+        raise ConclaveError(f"member {name} knows other classes than the data: {', '.join(theirs)}; it can't be fused.")
+    return [list(theirs).index(c) for c in ours]
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:

@@ -15,11 +15,12 @@ import torch
 from fusion.export import export
 from fusion.fit import Fitted, best_single, fit_all, recommend
 from fusion.model import FusedModel, assemble
-from fusion.outputs import Gathered, gather
+from fusion.outputs import Gathered, class_order, gather
 from fusion.score import accuracy_gain, bootstrap, per_class, scores
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
 from workers.data import Store, split
+from workers.errors import ConclaveError
 from workers.faults import reach
 from workers.models import Network, build, import_from
 from workers.spec import DataSpec, MemberSpec
@@ -91,7 +92,7 @@ def prepare(request: Request) -> tuple[Gathered, dict[str, Fitted], list[Network
     parts = split(store, request.data, request.team_seed)
     roots = {name: place.fetch(request.uri) for name, place in request.full.items()}
     folds = {name: [place.fetch(request.uri) for place in places] for name, places in request.folds.items()}
-    gathered = gather(roots, folds, np.asarray(store.labels), parts.folds, parts.fit)
+    gathered = gather(roots, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit)
     fitted = fit_all(gathered, request.fusions)
     networks = [_network(request.members[name], roots[name], store) for name in gathered.names]
     return gathered, fitted, networks, roots
@@ -99,8 +100,21 @@ def prepare(request: Request) -> tuple[Gathered, dict[str, Fitted], list[Network
 
 def _network(spec: MemberSpec, root: Path, store: Store) -> Network:
     network = build(spec.model_copy(update={"weights": None}), len(store.classes), store.size)
-    network.load_state_dict(MemberArtifact(root).weights())
+    artifact = MemberArtifact(root)
+    network.load_state_dict(artifact.weights())
+    order = class_order(artifact.manifest()["classes"], store.classes, spec.name)
+    if order != sorted(order):
+        _reorder(network, order, spec.name)
     return network.eval()
+
+
+def _reorder(network: Network, order: list[int], name: str) -> None:
+    """Make a head that counts the classes in another order count them in ours."""
+    if not isinstance(network.head, torch.nn.Linear):
+        raise ConclaveError(f"member {name} knows the classes in another order, and has no Linear head to put them in ours.")
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.copy_(parameter[order])
 
 
 def write_model(request: Request, gathered: Gathered, fitted: Fitted, networks: Sequence[Network], target: Path) -> float:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from tests.conftest import snapshot
 from workers.tracking import Tracking
 
 TEAM = """\
@@ -221,6 +222,12 @@ class Place:
         assert "Traceback" not in self.said()
         return self.printed()
 
+    def command(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """Any other command that needs no Ray; gives the JSON that it printed."""
+        assert self._fork(_command, list(words), self.env()).wait(timeout=120) == code, self.said()
+        assert "Traceback" not in self.said()
+        return self.printed() if "--json" in words else {}
+
     def printed(self) -> dict[str, Any]:
         """The summary that the last command printed."""
         out = (self.folder / "out.txt").read_text().splitlines()
@@ -228,6 +235,10 @@ class Place:
 
     def said(self) -> str:
         return (self.folder / "err.txt").read_text()
+
+    def disk(self) -> dict[str, int]:
+        """Every path with its size, but for what the command printed."""
+        return {name: size for name, size in snapshot(self.folder).items() if name not in ("out.txt", "err.txt")}
 
     def happened(self) -> list[str]:
         """The faults that happened."""

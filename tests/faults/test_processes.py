@@ -33,7 +33,7 @@ def test_more_kills_than_the_budget_fail_that_member_alone(place_of: Callable[[s
     assert summary["members"]["c"]["state"] == "failed"
     assert "(2 times)" in summary["members"]["c"]["reason"]
     assert summary["members"]["a"]["weights_sha256"] == undisturbed["members"]["a"]["weights_sha256"]
-    again = place.sweep()
+    again = place.sweep("--inline")
     assert again["trained"] == 1
     same(again, undisturbed)
 
@@ -74,7 +74,7 @@ def test_the_driver_killed_leaves_no_process_and_the_next_sweep_goes_on(place: P
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert left(everybody) == []
-    summary = place.sweep()
+    summary = place.sweep("--inline")
     assert summary["trained"] <= 2
     same(summary, undisturbed)
 
