@@ -11,10 +11,11 @@ from sklearn.model_selection import KFold
 
 from fusion.calibration import apply_temperature, fit_temperature, logs, nll
 from fusion.concat import Concat
+from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
-from fusion.stacking import Stack
-from fusion.voting import Single, Vote
+from fusion.stacking import PlainStack, Stack, learn
+from fusion.voting import Single, Vote, VoteLogits
 from fusion.weighting import Weighted
 
 
@@ -23,8 +24,14 @@ class Method(Protocol):
     def predict_proba(self, table: Table) -> Floats: ...
 
 
-METHODS: dict[str, Callable[[], Method]] = {"vote": Vote, "weighted": Weighted, "stack": Stack, "concat": Concat}
-ORDER = ("vote", "weighted", "stack", "concat")  # of inference cost: later ones must earn their place
+METHODS: dict[str, Callable[[], Method]] = {
+    "vote": Vote,
+    "vote_logits": VoteLogits,
+    "weighted": Weighted,
+    "stack": Stack,
+    "stack_plain": PlainStack,
+    "concat": Concat,
+}
 
 
 @dataclass
@@ -61,13 +68,21 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     """Singles under their members' names, then the fusions asked for, in the order of inference cost."""
     evidence = gathered.evidence
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
-    for name in (n for n in ORDER if n in fusions):
-        if name == "stack" and evidence.with_oof:
-            fitted[name] = fit_one(name, Stack, evidence.only(evidence.with_oof))
+    for name in (n for n in KNOWN if n in fusions):
+        if name in STACKS and evidence.with_oof:
+            fitted[name] = fit_one(name, _stack(name, evidence), evidence.only(evidence.with_oof))
             fitted[name].members = evidence.with_oof
         else:
             fitted[name] = fit_one(name, METHODS[name], evidence)
     return fitted
+
+
+def _stack(name: str, evidence: Evidence) -> Callable[[], Method]:
+    """What is learnt from OOF outputs is learnt once: no refit on a part of *fuse* changes it."""
+    if name != "stack" or evidence.oof is None:
+        return METHODS[name]
+    learned = learn(evidence.oof, evidence.folds)
+    return lambda: Stack(learned=learned)
 
 
 def best_single(gathered: Gathered, fitted: dict[str, Fitted]) -> str:
@@ -81,7 +96,7 @@ def recommend(gathered: Gathered, fitted: dict[str, Fitted]) -> tuple[str, str]:
     labels = gathered.evidence.fuse.labels
     chosen = best_single(gathered, fitted)
     why = f"{chosen} has the lowest NLL on fuse of the single members"
-    for name in (n for n in ORDER if n in fitted):
+    for name in (n for n in KNOWN if n in fitted):
         ours, other = fitted[name].nested, fitted[chosen].nested
         no_worse = (ours.argmax(1) == labels).sum() >= (other.argmax(1) == labels).sum()
         if no_worse and nll_lower(ours, other, labels):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fusion.calibration import TINY
 from fusion.concat import Concat
 from fusion.fit import Fitted
-from fusion.stacking import Stack
+from fusion.stacking import PlainStack, Stack
+from fusion.voting import VoteLogits
 from workers.augment import to_float
 from workers.models import Network
 
@@ -28,6 +29,21 @@ class Average(nn.Module):
     def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
         pooled = (torch.stack([x.softmax(1) for x in logits]) * self.weights[:, None, None]).sum(0)
         return pooled.clamp(min=TINY).log()
+
+
+class LogitAverage(nn.Module):
+    """Weighted mean of the members' logits, a temperature a member: vote_logits."""
+
+    def __init__(self, weights: Tensor, temperatures: Tensor) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.temperatures: Tensor
+        self.register_buffer("weights", weights)
+        self.register_buffer("temperatures", temperatures)
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        share = (self.weights / self.temperatures)[:, None, None]
+        return (torch.stack(logits) * share).sum(0).log_softmax(1)
 
 
 class Linear(nn.Module):
@@ -95,7 +111,9 @@ def used_members(fitted: Fitted, count: int) -> list[int]:
 def _combiner(method: Any, used: list[int]) -> nn.Module:
     if isinstance(method, Concat):
         return Linear(_float(method.coef_), _float(method.intercept_))
-    if isinstance(method, Stack):
+    if isinstance(method, VoteLogits):
+        return LogitAverage(_float(method.weights_[used]), _float(method.temperatures_[used]))
+    if isinstance(method, Stack | PlainStack):
         return Meta(_float(method.coef_), _float(method.intercept_), _float(method.temperatures_))
     return Average(_float(method.weights_[used]))
 
@@ -106,5 +124,5 @@ def _float(values: Any) -> Tensor:
 
 def combiner_like(kind: str, state: dict[str, Tensor]) -> nn.Module:
     """An exported combiner from its buffers."""
-    kinds: dict[str, type[nn.Module]] = {"Average": Average, "Linear": Linear, "Meta": Meta}
+    kinds: dict[str, type[nn.Module]] = {"Average": Average, "LogitAverage": LogitAverage, "Linear": Linear, "Meta": Meta}
     return kinds[kind](**state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class Evidence:
     folds: Labels
     heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
     with_oof: tuple[int, ...] = ()  # the members that `oof` covers
+    alike: bool = True  # whether the members' recipes differ in their seeds alone
 
     def with_fuse(self, rows: NDArray[np.int64]) -> Evidence:
         """The same with some of the *fuse* rows only: what nested cross-validation refits on."""
@@ -116,8 +118,13 @@ def gather(
         fit_folds,
         tuple(h for h in heads if h is not None) if all(heads) else (),
         tuple(with_oof),
+        all(_recipe(records[name]) == _recipe(first) for name in names),
     )
     return Gathered(names, tuple(classes), evidence, tables["test"], fit_rows, rows["fuse"], rows["test"])
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources")}
 
 
 def class_order(theirs: Sequence[str], ours: Sequence[str], name: str) -> list[int]:

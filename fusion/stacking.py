@@ -1,44 +1,112 @@
-"""stack: multinomial logistic regression on the members' log-probabilities.
+"""stack: a meta-learner on the members' log-probabilities, fitted on OOF outputs of all *fit* rows.
 
-Fitted on OOF outputs of all *fit* rows and applied to the full fits; without fold fits it is blending on *fuse*. Each
-member has one temperature for its OOF logits and one for its full fit, so that both speak alike.
+Each member has one temperature for its OOF logits and one for its full fit, so that both speak alike. The meta-learner
+starts as uniform averaging and pays for leaving it: a full matrix where there are ten rows a parameter, else one weight a
+member. Without fold fits it is blending on *fuse*. `PlainStack` is the common form, which shrinks to zero instead.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import KFold
 
 from fusion.calibration import TINY, fit_temperature
 from fusion.outputs import Evidence, Floats, Labels, Table, log_softmax, softmax
+from fusion.score import bootstrap
+from fusion.shrunken import PENALTIES, Make, MemberWeights, Problem, Splits, choose_penalty, fit_head, shuffled_splits
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 FEW_ROWS = 5000
+ROWS_A_PARAMETER = 10
+WEAKER = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
 SMALL_HESSIAN = 2000
 
 
-class Stack:
-    """`plain=True`: no temperatures and C = 1, scikit-learn's StackingClassifier over log-probabilities.
+@dataclass(frozen=True)
+class Meta:
+    """What was learnt from one table: the head on (n, M*C) log-probabilities, and how."""
 
-    Attributes after fit: `temperatures_` (M,) of the full fits, `coef_` (C, M*C), `intercept_` (C,), `few_rows_`.
+    coef: Floats
+    intercept: Floats
+    penalty: float
+    form: str
+    rows: int
+    losses: Floats  # (n,) cross-validated NLL of each row, and beside it
+    uniform: Floats  # (n,) that of the calibrated start
+
+
+def learn(table: Table, folds: Labels | None, penalty: float | None = None) -> Meta:
+    """Fit the meta-learner; its strength by cross-validation over the folds of the fold fits, where there are any."""
+    x, y = meta_features(table.logits, temperatures(table)), table.labels
+    members, _, classes = table.logits.shape
+    matrix = classes * (members * classes + 1)
+    form = "matrix" if len(y) >= ROWS_A_PARAMETER * matrix else "weights"
+    kind: type[Problem] = Problem if form == "matrix" else MemberWeights
+    start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
+
+    def make(x: Floats, y: Labels) -> Problem:
+        return kind(x, y, start)
+
+    splits = _splits(folds) if folds is not None else shuffled_splits(len(y))
+    chosen = penalty if penalty is not None else choose_penalty(x, y, make, splits, WEAKER)
+    coef, intercept = fit_head(make(x, y), chosen)
+    losses, uniform = (_row_losses(make, x, y, splits, p) for p in (chosen, float("inf")))
+    return Meta(coef, intercept, chosen, form, len(y), losses, uniform)
+
+
+class Stack:
+    """`learned`: what `learn` gave for the OOF outputs, so that refits on parts of *fuse* don't repeat it.
+
+    Attributes after fit: `temperatures_` (M,) of the full fits, `coef_` (C, M*C), `intercept_` (C,), `penalty_`, `form_`,
+    `few_rows_`.
     """
 
-    def __init__(self, plain: bool = False, strength: float | None = None) -> None:
-        self.plain = plain
-        self.strength = 1.0 if plain and strength is None else strength
+    def __init__(self, penalty: float | None = None, learned: Meta | None = None) -> None:
+        self.penalty = penalty
+        self.learned = learned
+
+    def fit(self, evidence: Evidence) -> Self:
+        self.temperatures_ = temperatures(evidence.fuse)
+        source = evidence.oof or evidence.fuse
+        self.meta_ = self.learned or learn(source, evidence.folds if evidence.oof is not None else None, self.penalty)
+        self.coef_, self.intercept_ = self.meta_.coef, self.meta_.intercept
+        self.penalty_, self.form_, self.few_rows_ = self.meta_.penalty, self.meta_.form, self.meta_.rows < FEW_ROWS
+        return self
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
+
+    def leak(self, fuse: Table) -> str | None:
+        """Whether what was gained on OOF rows is missing on *fuse*, in words: then fold fits and full fits differ.
+
+        *fuse* rows were held out from the meta-learner, fold fits and full fits alike.
+        """
+        gained = float((self.meta_.uniform - self.meta_.losses).mean())
+        rows = np.arange(len(fuse.labels))
+        ours = -np.log(np.maximum(self.predict_proba(fuse)[rows, fuse.labels], TINY))
+        base = meta_features(fuse.logits, self.temperatures_).reshape(len(rows), len(fuse.logits), -1).mean(1)
+        base = base / fit_temperature(base, fuse.labels)
+        carried = -log_softmax(base)[rows, fuse.labels] - ours
+        low, high = bootstrap(carried)
+        if gained <= 0 or high >= gained / 2:
+            return None
+        return (
+            f"stack gains {gained:.4f} nats over uniform averaging on OOF rows but {carried.mean():+.4f} "
+            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
+        )
+
+
+class PlainStack:
+    """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero."""
 
     def fit(self, evidence: Evidence) -> Self:
         source = evidence.oof or evidence.fuse
-        groups = evidence.folds if evidence.oof is not None else None
-        self.temperatures_ = self._temperatures(evidence.fuse)
-        x, y = meta_features(source.logits, self._temperatures(source)), source.labels
-        self.strength_ = self.strength if self.strength is not None else _choose(x, y, groups)
-        model = _regression(self.strength_, x, y)
-        self.coef_, self.intercept_ = _every_class(model, source.logits.shape[-1])
+        self.temperatures_ = np.ones(len(source.logits))
+        x, y = meta_features(source.logits, self.temperatures_), source.labels
+        self.coef_, self.intercept_ = _every_class(_regression(x, y), source.logits.shape[-1])
         self.few_rows_ = len(y) < FEW_ROWS
         return self
 
@@ -46,10 +114,10 @@ class Stack:
         """(n, C)."""
         return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
-    def _temperatures(self, table: Table) -> Floats:
-        if self.plain:
-            return np.ones(len(table.logits))
-        return np.array([fit_temperature(logits, table.labels) for logits in table.logits])
+
+def temperatures(table: Table) -> Floats:
+    """(M,): the one that suits each member on these rows."""
+    return np.array([fit_temperature(logits, table.labels) for logits in table.logits])
 
 
 def meta_features(logits: Floats, temperatures: Floats) -> Floats:
@@ -58,28 +126,25 @@ def meta_features(logits: Floats, temperatures: Floats) -> Floats:
     return np.concatenate(list(scaled), axis=1)
 
 
-def _regression(strength: float, x: Floats, y: Labels) -> LogisticRegression:
+def _splits(folds: Labels) -> Splits:
+    rows = np.arange(len(folds))
+    return [(rows[folds != k], rows[folds == k]) for k in np.unique(folds)]
+
+
+def _row_losses(make: Make, x: Floats, y: Labels, splits: Splits, penalty: float) -> Floats:
+    """(n,) NLL of each row by a head that was fitted without it."""
+    losses = np.zeros(len(y))
+    for kept, out in splits:
+        coef, intercept = fit_head(make(x[kept], y[kept]), penalty)
+        losses[out] = -log_softmax(x[out] @ coef.T + intercept)[np.arange(len(out)), y[out]]
+    return losses
+
+
+def _regression(x: Floats, y: Labels) -> LogisticRegression:
     """Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
-    small = x.shape[1] * len(np.unique(y)) <= SMALL_HESSIAN
-    solver = "newton-cholesky" if small else "lbfgs"
-    return LogisticRegression(C=strength, solver=solver, max_iter=100 if small else 5000, tol=1e-8 if small else 1e-4).fit(x, y)
-
-
-def _choose(x: Floats, y: Labels, folds: Labels | None) -> float:
-    """C with the lowest cross-validated NLL. The validation folds are those of the fold fits where there are any."""
-    parts = [(folds != k, folds == k) for k in np.unique(folds)] if folds is not None and (folds >= 0).all() else None
-    splits = parts or list(KFold(min(5, len(y)), shuffle=True, random_state=0).split(x))
-    classes = np.unique(y)
-    losses = []
-    for strength in STRENGTHS:
-        loss = 0.0
-        for kept, out in splits:
-            model = _regression(strength, x[kept], y[kept])
-            probabilities = np.full((len(y[out]), len(classes)), TINY)
-            probabilities[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(x[out])
-            loss += log_loss(y[out], probabilities / probabilities.sum(1, keepdims=True), labels=classes, normalize=False)
-        losses.append(loss)
-    return STRENGTHS[int(np.argmin(losses))]
+    if x.shape[1] * len(np.unique(y)) <= SMALL_HESSIAN:
+        return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
+    return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)
 
 
 def _every_class(model: LogisticRegression, count: int) -> tuple[Floats, Floats]:

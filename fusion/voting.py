@@ -1,4 +1,4 @@
-"""vote: the mean of the members' probabilities. Needs no data. `Single` is the vote of one member."""
+"""vote: the mean of the members' probabilities, or of their logits. `Single` is the vote of one member."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 
+from fusion.calibration import fit_temperature
 from fusion.outputs import Evidence, Floats, Table, softmax
 
 
@@ -19,6 +20,25 @@ class Vote:
     def predict_proba(self, table: Table) -> Floats:
         """(n, C)."""
         return pool(softmax(table.logits), self.weights_)
+
+
+class VoteLogits:
+    """The mean of the members' logits: a geometric mean of probabilities.
+
+    Where recipes differ, each member's logits are divided by its own temperature first: label smoothing or mixup make a
+    member timid, and its logits small. Attributes after fit: `weights_` (M,), `temperatures_` (M,).
+    """
+
+    def fit(self, evidence: Evidence) -> Self:
+        fuse = evidence.fuse
+        self.weights_ = np.full(len(fuse.logits), 1 / len(fuse.logits))
+        same = np.ones(len(fuse.logits))
+        self.temperatures_ = same if evidence.alike else np.array([fit_temperature(x, fuse.labels) for x in fuse.logits])
+        return self
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return softmax(pool(table.logits / self.temperatures_[:, None, None], self.weights_))
 
 
 class Single:

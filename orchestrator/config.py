@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from fusion.names import DEFAULT, STACKS, Fusion
 from orchestrator import teamfile
 from orchestrator.teamfile import Document, Path_
 from workers.errors import Rejected
 from workers.spec import NAME, DataSpec, MemberSpec, Name, Resources, Strict, TrainSpec, derive_seed
-
-FUSIONS: tuple[Literal["vote", "weighted", "concat", "stack"], ...] = ("vote", "weighted", "concat", "stack")
 
 
 def _somebody(value: Any) -> Any:
@@ -72,13 +71,18 @@ class Team(Strict):
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
     members: Annotated[tuple[MemberSpec, ...], BeforeValidator(_somebody)]
-    fusion: tuple[Literal["vote", "weighted", "concat", "stack"], ...] = Field(FUSIONS, min_length=1)
+    fusion: tuple[Fusion, ...] = Field(DEFAULT, min_length=1)
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     quorum: int = Field(2, ge=1)
     retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
     checkpoint: Checkpoint = Checkpoint()
     heartbeat: Heartbeat = Heartbeat()
+
+    @property
+    def folds(self) -> int:
+        """How many fold fits each member makes: none where no fusion learns from them."""
+        return self.data.folds if set(STACKS) & set(self.fusion) else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -15,8 +15,10 @@ import torch
 from fusion.export import export
 from fusion.fit import Fitted, best_single, fit_all, recommend
 from fusion.model import FusedModel, assemble
+from fusion.names import STACKS
 from fusion.outputs import Gathered, class_order, gather
 from fusion.score import accuracy_gain, bootstrap, per_class, scores
+from fusion.stacking import FEW_ROWS
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
 from workers.data import Store, split
@@ -76,7 +78,7 @@ def fuse(request: Request) -> dict[str, Any]:
         "classes": list(gathered.classes),
         "rows": {k: len(v) for k, v in (("fit", gathered.fit_rows), ("fuse", gathered.fuse_rows), ("test", gathered.test_rows))},
         "candidates": _table(gathered, fitted, networks, seconds, request),
-        "warnings": _warnings(fitted),
+        "warnings": _warnings(gathered, fitted),
     }
     folder = SweepFolder(request.sweep)
     save_outputs(gathered, fitted, Store(request.store), folder.outputs)
@@ -205,7 +207,7 @@ def _spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, 
     if name in gathered.names:
         return seconds[name][0]
     members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
-    return sum(seconds[m][0] + (seconds[m][1] if name == "stack" else 0) for m in members)
+    return sum(seconds[m][0] + (seconds[m][1] if name in STACKS else 0) for m in members)
 
 
 def _inference_seconds(models: Mapping[str, FusedModel], store: Path) -> dict[str, float]:
@@ -223,7 +225,12 @@ def _inference_seconds(models: Mapping[str, FusedModel], store: Path) -> dict[st
     return {name: median(values) for name, values in times.items()}
 
 
-def _warnings(fitted: Mapping[str, Fitted]) -> list[str]:
-    if "stack" in fitted and fitted["stack"].method.few_rows_:
-        return ["stack was fitted on fewer than 5,000 rows: its gain may not carry over."]
-    return []
+def _warnings(gathered: Gathered, fitted: Mapping[str, Fitted]) -> list[str]:
+    found = []
+    for name in (n for n in STACKS if n in fitted):
+        if fitted[name].method.few_rows_:
+            found.append(f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over.")
+    if "stack" in fitted and gathered.evidence.with_oof:
+        leak = fitted["stack"].method.leak(gathered.evidence.fuse.only(gathered.evidence.with_oof))
+        found += [leak] if leak else []
+    return found

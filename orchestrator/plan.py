@@ -52,7 +52,7 @@ class Plan:
 
 
 def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> Plan:
-    folds: list[int | None] = [None, *range(team.data.folds if "stack" in team.fusion else 0)]
+    folds: list[int | None] = [None, *range(team.folds)]
     jobs = tuple(_job(team, store, home, m, fold, import_paths) for fold in folds for m in team.members)
     done = frozenset(j.signature for j in jobs if MemberArtifact.of(home, j.signature).done)
     return Plan(team, store, jobs, done)

@@ -55,13 +55,13 @@ def _fuse_apart(request: Request) -> dict[str, Any]:
 
 def _request(home: Path, name: str, methods: list[str] | None = None) -> Request:
     """What the fusion step needs, from the home alone."""
+    from fusion.names import KNOWN
     from orchestrator import pipeline
-    from orchestrator.config import FUSIONS
     from orchestrator.home import Home
 
-    unknown = [m for m in methods or () if m not in FUSIONS]
+    unknown = [m for m in methods or () if m not in KNOWN]
     if unknown:
-        raise Rejected(f"--method {unknown[0]}: unknown; known are {', '.join(FUSIONS)}.")
+        raise Rejected(f"--method {unknown[0]}: unknown; known are {', '.join(KNOWN)}.")
     folder = Home(home).existing(name)
     made = _plan_of(home, name)
     if methods:

@@ -50,7 +50,7 @@ def plan(team_file: TeamFile, home: HomeDir = DEFAULT_HOME, data: DataPath = Non
     team = config.load(team_file, data)
     store = find(team.data, home)
     if store is None:
-        folds = team.data.folds if "stack" in team.fusion else 0
+        folds = team.folds
         jobs = [f"{m.name}{'' if k is None else f' fold {k}'}" for k in (None, *range(folds)) for m in team.members]
         _show_plan([(label, "to do") for label in jobs], "unknown until the data is packed: `conclave sweep` packs it", as_json)
         return

@@ -1,5 +1,7 @@
 """Each fusion against an independent oracle or a hand-made case with a known answer. All in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -16,8 +18,9 @@ from fusion.calibration import apply_temperature, fit_temperature, logs, nll
 from fusion.concat import Concat, start
 from fusion.fit import Fitted, fit_all, recommend
 from fusion.outputs import Evidence, Gathered, Table, softmax
-from fusion.stacking import Stack
-from fusion.voting import Vote, pool
+from fusion.shrunken import MemberWeights, Problem
+from fusion.stacking import PlainStack, Stack, meta_features, temperatures
+from fusion.voting import Vote, VoteLogits, pool
 from fusion.weighting import Weighted, greedy, optimal
 
 CLASSES = 4
@@ -86,7 +89,7 @@ def test_plain_stack_is_sklearns_stacking() -> None:
     final = make_pipeline(FunctionTransformer(np.log), LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10))
     oracle = StackingClassifier(members, final, cv=PredefinedSplit(given.folds), stack_method="predict_proba")
     oracle.fit(rows, given.oof.labels)
-    ours = Stack(plain=True).fit(given).predict_proba(given.oof)
+    ours = PlainStack().fit(given).predict_proba(given.oof)
     assert np.abs(ours - oracle.predict_proba(rows)).max() < 1e-6
 
 
@@ -155,14 +158,84 @@ def test_stack_beats_vote_where_a_member_confuses_two_classes() -> None:
 def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
     given = evidence(oof=0)
     kept = np.flatnonzero(given.fuse.labels != 2)
-    probabilities = Stack().fit(given.with_fuse(kept)).predict_proba(given.fuse)
-    assert probabilities.shape == (200, CLASSES)
-    assert probabilities[:, 2].max() < 1e-6
+    plain, stack = (m.fit(given.with_fuse(kept)).predict_proba(given.fuse) for m in (PlainStack(), Stack()))
+    assert plain.shape == stack.shape == (200, CLASSES)
+    assert plain[:, 2].max() < 1e-6
+    assert np.isfinite(stack).all()
 
 
 def test_blending_warns_of_few_rows() -> None:
-    assert Stack().fit(evidence(oof=0)).few_rows_
-    assert not Stack(strength=1.0).fit(evidence(oof=5000)).few_rows_
+    assert Stack(penalty=1.0).fit(evidence(oof=0)).few_rows_
+    assert not Stack(penalty=1.0).fit(evidence(oof=5000)).few_rows_
+
+
+def geometric(one: Table) -> np.ndarray:
+    """The mean of the members' calibrated log-probabilities, calibrated once more."""
+    calibrated = [x / fit_temperature(x, one.labels) for x in one.logits]
+    mean = np.mean([logs(softmax(x)) for x in calibrated], axis=0)
+    return softmax(mean / fit_temperature(mean, one.labels))
+
+
+@pytest.mark.parametrize("rows", [100, 2000])
+def test_stack_with_a_large_penalty_is_uniform_averaging(rows: int) -> None:
+    given = evidence(n=rows, oof=0)
+    assert np.abs(Stack(penalty=1e9).fit(given).predict_proba(given.fuse) - geometric(given.fuse)).max() < 1e-5
+
+
+def test_stack_takes_one_weight_a_member_below_ten_rows_a_parameter() -> None:
+    """Three members and four classes: a matrix has 52 parameters."""
+    few, many = (Stack().fit(evidence(n=n, oof=0)) for n in (519, 520))
+    assert (few.form_, many.form_) == ("weights", "matrix")
+    blocks = few.coef_.reshape(CLASSES, 3, CLASSES)
+    weights = np.diagonal(blocks, axis1=0, axis2=2)
+    assert np.abs(blocks - np.einsum("mc,cd->cmd", weights, np.eye(CLASSES))).max() < 1e-12
+    assert np.abs(weights - weights[:, :1]).max() < 1e-12
+
+
+@pytest.mark.parametrize("rows", [120, 1200])
+def test_stack_minimises_its_objective(rows: int) -> None:
+    """Against a general solver without our gradient."""
+    one = table(rows)
+    x = meta_features(one.logits, temperatures(one))
+    start_ = (np.tile(np.eye(CLASSES), 3) / 3, np.zeros(CLASSES))
+    problem = (Problem if rows > 520 else MemberWeights)(x, one.labels, start_)
+    ours = problem.solve(0.1, np.zeros(problem.shape))
+
+    def objective(flat: np.ndarray) -> float:
+        delta = flat.reshape(problem.shape)
+        coef, intercept = problem.head(delta)
+        return nll(softmax(x @ coef.T + intercept), one.labels) + 0.1 * float((delta**2).sum())
+
+    oracle = minimize(objective, np.zeros(ours.size), method="BFGS", options={"maxiter": 30} if rows > 520 else {})
+    assert objective(ours.ravel()) <= oracle.fun + 1e-6
+
+
+def test_a_stack_whose_oof_outputs_know_the_labels_is_flagged() -> None:
+    """Member 0 has seen the rows that its OOF outputs are of; on fuse it is no better than the others."""
+    honest = evidence(n=1000, oof=2000)
+    assert honest.oof is not None
+    assert Stack().fit(honest).leak(honest.fuse) is None
+    seen = honest.oof.logits.copy()
+    seen[0] += 6 * np.eye(CLASSES)[honest.oof.labels]
+    leaking = replace(honest, oof=Table(seen, (), honest.oof.labels))
+    flagged = Stack().fit(leaking).leak(leaking.fuse)
+    assert flagged is not None
+    assert "does not carry over" in flagged
+
+
+def test_vote_of_logits_is_their_mean_where_recipes_are_alike() -> None:
+    given = evidence()
+    assert np.abs(VoteLogits().fit(given).predict_proba(given.fuse) - softmax(given.fuse.logits.mean(0))).max() < 1e-12
+
+
+def test_vote_of_logits_hears_a_timid_member() -> None:
+    """The best member's logits are a tenth of their size, as label smoothing does in the extreme: its order is the same."""
+    one = table(4000, skill=(2.5, 0.5, 0.5))
+    timid = Table(one.logits * np.array([0.1, 1, 1])[:, None, None], (), one.labels)
+    alike = Evidence(timid, None, np.array([]), ())
+    deaf, hearing = (VoteLogits().fit(e).predict_proba(timid) for e in (alike, replace(alike, alike=False)))
+    right = [(p.argmax(1) == one.labels).mean() for p in (deaf, hearing)]
+    assert right[1] > right[0] + 0.1
 
 
 def test_temperature_undoes_a_known_sharpening() -> None:

@@ -1,0 +1,11 @@
+"""The fusions by name. Light: `validate` and `plan` read it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+# In the order of inference cost: a later one must earn its place in the recommendation.
+Fusion = Literal["vote", "vote_logits", "weighted", "stack", "stack_plain", "concat"]
+KNOWN: tuple[Fusion, ...] = get_args(Fusion)
+DEFAULT: tuple[Fusion, ...] = ("vote", "weighted", "concat", "stack")
+STACKS: tuple[Fusion, ...] = ("stack", "stack_plain")  # learn from fold fits

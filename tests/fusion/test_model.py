@@ -1,0 +1,55 @@
+"""Every fusion as one torch module: from images it gives what the offline fusion gives from outputs."""
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.fit import fit_all
+from fusion.model import assemble
+from fusion.names import KNOWN
+from fusion.outputs import Evidence, Gathered, Table
+from workers.augment import to_float
+from workers.models import Network, build
+from workers.spec import MemberSpec
+
+CLASSES = 3
+ARCHS = ("resnet18", "resnet18", "mobilenet_v3_small")
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[Network]:
+    made = []
+    for seed, arch in enumerate(ARCHS):
+        spec = MemberSpec(name=f"m{seed}", seed=seed, arch=arch, width=8 if arch == "resnet18" else 64)
+        made.append(build(spec, CLASSES, 16).eval())
+    return made
+
+
+def outputs(networks: list[Network], images: torch.Tensor) -> Table:
+    with torch.inference_mode():
+        x = to_float(images)
+        features = [network.features(x) for network in networks]
+        logits = [network.head(f) for network, f in zip(networks, features, strict=True)]
+    stacked = torch.stack(logits).double().numpy()
+    labels = stacked.mean(0).argmax(1)
+    labels[::4] = (labels[::4] + 1) % CLASSES
+    labels[:CLASSES] = np.arange(CLASSES)
+    return Table(stacked, tuple(f.double().numpy() for f in features), labels)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("with_oof", [(), (0, 2)])
+def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: bool, networks: list[Network]) -> None:
+    images = torch.randint(0, 255, (120, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    table = outputs(networks, images)
+    oof = table.only(with_oof) if with_oof else None
+    heads = tuple((n.head.weight.detach().double().numpy(), n.head.bias.detach().double().numpy()) for n in networks)  # type: ignore[union-attr]
+    rows = np.arange(120)
+    evidence = Evidence(table, oof, rows % 4, heads, with_oof, alike)
+    gathered = Gathered(("a", "b", "c"), ("x", "y", "z"), evidence, table, rows, rows, rows)
+    fitted = fit_all(gathered, KNOWN)
+    assert set(fitted) == {"a", "b", "c", *KNOWN}
+    for name, fusion in fitted.items():
+        with torch.inference_mode():
+            ours = assemble(fusion, networks)(images).numpy()
+        assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4, name
