@@ -78,7 +78,7 @@ def run_round(seed: int, wanted: int, tally: Tally) -> None:
     reference = Place(folder / "undisturbed", text)
     expected = reference.sweep("--inline")
     place = Place(folder / "killed", text)
-    summary = disturbed(place, draw, wanted, tally)
+    summary = disturbed(place, seed, draw, wanted, tally)
     check(weights(summary) == weights(expected), seed, "the weights differ")
     told, wanted_points = points(summary), points(expected)
     check(told == wanted_points, seed, "the metric points differ")
@@ -90,7 +90,7 @@ def run_round(seed: int, wanted: int, tally: Tally) -> None:
     shutil.rmtree(folder)
 
 
-def disturbed(place: Place, draw: random.Random, wanted: int, tally: Tally) -> dict[str, Any]:
+def disturbed(place: Place, seed: int, draw: random.Random, wanted: int, tally: Tally) -> dict[str, Any]:
     """Sweep until done, killing `wanted` times on the way (fewer where the sweep is done before)."""
     done = 0
     while True:
@@ -99,17 +99,17 @@ def disturbed(place: Place, draw: random.Random, wanted: int, tally: Tally) -> d
         everybody: list[psutil.Process] = []
         until = time.monotonic() + LONGEST
         while place.process and place.process.poll() is None:
-            check(time.monotonic() < until, 0, "a sweep hangs")
+            check(time.monotonic() < until, seed, "a sweep hangs")
             if done < wanted and hit(place, draw, everybody, tally):
                 done += 1
             time.sleep(0.05)
         assert place.process
         code = place.process.poll()
         remaining = left(everybody)
-        check(not remaining, 0, f"alive 10 s after the driver: {remaining}")
+        check(not remaining, seed, f"alive 10 s after the driver: {remaining}")
         if code == 0:
             return place.printed()
-        check(code == -signal.SIGKILL, 0, f"exit code {code}: {place.said()[-2000:]}")
+        check(code == -signal.SIGKILL, seed, f"exit code {code}: {place.said()[-2000:]}")
 
 
 def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tally: Tally) -> bool:

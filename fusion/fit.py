@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -85,7 +85,7 @@ def _stack(name: str, evidence: Evidence) -> Callable[[], Method]:
     return lambda: Stack(learned=learned)
 
 
-def best_single(gathered: Gathered, fitted: dict[str, Fitted]) -> str:
+def best_single(gathered: Gathered, fitted: Mapping[str, Fitted]) -> str:
     """By NLL on *fuse*."""
     labels = gathered.evidence.fuse.labels
     return min(gathered.names, key=lambda name: nll(fitted[name].nested, labels))

@@ -19,18 +19,24 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Table:
-    """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,)."""
+    """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,).
+
+    `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows; None where some member has none.
+    """
 
     logits: Floats
     features: tuple[Floats, ...]
     labels: Labels
+    folds: Floats | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Table:
-        return Table(self.logits[:, rows], tuple(f[rows] for f in self.features), self.labels[rows])
+        folds = None if self.folds is None else self.folds[:, :, rows]
+        return Table(self.logits[:, rows], tuple(f[rows] for f in self.features), self.labels[rows], folds)
 
     def only(self, members: Sequence[int]) -> Table:
         index = list(members)
-        return Table(self.logits[index], tuple(self.features[i] for i in index if self.features), self.labels)
+        folds = None if self.folds is None else self.folds[index]
+        return Table(self.logits[index], tuple(self.features[i] for i in index if self.features), self.labels, folds)
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ def gather(
             at = _positions(outputs[name][f"{part}_rows"].numpy(), rows[part], name)
             logits.append(outputs[name][f"{part}_logits"].numpy()[at][:, order[name]])
             features.append(outputs[name][f"{part}_features"].numpy()[at].astype(np.float64))
-        tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]])
+        of_folds = _of_folds(names, folds, part, rows[part], order)
+        tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]], of_folds)
     heads = [_head(full[name], order[name]) for name in names]
     with_oof = [i for i, name in enumerate(names) if folds.get(name)]
     evidence = Evidence(
@@ -158,6 +165,22 @@ def _oof(
         values = np.concatenate([part["oof_logits"].numpy() for part in parts])
         logits.append(values[_positions(rows, fit_rows, name)][:, order[name]])
     return Table(np.stack(logits).astype(np.float64), (), labels[fit_rows])
+
+
+def _of_folds(
+    names: Sequence[str], folds: Mapping[str, Sequence[Path]], part: str, rows: Labels, order: Mapping[str, list[int]]
+) -> Floats | None:
+    """(M, K, n, C): the fold fits' logits on *fuse* or *test* rows. Artifacts of early versions don't have them."""
+    if any(not folds.get(name) for name in names):
+        return None
+    found = []
+    for name in names:
+        parts = [MemberArtifact(folder).outputs() for folder in folds[name]]
+        if any(f"{part}_logits" not in outputs for outputs in parts):
+            return None
+        at = [_positions(outputs[f"{part}_rows"].numpy(), rows, name) for outputs in parts]
+        found.append([o[f"{part}_logits"].numpy()[a][:, order[name]] for o, a in zip(parts, at, strict=True)])
+    return np.array(found, dtype=np.float64)
 
 
 def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from fusion.calibration import TINY, nll
 from fusion.outputs import Floats, Labels
@@ -53,6 +55,21 @@ def accuracy_gain(ours: Floats, other: Floats, labels: Labels) -> tuple[float, I
     p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = right.astype(np.float64) - base
     return float(difference.mean()), bootstrap(difference), p
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjustment (1979): as if one asked how likely it is that any of so many differences is luck."""
+    adjusted, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def detectable(ours: Floats, other: Floats, labels: Labels) -> float:
+    """The smallest difference in accuracy that so many rows show at 5 % with 80 % power, given how often the two differ."""
+    differing = float(((ours.argmax(1) == labels) != (other.argmax(1) == labels)).mean())
+    return float((norm.ppf(0.975) + norm.ppf(0.8)) * np.sqrt(differing / len(labels)))
 
 
 def nll_lower(ours: Floats, other: Floats, labels: Labels) -> bool:

@@ -62,6 +62,19 @@ class Heartbeat(Strict):
     stall_minutes: float = Field(30, gt=0)
 
 
+class OwnServer(Strict):
+    """A machine of one's own: what an hour of one of its trainers costs, by amortisation."""
+
+    price: float = Field(gt=0)
+    years: float = Field(3, gt=0)
+    use: float = Field(0.3, gt=0, le=1)  # share of the hours in which it works
+    trainers: float = Field(1, gt=0)  # at once
+
+    @property
+    def hour(self) -> float:
+        return self.price / (self.years * 365.25 * 24 * self.use * self.trainers)
+
+
 class Team(Strict):
     """A whole team, resolved: members are expanded, merged with the defaults, and seeded."""
 
@@ -75,9 +88,15 @@ class Team(Strict):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     quorum: int = Field(2, ge=1)
+    prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field({})
     retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
     checkpoint: Checkpoint = Checkpoint()
     heartbeat: Heartbeat = Heartbeat()
+
+    @property
+    def hourly(self) -> dict[str, float]:
+        """The price of one trainer for an hour, by kind of machine."""
+        return {name: price.hour if isinstance(price, OwnServer) else price for name, price in self.prices.items()}
 
     @property
     def folds(self) -> int:

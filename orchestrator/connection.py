@@ -40,11 +40,11 @@ class Connection:
 
         self.ray = ray
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        _init(ray, address)
+        session = _init(ray, address)
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
         self.told = -TELL_SECONDS
-        self.reaper = _start_reaper() if self.private else None
+        self.reaper = _start_reaper(session) if self.private else None
         self.tell_reaper()
 
     def tell_reaper(self) -> None:
@@ -71,13 +71,13 @@ class Connection:
             shutil.rmtree(self.private, ignore_errors=True)
 
 
-def _init(ray: Any, address: str | None) -> None:
+def _init(ray: Any, address: str | None) -> str:
+    """Connect; gives the name of Ray's session, which its processes carry on their command lines."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
-        ray.init(address=address, **options)
-        return
+        return Path(ray.init(address=address, **options).address_info["session_dir"]).name
     local = {"include_dashboard": False, "num_cpus": os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address="local", **local, **options)
+    return Path(ray.init(address="local", **local, **options).address_info["session_dir"]).name
 
 
 def _probe(address: str) -> None:
@@ -89,10 +89,14 @@ def _probe(address: str) -> None:
         raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
 
 
-def _start_reaper() -> subprocess.Popen[str]:
+def _start_reaper(session: str) -> subprocess.Popen[str]:
     """In a session of its own, so that a signal to the driver's does not reach it."""
     command = [sys.executable, str(Path(__file__).with_name("reaper.py"))]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+    assert reaper.stdin
+    reaper.stdin.write(json.dumps(session) + "\n")
+    reaper.stdin.flush()
+    return reaper
 
 
 def _private_token() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusion.compare import Seconds, compare
+from fusion.diversity import diversity
 from fusion.export import export
 from fusion.fit import Fitted, best_single, fit_all, recommend
-from fusion.model import FusedModel, assemble
+from fusion.model import FusedModel, assemble, used_members
 from fusion.names import STACKS
 from fusion.outputs import Gathered, class_order, gather
-from fusion.score import accuracy_gain, bootstrap, per_class, scores
 from fusion.stacking import FEW_ROWS
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
@@ -63,41 +64,53 @@ class Request:
     uri: str | None
     import_paths: tuple[str, ...]
     provenance: Mapping[str, Any]
+    prices: Mapping[str, float] = field(default_factory=dict)  # of one trainer for an hour, by kind of machine
 
 
 def fuse(request: Request) -> dict[str, Any]:
     """Fit, score, choose, export. Writes outputs.npz, fused.onnx and fusion.json; gives fusion.json's content."""
-    gathered, fitted, networks, roots = prepare(request)
+    made = prepare(request)
+    gathered, fitted = made.gathered, made.fitted
     reach("fusion.fit")
     chosen, why = recommend(gathered, fitted)
-    seconds = _train_seconds(roots, request)
     details: dict[str, Any] = {
         "recommended": chosen,
         "why": why,
         "best_single": best_single(gathered, fitted),
         "classes": list(gathered.classes),
         "rows": {k: len(v) for k, v in (("fit", gathered.fit_rows), ("fuse", gathered.fuse_rows), ("test", gathered.test_rows))},
-        "candidates": _table(gathered, fitted, networks, seconds, request),
+        "candidates": _table(made, request),
+        "diversity": diversity(gathered.names, gathered.evidence.fuse),
         "warnings": _warnings(gathered, fitted),
     }
     folder = SweepFolder(request.sweep)
     save_outputs(gathered, fitted, Store(request.store), folder.outputs)
-    details["parity"] = write_model(request, gathered, fitted[chosen], networks, folder.model)
+    details["parity"] = write_model(request, made, chosen, folder.model)
     folder.write("fusion.json", details)
     return details
 
 
-def prepare(request: Request) -> tuple[Gathered, dict[str, Fitted], list[Network], dict[str, Path]]:
+@dataclass(frozen=True)
+class Prepared:
+    """Artifacts gathered, everything fitted; folders of the full and the fold fits by member."""
+
+    gathered: Gathered
+    fitted: dict[str, Fitted]
+    networks: list[Network]
+    full: dict[str, Path]
+    folds: dict[str, list[Path]]
+
+
+def prepare(request: Request) -> Prepared:
     """Gather the artifacts and fit everything. Deterministic: the same artifacts give the same fusions."""
     import_from(request.import_paths)
     store = Store(request.store)
     parts = split(store, request.data, request.team_seed)
-    roots = {name: place.fetch(request.uri) for name, place in request.full.items()}
+    full = {name: place.fetch(request.uri) for name, place in request.full.items()}
     folds = {name: [place.fetch(request.uri) for place in places] for name, places in request.folds.items()}
-    gathered = gather(roots, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit)
-    fitted = fit_all(gathered, request.fusions)
-    networks = [_network(request.members[name], roots[name], store) for name in gathered.names]
-    return gathered, fitted, networks, roots
+    gathered = gather(full, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit)
+    networks = [_network(request.members[name], full[name], store) for name in gathered.names]
+    return Prepared(gathered, fit_all(gathered, request.fusions), networks, full, folds)
 
 
 def _network(spec: MemberSpec, root: Path, store: Store) -> Network:
@@ -119,15 +132,15 @@ def _reorder(network: Network, order: list[int], name: str) -> None:
             parameter.copy_(parameter[order])
 
 
-def write_model(request: Request, gathered: Gathered, fitted: Fitted, networks: Sequence[Network], target: Path) -> float:
-    """Export one fusion, checked against its offline probabilities on *fuse* rows. Gives the largest difference."""
-    from fusion.model import used_members
-
+def write_model(request: Request, made: Prepared, name: str, target: Path) -> float:
+    """Export one candidate, checked against its offline probabilities on *fuse* rows. Gives the largest difference."""
+    gathered, fitted = made.gathered, made.fitted[name]
     table = gathered.evidence.fuse.take(np.arange(min(PARITY_ROWS, len(gathered.fuse_rows))))
     images = np.asarray(Store(request.store).images[gathered.fuse_rows[:PARITY_ROWS]])
-    specs = [request.members[gathered.names[i]] for i in used_members(fitted, len(networks))]
-    provenance = {**request.provenance, "method": fitted.name}
-    return export(assemble(fitted, networks), specs, gathered.classes, provenance, target, images, fitted.predict_proba(table))
+    specs = [request.members[gathered.names[i]] for i in used_members(fitted, len(made.networks))]
+    provenance = {**request.provenance, "method": name}
+    model = assemble(fitted, made.networks)
+    return export(model, specs, gathered.classes, provenance, target, images, fitted.predict_proba(table))
 
 
 def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store, target: Path) -> None:
@@ -154,60 +167,22 @@ def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store,
     partial.replace(target)
 
 
-def _train_seconds(roots: Mapping[str, Path], request: Request) -> dict[str, tuple[float, float]]:
-    """Measured training seconds of each member: full fit, and all its fold fits."""
-    return {
-        name: (
-            float(MemberArtifact(root).manifest()["train_seconds"]),
-            sum(float(MemberArtifact(p.root).manifest()["train_seconds"]) for p in request.folds.get(name, ())),
-        )
-        for name, root in roots.items()
-    }
+def _train_seconds(made: Prepared) -> dict[str, Seconds]:
+    def of(root: Path) -> float:
+        return float(MemberArtifact(root).manifest()["train_seconds"])
+
+    return {name: Seconds(of(root), tuple(map(of, made.folds.get(name, ())))) for name, root in made.full.items()}
 
 
-def _table(
-    gathered: Gathered,
-    fitted: dict[str, Fitted],
-    networks: Sequence[Network],
-    seconds: Mapping[str, tuple[float, float]],
-    request: Request,
-) -> dict[str, Any]:
-    """One row for each single member and each fusion: scores on *fuse* (nested) and *test*, gains, costs."""
-    test, fuse = gathered.test, gathered.evidence.fuse
-    mean = float(np.mean([full for full, _ in seconds.values()]))
-    times = _inference_seconds({n: assemble(f, networks) for n, f in fitted.items()}, request.store)
-    single_time = float(np.mean([times[n] for n in gathered.names]))
-    base = fitted[best_single(gathered, fitted)].predict_proba(test) if len(test.labels) else None
-    vote = fitted["vote"].predict_proba(test) if "vote" in fitted and base is not None else None
-    table = {}
-    for name, fusion in fitted.items():
-        row: dict[str, Any] = {
-            "fuse": scores(fusion.nested, fuse.labels),
-            "temperature": fusion.temperature,
-            "train_cost": _spent(name, fusion, gathered, seconds) / mean,
-            "inference_cost": times[name] / single_time,
-            "inference_ms": times[name] * 1000 / TIMED_BATCH,
-            "test": None,
-        }
-        if hasattr(fusion.method, "weights_") and name not in gathered.names:
-            row["weights"] = dict(zip(gathered.names, map(float, fusion.method.weights_), strict=True))
-        if base is not None:
-            ours = fusion.predict_proba(test)
-            row["test"] = scores(ours, test.labels)
-            row["interval"] = bootstrap((ours.argmax(1) == test.labels).astype(np.float64))
-            row["per_class"] = per_class(ours, test.labels)
-            row["against_single"] = accuracy_gain(ours, base, test.labels)
-            row["against_vote"] = accuracy_gain(ours, vote, test.labels) if vote is not None else None
-        table[name] = row
-    return table
-
-
-def _spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, tuple[float, float]]) -> float:
-    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too."""
-    if name in gathered.names:
-        return seconds[name][0]
-    members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
-    return sum(seconds[m][0] + (seconds[m][1] if name in STACKS else 0) for m in members)
+def _table(made: Prepared, request: Request) -> dict[str, Any]:
+    """Each candidate's row: what `fusion.compare` says, measured inference times, money where there are prices."""
+    rows = compare(made.gathered, made.fitted, _train_seconds(made))
+    times = _inference_seconds({n: assemble(f, made.networks) for n, f in made.fitted.items()}, request.store)
+    single_time = float(np.mean([times[n] for n in made.gathered.names]))
+    for name, row in rows.items():
+        row |= {"inference_cost": times[name] / single_time, "inference_ms": times[name] * 1000 / TIMED_BATCH}
+        row["money"] = {kind: price * row["train_seconds"] / 3600 for kind, price in request.prices.items()}
+    return rows
 
 
 def _inference_seconds(models: Mapping[str, FusedModel], store: Path) -> dict[str, float]:

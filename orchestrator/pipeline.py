@@ -214,6 +214,7 @@ def make_request(
             "member_weights": {n: members[n]["weights_sha256"] for n in specs},
             "commit": _commit(),
         },
+        prices=todo.team.hourly,
     )
 
 

@@ -152,9 +152,8 @@ def export(
         known = [*request.members, *request.fusions]
         if method not in known:
             raise Rejected(f"--method {method}: not in this sweep; there are {', '.join(known)}.")
-        gathered, fitted, networks, _ = prepare(request)
         target = out or Path(f"{name}-{method}.onnx")
-        difference = write_model(request, gathered, fitted[method], networks, target)
+        difference = write_model(request, prepare(request), method, target)
         print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
 
 

@@ -77,15 +77,17 @@ def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> Fit
 
 
 def _outputs(job: Job, fitted: Fitted, data: FitData, parts: Split, device: torch.device) -> Weights:
-    """Of a full fit on *fuse* and *test*; of a fold fit on the rows that it never trained on."""
+    """On *fuse* and *test*; of a fold fit also on the rows that it left out. Features of full fits alone: those of fold
+    fits live in other bases, and no fusion may mix them."""
+    asked = {"fuse": parts.fuse, "test": parts.test}
     if job.fold is not None:
-        rows = parts.fit[parts.folds == job.fold]
-        logits, _ = outputs(fitted.network, data.images, rows, device)
-        return {"oof_rows": torch.from_numpy(rows), "oof_logits": logits}
+        asked["oof"] = parts.fit[parts.folds == job.fold]
     found: Weights = {}
-    for name, rows in (("fuse", parts.fuse), ("test", parts.test)):
+    for name, rows in asked.items():
         logits, features = outputs(fitted.network, data.images, rows, device)
-        found |= {f"{name}_rows": torch.from_numpy(rows), f"{name}_logits": logits, f"{name}_features": features}
+        found |= {f"{name}_rows": torch.from_numpy(rows), f"{name}_logits": logits}
+        if job.fold is None:
+            found[f"{name}_features"] = features
     return found
 
 

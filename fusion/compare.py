@@ -1,0 +1,123 @@
+"""Every candidate side by side: scores with intervals, gains with tests, training costs, and the vote that they paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusion.calibration import apply_temperature, fit_temperature, logs
+from fusion.fit import Fitted, best_single
+from fusion.names import STACKS
+from fusion.outputs import Floats, Gathered, softmax
+from fusion.score import accuracy_gain, bootstrap, detectable, holm, per_class, scores
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Measured training seconds of one member: its full fit, and each of its fold fits."""
+
+    full: float
+    folds: tuple[float, ...] = ()
+
+
+def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[str, Seconds]) -> dict[str, Row]:
+    """One row for each single member and each fusion. Scores on *fuse* are nested; those on *test* are null without one."""
+    single = best_single(gathered, fitted)
+    mean = float(np.mean([s.full for s in seconds.values()]))
+    rows = {}
+    for name, fusion in fitted.items():
+        paid = spent(name, fusion, gathered, seconds)
+        rows[name] = {
+            "fuse": scores(fusion.nested, gathered.evidence.fuse.labels),
+            "temperature": fusion.temperature,
+            "train_seconds": paid,
+            "train_cost": paid / mean,
+            "test": None,
+            **_weights(name, fusion, gathered),
+            **_on_test(fusion, fitted, single, gathered),
+        }
+        if name not in gathered.names:
+            rows[name]["matched"] = matched(fusion, paid, gathered, seconds)
+    _adjust(rows, gathered)
+    for name, row in rows.items():
+        row["cost_per_point"] = _cost_per_point(row, rows[single]) if name != single else None
+    return rows
+
+
+def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, Seconds]) -> float:
+    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too."""
+    if name in gathered.names:
+        return seconds[name].full
+    members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
+    return sum(seconds[m].full + (sum(seconds[m].folds) if name in STACKS else 0) for m in members)
+
+
+def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
+    """The vote of as many of the team's networks as `paid` seconds trained: full fits first, then fold fits.
+
+    None where the fold fits' outputs are not there.
+    """
+    members = range(len(gathered.names)) if fusion.members is None else fusion.members
+    fuse, test = gathered.evidence.fuse, gathered.test
+    costs = [seconds[gathered.names[m]].full for m in members]
+    networks = [(fuse.logits[m], test.logits[m]) for m in members]
+    if paid > sum(costs) * (1 + 1e-9):
+        if fuse.folds is None or test.folds is None:
+            return None
+        for fold in range(fuse.folds.shape[1]):
+            costs += [seconds[gathered.names[m]].folds[fold] for m in members]
+            networks += [(fuse.folds[m, fold], test.folds[m, fold]) for m in members]
+    count = max(1, int((np.cumsum(costs) <= paid * (1 + 1e-9)).sum()))
+    on_fuse, on_test = (_vote([network[i] for network in networks[:count]]) for i in (0, 1))
+    temperature = fit_temperature(logs(on_fuse), fuse.labels)
+    row: Row = {"networks": count, "fuse": scores(apply_temperature(on_fuse, temperature), fuse.labels), "test": None}
+    if len(test.labels):
+        ours, vote = fusion.predict_proba(test), apply_temperature(on_test, temperature)
+        row |= {"test": scores(vote, test.labels), "gain_over_it": accuracy_gain(ours, vote, test.labels)}
+    return row
+
+
+def _vote(logits: list[Floats]) -> Floats:
+    return np.asarray(softmax(np.stack(logits)).mean(0))
+
+
+def _weights(name: str, fusion: Fitted, gathered: Gathered) -> Row:
+    if name in gathered.names or not hasattr(fusion.method, "weights_"):
+        return {}
+    return {"weights": dict(zip(gathered.names, map(float, fusion.method.weights_), strict=True))}
+
+
+def _on_test(fusion: Fitted, fitted: Mapping[str, Fitted], single: str, gathered: Gathered) -> Row:
+    test = gathered.test
+    if not len(test.labels):
+        return {}
+    ours, base = fusion.predict_proba(test), fitted[single].predict_proba(test)
+    vote = fitted["vote"].predict_proba(test) if "vote" in fitted else None
+    return {
+        "test": scores(ours, test.labels),
+        "interval": bootstrap((ours.argmax(1) == test.labels).astype(np.float64)),
+        "per_class": per_class(ours, test.labels),
+        "against_single": accuracy_gain(ours, base, test.labels),
+        "against_vote": None if vote is None else accuracy_gain(ours, vote, test.labels),
+        "detectable": detectable(ours, base, test.labels),
+    }
+
+
+def _adjust(rows: dict[str, Row], gathered: Gathered) -> None:
+    """McNemar's p-values of the fusions, Holm-adjusted: so many comparisons were made."""
+    tested = {name: row["against_single"][2] for name, row in rows.items() if name not in gathered.names and row["test"]}
+    for name, p in holm(tested).items():
+        rows[name]["holm_p"] = p
+
+
+def _cost_per_point(row: Row, single: Row) -> float | None:
+    """Trainings of one member more than the single's, a point of test accuracy gained; None where nothing is gained."""
+    if not row["test"] or row["test"]["accuracy"] <= single["test"]["accuracy"]:
+        return None
+    points = (row["test"]["accuracy"] - single["test"]["accuracy"]) * 100
+    return float((row["train_cost"] - single["train_cost"]) / points)

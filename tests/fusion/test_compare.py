@@ -1,0 +1,70 @@
+"""Costs and compute-matched votes: hand-made cases with known answers."""
+
+import numpy as np
+import pytest
+
+from fusion.compare import Seconds, compare, matched, spent
+from fusion.fit import fit_all
+from fusion.outputs import Evidence, Gathered, Table, softmax
+from fusion.score import scores
+from tests.fusion.test_methods import CLASSES, table
+
+NAMES = ("a", "b")
+SECONDS = {"a": Seconds(100.0, (60.0, 60.0)), "b": Seconds(300.0, (200.0, 200.0))}
+
+
+@pytest.fixture(scope="module")
+def gathered() -> Gathered:
+    def with_folds(n: int, seed: int) -> Table:
+        many = table(n, members=6, skill=(0.8,) * 6, seed=seed)
+        return Table(many.logits[:2], (), many.labels, many.logits[2:].reshape(2, 2, n, CLASSES))
+
+    fuse, test = with_folds(300, 1), with_folds(2000, 2)
+    oof = table(800, members=2, skill=(0.8, 0.8), seed=3)
+    rows = np.arange(10)
+    return Gathered(NAMES, tuple("wxyz"), Evidence(fuse, oof, np.arange(800) % 2, (), (0, 1)), test, rows, rows, rows)
+
+
+def test_what_was_paid_for(gathered: Gathered) -> None:
+    fitted = fit_all(gathered, ("vote", "stack"))
+    assert spent("a", fitted["a"], gathered, SECONDS) == 100
+    assert spent("vote", fitted["vote"], gathered, SECONDS) == 400
+    assert spent("stack", fitted["stack"], gathered, SECONDS) == 920
+
+
+def test_a_stack_is_compared_with_the_vote_of_all_networks_that_it_paid_for(gathered: Gathered) -> None:
+    fitted = fit_all(gathered, ("vote", "stack"))
+    row = matched(fitted["stack"], 920, gathered, SECONDS)
+    assert row is not None
+    assert gathered.test.folds is not None
+    every = np.concatenate([gathered.test.logits, gathered.test.folds.reshape(4, -1, CLASSES)])
+    assert row["networks"] == 6
+    assert row["test"]["accuracy"] == scores(softmax(every).mean(0), gathered.test.labels)["accuracy"]
+    assert row["test"]["accuracy"] > scores(fitted["vote"].predict_proba(gathered.test), gathered.test.labels)["accuracy"]
+
+
+@pytest.mark.parametrize(("paid", "networks"), [(400, 2), (459, 2), (460, 3), (660, 4), (719, 4), (720, 5), (920, 6)])
+def test_as_many_networks_as_the_seconds_trained(paid: float, networks: int, gathered: Gathered) -> None:
+    vote = fit_all(gathered, ("vote",))["vote"]
+    row = matched(vote, paid, gathered, SECONDS)
+    assert row is not None
+    assert row["networks"] == networks
+
+
+def test_without_the_fold_fits_outputs_there_is_no_such_row(gathered: Gathered) -> None:
+    from dataclasses import replace
+
+    bare = replace(gathered, evidence=replace(gathered.evidence, fuse=replace(gathered.evidence.fuse, folds=None)))
+    assert matched(fit_all(bare, ("vote",))["vote"], 920, bare, SECONDS) is None
+
+
+def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered: Gathered) -> None:
+    fitted = fit_all(gathered, ("vote", "vote_logits", "stack"))
+    rows = compare(gathered, fitted, SECONDS)
+    assert [rows[n]["train_cost"] for n in ("a", "b", "vote", "stack")] == [0.5, 1.5, 2.0, 4.6]
+    for name in ("vote", "vote_logits", "stack"):
+        assert rows[name]["against_single"][2] <= rows[name]["holm_p"] <= min(1, 3 * rows[name]["against_single"][2])
+    single = min(("a", "b"), key=lambda n: rows[n]["fuse"]["nll"])
+    points = 100 * (rows["vote"]["test"]["accuracy"] - rows[single]["test"]["accuracy"])
+    assert rows["vote"]["cost_per_point"] == pytest.approx((2.0 - rows[single]["train_cost"]) / points)
+    assert rows[single]["cost_per_point"] is None
