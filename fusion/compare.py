@@ -11,8 +11,8 @@ import numpy as np
 from fusion.calibration import apply_temperature, fit_temperature, logs
 from fusion.fit import Fitted, best_single
 from fusion.names import STACKS
-from fusion.outputs import Floats, Gathered, softmax
-from fusion.score import accuracy_gain, bootstrap, detectable, holm, per_class, scores
+from fusion.outputs import Floats, Gathered, Labels, softmax
+from fusion.score import accuracy_gain, bootstrap, detectable, holm, per_class, reliability, scores
 
 Row = dict[str, Any]
 
@@ -82,6 +82,37 @@ def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[st
     return row
 
 
+def hardest(gathered: Gathered, fitted: Mapping[str, Fitted], chosen: str, count: int = 12) -> list[Row]:
+    """The rows that the chosen candidate finds hardest, and what each member said. On *test*, or *fuse* without one."""
+    tested = len(gathered.test.labels) > 0
+    table, rows = (gathered.test, gathered.test_rows) if tested else (gathered.evidence.fuse, gathered.fuse_rows)
+    probabilities = fitted[chosen].predict_proba(table) if tested else fitted[chosen].nested
+    right = probabilities[np.arange(len(table.labels)), table.labels]
+    singles = {name: fitted[name].predict_proba(table) if tested else fitted[name].nested for name in gathered.names}
+
+    def said(p: Floats) -> dict[str, Any]:
+        return {"class": gathered.classes[int(p.argmax())], "probability": float(p.max())}
+
+    return [
+        {
+            "row": int(rows[i]),
+            "label": gathered.classes[int(table.labels[i])],
+            "fused": said(probabilities[i]),
+            "members": {name: said(p[i]) for name, p in singles.items()},
+        }
+        for i in np.argsort(right)[:count]
+    ]
+
+
+def _bins(probabilities: Floats, labels: Labels) -> list[dict[str, float]]:
+    """The reliability diagram's points, empty bins left out."""
+    return [
+        {"confidence": float(c / n), "accuracy": float(h / n), "rows": int(n)}
+        for c, h, n in zip(*reliability(probabilities, labels), strict=True)
+        if n
+    ]
+
+
 def _vote(logits: list[Floats]) -> Floats:
     return np.asarray(softmax(np.stack(logits)).mean(0))
 
@@ -102,6 +133,7 @@ def _on_test(fusion: Fitted, fitted: Mapping[str, Fitted], single: str, gathered
         "test": scores(ours, test.labels),
         "interval": bootstrap((ours.argmax(1) == test.labels).astype(np.float64)),
         "per_class": per_class(ours, test.labels),
+        "reliability": _bins(ours, test.labels),
         "against_single": accuracy_gain(ours, base, test.labels),
         "against_vote": None if vote is None else accuracy_gain(ours, vote, test.labels),
         "detectable": detectable(ours, base, test.labels),

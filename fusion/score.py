@@ -11,6 +11,7 @@ from fusion.calibration import TINY, nll
 from fusion.outputs import Floats, Labels
 
 DRAWS = 2000
+BINS = 15
 Interval = tuple[float, float]
 
 
@@ -26,12 +27,18 @@ def scores(probabilities: Floats, labels: Labels) -> dict[str, float]:
     }
 
 
-def calibration_error(probabilities: Floats, labels: Labels, bins: int = 15) -> float:
-    """Mean over bins of |confidence - accuracy|, weighted by rows (Naeini et al. 2015)."""
+def reliability(probabilities: Floats, labels: Labels, bins: int = BINS) -> tuple[Floats, Floats, Labels]:
+    """Bins of equal width by confidence: summed confidence, hits and rows of each, all (bins,)."""
     confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gap = np.bincount(index, confidence - hits, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    right = np.bincount(index, hits, bins).astype(np.float64)
+    return np.bincount(index, confidence, bins).astype(np.float64), right, np.bincount(index, minlength=bins)
+
+
+def calibration_error(probabilities: Floats, labels: Labels, bins: int = BINS) -> float:
+    """Mean over bins of |confidence - accuracy|, weighted by rows (Naeini et al. 2015)."""
+    confidence, hits, _ = reliability(probabilities, labels, bins)
+    return float(np.abs(confidence - hits).sum() / len(labels))
 
 
 def per_class(probabilities: Floats, labels: Labels) -> list[float | None]:

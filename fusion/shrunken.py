@@ -17,6 +17,7 @@ from fusion.calibration import fit_temperature
 from fusion.outputs import Floats, Labels, log_softmax
 
 PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
+PATIENCE = 2
 Head = tuple[Floats, Floats]  # coefficients (C, D) and intercept (C,)
 Splits = Sequence[tuple[Labels, Labels]]
 Make = Callable[[Floats, Labels], "Problem"]
@@ -28,19 +29,20 @@ def fit_head(problem: Problem, penalty: float) -> Head:
 
 
 def choose_penalty(x: Floats, y: Labels, make: Make, splits: Splits, penalties: Sequence[float] = PENALTIES) -> float:
-    """The penalty with the lowest cross-validated NLL, from the strongest down, as long as it gets better.
+    """The penalty with the lowest cross-validated NLL, from the strongest down, until it got no better PATIENCE times.
 
     Each weaker penalty starts from the solution of the one before it, in the same fold: they are close together.
     """
     folds = [(make(x[kept], y[kept]), out) for kept, out in splits]
     at = [np.zeros(problem.shape) for problem, _ in folds]
-    best, lowest = penalties[0], np.inf
+    best, lowest, worse = penalties[0], np.inf, 0
     for penalty in penalties:
         at = [problem.solve(penalty, begin) for (problem, _), begin in zip(folds, at, strict=True)]
         loss = sum(problem.loss(delta, x[out], y[out]) for (problem, out), delta in zip(folds, at, strict=True))
-        if loss >= lowest:
+        if loss < lowest:
+            best, lowest, worse = penalty, loss, 0
+        elif (worse := worse + 1) == PATIENCE:
             break
-        best, lowest = penalty, loss
     return best
 
 

@@ -20,6 +20,7 @@ from fusion.shrunken import PENALTIES, Make, MemberWeights, Problem, Splits, cho
 
 FEW_ROWS = 5000
 ROWS_A_PARAMETER = 10
+MATERIAL_NATS = 0.005  # a smaller gain on OOF rows promised nothing
 WEAKER = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
 SMALL_HESSIAN = 2000
 
@@ -91,7 +92,7 @@ class Stack:
         base = base / fit_temperature(base, fuse.labels)
         carried = -log_softmax(base)[rows, fuse.labels] - ours
         low, high = bootstrap(carried)
-        if gained <= 0 or high >= gained / 2:
+        if gained < MATERIAL_NATS or high >= gained / 2:
             return None
         return (
             f"stack gains {gained:.4f} nats over uniform averaging on OOF rows but {carried.mean():+.4f} "

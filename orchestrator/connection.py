@@ -40,11 +40,11 @@ class Connection:
 
         self.ray = ray
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        session = _init(ray, address)
+        self.reaper = _start_reaper() if self.private else None
+        _init(ray, address)
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
         self.told = -TELL_SECONDS
-        self.reaper = _start_reaper(session) if self.private else None
         self.tell_reaper()
 
     def tell_reaper(self) -> None:
@@ -71,13 +71,13 @@ class Connection:
             shutil.rmtree(self.private, ignore_errors=True)
 
 
-def _init(ray: Any, address: str | None) -> str:
-    """Connect; gives the name of Ray's session, which its processes carry on their command lines."""
+def _init(ray: Any, address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
-        return Path(ray.init(address=address, **options).address_info["session_dir"]).name
+        ray.init(address=address, **options)
+        return
     local = {"include_dashboard": False, "num_cpus": os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
-    return Path(ray.init(address="local", **local, **options).address_info["session_dir"]).name
+    ray.init(address="local", **local, **options)
 
 
 def _probe(address: str) -> None:
@@ -89,14 +89,10 @@ def _probe(address: str) -> None:
         raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
 
 
-def _start_reaper(session: str) -> subprocess.Popen[str]:
+def _start_reaper() -> subprocess.Popen[str]:
     """In a session of its own, so that a signal to the driver's does not reach it."""
-    command = [sys.executable, str(Path(__file__).with_name("reaper.py"))]
-    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-    assert reaper.stdin
-    reaper.stdin.write(json.dumps(session) + "\n")
-    reaper.stdin.flush()
-    return reaper
+    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _private_token() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.compare import Seconds, compare
+from fusion.compare import Seconds, compare, hardest
 from fusion.diversity import diversity
 from fusion.export import export
 from fusion.fit import Fitted, best_single, fit_all, recommend
@@ -81,6 +81,7 @@ def fuse(request: Request) -> dict[str, Any]:
         "rows": {k: len(v) for k, v in (("fit", gathered.fit_rows), ("fuse", gathered.fuse_rows), ("test", gathered.test_rows))},
         "candidates": _table(made, request),
         "diversity": diversity(gathered.names, gathered.evidence.fuse),
+        "hardest": hardest(gathered, fitted, chosen),
         "warnings": _warnings(gathered, fitted),
     }
     folder = SweepFolder(request.sweep)

@@ -113,7 +113,7 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
         if pool:
             pool.close()
     summary = _summary(todo, members, details, outcomes, folder, uri, runs)
-    report.write(folder, team, summary, details, histories(todo))
+    report.write(folder, team, summary, details, histories(todo), todo.store)
     runs.end(summary, folder, details)
     return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
 

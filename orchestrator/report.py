@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +14,10 @@ from orchestrator.config import Team
 from orchestrator.home import SweepFolder
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from workers.data import Store
 
 Histories = dict[str, list[dict[str, float]]]
+SHOWN_PIXELS = 96
 
 
 def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str]]:
@@ -32,13 +36,24 @@ def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str
                 "brier": f"{scores['brier']:.4f}",
                 "ece": f"{scores['ece']:.4f}",
                 "gain": "" if gain is None or name == details["best_single"] else _gain(gain),
-                "p": "" if gain is None or name == details["best_single"] else f"{gain[2]:.1g}",
+                "p": "" if gain is None or name == details["best_single"] else f"{row.get('holm_p', gain[2]):.1g}",
                 "train": f"{row['train_cost']:.2f}x",
                 "inference": f"{row['inference_cost']:.2f}x",
+                "per_point": "" if row["cost_per_point"] is None else f"{row['cost_per_point']:.1f}x",
+                "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row["money"].items()),
+                "matched": _matched(row),
                 "recommended": "yes" if name == details["recommended"] else "",
             }
         )
     return found
+
+
+def _matched(row: dict[str, Any]) -> str:
+    """The vote of as many networks as the same training paid for."""
+    vote = row.get("matched")
+    if not vote:
+        return ""
+    return f"{(vote['test'] or vote['fuse'])['accuracy']:.2%} (vote of {vote['networks']})"
 
 
 def _gain(gain: tuple[float, tuple[float, float], float]) -> str:
@@ -52,7 +67,7 @@ def verdict(details: dict[str, Any]) -> str:
     row = details["candidates"][name]
     cost = f"It cost {row['train_cost']:.2f}x the training of one member and {row['inference_cost']:.2f}x its inference."
     if name == details["best_single"]:
-        return f"Use {name}: no fusion is surely better on the fuse rows. {cost}"
+        return f"Use {name} alone: no fusion is surely better on the fuse rows. {cost}"
     gain = row.get("against_single")
     gained = (
         ""
@@ -77,15 +92,17 @@ def note(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: SweepFolder, team: Team, summary: dict[str, Any], details: dict[str, Any], histories: Histories) -> None:
+def write(
+    folder: SweepFolder, team: Team, summary: dict[str, Any], details: dict[str, Any], histories: Histories, store: Store
+) -> None:
     """report.html and its plots, which are inside it and beside it."""
     from jinja2 import Environment, PackageLoader, select_autoescape
 
+    from orchestrator import plots
     from workers.files import write_bytes
 
-    pictures = {"curves": _curves(histories), "costs": _costs(details), "classes": _classes(details)}
     embedded = {}
-    for name, figure in pictures.items():
+    for name, figure in plots.every(details, histories).items():
         path = folder.path / f"{name}.png"
         figure.savefig(path, dpi=110, bbox_inches="tight")
         embedded[name] = base64.b64encode(path.read_bytes()).decode()
@@ -97,61 +114,30 @@ def write(folder: SweepFolder, team: Team, summary: dict[str, Any], details: dic
         rows=rows(summary, details),
         verdict=verdict(details),
         pictures=embedded,
+        hardest=[
+            {**row, "picture": _picture(store.images[row["row"]]), "id": store.ids[row["row"]]} for row in details["hardest"]
+        ],
         environment=environment_facts(),
-        command=f"conclave sweep {folder.team.name}",
+        command=shlex.join(["conclave", *sys.argv[1:]]),
     )
     write_bytes(folder.report, page.encode())
+
+
+def _shown(row: dict[str, Any], store: Store) -> dict[str, Any]:
+    return {**row, "picture": _picture(store.images[row["row"]]), "id": store.ids[row["row"]]}
+
+
+def _picture(pixels: Any) -> str:
+    """(H, W, 3) uint8 -> PNG in base64, large enough to see."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    scale = max(1, round(SHOWN_PIXELS / image.height))
+    buffer = io.BytesIO()
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def environment_facts() -> dict[str, str]:
     packages = ("torch", "torchvision", "ray", "mlflow", "numpy", "scikit-learn", "onnxruntime")
     return {"python": platform.python_version(), "machine": platform.machine(), **{p: version(p) for p in packages}}
-
-
-def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _curves(histories: Histories) -> Figure:
-    figure = _figure(9)
-    for place, (key, label) in enumerate((("train/loss", "training loss"), ("fuse/accuracy", "accuracy on fuse"))):
-        axes = figure.add_subplot(1, 2, place + 1)
-        for name, history in histories.items():
-            axes.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], label=name)
-        axes.set(xlabel="epoch", title=label)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False)
-    return figure
-
-
-def _costs(details: dict[str, Any]) -> Figure:
-    figure = _figure()
-    axes = figure.add_subplot()
-    for name, row in details["candidates"].items():
-        scores = row["test"] or row["fuse"]
-        chosen = name == details["recommended"]
-        low, high = row.get("interval") or (scores["accuracy"], scores["accuracy"])
-        spread = [[(scores["accuracy"] - low) * 100], [(high - scores["accuracy"]) * 100]]
-        at = ([row["train_cost"]], [scores["accuracy"] * 100])
-        axes.errorbar(*at, yerr=spread, fmt="s" if chosen else "o", capsize=3, label=name)
-    axes.set(xlabel="training cost, multiples of one member", ylabel="accuracy, %")
-    axes.set_title("Accuracy against cost (95 % intervals)")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.grid(alpha=0.3)
-    return figure
-
-
-def _classes(details: dict[str, Any]) -> Figure:
-    figure = _figure(9, 0.4 * len(details["candidates"]) + 1.6)
-    axes = figure.add_subplot()
-    names = [n for n, row in details["candidates"].items() if row.get("per_class")]
-    values = [[100 * (v or 0) for v in details["candidates"][n]["per_class"]] for n in names]
-    if values:
-        picture = axes.imshow(values, aspect="auto", cmap="viridis")
-        figure.colorbar(picture, label="accuracy, %")
-        axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
-    axes.set_title("Accuracy by class on the test rows")
-    return figure

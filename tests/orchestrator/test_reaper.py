@@ -13,12 +13,12 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 def test_it_ends_the_known_and_the_just_started_of_its_session_alone() -> None:
     known, started, others = (
-        subprocess.Popen([*SLEEP, word]) for word in ("x", "--session-name=session_test_1", "session_test_2")
+        subprocess.Popen([*SLEEP, word])
+        for word in ("x", "--x=/tmp/session_2026-01-01_10-00-00_1_77/y", "session_2026-01-01_10-00-00_1_777")
     )
     try:
-        reaper = subprocess.Popen([sys.executable, str(REAPER)], stdin=subprocess.PIPE, text=True)
+        reaper = subprocess.Popen([sys.executable, str(REAPER), "77"], stdin=subprocess.PIPE, text=True)
         assert reaper.stdin
-        reaper.stdin.write(json.dumps("session_test_1") + "\n")
         reaper.stdin.write(json.dumps([[known.pid, psutil.Process(known.pid).create_time()], [others.pid, 1.0]]) + "\n")
         reaper.stdin.close()
         assert reaper.wait(timeout=20) == 0
