@@ -100,7 +100,6 @@ class RayExecutor:
         trainer.result = trainer.actor.run.remote(job, uri, run)
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
-        self.connection.tell_reaper()
         busy = [t for t in self.trainers if t.job]
         self.ray.wait([t.death.answer if t.death else t.result for t in busy], num_returns=1, timeout=seconds)
         return [item for trainer in busy for item in (*self._progress(trainer), *self._ended(trainer))]

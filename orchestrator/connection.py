@@ -2,73 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from workers.errors import Rejected
 
 OBJECT_STORE_BYTES = 256 << 20
-TELL_SECONDS = 2.0
 
 
 class Connection:
     """`ray` is the connected module. Imported only now: Ray reads its authentication settings when it is."""
 
     def __init__(self, address: str | None) -> None:
-        self.private = None if address else _private_token()
         if address:
             _probe(address)
             os.environ.setdefault("RAY_AUTH_MODE", "token")
+        self.reaper = None if address else _start_reaper(_private_token())
         _quiet()
         import ray
         import ray.util.scheduling_strategies
 
         self.ray = ray
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.reaper = _start_reaper() if self.private else None
         _init(ray, address)
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
-        self.told = -TELL_SECONDS
-        self.tell_reaper()
-
-    def tell_reaper(self) -> None:
-        """Which processes are to go when this one is killed; looks again after a while."""
-        if self.reaper is None or self.reaper.stdin is None or time.monotonic() - self.told < TELL_SECONDS:
-            return
-        self.told = time.monotonic()
-        found = []
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if child.pid != self.reaper.pid:
-                    found.append([child.pid, child.create_time()])
-        with contextlib.suppress(BrokenPipeError):
-            self.reaper.stdin.write(json.dumps(found) + "\n")
-            self.reaper.stdin.flush()
 
     def close(self) -> None:
-        self.told = -TELL_SECONDS
-        self.tell_reaper()
         self.ray.shutdown()
         if self.reaper and self.reaper.stdin:
             self.reaper.stdin.close()
-        if self.private:
-            shutil.rmtree(self.private, ignore_errors=True)
 
 
 def _init(ray: Any, address: str | None) -> None:
@@ -89,14 +61,14 @@ def _probe(address: str) -> None:
         raise Rejected(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
 
 
-def _start_reaper() -> subprocess.Popen[str]:
-    """In a session of its own, so that a signal to the driver's does not reach it."""
-    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid())]
+def _start_reaper(token: str) -> subprocess.Popen[str]:
+    """In a session of its own, so that a signal to the driver's does not reach it. It removes the token's folder too."""
+    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid()), token]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _private_token() -> str:
-    """Ray listens on every interface: a token of our own, readable by us alone, set before ray is imported."""
+    """The folder of a token of our own, readable by us alone, set before ray is imported: Ray listens on every interface."""
     folder = tempfile.mkdtemp(prefix="conclave-ray-")
     token = Path(folder, "token")
     token.write_text(secrets.token_hex(32))

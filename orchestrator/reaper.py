@@ -1,45 +1,60 @@
 """Ends what a driver that was killed leaves behind: Ray's processes that outlive a raylet that dies without a word.
 
-A process of its own, run as a file with the driver's process id. It reads lists of [process id, start time] from stdin, a
-line each, until the driver closes it or dies. Then it ends those that are still there, and whatever was just being
-started: that has the name of the driver's private Ray session, which ends in the driver's process id, on its command line.
+A process of its own, run as a file with the driver's process id. It keeps looking at what runs below the driver until the
+driver closes its stdin or dies. Then it ends what is still there, and whatever was just being started: that has the name
+of the driver's private Ray session, which ends in the driver's process id, on its command line. Last, it removes the
+folders that it was given: the session's token.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
+import select
+import shutil
 import sys
 import time
 from collections.abc import Iterator
 
 import psutil
 
+LOOK_SECONDS = 0.5
 GRACE_SECONDS = 1.5  # to leave on their own
 WATCH_SECONDS = 6.0  # a raylet that is not dead yet may still start a worker
+Known = dict[int, psutil.Process]  # psutil's own check keeps a process apart from a later one with its number
 
 
 def main() -> None:
-    session = re.compile(rf"session_[0-9_-]+_{int(sys.argv[1])}(?![0-9])")
-    known: set[tuple[int, float]] = set()
-    for line in sys.stdin:
-        known.update((int(pid), float(started)) for pid, started in json.loads(line))
-    time.sleep(GRACE_SECONDS)
-    until = time.monotonic() + WATCH_SECONDS - GRACE_SECONDS
-    while time.monotonic() < until:
-        for process in _remaining(known, session):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        time.sleep(0.5)
+    driver = int(sys.argv[1])
+    session = re.compile(rf"session_[0-9_-]+_{driver}(?![0-9])")
+    known: Known = {}
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        _add(known, _below(driver))
+    died = time.monotonic()
+    while (age := time.monotonic() - died) < WATCH_SECONDS:
+        _add(known, _of_session(session))
+        for process in list(known.values()):
+            _add(known, _below(process.pid))
+            if age > GRACE_SECONDS:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        time.sleep(0.2)
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remaining(known: set[tuple[int, float]], session: re.Pattern[str]) -> Iterator[psutil.Process]:
-    for pid, started in known:
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if process.create_time() == started:  # the number may be another's by now
-                yield process
+def _add(known: Known, found: Iterator[psutil.Process]) -> None:
+    for process in found:
+        if process.pid != psutil.Process().pid:
+            known.setdefault(process.pid, process)
+
+
+def _below(pid: int) -> Iterator[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        yield from psutil.Process(pid).children(recursive=True)
+
+
+def _of_session(session: re.Pattern[str]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(session.search(word) for word in process.cmdline()):

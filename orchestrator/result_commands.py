@@ -6,94 +6,40 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from orchestrator.options import DEFAULT_HOME, AsJson, HomeDir, SweepName
 from workers.errors import Rejected
 
-if TYPE_CHECKING:
-    from orchestrator.fusing import Request
-    from orchestrator.plan import Plan
-
 app = typer.Typer()
 
 
-@app.command(epilog="Example: `conclave fuse cifar-team --method vote --method stack`")
+@app.command(epilog="Example: `conclave fuse cifar-team --drop weak --method vote --method stack`")
 def fuse(
     name: SweepName,
     method: Annotated[list[str] | None, typer.Option(help="A fusion to fit; may be given again.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Members to leave out; commas or given again.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Members to fuse; commas or given again.")] = None,
+    also: Annotated[list[str] | None, typer.Option("--with", help="Another sweep of the same data and split.")] = None,
     home: HomeDir = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
     """Fit the fusions again from the artifacts: no training, no Ray, nothing of the sweep changed."""
-    from orchestrator import report
+    from orchestrator import refit, report
     from orchestrator.tables import print_table
 
-    request = _request(home, name, method)
-    details = _fuse_apart(request)
+    request = refit.chosen(refit.joined(home, name, method, also or ()), drop or (), only or ())
+    details = refit.fuse_apart(request)
     if as_json:
         print(json.dumps(details))
         return
     rows = report.rows({"members": request.members}, details)
     keys = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
     print_table(list(keys), [[row[key] for key in keys] for row in rows])
-    print(report.verdict(details))
-
-
-def _fuse_apart(request: Request) -> dict[str, Any]:
-    """Fuse in a folder that goes away, so that the sweep's own results stay as they are."""
-    import tempfile
-    from dataclasses import replace
-
-    from orchestrator.fusing import fuse
-
-    with tempfile.TemporaryDirectory() as work:
-        return fuse(replace(request, sweep=Path(work)))
-
-
-def _request(home: Path, name: str, methods: list[str] | None = None) -> Request:
-    """What the fusion step needs, from the home alone."""
-    from fusion.names import KNOWN
-    from orchestrator import pipeline
-    from orchestrator.home import Home
-
-    unknown = [m for m in methods or () if m not in KNOWN]
-    if unknown:
-        raise Rejected(f"--method {unknown[0]}: unknown; known are {', '.join(KNOWN)}.")
-    folder = Home(home).existing(name)
-    made = _plan_of(home, name)
-    if methods:
-        made = type(made)(made.team.model_copy(update={"fusion": tuple(methods)}), made.store, made.jobs, made.done)
-    members = pipeline.judge(made, {})
-    missing = [n for n, m in members.items() if m["state"] != "done"]
-    if len(missing) == len(members):
-        raise Rejected(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
-    return pipeline.make_request(made, members, folder, None, None)
-
-
-def _plan_of(home: Path, name: str) -> Plan:
-    from orchestrator import config, teamfile
-    from orchestrator import plan as planning
-    from orchestrator.home import Home
-    from workers.data import Store, find
-
-    folder = Home(home).existing(name)
-    state = folder.state()
-    origin = Path(state["team_file"])
-    team = config.resolve(teamfile.Document(origin, *_parsed(folder.team)), state["data"] and Path(state["data"]))
-    store = Store(Path(home, "data", state["store"])) if state.get("store") else find(team.data, home)
-    if store is None or not (store.folder / "store.json").is_file():
-        raise Rejected(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
-    return planning.make(team, store, home, (str(origin.parent),))
-
-
-def _parsed(path: Path) -> tuple[dict[str, Any], Any]:
-    from orchestrator import teamfile
-
-    document = teamfile.read(path)
-    return document.values, document.root
+    for line in (report.verdict(details), details["diversity"]["verdict"], *details["warnings"]):
+        print(line)
 
 
 @app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
@@ -146,9 +92,10 @@ def export(
         shutil.copyfile(folder.outputs, outputs)
         print(f"{outputs} is written.")
     if method is not None:
+        from orchestrator import refit
         from orchestrator.fusing import prepare, write_model
 
-        request = _request(home, name)
+        request = refit.request_of(home, name)
         known = [*request.members, *request.fusions]
         if method not in known:
             raise Rejected(f"--method {method}: not in this sweep; there are {', '.join(known)}.")

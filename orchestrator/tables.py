@@ -42,6 +42,6 @@ def print_summary(home: Home, summary: dict[str, Any]) -> None:
     rows = report.rows(summary, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
-    for line in (report.verdict(details), *details["warnings"]):
+    for line in (report.verdict(details), details["diversity"]["verdict"], *details["warnings"]):
         print(line)
     print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  conclave ui --home {home.path}")

@@ -210,15 +210,15 @@ def test_stack_minimises_its_objective(rows: int) -> None:
     assert objective(ours.ravel()) <= oracle.fun + 1e-6
 
 
-def test_a_stack_whose_oof_outputs_know_the_labels_is_flagged() -> None:
-    """Member 0 has seen the rows that its OOF outputs are of; on fuse it is no better than the others."""
-    honest = evidence(n=1000, oof=2000)
+def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:
+    """Member 0's fold fits swap two classes, which a stack unswaps with a large gain; its full fit does not swap them."""
+    honest = evidence(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
     assert honest.oof is not None
     assert Stack().fit(honest).leak(honest.fuse) is None
-    seen = honest.oof.logits.copy()
-    seen[0] += 6 * np.eye(CLASSES)[honest.oof.labels]
-    leaking = replace(honest, oof=Table(seen, (), honest.oof.labels))
-    flagged = Stack().fit(leaking).leak(leaking.fuse)
+    swapped = honest.oof.logits.copy()
+    swapped[0] = swapped[0][:, [1, 0, 2, 3]]
+    misled = replace(honest, oof=Table(swapped, (), honest.oof.labels))
+    flagged = Stack().fit(misled).leak(misled.fuse)
     assert flagged is not None
     assert "does not carry over" in flagged
 

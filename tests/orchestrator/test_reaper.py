@@ -1,30 +1,35 @@
 """The reaper: it ends what belongs to a dead driver's session, and nothing else."""
 
-import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 
 REAPER = Path(__file__).parents[2] / "orchestrator" / "reaper.py"
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = "import time; time.sleep(60)"
+DRIVER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}']); {SLEEP}"
 
 
-def test_it_ends_the_known_and_the_just_started_of_its_session_alone() -> None:
-    known, started, others = (
-        subprocess.Popen([*SLEEP, word])
-        for word in ("x", "--x=/tmp/session_2026-01-01_10-00-00_1_77/y", "session_2026-01-01_10-00-00_1_777")
-    )
+def test_it_ends_what_a_killed_driver_leaves_behind_and_nothing_else() -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER])
+    session = f"/tmp/session_2026-01-01_10-00-00_1_{driver.pid}"
+    started, other = (subprocess.Popen([sys.executable, "-c", SLEEP, word]) for word in (f"{session}/sockets", f"{session}7"))
     try:
-        reaper = subprocess.Popen([sys.executable, str(REAPER), "77"], stdin=subprocess.PIPE, text=True)
+        while not (below := psutil.Process(driver.pid).children()):
+            time.sleep(0.05)
+        reaper = subprocess.Popen([sys.executable, str(REAPER), str(driver.pid)], stdin=subprocess.PIPE, text=True)
+        time.sleep(1.5)
+        driver.kill()
+        driver.wait()
         assert reaper.stdin
-        reaper.stdin.write(json.dumps([[known.pid, psutil.Process(known.pid).create_time()], [others.pid, 1.0]]) + "\n")
         reaper.stdin.close()
         assert reaper.wait(timeout=20) == 0
-        assert [known.wait(1), started.wait(1)] == [-9, -9]
-        assert others.poll() is None, "another session's, and a process id that is another's by now"
+        assert not below[0].is_running() or below[0].status() == psutil.STATUS_ZOMBIE, "seen below the driver while it lived"
+        assert started.wait(1) == -9, "carries the session's name"
+        assert other.poll() is None, "another session's, whose driver's number begins with the same digits"
     finally:
-        for process in (known, started, others):
+        for process in (driver, started, other):
             process.kill()
             process.wait()

@@ -1,0 +1,104 @@
+"""Refit from artifacts: which members of which sweeps, gathered into a request for the fusion step. No training, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.errors import Rejected
+
+if TYPE_CHECKING:
+    from orchestrator.fusing import Request
+    from orchestrator.plan import Plan
+
+
+def joined(home: Path, name: str, methods: list[str] | None, others: Sequence[str]) -> Request:
+    """One request for the members of several sweeps, those of the others as SWEEP.MEMBER."""
+    request = request_of(home, name, methods)
+    for other in others:
+        theirs = request_of(home, other)
+        ours = (request.store, request.team_seed, request.data.fuse_fraction, request.data.test_fraction, request.data.folds)
+        if ours != (theirs.store, theirs.team_seed, theirs.data.fuse_fraction, theirs.data.test_fraction, theirs.data.folds):
+            raise Rejected(f"--with {other}: other data, seed or split than {name}: its members saw rows that {name} fuses on.")
+        named = {member: f"{other}.{member}" for member in theirs.members}
+        request = replace(
+            request,
+            members={**request.members, **{new: theirs.members[old] for old, new in named.items()}},
+            full={**request.full, **{new: theirs.full[old] for old, new in named.items()}},
+            folds={**request.folds, **{new: theirs.folds[old] for old, new in named.items() if old in theirs.folds}},
+            import_paths=(*request.import_paths, *theirs.import_paths),
+        )
+    return request
+
+
+def chosen(request: Request, drop: Sequence[str], only: Sequence[str]) -> Request:
+    """The same for some of the members."""
+    dropped, wanted = ([name for text in texts for name in text.split(",")] for texts in (drop, only))
+    for option, names in (("--drop", dropped), ("--only", wanted)):
+        for name in names:
+            if name not in request.members:
+                raise Rejected(f"{option} {name}: no such member is done; there are {', '.join(request.members)}.")
+    kept = [m for m in request.members if m not in dropped and (not wanted or m in wanted)]
+    if not kept:
+        raise Rejected("--drop and --only leave no member to fuse.")
+    return replace(
+        request,
+        members={m: request.members[m] for m in kept},
+        full={m: request.full[m] for m in kept},
+        folds={m: request.folds[m] for m in kept if m in request.folds},
+    )
+
+
+def request_of(home: Path, name: str, methods: list[str] | None = None) -> Request:
+    """What the fusion step needs, from the home alone."""
+    from fusion.names import KNOWN
+    from orchestrator import pipeline
+    from orchestrator.home import Home
+
+    unknown = [m for m in methods or () if m not in KNOWN]
+    if unknown:
+        raise Rejected(f"--method {unknown[0]}: unknown; known are {', '.join(KNOWN)}.")
+    folder = Home(home).existing(name)
+    made = _plan_of(home, name)
+    if methods:
+        made = type(made)(made.team.model_copy(update={"fusion": tuple(methods)}), made.store, made.jobs, made.done)
+    members = pipeline.judge(made, {})
+    missing = [n for n, m in members.items() if m["state"] != "done"]
+    if len(missing) == len(members):
+        raise Rejected(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
+    return pipeline.make_request(made, members, folder, None, None)
+
+
+def _plan_of(home: Path, name: str) -> Plan:
+    from orchestrator import config, teamfile
+    from orchestrator import plan as planning
+    from orchestrator.home import Home
+    from workers.data import Store, find
+
+    folder = Home(home).existing(name)
+    state = folder.state()
+    origin = Path(state["team_file"])
+    team = config.resolve(teamfile.Document(origin, *_parsed(folder.team)), state["data"] and Path(state["data"]))
+    store = Store(Path(home, "data", state["store"])) if state.get("store") else find(team.data, home)
+    if store is None or not (store.folder / "store.json").is_file():
+        raise Rejected(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
+    return planning.make(team, store, home, (str(origin.parent),))
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], Any]:
+    from orchestrator import teamfile
+
+    document = teamfile.read(path)
+    return document.values, document.root
+
+
+def fuse_apart(request: Request) -> dict[str, Any]:
+    """Fuse in a folder that goes away, so that the sweep's own results stay as they are."""
+    import tempfile
+
+    from orchestrator.fusing import fuse
+
+    with tempfile.TemporaryDirectory() as work:
+        return fuse(replace(request, sweep=Path(work)))
