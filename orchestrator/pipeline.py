@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from orchestrator import config, launch, plan, report
+from orchestrator.anytime import Anytime
 from orchestrator.config import Team
 from orchestrator.fusing import Place, Request, fuse
 from orchestrator.home import Home, SweepFolder
@@ -88,7 +89,9 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     team = todo.team
     try:
         pool = options.make_pool(team) if todo.todo else None
-        outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, options.watch) if pool else {}
+        follow = Anytime(todo, options.watch, options.say)
+        outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, follow) if pool else {}
+        follow.close()
         members = judge(todo, outcomes)
         runs.finish_members(todo, members)
         done = [name for name, member in members.items() if member["state"] == "done"]

@@ -115,13 +115,14 @@ def disagreement(details: Details) -> Figure:
     side = 0.5 * len(names) + 2.6
     figure = _figure(side + 0.8, side)
     axes = figure.add_subplot()
-    figure.colorbar(axes.imshow(share, cmap="viridis"), label="% of rows")
+    figure.colorbar(axes.imshow(share, cmap="Blues"), label="% of rows")
+    largest = max(map(max, share))
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     for i, row in enumerate(share):
         for j, value in enumerate(row):
             if i != j:
-                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white")
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 * largest else "black")
     axes.set_title("Rows that just one of two gets right")
     return figure
 

@@ -180,6 +180,48 @@ def test_fuse_needs_no_ray_and_changes_nothing(done: tuple[Path, dict[str, Any]]
     assert snapshot(folder / "home" / "sweeps") == before
 
 
+def test_fuse_for_some_of_the_members_and_across_sweeps(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, summary = done
+
+    def fuse(*arguments: str, code: int = 0) -> Any:
+        found = conclave("fuse", "tiny", "--home", "home", "--json", "--method", "vote", *arguments, cwd=folder, code=code)
+        return json.loads(found.stdout) if code == 0 else found.stderr
+
+    assert set(fuse("--drop", "b")["candidates"]) == {"a", "vote"}
+    assert set(fuse("--only", "a,b")["candidates"]) == {"a", "b", "vote"}
+    assert "--drop c: no such member is done; there are a, b." in fuse("--drop", "c", code=2)
+    assert "leave no member" in fuse("--only", "a", "--drop", "a", code=2)
+    for name, text in (("other", TEAM), ("elsewhere", TEAM.replace("folds: 2", "folds: 2, fuse_fraction: 0.2"))):
+        text = text.replace("name: tiny", f"name: {name}").replace("  - {name: b, seed: 5}", "  - {name: c, seed: 9}")
+        (folder / f"{name}.yaml").write_text(text)
+        conclave("sweep", f"{name}.yaml", "--home", "home", "--inline", cwd=folder)
+    both = fuse("--with", "other", "--drop", "other.a")
+    assert set(both["candidates"]) == {"a", "b", "other.c", "vote"}
+    assert both["candidates"]["a"]["test"]["nll"] == pytest.approx(summary["members"]["a"]["test"]["nll"])
+    assert "other data, seed or split" in fuse("--with", "elsewhere", code=2)
+
+
+def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
+    """Four members: a line after the second, one after the third unless that of the second is still worked out, and none
+    after the last, when everything is fused anyway."""
+    members = "".join(f"  - {{name: m{i}}}\n" for i in range(4))
+    (tmp_path / "team.yaml").write_text(TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
+    said: list[str] = []
+    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool, say=said.append))
+    lines = [line for line in said if line.startswith("so far")]
+    assert [line.split(",")[1] for line in lines] in ([" with 2 of 4 members"], [" with 2 of 4 members", " with 3 of 4 members"])
+    assert all("vote" in line and "weighted" in line for line in lines)
+
+
+def test_prices_become_money(tmp_path: Path) -> None:
+    prices = "prices: {spot: 3600, own: {price: 8766, years: 1, use: 1}}\n"
+    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + prices)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    for row in Home(tmp_path / "home").sweep("tiny").details()["candidates"].values():
+        assert row["money"]["spot"] == pytest.approx(row["train_seconds"])
+        assert row["money"]["own"] == pytest.approx(row["train_seconds"] / 3600), "8,766 for as many hours"
+
+
 def test_status_plan_report_read_the_home_only(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     state = json.loads(conclave("status", "tiny", "--home", "home", "--json", cwd=folder).stdout)
