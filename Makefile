@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test check chaos lock
+.PHONY: install demo test check chaos table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -23,6 +23,10 @@ test: install
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install
 	$(BIN)/python -m benchmarks.chaos --kills 100 --seed 1 --files 10000
+
+# The accuracy table from the outputs that are kept under benchmarks/results/table/; `python -m benchmarks.table train` adds to them.
+table: install
+	$(BIN)/python -m benchmarks.table
 
 check: install
 	$(BIN)/ruff check .

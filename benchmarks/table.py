@@ -1,0 +1,236 @@
+"""The accuracy table on the real CIFAR-10: members of benchmarks/table.yaml, every fusion, costs: `make table`.
+
+Training takes hours and may be spread over days and machines. `train` runs what is missing, one fit a core; the outputs of
+a fit that ends go to results/table/ and count as done from then on. Without a word, everything is fused from those outputs
+alone, in seconds to minutes. Every setting is chosen on *fuse*; *test* is read here, for the table.
+
+    python -m benchmarks.table train [FIT ...]     # plain, "plain fold 0", ...; all that is missing where left out
+    python -m benchmarks.table cost                # seconds an image of each recipe, interleaved
+    python -m benchmarks.table                     # results/table.json and the table on screen
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import describe, write_result
+from fusion.compare import Seconds, compare
+from fusion.diversity import diversity
+from fusion.fit import best_single, fit_all, recommend
+from fusion.names import KNOWN
+from fusion.outputs import Evidence, Gathered, Table
+from orchestrator import config, plan
+from orchestrator.plan import Plan
+from workers import data
+from workers.artifact import MemberArtifact
+from workers.augment import augment
+from workers.data import Split, split
+from workers.models import build
+from workers.optim import make_optimizer
+from workers.spec import Job
+from workers.work import Progress, work
+
+HERE = Path(__file__).parent
+TEAM = HERE / "table.yaml"
+KEPT = HERE / "results" / "table"
+HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", "table-runs"))
+COST_STEPS = 12
+
+
+def planned() -> tuple[Plan, Split]:
+    root = os.environ.get("CONCLAVE_CIFAR10")
+    team = config.load(TEAM, Path(root) if root else None)
+    store = data.pack(team.data, HOME, check=lambda store: split(store, team.data, team.seed))
+    return plan.make(team, store, HOME), split(store, team.data, team.seed)
+
+
+def kept(job: Job) -> Path:
+    return KEPT / f"{job.label.replace(' ', '-')}.npz"
+
+
+def is_kept(job: Job) -> bool:
+    path = kept(job)
+    return path.is_file() and json.loads(str(np.load(path)["record"]))["signature"] == job.signature
+
+
+def train(labels: Sequence[str]) -> None:
+    """Fit what is missing, a process a core; each goes on from its last checkpoint."""
+    made, _ = planned()
+    todo = [job for job in made.jobs if not is_kept(job) and (not labels or job.label in labels)]
+    running: list[subprocess.Popen[bytes]] = []
+    while todo or running:
+        running = [p for p in running if p.poll() is None]
+        while todo and len(running) < (os.cpu_count() or 1):
+            command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
+            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+        time.sleep(1)
+
+
+def fit(label: str) -> None:
+    made, parts = planned()
+    job = next(job for job in made.jobs if job.label == label)
+    result = work(job, None, None, _Told(job.label))
+    if "error" in result:
+        raise SystemExit(f"{label}: {result['error']}")
+    keep(job, parts)
+
+
+class _Told(Progress):
+    """A line an epoch."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        super().epoch(epoch, metrics)
+        print(f"{self.label}: epoch {epoch + 1}  fuse {metrics['fuse/accuracy']:.2%}  {metrics['seconds']:.0f} s", flush=True)
+
+
+def keep(job: Job, parts: Split) -> None:
+    """A fit's outputs, small enough to commit: float32 logits, float16 features and the head of a full fit, the record."""
+    artifact = MemberArtifact.of(job.home, job.signature)
+    outputs, record = artifact.outputs(), artifact.manifest()
+    arrays: dict[str, Any] = {"record": json.dumps({**record, "files": None})}
+    wanted = {"fuse": parts.fuse, "test": parts.test, **({} if job.fold is None else {"oof": parts.fit[parts.folds == job.fold]})}
+    for part, rows in wanted.items():
+        assert np.array_equal(outputs[f"{part}_rows"].numpy(), rows)
+        arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float32)
+        if job.fold is None:
+            arrays[f"{part}_features"] = outputs[f"{part}_features"].numpy().astype(np.float16)
+    if job.fold is None:
+        weights = artifact.weights()
+        arrays |= {"head_weight": weights["head.weight"].numpy(), "head_bias": weights["head.bias"].numpy()}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    partial = KEPT / f".{kept(job).name}"
+    np.savez_compressed(partial, allow_pickle=False, **arrays)
+    partial.replace(kept(job))
+    _keep_rows(job, parts)
+
+
+def _keep_rows(job: Job, parts: Split) -> None:
+    store = data.Store(job.store)
+    labels = np.asarray(store.labels).astype(np.uint8)
+    rows = {name: getattr(parts, name).astype(np.int32) for name in ("fit", "fuse", "test")}
+    np.savez_compressed(KEPT / "rows.npz", labels=labels, folds=parts.folds.astype(np.int8), classes=store.classes, **rows)
+
+
+def cost() -> None:
+    """Seconds an image of each recipe, forward, backward, step and augmentation, interleaved on one thread."""
+    torch.set_num_threads(1)
+    team = config.load(TEAM)
+    batch = team.train.batch_size
+    images = torch.randint(0, 255, (batch, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (batch,))
+    generator = torch.Generator().manual_seed(0)
+    networks = {m.name: build(m, 10, 32).to(memory_format=torch.channels_last).train() for m in team.members}
+    optimizers = {m.name: make_optimizer(m, networks[m.name]) for m in team.members}
+    times: dict[str, list[float]] = {m.name: [] for m in team.members}
+    for _ in range(COST_STEPS):
+        for member in team.members:
+            began = time.perf_counter()
+            x, _ = augment(images, labels, member.augment, generator)
+            torch.nn.functional.cross_entropy(networks[member.name](x), labels).backward()  # type: ignore[no-untyped-call]
+            optimizers[member.name].step()
+            optimizers[member.name].zero_grad()
+            times[member.name].append((time.perf_counter() - began) / batch)
+    result = {name: median(values) for name, values in times.items()}
+    write_result("table-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})
+    print(json.dumps(result, indent=1))
+
+
+def gathered() -> tuple[Gathered, dict[str, Seconds]]:
+    """Members whose full fit is kept, from results/table/ alone; those with all fold fits have OOF outputs."""
+    team = config.load(TEAM)
+    rows = np.load(KEPT / "rows.npz")
+    labels, folds = rows["labels"].astype(np.int64), rows["folds"].astype(np.int64)
+    per_image = json.loads((HERE / "results" / "table-cost.json").read_text())["result"]["seconds_an_image"]
+    full = {m.name: np.load(KEPT / f"{m.name}.npz") for m in team.members if (KEPT / f"{m.name}.npz").is_file()}
+    paths = {n: [KEPT / f"{n}-fold-{k}.npz" for k in range(team.data.folds)] for n in full}
+    fold_fits = {n: [np.load(p) for p in of] for n, of in paths.items() if all(p.is_file() for p in of)}
+    names = tuple(full)
+    with_oof = tuple(i for i, n in enumerate(names) if n in fold_fits)
+
+    def table(part: str) -> Table:
+        logits = np.stack([full[n][f"{part}_logits"] for n in names]).astype(np.float64)
+        features = tuple(full[n][f"{part}_features"].astype(np.float64) for n in names)
+        every = [[f[f"{part}_logits"] for f in fold_fits[n]] for n in names] if len(with_oof) == len(names) else None
+        return Table(logits, features, labels[rows[part]], None if every is None else np.array(every, dtype=np.float64))
+
+    heads = tuple((full[n]["head_weight"].astype(np.float64), full[n]["head_bias"].astype(np.float64)) for n in names)
+    recipes = [{k: v for k, v in _record(full[n])["member"].items() if k not in ("name", "seed")} for n in names]
+    evidence = Evidence(
+        table("fuse"),
+        _oof([fold_fits[names[i]] for i in with_oof], folds, labels[rows["fit"]]),
+        folds,
+        heads,
+        with_oof,
+        all(recipe == recipes[0] for recipe in recipes),
+    )
+    seconds = {
+        n: Seconds(
+            per_image[n] * _images(full[n], len(rows["fit"])),
+            tuple(per_image[n] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits.get(n, ()))),
+        )
+        for n in names
+    }
+    found = Gathered(names, tuple(map(str, rows["classes"])), evidence, table("test"), rows["fit"], rows["fuse"], rows["test"])
+    return found, seconds
+
+
+def _record(kept_fit: Any) -> dict[str, Any]:
+    return json.loads(str(kept_fit["record"]))  # type: ignore[no-any-return]
+
+
+def _images(kept_fit: Any, rows: int) -> int:
+    return rows * len(_record(kept_fit)["history"])
+
+
+def _oof(fold_fits: Sequence[Sequence[Any]], folds: Any, labels: Any) -> Table | None:
+    if not fold_fits:
+        return None
+    logits = np.zeros((len(fold_fits), len(folds), fold_fits[0][0]["oof_logits"].shape[1]))
+    for m, of in enumerate(fold_fits):
+        for k, one in enumerate(of):
+            logits[m, folds == k] = one["oof_logits"]
+    return Table(logits, (), labels)
+
+
+def fuse() -> None:
+    found, seconds = gathered()
+    fitted = fit_all(found, KNOWN)
+    chosen, why = recommend(found, fitted)
+    result = {
+        "members": list(found.names),
+        "recommended": chosen,
+        "why": why,
+        "single": best_single(found, fitted),
+        "rows": compare(found, fitted, seconds),
+        "diversity": diversity(found.names, found.evidence.fuse),
+    }
+    write_result("table", "python -m benchmarks.table", result)
+    for name, row in result["rows"].items():  # type: ignore[attr-defined]
+        points, (low, high), _ = row["against_single"]
+        gain = f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
+        print(f"{name:12} {row['test']['accuracy']:.2%}  NLL {row['test']['nll']:.4f}  {gain:24} {row['train_cost']:.2f}x")
+    print(json.dumps(describe()))
+
+
+def main() -> None:
+    word, *more = [*sys.argv[1:], "fuse"] if len(sys.argv) < 2 else sys.argv[1:]
+    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "fuse": fuse}[word]()
+
+
+if __name__ == "__main__":
+    main()
