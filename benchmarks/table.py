@@ -165,8 +165,10 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
     def table(part: str) -> Table:
         logits = np.stack([full[n][f"{part}_logits"] for n in names]).astype(np.float64)
         features = tuple(full[n][f"{part}_features"].astype(np.float64) for n in names)
-        every = [[f[f"{part}_logits"] for f in fold_fits[n]] for n in names] if len(with_oof) == len(names) else None
-        return Table(logits, features, labels[rows[part]], None if every is None else np.array(every, dtype=np.float64))
+        of_folds = {n: np.stack([f[f"{part}_logits"] for f in of]) for n, of in fold_fits.items()}
+        missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
+        every = np.stack([of_folds.get(n, missing) for n in names]).astype(np.float64) if of_folds else None
+        return Table(logits, features, labels[rows[part]], every)
 
     heads = tuple((full[n]["head_weight"].astype(np.float64), full[n]["head_bias"].astype(np.float64)) for n in names)
     recipes = [{k: v for k, v in _record(full[n])["member"].items() if k not in ("name", "seed")} for n in names]

@@ -50,11 +50,12 @@ def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[s
 
 
 def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, Seconds]) -> float:
-    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too."""
+    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too, a bag for them alone."""
     if name in gathered.names:
         return seconds[name].full
     members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
-    return sum(seconds[m].full + (sum(seconds[m].folds) if name in STACKS else 0) for m in members)
+    full = 0.0 if name == "stack_bag" else sum(seconds[m].full for m in members)
+    return full + (sum(sum(seconds[m].folds) for m in members) if name in STACKS else 0.0)
 
 
 def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
@@ -67,7 +68,7 @@ def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[st
     costs = [seconds[gathered.names[m]].full for m in members]
     networks = [(fuse.logits[m], test.logits[m]) for m in members]
     if paid > sum(costs) * (1 + 1e-9):
-        if fuse.folds is None or test.folds is None:
+        if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[list(members)]).any():
             return None
         for fold in range(fuse.folds.shape[1]):
             costs += [seconds[gathered.names[m]].folds[fold] for m in members]

@@ -14,7 +14,7 @@ from fusion.concat import Concat
 from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
-from fusion.stacking import PlainStack, Stack, learn
+from fusion.stacking import PlainStack, Stack, StackBag, learn
 from fusion.voting import Single, Vote, VoteLogits
 from fusion.weighting import Weighted
 
@@ -31,6 +31,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "stack": Stack,
     "stack_plain": PlainStack,
     "concat": Concat,
+    "stack_bag": StackBag,
 }
 
 
@@ -69,6 +70,8 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     evidence = gathered.evidence
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
     for name in (n for n in KNOWN if n in fusions):
+        if name == "stack_bag" and not can_bag(evidence):
+            continue
         if name in STACKS and evidence.with_oof:
             fitted[name] = fit_one(name, _stack(name, evidence), evidence.only(evidence.with_oof))
             fitted[name].members = evidence.with_oof
@@ -77,12 +80,18 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     return fitted
 
 
+def can_bag(evidence: Evidence) -> bool:
+    """Whether the fold fits of all members that have them gave outputs on *fuse* too."""
+    folds = evidence.fuse.folds
+    return bool(evidence.with_oof) and folds is not None and not np.isnan(folds[list(evidence.with_oof)]).any()
+
+
 def _stack(name: str, evidence: Evidence) -> Callable[[], Method]:
     """What is learnt from OOF outputs is learnt once: no refit on a part of *fuse* changes it."""
-    if name != "stack" or evidence.oof is None:
+    if name == "stack_plain" or evidence.oof is None:
         return METHODS[name]
     learned = learn(evidence.oof, evidence.folds)
-    return lambda: Stack(learned=learned)
+    return lambda: (StackBag if name == "stack_bag" else Stack)(learned=learned)
 
 
 def best_single(gathered: Gathered, fitted: Mapping[str, Fitted]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusion.calibration import TINY
 from fusion.concat import Concat
 from fusion.fit import Fitted
-from fusion.stacking import PlainStack, Stack
+from fusion.stacking import PlainStack, Stack, StackBag
 from fusion.voting import VoteLogits
 from workers.augment import to_float
 from workers.models import Network
@@ -79,6 +79,15 @@ class Meta(nn.Module):
         return (torch.cat(x, 1) @ self.coef.T + self.intercept).log_softmax(1)
 
 
+class Bags(Meta):
+    """The same over bags of networks, K in a row for each member: stack_bag."""
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        size = len(logits) // len(self.temperatures)
+        bags = [torch.stack([z.softmax(1) for z in logits[at : at + size]]).mean(0) for at in range(0, len(logits), size)]
+        return super().forward(features, [bag.clamp(min=TINY).log() for bag in bags])
+
+
 class FusedModel(nn.Module):
     """(N, H, W, 3) uint8 -> (N, C) float32 probabilities."""
 
@@ -96,10 +105,15 @@ class FusedModel(nn.Module):
         return (combined / self.temperature).softmax(1)
 
 
-def assemble(fitted: Fitted, networks: Sequence[nn.Module]) -> FusedModel:
-    """The fusion as a module; members without weight are left out. `networks` in the order of the fusion's members."""
+def assemble(fitted: Fitted, networks: Sequence[nn.Module], bags: Sequence[Sequence[nn.Module]] = ()) -> FusedModel:
+    """The fusion as a module; members without weight are left out.
+
+    `networks` are the team's full fits, `bags` each member's fold fits, both in the order of the team.
+    """
     used = used_members(fitted, len(networks))
-    return FusedModel([networks[i] for i in used], _combiner(fitted.method, used), fitted.temperature).eval()
+    bagged = isinstance(fitted.method, StackBag)
+    members = [network for i in used for network in bags[i]] if bagged else [networks[i] for i in used]
+    return FusedModel(members, _combiner(fitted.method, used), fitted.temperature).eval()
 
 
 def used_members(fitted: Fitted, count: int) -> list[int]:
@@ -114,7 +128,8 @@ def _combiner(method: Any, used: list[int]) -> nn.Module:
     if isinstance(method, VoteLogits):
         return LogitAverage(_float(method.weights_[used]), _float(method.temperatures_[used]))
     if isinstance(method, Stack | PlainStack):
-        return Meta(_float(method.coef_), _float(method.intercept_), _float(method.temperatures_))
+        kind = Bags if isinstance(method, StackBag) else Meta
+        return kind(_float(method.coef_), _float(method.intercept_), _float(method.temperatures_))
     return Average(_float(method.weights_[used]))
 
 
@@ -124,5 +139,5 @@ def _float(values: Any) -> Tensor:
 
 def combiner_like(kind: str, state: dict[str, Tensor]) -> nn.Module:
     """An exported combiner from its buffers."""
-    kinds: dict[str, type[nn.Module]] = {"Average": Average, "LogitAverage": LogitAverage, "Linear": Linear, "Meta": Meta}
+    kinds: dict[str, type[nn.Module]] = {k.__name__: k for k in (Average, LogitAverage, Linear, Meta, Bags)}
     return kinds[kind](**state)

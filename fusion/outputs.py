@@ -21,7 +21,8 @@ Labels = NDArray[np.int64]
 class Table:
     """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,).
 
-    `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows; None where some member has none.
+    `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows, NaN for a member that has none of them;
+    None where no member has.
     """
 
     logits: Floats
@@ -171,16 +172,16 @@ def _of_folds(
     names: Sequence[str], folds: Mapping[str, Sequence[Path]], part: str, rows: Labels, order: Mapping[str, list[int]]
 ) -> Floats | None:
     """(M, K, n, C): the fold fits' logits on *fuse* or *test* rows. Artifacts of early versions don't have them."""
-    if any(not folds.get(name) for name in names):
-        return None
-    found = []
+    found: dict[str, list[Floats]] = {}
     for name in names:
-        parts = [MemberArtifact(folder).outputs() for folder in folds[name]]
-        if any(f"{part}_logits" not in outputs for outputs in parts):
-            return None
-        at = [_positions(outputs[f"{part}_rows"].numpy(), rows, name) for outputs in parts]
-        found.append([o[f"{part}_logits"].numpy()[a][:, order[name]] for o, a in zip(parts, at, strict=True)])
-    return np.array(found, dtype=np.float64)
+        parts = [MemberArtifact(folder).outputs() for folder in folds.get(name, ())]
+        if parts and all(f"{part}_logits" in outputs for outputs in parts):
+            at = [_positions(outputs[f"{part}_rows"].numpy(), rows, name) for outputs in parts]
+            found[name] = [o[f"{part}_logits"].numpy()[a][:, order[name]] for o, a in zip(parts, at, strict=True)]
+    if not found:
+        return None
+    missing = np.full_like(next(iter(found.values())), np.nan)
+    return np.array([found.get(name, missing) for name in names], dtype=np.float64)
 
 
 def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:

@@ -7,16 +7,17 @@ member. Without fold fits it is blending on *fuse*. `PlainStack` is the common f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from fusion.calibration import TINY, fit_temperature
+from fusion.calibration import TINY, fit_temperature, logs
 from fusion.outputs import Evidence, Floats, Labels, Table, log_softmax, softmax
 from fusion.score import bootstrap
 from fusion.shrunken import PENALTIES, Make, MemberWeights, Problem, Splits, choose_penalty, fit_head, shuffled_splits
+from workers.errors import ConclaveError
 
 FEW_ROWS = 5000
 ROWS_A_PARAMETER = 10
@@ -98,6 +99,27 @@ class Stack:
             f"stack gains {gained:.4f} nats over uniform averaging on OOF rows but {carried.mean():+.4f} "
             f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
         )
+
+
+class StackBag(Stack):
+    """The same meta-learner over the fold fits: each member speaks as the mean of its K fold fits' probabilities.
+
+    K networks a member at inference, and no full fit is needed. For evidence with the fold fits' outputs alone.
+    """
+
+    def fit(self, evidence: Evidence) -> Self:
+        return super().fit(replace(evidence, fuse=bagged(evidence.fuse)))
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return super().predict_proba(bagged(table))
+
+
+def bagged(table: Table) -> Table:
+    """The table whose members are the bags of their fold fits. Raises ConclaveError where fold fits gave no outputs."""
+    if table.folds is None:
+        raise ConclaveError("stack_bag needs the outputs of every member's fold fits on fuse and test: set data.folds.")
+    return Table(logs(softmax(table.folds).mean(1)), (), table.labels)
 
 
 class PlainStack:

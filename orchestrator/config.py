@@ -109,6 +109,8 @@ class Team(Strict):
             raise ValueError("data.folds is 0 (no fold fits) or at least 2")
         if len(set(self.fusion)) < len(self.fusion):
             raise ValueError("fusion names a method twice")
+        if "stack_bag" in self.fusion and not self.data.folds:
+            raise ValueError("fusion: stack_bag is a bag of fold fits: set data.folds to 2 or more")
         if self.data.dataset == "folder" and self.data.root is None:
             raise ValueError("data.root is needed with `dataset: folder`: the folder or archive of images")
         return self

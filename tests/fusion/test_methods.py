@@ -19,7 +19,7 @@ from fusion.concat import Concat, start
 from fusion.fit import Fitted, fit_all, recommend
 from fusion.outputs import Evidence, Gathered, Table, softmax
 from fusion.shrunken import MemberWeights, Problem
-from fusion.stacking import PlainStack, Stack, meta_features, temperatures
+from fusion.stacking import PlainStack, Stack, StackBag, meta_features, temperatures
 from fusion.voting import Vote, VoteLogits, pool
 from fusion.weighting import Weighted, greedy, optimal
 
@@ -208,6 +208,15 @@ def test_stack_minimises_its_objective(rows: int) -> None:
 
     oracle = minimize(objective, np.zeros(ours.size), method="BFGS", options={"maxiter": 30} if rows > 520 else {})
     assert objective(ours.ravel()) <= oracle.fun + 1e-6
+
+
+def test_a_bag_speaks_as_the_mean_of_its_fold_fits() -> None:
+    given = evidence(n=600, oof=0)
+    noisy = given.fuse.logits[:, None] + np.random.default_rng(5).normal(size=(3, 4, 600, CLASSES))
+    bagged_ = replace(given, fuse=replace(given.fuse, folds=noisy))
+    mean = Table(np.log(softmax(noisy).mean(1)), (), given.fuse.labels)
+    bag, stack = StackBag(penalty=1.0).fit(bagged_), Stack(penalty=1.0).fit(replace(given, fuse=mean))
+    assert np.abs(bag.predict_proba(bagged_.fuse) - stack.predict_proba(mean)).max() < 1e-9
 
 
 def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:

@@ -106,6 +106,7 @@ BAD = {
     "unknown arch": (HEAD + "members: [{name: a, arch: resnet81}]\n", 2, "nearest known is resnet18"),
     "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "known are flip"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
+    "a bag without fold fits": (HEAD + ONE + "data: {folds: 0}\nfusion: [vote, stack_bag]\n", 1, "set data.folds"),
     "shared key in a member": (HEAD + "members: [{name: a, epochs: 3}]\n", 2, "Set it under `train:`"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "1 to 1000"),
     "adamw with momentum": (HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n", 2, "unknown key"),
