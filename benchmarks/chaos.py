@@ -38,8 +38,8 @@ from workers import checkpoint
 from workers.errors import ConclaveError
 
 LONGEST = 600.0  # seconds that one command may take
-KINDS = ("driver", "trainer", "trainer", "fusion")
-KILLS_A_ROUND = 12
+KINDS = ("driver", "trainer", "trainer", "trainer", "fusion")
+KILLS_A_ROUND = 15
 ROUNDS_AT_ONCE = 2
 
 
@@ -142,7 +142,7 @@ def disturbed(place: Place, seed: int, draw: random.Random, wanted: int, tally: 
 def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tally: Tally) -> bool:
     """Wait a moment, then kill a process of a random kind. False where the sweep ended or had none of that kind."""
     kind = draw.choice(KINDS)
-    until = time.monotonic() + draw.uniform(0.0, 8.0)
+    until = time.monotonic() + draw.uniform(0.0, 4.0)
     while time.monotonic() < until or kind == "fusion":  # the fusion actor lives for seconds: wait for it
         if place.process is None or place.process.poll() is not None:
             return False
