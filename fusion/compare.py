@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,21 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Seconds:
-    """Measured training seconds of one member: its full fit, and each of its fold fits."""
+    """Measured training seconds of one member: its full fit, and each of its fold fits.
+
+    A snapshot's are those of its own cycle; `before` are those of the cycles that it went on from, in the same `chain`.
+    """
 
     full: float
     folds: tuple[float, ...] = ()
+    before: float = 0.0
+    chain: str = ""
 
 
 def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[str, Seconds]) -> dict[str, Row]:
     """One row for each single member and each fusion. Scores on *fuse* are nested; those on *test* are null without one."""
     single = best_single(gathered, fitted)
-    mean = float(np.mean([s.full for s in seconds.values()]))
+    mean = float(np.mean(list(_chains(gathered.names, seconds).values())))
     rows = {}
     for name, fusion in fitted.items():
         paid = spent(name, fusion, gathered, seconds)
@@ -52,10 +57,19 @@ def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[s
 def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, Seconds]) -> float:
     """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too, a bag for them alone."""
     if name in gathered.names:
-        return seconds[name].full
+        return seconds[name].before + seconds[name].full
     members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
-    full = 0.0 if name == "stack_bag" else sum(seconds[m].full for m in members)
+    full = 0.0 if name == "stack_bag" else sum(_chains(members, seconds).values())
     return full + (sum(sum(seconds[m].folds) for m in members) if name in STACKS else 0.0)
+
+
+def _chains(members: Sequence[str], seconds: Mapping[str, Seconds]) -> dict[str, float]:
+    """Seconds of each training that led to these members: snapshots of one share it."""
+    paid: dict[str, float] = {}
+    for name in members:
+        chain = seconds[name].chain or name
+        paid[chain] = max(paid.get(chain, 0.0), seconds[name].before + seconds[name].full)
+    return paid
 
 
 def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
@@ -65,7 +79,7 @@ def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[st
     """
     members = range(len(gathered.names)) if fusion.members is None else fusion.members
     fuse, test = gathered.evidence.fuse, gathered.test
-    costs = [seconds[gathered.names[m]].full for m in members]
+    costs = [seconds[gathered.names[m]].full for m in members]  # of snapshots, their own cycles
     networks = [(fuse.logits[m], test.logits[m]) for m in members]
     if paid > sum(costs) * (1 + 1e-9):
         if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[list(members)]).any():

@@ -132,7 +132,7 @@ def gather(
 
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources")}
+    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources", "cycle")}
 
 
 def class_order(theirs: Sequence[str], ours: Sequence[str], name: str) -> list[int]:

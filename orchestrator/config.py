@@ -111,6 +111,13 @@ class Team(Strict):
             raise ValueError("fusion names a method twice")
         if "stack_bag" in self.fusion and not self.data.folds:
             raise ValueError("fusion: stack_bag is a bag of fold fits: set data.folds to 2 or more")
+        for member in self.members:
+            if member.cycle > member.snapshots:
+                raise ValueError(f"member {member.name}: cycle {member.cycle} of {member.snapshots} snapshots")
+            if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):
+                raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
+            if member.snapshots > 1 and self.train.stop:
+                raise ValueError(f"member {member.name}: snapshots and train.stop don't go together: a cycle runs to its end")
         if self.data.dataset == "folder" and self.data.root is None:
             raise ValueError("data.root is needed with `dataset: folder`: the folder or archive of images")
         return self
@@ -183,6 +190,7 @@ def _expand(document: Document, values: dict[str, Any], problems: list[tuple[int
             members.append({**member, "resources": _resources(values, member)})
             sources.append(index)
     _seed(values.get("seed", 0), members)
+    members, sources = _snapshots(members, sources)
     for line, text in _twice(document, members, sources):
         problems.append((line, text))
     values["members"] = tuple(members)
@@ -219,6 +227,20 @@ def _copies(
         if isinstance(member.get("seed"), int):
             copy["seed"] = member["seed"] + i
         yield copy
+
+
+def _snapshots(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
+    """`{name: cyclic, snapshots: 3}` -> cyclic.1, cyclic.2, cyclic.3, each going on from the one before."""
+    found: list[Any] = []
+    origins: list[int] = []
+    for member, source in zip(members, sources, strict=True):
+        count = member.get("snapshots")
+        many = isinstance(count, int) and not isinstance(count, bool) and 1 < count <= 100 and "cycle" not in member
+        for k in range(1, count + 1) if many else (None,):
+            named = k is not None and isinstance(member.get("name"), str)
+            found.append({**member, "cycle": k, **({"name": f"{member['name']}.{k}"} if named else {})} if k else member)
+            origins.append(source)
+    return found, origins
 
 
 def _merge(base: Any, over: Any) -> Any:

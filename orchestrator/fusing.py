@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,7 +180,13 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
     def of(root: Path) -> float:
         return float(MemberArtifact(root).manifest()["train_seconds"])
 
-    return {name: Seconds(of(root), tuple(map(of, made.folds.get(name, ())))) for name, root in made.full.items()}
+    found = {}
+    for name, root in made.full.items():
+        record = MemberArtifact(root).manifest()
+        recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle")}
+        folds = tuple(map(of, made.folds.get(name, ())))
+        found[name] = Seconds(of(root), folds, float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True))
+    return found
 
 
 def _table(made: Prepared, request: Request) -> dict[str, Any]:

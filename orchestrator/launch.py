@@ -69,13 +69,12 @@ def supervise(
     running: set[str] = set()
     failures: Counter[tuple[str, Cause | None]] = Counter()
     while waiting or running:
-        for job, reason in [(job, executor.impossible(job)) for job in waiting]:
-            if reason is None:
-                continue
-            waiting.remove(job)
-            ended[job.signature] = Outcome(job, None, "unschedulable", reason)
-            watch(Event(job, "unschedulable", text=reason))
-        for job in [job for job in waiting if executor.room(job)]:
+        for last in [found for job in waiting if (found := _hopeless(job, executor, ended))]:
+            waiting.remove(last.job)
+            ended[last.job.signature] = last
+            watch(Event(last.job, last.kind, text=last.reason))
+        unfinished = {*running, *(job.signature for job in waiting)}
+        for job in [job for job in waiting if job.after not in unfinished and executor.room(job)]:
             if executor.room(job):
                 waiting.remove(job)
                 running.add(job.signature)
@@ -96,6 +95,15 @@ def supervise(
                 ended[item.job.signature] = last
                 watch(Event(item.job, item.kind, text=last.reason))
     return ended
+
+
+def _hopeless(job: Job, executor: Executor, ended: Mapping[str, Outcome]) -> Outcome | None:
+    """The end of a job that can never start: no machine could hold it, or the one that it goes on from failed."""
+    before = ended.get(job.after) if job.after else None
+    if before is not None and before.kind != "done":
+        return Outcome(job, None, "failed", f"{before.job.label}, from which it goes on, is {before.kind}")
+    reason = executor.impossible(job)
+    return Outcome(job, None, "unschedulable", reason) if reason else None
 
 
 def outcome(job: Job, result: dict[str, Any]) -> Outcome:

@@ -53,12 +53,15 @@ class Plan:
 
 def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> Plan:
     folds: list[int | None] = [None, *range(team.folds)]
-    jobs = tuple(_job(team, store, home, m, fold, import_paths) for fold in folds for m in team.members)
+    made = [_job(team, store, home, m, fold, import_paths) for fold in folds for m in team.members]
+    followed = {job.after for job in made}
+    jobs = tuple(job.model_copy(update={"followed": job.signature in followed}) for job in made)
     done = frozenset(j.signature for j in jobs if MemberArtifact.of(home, j.signature).done)
     return Plan(team, store, jobs, done)
 
 
 def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | None, import_paths: tuple[str, ...]) -> Job:
+    before = member.model_copy(update={"cycle": member.cycle - 1}) if member.cycle > 1 else None
     return Job(
         signature=signature(team, store, member, fold, import_paths),
         member=member,
@@ -70,6 +73,7 @@ def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | N
         store=store.folder.absolute(),
         import_paths=import_paths,
         checkpoint_seconds=team.checkpoint.minutes * 60,
+        after=signature(team, store, before, fold, import_paths) if before else None,
     )
 
 
@@ -122,7 +126,8 @@ def _images(plan: Plan, job: Job) -> float:
     rows = float((~plan.store.tested).sum()) * (1 - job.data.fuse_fraction)
     if not plan.store.tested.any():
         rows *= 1 - job.data.test_fraction
-    return rows * job.train.epochs * (1 if job.fold is None else 1 - 1 / job.data.folds)
+    first, end = job.epochs
+    return rows * (end - first) * (1 if job.fold is None else 1 - 1 / job.data.folds)
 
 
 def _measured(plan: Plan) -> dict[tuple[str, int, str], float]:

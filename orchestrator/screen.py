@@ -70,7 +70,7 @@ class Screen:
 
     def watch(self, event: Event) -> None:
         self._packing_ended()
-        row = self.rows.setdefault(event.job.label, _Row(event.job.train.epochs))
+        row = self.rows.setdefault(event.job.label, _Row(event.job.epochs[1]))
         if event.kind == "epoch":
             row.epoch, row.metrics = event.epoch, dict(event.metrics)
         elif event.kind == "started":

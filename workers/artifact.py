@@ -1,6 +1,7 @@
 """Where a job keeps what it makes, and how it is read back: owns every path and file name of a fit.
 
 HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two, while it runs
+HOME/jobs/SIGNATURE/last/                    the last checkpoint of a cycle that another one goes on from
 HOME/jobs/SIGNATURE/fit/                     weights.safetensors, outputs.safetensors, manifest.json (written last)
 HOME/jobs/SIGNATURE/.lock                    held by the process that makes it
 """
@@ -41,6 +42,10 @@ class MemberArtifact:
     @property
     def checkpoint(self) -> Path:
         return self.root / "checkpoint"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "last"
 
     @property
     def folder(self) -> Path:
@@ -101,17 +106,24 @@ class MemberArtifact:
         for name in (".fit.new", ".checkpoint.new", "checkpoint/.new", *(["checkpoint"] if self.done else [])):
             shutil.rmtree(self.root / name, ignore_errors=True)
 
-    def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: dict[str, Any]) -> None:
-        """Make the fit done: complete in a folder beside it, then renamed into place."""
+    def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: dict[str, Any], keep: bool = False) -> None:
+        """Make the fit done: complete in a folder beside it, then renamed into place. `keep` its last checkpoint."""
         from workers import checkpoint
 
         new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         checkpoint.save(new, {"weights": weights, "outputs": outputs}, record)
         reach("artifact.publish")
+        if keep and self.checkpoint.exists():
+            self.drop_last()
+            shutil.copytree(self.checkpoint, self.last)
         checkpoint.replace(new, self.folder)
         reach("artifact.published")
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def drop_last(self) -> None:
+        """Nobody goes on from here any more."""
+        shutil.rmtree(self.last, ignore_errors=True)
 
     def adopt(self, folder: Path) -> None:
         """Take a finished fit that was made elsewhere."""
@@ -127,3 +139,4 @@ class MemberArtifact:
         """Remove everything of this fit, its checkpoints too."""
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
+        self.drop_last()

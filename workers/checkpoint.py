@@ -117,6 +117,13 @@ class Checkpoints:
         for old in self.found()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
+    def take_over(self, other: Checkpoints) -> None:
+        """Begin where another fit ended, if it left its last checkpoint and this one has none of its own."""
+        state = other.newest() if not self.found() else None
+        if state:
+            kept = {k: v for k, v in state.record.items() if k not in ("owner", "epoch", "step", "files")}
+            self.save(state.record["epoch"], state.record["step"], state.tensors, kept)
+
     def found(self) -> list[Path]:
         """Complete ones, oldest first."""
         return sorted(p.parent for p in self.folder.glob(f"[0-9]*/{MANIFEST}"))

@@ -39,6 +39,10 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     parts = split(store, job.data, job.team_seed)
     member = job.member.model_copy(update={"seed": job.seed})
     data = _fit_data(job, store, parts, device)
+    checkpoints = Checkpoints(artifact.checkpoint, job.signature, watcher.note)
+    before = MemberArtifact.of(job.home, job.after) if job.after else None
+    if before and job.after:
+        checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note))
     fitted = fit(
         lambda: build(member, len(store.classes), store.size),
         data,
@@ -46,13 +50,15 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
         job.train,
         job.seed,
         device,
-        Checkpoints(artifact.checkpoint, job.signature, watcher.note),
+        checkpoints,
         watcher,
         job.checkpoint_seconds,
     )
     found = _outputs(job, fitted, data, parts, device)
     weights = {k: v.detach().cpu() for k, v in fitted.network.state_dict().items()}
-    artifact.publish(weights, found, _record(job, fitted, store, weights, device))
+    artifact.publish(weights, found, _record(job, fitted, store, weights, device), keep=job.followed)
+    if before:
+        before.drop_last()
 
 
 def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:
@@ -102,7 +108,8 @@ def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: to
         "data_digest": store.digest,
         "image_size": store.size,
         "weights_sha256": tensors_sha256(weights),
-        "train_seconds": fitted.seconds,
+        "train_seconds": fitted.seconds(job.epochs[0]),
+        "seconds_before": fitted.seconds() - fitted.seconds(job.epochs[0]),  # of the cycles before this one
         "history": fitted.history,
         "micro_batch": fitted.micro_batch,
         "precision": fitted.precision,

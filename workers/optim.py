@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -11,9 +12,16 @@ from torch import Tensor, nn
 from workers.spec import AdamW, MemberSpec, OneCycleSchedule, StepSchedule, TrainSpec
 
 
-def learning_rate(spec: TrainSpec, base: float, step: int, steps: int) -> float:
-    """The rate at optimizer step `step` (from 0), with `steps` steps an epoch. one_cycle is torch's OneCycleLR."""
-    schedule = spec.schedule
+def learning_rate(spec: TrainSpec, member: MemberSpec, step: int, steps: int) -> float:
+    """The rate at optimizer step `step` (from 0), with `steps` steps an epoch. one_cycle is torch's OneCycleLR.
+
+    With `snapshots` the rate falls by a cosine in each cycle and starts anew (Huang et al. 2017), whatever the schedule.
+    """
+    base, schedule = member.optimizer.lr, spec.schedule
+    if member.snapshots > 1:
+        ends = [0, *(end * steps for end in member.cycle_ends(spec.epochs))]
+        start, end = next(pair for pair in itertools.pairwise(ends) if step < pair[1])
+        return _cosine(base, 0.0, (step - start) / (end - start))
     if isinstance(schedule, StepSchedule):
         return base * float(schedule.factor) ** (step // steps // schedule.every)
     total = spec.epochs * steps

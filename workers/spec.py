@@ -185,11 +185,18 @@ class MemberSpec(Strict):
     augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     weights: Path | None = Field(None, strict=False)
+    snapshots: int = Field(1, ge=1, le=100)  # cycles of one training, each of which ends in a member
+    cycle: int = Field(1, ge=1)  # which of them this is
     resources: Resources = Resources()
 
     def science(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no name, no resources, no path."""
-        return self.model_dump(mode="json", exclude={"name", "resources", "weights"})
+        alone = {"snapshots", "cycle"} if self.snapshots == 1 else set()
+        return self.model_dump(mode="json", exclude={"name", "resources", "weights"} | alone)
+
+    def cycle_ends(self, epochs: int) -> list[int]:
+        """The epoch after which each cycle ends, of so many epochs in all."""
+        return [round(epochs * k / self.snapshots) for k in range(1, self.snapshots + 1)]
 
 
 class Job(Strict):
@@ -205,10 +212,18 @@ class Job(Strict):
     store: Path
     import_paths: tuple[str, ...] = ()
     checkpoint_seconds: float = 300.0  # the longest that a fit goes without one
+    after: str | None = None  # the fit from whose last checkpoint this one goes on: the cycle before
+    followed: bool = False  # whether another job of the plan goes on from this one
 
     @property
     def label(self) -> str:
         return self.member.name if self.fold is None else f"{self.member.name} fold {self.fold}"
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Its first epoch, from 0, and the one behind its last: all of them, or those of one cycle."""
+        ends = [0, *self.member.cycle_ends(self.train.epochs)]
+        return ends[self.member.cycle - 1], ends[self.member.cycle]
 
     @property
     def seed(self) -> int:

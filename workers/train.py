@@ -49,10 +49,9 @@ class Fitted:
     precision: str
     resumed_from: int
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, those before an interruption included, evaluation left out."""
-        return sum(epoch["seconds"] for epoch in self.history)
+    def seconds(self, first: int = 0) -> float:
+        """Seconds of training from epoch `first` on, those before an interruption included, evaluation left out."""
+        return sum(epoch["seconds"] for epoch in self.history[first:])
 
 
 def fit(
@@ -122,7 +121,8 @@ class _Fit:
         start = len(self.history)
         self.saved = time.monotonic()
         self.watcher.resumed(self.history)
-        for epoch in range(start, self.spec.epochs):
+        last = self.member.cycle_ends(self.spec.epochs)[self.member.cycle - 1]
+        for epoch in range(start, last):
             if self._stopped():
                 break
             metrics = self._epoch(epoch, step, sums or _Sums()) | self._watch()
@@ -144,11 +144,11 @@ class _Fit:
         order = self._generator(epoch, "order", "cpu")
         rows = self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
         loss, correct = torch.tensor(sums.loss, device=self.device), torch.tensor(sums.correct, device=self.device)
-        rate = learning_rate(self.spec, self.member.optimizer.lr, (epoch + 1) * self.steps - 1, self.steps)
+        rate = learning_rate(self.spec, self.member, (epoch + 1) * self.steps - 1, self.steps)
         began = time.perf_counter() - sums.seconds
         for step in range(first, self.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.spec, self.member.optimizer.lr, epoch * self.steps + step, self.steps)
+                group["lr"] = learning_rate(self.spec, self.member, epoch * self.steps + step, self.steps)
             step_loss, step_correct = self._step(epoch, step, rows[step * self.batch : (step + 1) * self.batch])
             loss += step_loss * _nan_at("fit.step")
             correct += step_correct

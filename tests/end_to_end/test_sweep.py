@@ -213,6 +213,34 @@ def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
     assert all("vote" in line and "weighted" in line for line in lines)
 
 
+def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three snapshots of six epochs train six epochs, not twelve; a second sweep trains none."""
+    text = TEAM.replace("folds: 2", "folds: 0").replace("epochs: 2", "epochs: 6")
+    text = text.replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 3}")
+    (tmp_path / "team.yaml").write_text(text)
+    epochs: list[str] = []
+    whole = train._Fit._epoch
+    monkeypatch.setattr(train._Fit, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert list(summary["members"]) == ["a", "cyc.1", "cyc.2", "cyc.3"]
+    assert [epochs.count(name) for name in summary["members"]] == [6, 2, 2, 2]
+    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(2.0, rel=0.01), "two trainings in all"
+    assert not list((tmp_path / "home").glob("jobs/*/last")), "no checkpoint is kept when nobody goes on from it"
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    assert len(epochs) == 12
+
+
+def test_a_snapshot_whose_cycle_before_failed_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEAM.replace("folds: 2", "folds: 0").replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 2}")
+    (tmp_path / "team.yaml").write_text(text + "quorum: 1\n")
+    monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@cyc.1:3:nan")
+    result = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert result.exit_code == 3
+    assert result.summary["members"]["cyc.1"]["state"] == "diverged"
+    assert result.summary["members"]["cyc.2"]["state"] == "failed"
+    assert result.summary["members"]["cyc.2"]["reason"] == "cyc.1, from which it goes on, is diverged"
+
+
 def test_prices_become_money(tmp_path: Path) -> None:
     prices = "prices: {spot: 3600, own: {price: 8766, years: 1, use: 1}}\n"
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + prices)

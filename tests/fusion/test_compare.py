@@ -58,6 +58,15 @@ def test_without_the_fold_fits_outputs_there_is_no_such_row(gathered: Gathered) 
     assert matched(fit_all(bare, ("vote",))["vote"], 920, bare, SECONDS) is None
 
 
+def test_snapshots_of_one_training_are_paid_for_once(gathered: Gathered) -> None:
+    """a and b are two cycles of one training of 100 + 100 seconds: both together cost what b costs."""
+    cycles = {"a": Seconds(100.0, chain="x"), "b": Seconds(100.0, before=100.0, chain="x")}
+    rows = compare(gathered, fit_all(gathered, ("vote",)), cycles)
+    assert [rows[n]["train_seconds"] for n in ("a", "b", "vote")] == [100, 200, 200]
+    assert [rows[n]["train_cost"] for n in ("a", "b", "vote")] == [0.5, 1.0, 1.0], "one whole training is the unit"
+    assert rows["vote"]["matched"]["networks"] == 2
+
+
 def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered: Gathered) -> None:
     fitted = fit_all(gathered, ("vote", "vote_logits", "stack"))
     rows = compare(gathered, fitted, SECONDS)

@@ -71,6 +71,14 @@ def test_a_seed_left_out_derives_from_team_seed_and_name() -> None:
     assert len({seed(0, "a"), seed(1, "a"), seed(0, "b")}) == 3
 
 
+def test_snapshots_share_their_seed_and_only_they_carry_a_cycle() -> None:
+    team = parsed("name: t\nmembers: [{name: a}, {name: c, snapshots: 3}, {name: d, count: 2, snapshots: 2}]")
+    assert [m.name for m in team.members] == ["a", "c.1", "c.2", "c.3", "d-1.1", "d-1.2", "d-2.1", "d-2.2"]
+    assert len({m.seed for m in team.members[1:4]}) == 1
+    assert [m.cycle for m in team.members[1:4]] == [1, 2, 3]
+    assert "cycle" not in team.members[0].science()
+
+
 def test_another_optimizer_replaces_that_of_the_defaults() -> None:
     same = parsed(
         "name: t\ndefaults: {optimizer: {kind: sgd, momentum: 0.5}}\nmembers: [{name: a, optimizer: {kind: sgd, lr: 1}}]"
@@ -106,6 +114,8 @@ BAD = {
     "unknown arch": (HEAD + "members: [{name: a, arch: resnet81}]\n", 2, "nearest known is resnet18"),
     "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "known are flip"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
+    "more snapshots than epochs": (HEAD + "train: {epochs: 3}\nmembers: [{name: a, snapshots: 4}]\n", 1, "need as many epochs"),
+    "a cycle too many": (HEAD + "members: [{name: a, snapshots: 2, cycle: 3}]\n", 1, "cycle 3 of 2"),
     "a bag without fold fits": (HEAD + ONE + "data: {folds: 0}\nfusion: [vote, stack_bag]\n", 1, "set data.folds"),
     "shared key in a member": (HEAD + "members: [{name: a, epochs: 3}]\n", 2, "Set it under `train:`"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "1 to 1000"),

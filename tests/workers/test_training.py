@@ -1,5 +1,6 @@
 """One fit: schedule, augmentation, networks, resume, memory, divergence, checksums."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,34 @@ class Cut(Watcher):
 
     def stop_asked(self) -> bool:
         return self.left <= 0
+
+
+def chained(cycle: int, tmp_path: Path, epochs: int = 5) -> tuple[train.Fitted, Checkpoints]:
+    """A fit of `cycle` of three snapshots, which goes on from that of the cycle before, if that has been made."""
+    spec = member(augment=("flip", "crop"), snapshots=3, cycle=cycle)
+    own = Checkpoints(tmp_path / str(cycle), str(cycle))
+    own.take_over(Checkpoints(tmp_path / str(cycle - 1), str(cycle - 1)))
+    settings = TrainSpec(epochs=epochs, batch_size=16)
+    return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU, own), own
+
+
+def test_snapshots_go_on_from_each_other_as_one_training(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    made = [chained(cycle, tmp_path)[0] for cycle in (1, 2, 3)]
+    assert [(f.resumed_from, len(f.history)) for f in made] == [(0, 2), (2, 3), (3, 5)]
+    alone = chained(3, tmp_path / "alone")[0]
+    assert alone.resumed_from == 0
+    assert digest(made[2]) == digest(alone), "the same as one training from the start"
+    assert len({digest(f) for f in made}) == 3
+    assert made[2].seconds(3) < made[2].seconds()
+
+
+def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
+    spec = member(snapshots=3, cycle=3, optimizer={"kind": "sgd", "lr": 0.2})
+    rates = [learning_rate(TrainSpec(epochs=6), spec, step, 10) for step in range(60)]
+    assert [rates[i] for i in (0, 20, 40)] == [0.2] * 3
+    assert max(rates[i] for i in (19, 39, 59)) < 0.002
+    assert all(a >= b for i in (0, 20, 40) for a, b in itertools.pairwise(rates[i : i + 20]))
 
 
 @pytest.mark.parametrize("steps", [7, 10])
@@ -176,7 +205,7 @@ def test_one_cycle_is_torchs() -> None:
     optimizer = torch.optim.SGD([parameter], 0.1)
     oracle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=50, cycle_momentum=False)
     for step in range(50):
-        assert learning_rate(spec, 0.1, step, 10) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
+        assert learning_rate(spec, member(), step, 10) == pytest.approx(oracle.get_last_lr()[0], rel=1e-6)
         optimizer.step()
         if step < 49:
             oracle.step()
@@ -184,7 +213,7 @@ def test_one_cycle_is_torchs() -> None:
 
 def test_step_schedule_divides_by_ten_every_thirty_epochs() -> None:
     spec = TrainSpec(epochs=90)
-    rates = [learning_rate(spec, 0.1, epoch * 7, 7) for epoch in (0, 29, 30, 59, 60, 89)]
+    rates = [learning_rate(spec, member(), epoch * 7, 7) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
