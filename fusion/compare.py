@@ -43,7 +43,7 @@ def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[s
             "train_seconds": paid,
             "train_cost": paid / mean,
             "test": None,
-            **_weights(name, fusion, gathered),
+            **({} if name in gathered.names else _chosen(fusion, gathered)),
             **_on_test(fusion, fitted, single, gathered),
         }
         if name not in gathered.names:
@@ -132,10 +132,20 @@ def _vote(logits: list[Floats]) -> Floats:
     return np.asarray(softmax(np.stack(logits)).mean(0))
 
 
-def _weights(name: str, fusion: Fitted, gathered: Gathered) -> Row:
-    if name in gathered.names or not hasattr(fusion.method, "weights_"):
-        return {}
-    return {"weights": dict(zip(gathered.names, map(float, fusion.method.weights_), strict=True))}
+def _chosen(fusion: Fitted, gathered: Gathered) -> Row:
+    """What a fusion chose: the members' weights, and in words how it was fitted."""
+    method, row, said = fusion.method, {}, []
+    if hasattr(method, "weights_"):
+        row["weights"] = dict(zip(gathered.names, map(float, method.weights_), strict=True))
+        said.append(", ".join(f"{name} {weight:.2f}" for name, weight in row["weights"].items()))
+    if hasattr(method, "chosen_"):
+        said.append(f"{method.chosen_} weights")
+    if hasattr(method, "form_"):
+        said.append("a full matrix" if method.form_ == "matrix" else "one weight a member")
+    if hasattr(method, "penalty_"):
+        free = np.isfinite(method.penalty_)
+        said.append(f"penalty {method.penalty_:g}" if free else "stays at uniform averaging: nothing else is better")
+    return {**row, "chosen": "; ".join(said)}
 
 
 def _on_test(fusion: Fitted, fitted: Mapping[str, Fitted], single: str, gathered: Gathered) -> Row:

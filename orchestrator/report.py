@@ -42,6 +42,7 @@ def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str
                 "per_point": "" if row["cost_per_point"] is None else f"{row['cost_per_point']:.1f}x",
                 "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row["money"].items()),
                 "matched": _matched(row),
+                "chosen": row.get("chosen", ""),
                 "recommended": "yes" if name == details["recommended"] else "",
             }
         )
