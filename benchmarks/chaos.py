@@ -140,17 +140,12 @@ def disturbed(place: Place, seed: int, draw: random.Random, wanted: int, tally: 
 
 
 def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tally: Tally) -> bool:
-    """Wait a moment, then kill a process of a random kind. False where the sweep ended or had none of that kind."""
+    """Kill a process of a random kind, a random moment after there is one. False where the sweep ended before."""
     kind = draw.choice(KINDS)
-    until = time.monotonic() + draw.uniform(0.0, 4.0)
-    while time.monotonic() < until or kind == "fusion":  # the fusion actor lives for seconds: wait for it
-        if place.process is None or place.process.poll() is not None:
-            return False
-        if kind == "fusion" and list(place.actors("FusionActor")):
-            time.sleep(draw.uniform(0.0, 8.0))
-            break
-        time.sleep(0.05)
-    targets = [place.process.pid] if kind == "driver" and place.process else list(place.actors(ACTORS.get(kind, "")))
+    if not _wait_for(place, kind):
+        return False
+    time.sleep(draw.uniform(0.0, DELAYS[kind]))
+    targets = _targets(place, kind)
     if not targets:
         return False
     everybody[:] = place.watch() if place.process and place.process.poll() is None else []
@@ -162,7 +157,24 @@ def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tall
     return False
 
 
+def _wait_for(place: Place, kind: str) -> bool:
+    """Until there is such a process; trainers are waited for no longer than there is something to train."""
+    while not _targets(place, kind):
+        ended = place.process is None or place.process.poll() is not None
+        if ended or (kind == "trainer" and _targets(place, "fusion")):
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _targets(place: Place, kind: str) -> list[int]:
+    if place.process is None or place.process.poll() is not None:
+        return []
+    return [place.process.pid] if kind == "driver" else list(place.actors(ACTORS[kind]))
+
+
 ACTORS = {"trainer": "TrainerActor", "fusion": "FusionActor"}
+DELAYS = {"driver": 25.0, "trainer": 4.0, "fusion": 8.0}  # a start takes the driver ten seconds and more
 
 
 def whole(home: Path) -> None:
