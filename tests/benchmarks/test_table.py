@@ -1,0 +1,44 @@
+"""The accuracy table: what is kept of a fit is what the fusions would have read from its artifact."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import table
+from fusion.outputs import gather
+from tests.conftest import TEAM
+from workers.artifact import MemberArtifact
+
+
+def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM)
+    for name, path in (("TEAM", "team.yaml"), ("HERE", ""), ("KEPT", "results/table"), ("HOME", "home")):
+        monkeypatch.setattr(table, name, tmp_path / path)
+    monkeypatch.delenv("CONCLAVE_CIFAR10", raising=False)
+    made, parts = table.planned()
+    assert not any(table.is_kept(job) for job in made.jobs)
+    for job in made.jobs:
+        table.fit(job.label)
+    assert all(table.is_kept(job) for job in made.jobs)
+    (tmp_path / "results/table-cost.json").write_text(json.dumps({"result": {"seconds_an_image": {"a": 1e-3, "b": 3e-3}}}))
+    ours, seconds = table.gathered()
+    roots = {j.label: MemberArtifact.of(j.home, j.signature).root for j in made.jobs}
+    folds = {name: [roots[f"{name} fold {k}"] for k in (0, 1)] for name in "ab"}
+    full = {name: roots[name] for name in "ab"}
+    theirs = gather(full, folds, made.store.classes, np.asarray(made.store.labels), parts.folds, parts.fit)
+    assert (ours.names, ours.classes) == (theirs.names, theirs.classes)
+    for mine, other in ((ours.evidence.fuse, theirs.evidence.fuse), (ours.test, theirs.test)):
+        assert np.array_equal(mine.logits, other.logits)
+        assert mine.folds is not None
+        assert np.array_equal(mine.folds, other.folds)
+        assert np.array_equal(mine.labels, other.labels)
+        assert np.allclose(mine.features[0], other.features[0], rtol=1e-3, atol=1e-3), "float16"
+    assert ours.evidence.oof is not None
+    assert theirs.evidence.oof is not None
+    assert np.array_equal(ours.evidence.oof.logits, theirs.evidence.oof.logits)
+    assert np.array_equal(ours.evidence.heads[1][0], theirs.evidence.heads[1][0])
+    rows = len(parts.fit)
+    assert seconds["b"].full == pytest.approx(3e-3 * rows * 2)
+    assert sum(seconds["a"].folds) == pytest.approx(1e-3 * rows * 2), "two fits on one half each"
