@@ -90,6 +90,11 @@ def test_another_optimizer_replaces_that_of_the_defaults() -> None:
     assert team.members[1].optimizer == Sgd(lr=1, momentum=0.5)
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2]).glob("examples/*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_valid(path: Path) -> None:
+    assert config.load(path).name == path.stem
+
+
 HEAD = "name: t\n"
 ONE = "members: [{name: a}]\n"
 BAD = {
