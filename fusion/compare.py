@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusion.calibration import apply_temperature, fit_temperature, logs
+from fusion.cascade import Cascade
 from fusion.fit import Fitted, best_single
 from fusion.names import STACKS
 from fusion.outputs import Floats, Gathered, Labels, softmax
@@ -134,7 +135,8 @@ def _vote(logits: list[Floats]) -> Floats:
 
 def _chosen(fusion: Fitted, gathered: Gathered) -> Row:
     """What a fusion chose: the members' weights, and in words how it was fitted."""
-    method, row, said = fusion.method, {}, []
+    method, said = fusion.method, []
+    row: Row = {}
     if hasattr(method, "weights_"):
         row["weights"] = dict(zip(gathered.names, map(float, method.weights_), strict=True))
         said.append(", ".join(f"{name} {weight:.2f}" for name, weight in row["weights"].items()))
@@ -145,6 +147,11 @@ def _chosen(fusion: Fitted, gathered: Gathered) -> Row:
     if hasattr(method, "penalty_"):
         free = np.isfinite(method.penalty_)
         said.append(f"penalty {method.penalty_:g}" if free else "stays at uniform averaging: nothing else is better")
+    if isinstance(method, Cascade):
+        table = gathered.test if len(gathered.test.labels) else gathered.evidence.fuse
+        row["asked"] = float(method.asked(table).mean())
+        confident = f"until {method.threshold_:.1%} sure" if method.threshold_ <= 1 else "all of them"
+        said.append(f"asks {', '.join(gathered.names[i] for i in method.order_)} {confident}: {row['asked']:.2f} on average")
     return {**row, "chosen": "; ".join(said)}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.model_selection import KFold
 
 from fusion.calibration import apply_temperature, fit_temperature, logs, nll
+from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
@@ -25,6 +26,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, Callable[[], Method]] = {
+    "cascade": Cascade,
     "vote": Vote,
     "vote_logits": VoteLogits,
     "weighted": Weighted,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion.calibration import TINY
+from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.fit import Fitted
 from fusion.stacking import PlainStack, Stack, StackBag
@@ -88,6 +89,49 @@ class Bags(Meta):
         return super().forward(features, [bag.clamp(min=TINY).log() for bag in bags])
 
 
+class Cascaded(nn.Module):
+    """Pools of the first k members, each at its temperature; the first that is confident enough speaks: cascade.
+
+    Its members stand in the order in which they are asked.
+    """
+
+    def __init__(self, temperatures: Tensor, threshold: Tensor) -> None:
+        super().__init__()
+        self.temperatures: Tensor
+        self.threshold: Tensor
+        self.register_buffer("temperatures", temperatures)
+        self.register_buffer("threshold", threshold)
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        """All at once, as one exported file has it."""
+        answer = self.stage(torch.stack([z.softmax(1) for z in logits]).mean(0), len(logits) - 1)
+        for k in range(len(logits) - 2, -1, -1):
+            earlier = self.stage(torch.stack([z.softmax(1) for z in logits[: k + 1]]).mean(0), k)
+            answer = torch.where(self.enough(earlier)[:, None], earlier, answer)
+        return answer
+
+    def stage(self, pooled: Tensor, k: int) -> Tensor:
+        return (pooled.clamp(min=TINY).log() / self.temperatures[k]).log_softmax(1)
+
+    def enough(self, answer: Tensor) -> Tensor:
+        return answer.amax(1) >= self.threshold.log()
+
+    def one_after_another(self, members: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """The same, each member asked for the rows that still need it alone."""
+        rows, total = torch.arange(len(x), device=x.device), torch.zeros((), device=x.device)
+        answer: Tensor | None = None
+        for k, member in enumerate(members):
+            total = total + member(x[rows]).softmax(1)
+            now = self.stage(total / (k + 1), k)
+            answer = now if answer is None else answer.index_copy(0, rows, now)
+            open_ = ~self.enough(now)
+            rows, total = rows[open_], total[open_]
+            if not len(rows):
+                break
+        assert answer is not None
+        return answer
+
+
 class FusedModel(nn.Module):
     """(N, H, W, 3) uint8 -> (N, C) float32 probabilities."""
 
@@ -99,6 +143,8 @@ class FusedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = to_float(images)
+        if isinstance(self.combiner, Cascaded) and not torch.compiler.is_exporting():
+            return (self.combiner.one_after_another(list(self.members), x) / self.temperature).softmax(1)
         features = [cast(Network, member).features(x) for member in self.members]
         logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
         combined = cast(Tensor, self.combiner(features, logits))
@@ -118,6 +164,8 @@ def assemble(fitted: Fitted, networks: Sequence[nn.Module], bags: Sequence[Seque
 
 def used_members(fitted: Fitted, count: int) -> list[int]:
     weights = getattr(fitted.method, "weights_", None)
+    if isinstance(fitted.method, Cascade):
+        return [int(i) for i in fitted.method.order_]
     asked = fitted.members if fitted.members is not None else range(count)
     return [i for i in asked if weights is None or weights[i] > 0]
 
@@ -125,6 +173,8 @@ def used_members(fitted: Fitted, count: int) -> list[int]:
 def _combiner(method: Any, used: list[int]) -> nn.Module:
     if isinstance(method, Concat):
         return Linear(_float(method.coef_), _float(method.intercept_))
+    if isinstance(method, Cascade):
+        return Cascaded(_float(method.temperatures_), _float(method.threshold_))
     if isinstance(method, VoteLogits):
         return LogitAverage(_float(method.weights_[used]), _float(method.temperatures_[used]))
     if isinstance(method, Stack | PlainStack):
@@ -139,5 +189,5 @@ def _float(values: Any) -> Tensor:
 
 def combiner_like(kind: str, state: dict[str, Tensor]) -> nn.Module:
     """An exported combiner from its buffers."""
-    kinds: dict[str, type[nn.Module]] = {k.__name__: k for k in (Average, LogitAverage, Linear, Meta, Bags)}
+    kinds: dict[str, type[nn.Module]] = {k.__name__: k for k in (Average, LogitAverage, Linear, Meta, Bags, Cascaded)}
     return kinds[kind](**state)

@@ -192,7 +192,9 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
 def _table(made: Prepared, request: Request) -> dict[str, Any]:
     """Each candidate's row: what `fusion.compare` says, measured inference times, money where there are prices."""
     rows = compare(made.gathered, made.fitted, _train_seconds(made))
-    times = _inference_seconds({n: assemble(f, made.networks, made.bags) for n, f in made.fitted.items()}, request.store)
+    rows_timed = made.gathered.fuse_rows[np.linspace(0, len(made.gathered.fuse_rows) - 1, TIMED_BATCH).astype(int)]
+    images = torch.from_numpy(np.asarray(Store(request.store).images[rows_timed]))
+    times = _inference_seconds({n: assemble(f, made.networks, made.bags) for n, f in made.fitted.items()}, images)
     single_time = float(np.mean([times[n] for n in made.gathered.names]))
     for name, row in rows.items():
         row |= {"inference_cost": times[name] / single_time, "inference_ms": times[name] * 1000 / TIMED_BATCH}
@@ -200,10 +202,8 @@ def _table(made: Prepared, request: Request) -> dict[str, Any]:
     return rows
 
 
-def _inference_seconds(models: Mapping[str, FusedModel], store: Path) -> dict[str, float]:
-    """Median seconds for a batch, all models interleaved."""
-    stored = Store(store).images
-    images = torch.from_numpy(np.resize(np.asarray(stored[:TIMED_BATCH]), (TIMED_BATCH, *stored.shape[1:])))
+def _inference_seconds(models: Mapping[str, FusedModel], images: torch.Tensor) -> dict[str, float]:
+    """Median seconds for a batch of real images (a cascade's time depends on them), all models interleaved."""
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(6):

@@ -15,6 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from fusion import score
 from fusion.calibration import apply_temperature, fit_temperature, logs, nll
+from fusion.cascade import Cascade
 from fusion.concat import Concat, start
 from fusion.fit import Fitted, fit_all, recommend
 from fusion.outputs import Evidence, Gathered, Table, softmax
@@ -217,6 +218,27 @@ def test_a_bag_speaks_as_the_mean_of_its_fold_fits() -> None:
     mean = Table(np.log(softmax(noisy).mean(1)), (), given.fuse.labels)
     bag, stack = StackBag(penalty=1.0).fit(bagged_), Stack(penalty=1.0).fit(replace(given, fuse=mean))
     assert np.abs(bag.predict_proba(bagged_.fuse) - stack.predict_proba(mean)).max() < 1e-9
+
+
+def test_a_cascade_answers_as_the_vote_with_fewer_members() -> None:
+    given, test = evidence(n=3000, skill=(1.0, 2.0, 1.0)), table(3000, skill=(1.0, 2.0, 1.0), seed=9)
+    cascade, vote = Cascade().fit(given), Vote().fit(given)
+    assert cascade.order_[0] == 1, "the best member is asked first"
+    right = [(m.predict_proba(test).argmax(1) == test.labels).mean() for m in (cascade, vote)]
+    assert right[0] >= right[1] - 0.005
+    assert 1 < cascade.asked(test).mean() < 2
+
+
+def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
+    """Stages by hand: a threshold above one is the vote of all, calibrated; zero is the first member alone."""
+    given = evidence(n=500)
+    cascade = Cascade().fit(given)
+    cascade.threshold_ = 2.0
+    everybody = pool(softmax(given.fuse.logits), np.full(3, 1 / 3))
+    expected = apply_temperature(everybody, fit_temperature(logs(everybody), given.fuse.labels))
+    assert np.abs(cascade.predict_proba(given.fuse) - expected).max() < 1e-9
+    cascade.threshold_ = 0.0
+    assert cascade.asked(given.fuse).tolist() == [1] * 500
 
 
 def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:
