@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +27,18 @@ def describe() -> dict[str, Any]:
 
 
 def write_result(name: str, command: str, result: dict[str, Any]) -> Path:
-    """results/NAME.json: the command, the date, the machine, and what was seen."""
+    """results/NAME.json: the command, the date, the commit, the machine, and what was seen."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    content = {"command": command, "date": datetime.now(UTC).date().isoformat(), "machine": describe(), "result": result}
+    when = {"date": datetime.now(UTC).date().isoformat(), "commit": _commit()}
+    content = {"command": command, **when, "machine": describe(), "result": result}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def _processor() -> str:
