@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import Heartbeat
 from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
+from orchestrator.team import Heartbeat
 from workers.errors import ConclaveError
 from workers.spec import Job
 

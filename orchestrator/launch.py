@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from orchestrator.config import Retries
+from orchestrator.team import Retries
 from workers.spec import Job
 
 Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -13,19 +12,18 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
 
-from orchestrator import config, launch, plan, report
+from orchestrator import config, launch, plan, report, results
 from orchestrator.anytime import Anytime
-from orchestrator.config import Team
-from orchestrator.fusing import Place, Request, fuse
+from orchestrator.fusing import fuse
 from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Executor, Outcome
 from orchestrator.plan import Plan
 from orchestrator.runs import Runs
+from orchestrator.team import Team, Tracking
 from workers import data
 from workers.artifact import MemberArtifact
 from workers.data import split
 from workers.errors import Rejected
-from workers.spec import Job
 
 STOP_SECONDS = 7.0  # for a fit to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
@@ -92,21 +90,21 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
         follow = Anytime(todo, options.watch, options.say)
         outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, follow) if pool else {}
         follow.close()
-        members = judge(todo, outcomes)
+        members = results.judge(todo, outcomes)
         runs.finish_members(todo, members)
         done = [name for name, member in members.items() if member["state"] == "done"]
         if len(done) < team.quorum:
-            summary = _summary(todo, members, None, outcomes, folder, uri, runs)
+            summary = results.summarize(todo, members, None, outcomes, folder, uri, runs)
             runs.end(summary, folder)
             return _close(summary, 1, runs, folder, outcomes)
         options.say(f"fusing {len(done)} members: {', '.join(team.fusion)}")
-        request = make_request(todo, members, folder, uri, runs)
+        request = results.make_request(todo, members, folder, uri, runs)
         details = pool.call_on_head(fuse, request) if pool else fuse(request)
     except KeyboardInterrupt:
         if pool:
             pool.stop(STOP_SECONDS)
         runs.interrupted()
-        summary = {**_summary(todo, judge(todo, {}), None, {}, folder, uri, runs), "state": "interrupted"}
+        summary = {**results.summarize(todo, results.judge(todo, {}), None, {}, folder, uri, runs), "state": "interrupted"}
         return _close(summary, 130, runs, folder)
     except BaseException:
         runs.failed()
@@ -115,8 +113,8 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     finally:
         if pool:
             pool.close()
-    summary = _summary(todo, members, details, outcomes, folder, uri, runs)
-    report.write(folder, team, summary, details, histories(todo), todo.store)
+    summary = results.summarize(todo, members, details, outcomes, folder, uri, runs)
+    report.write(folder, team, summary, details, results.histories(todo), todo.store)
     runs.end(summary, folder, details)
     return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
 
@@ -161,112 +159,6 @@ def preflight(team: Team, paths: Sequence[str]) -> None:
         raise Rejected("\n".join(problems))
 
 
-def judge(todo: Plan, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
-    """Each member's state, by its full fit; a member that lacks fold fits is done, and says why stack goes without."""
-    members = {}
-    for member in todo.team.members:
-        jobs = todo.of(member.name)
-        full = outcomes.get(jobs[0].signature)
-        entry: dict[str, Any] = {"state": "done", "reason": None, "seed": member.seed}
-        artifact = MemberArtifact.of(jobs[0].home, jobs[0].signature)
-        if artifact.done:
-            manifest = artifact.manifest()
-            entry |= {"train_seconds": manifest["train_seconds"], "weights_sha256": manifest["weights_sha256"]}
-            missing = [j for j in jobs[1:] if not MemberArtifact.of(j.home, j.signature).done]
-            if missing:
-                first = outcomes.get(missing[0].signature)
-                why = first.reason if first else "it was not run"
-                entry["reason"] = f"left out of stack: {len(missing)} fold fits are missing ({missing[0].label}: {why})"
-        else:
-            state = full.kind if full and full.kind != "done" else "pending"
-            entry |= {
-                "state": state,
-                "reason": full.reason if full else None,
-                "train_seconds": None,
-                "weights_sha256": None,
-            }
-        members[member.name] = {**entry, "test": None}
-    return members
-
-
-def make_request(
-    todo: Plan, members: dict[str, dict[str, Any]], folder: SweepFolder, uri: str | None, runs: Runs | None
-) -> Request:
-    specs = {m.name: m for m in todo.team.members if members[m.name]["state"] == "done"}
-    ids = runs.by_signature() if runs else {}
-
-    def place(job: Job) -> Place:
-        return Place(ids.get(job.signature), MemberArtifact.of(job.home, job.signature).root)
-
-    jobs = {name: todo.of(name) for name in specs}
-    return Request(
-        sweep=folder.path.absolute(),
-        name=todo.team.name,
-        members=specs,
-        full={name: place(of[0]) for name, of in jobs.items()},
-        folds={n: [place(j) for j in of[1:]] for n, of in jobs.items() if of[1:] and members[n]["reason"] is None},
-        fusions=todo.team.fusion,
-        data=todo.team.data,
-        team_seed=todo.team.seed,
-        store=todo.store.folder.absolute(),
-        uri=uri,
-        import_paths=todo.jobs[0].import_paths,
-        provenance={
-            "sweep": todo.team.name,
-            "data_digest": todo.store.digest,
-            "member_weights": {n: members[n]["weights_sha256"] for n in specs},
-            "commit": _commit(),
-        },
-        prices=todo.team.hourly,
-    )
-
-
-def histories(todo: Plan) -> dict[str, list[dict[str, float]]]:
-    """The full fits' histories, by member."""
-    found = {}
-    for job in todo.jobs:
-        artifact = MemberArtifact.of(job.home, job.signature)
-        if job.fold is None and artifact.done:
-            found[job.member.name] = artifact.manifest()["history"]
-    return found
-
-
-def _summary(
-    todo: Plan,
-    members: dict[str, dict[str, Any]],
-    details: dict[str, Any] | None,
-    outcomes: dict[str, Outcome],
-    folder: SweepFolder,
-    uri: str,
-    runs: Runs,
-) -> dict[str, Any]:
-    table = details["candidates"] if details else {}
-    for name, member in members.items():
-        member["test"] = brief(table.get(name, {}).get("test"))
-    whole = all(m["state"] == "done" and m["reason"] is None for m in members.values())
-    return {
-        "sweep": todo.team.name,
-        "state": "failed" if details is None else "done" if whole else "partial",
-        "trained": sum(outcome.manifest is not None for outcome in outcomes.values()),
-        "reused": sum(job.signature in todo.done for job in todo.jobs),
-        "members": members,
-        "fusions": {
-            name: {"test": brief(row["test"]), "train_cost": row["train_cost"], "inference_cost": row["inference_cost"]}
-            for name, row in table.items()
-            if name not in members
-        },
-        "recommended": details and details["recommended"],
-        "model": str(folder.model.absolute()) if details else None,
-        "classes": todo.store.classes,
-        "tracking_uri": uri,
-        "parent_run_id": runs.parent,
-    }
-
-
-def brief(test: dict[str, float] | None) -> dict[str, float] | None:
-    return test and {"accuracy": test["accuracy"], "nll": test["nll"]}
-
-
 def _unchanged(folder: SweepFolder, todo: Plan) -> bool:
     summary = folder.summary()
     whole = summary.get("state") == "done" and folder.model.is_file() and folder.report.is_file()
@@ -284,7 +176,7 @@ def _keep_team_file(team_file: Path, folder: SweepFolder) -> None:
         shutil.copyfile(team_file, folder.team)
 
 
-def tracked_at(asked: config.Tracking, home: Home, say: Callable[[str], None]) -> str:
+def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:
     """The tracking store's URI. Refuses a server that doesn't answer, before anything starts, unless it is not required."""
     if asked.uri is None:
         return home.tracking_uri
@@ -308,11 +200,6 @@ def _trouble(uri: str) -> str | None:
         return None  # somebody answers; whether they let us in is seen at the first call
     except (OSError, ValueError) as error:
         return f"doesn't answer ({getattr(error, 'reason', error)})"
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
 
 
 class Inline(launch.InlineExecutor):

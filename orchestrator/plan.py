@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Team
+from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected

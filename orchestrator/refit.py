@@ -54,7 +54,7 @@ def chosen(request: Request, drop: Sequence[str], only: Sequence[str]) -> Reques
 def request_of(home: Path, name: str, methods: list[str] | None = None) -> Request:
     """What the fusion step needs, from the home alone."""
     from fusion.names import KNOWN
-    from orchestrator import pipeline
+    from orchestrator import results
     from orchestrator.home import Home
 
     unknown = [m for m in methods or () if m not in KNOWN]
@@ -64,11 +64,11 @@ def request_of(home: Path, name: str, methods: list[str] | None = None) -> Reque
     made = _plan_of(home, name)
     if methods:
         made = type(made)(made.team.model_copy(update={"fusion": tuple(methods)}), made.store, made.jobs, made.done)
-    members = pipeline.judge(made, {})
+    members = results.judge(made, {})
     missing = [n for n, m in members.items() if m["state"] != "done"]
     if len(missing) == len(members):
         raise Rejected(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
-    return pipeline.make_request(made, members, folder, None, None)
+    return results.make_request(made, members, folder, None, None)
 
 
 def _plan_of(home: Path, name: str) -> Plan:

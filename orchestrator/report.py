@@ -10,8 +10,8 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.config import Team
 from orchestrator.home import SweepFolder
+from orchestrator.team import Team
 
 if TYPE_CHECKING:
     from workers.data import Store

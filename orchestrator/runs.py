@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import plan
-from orchestrator.config import Team
 from orchestrator.home import Home, SweepFolder
 from orchestrator.plan import Plan
+from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.fitrun import deliver
 from workers.spec import Job, flatten

@@ -1,0 +1,145 @@
+"""What a team file says of its members -> one mapping a member: defaults merged, `count` and `snapshots` expanded, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from orchestrator.teamfile import Document, Path_
+from workers.spec import NAME, DataSpec, TrainSpec, derive_seed
+
+# What a team must share, and why: a member that sets one of these is told.
+SHARED = {
+    **dict.fromkeys(DataSpec.model_fields, "fusion compares members row by row, so all must see the same rows"),
+    **dict.fromkeys(TrainSpec.model_fields, "costs and out-of-fold outputs compare only between equal trainings"),
+    "data": "fusion compares members row by row, so all must see the same rows",
+    "train": "costs and out-of-fold outputs compare only between equal trainings",
+}
+
+
+def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
+    """Merge defaults into members, expand `count`, derive seeds. Also gives each member's index in the file."""
+    defaults = values.pop("defaults", None) or {}
+    entries = values.get("members")
+    if not isinstance(defaults, dict):
+        problems.append((document.line(("defaults",)), "defaults: expected a mapping of member keys"))
+        defaults = {}
+    for key in [k for k in ("name", "count", "seed") if k in defaults]:
+        problems.append((document.line(("defaults", key)), f"defaults.{key}: belongs to a member, not to the defaults"))
+    _refuse_shared(document, ("defaults",), defaults, problems)
+    if not isinstance(entries, tuple):
+        return values, []
+    members: list[Any] = []
+    sources: list[int] = []
+    for index, entry in enumerate(entries):
+        where: Path_ = ("members", index)
+        if not isinstance(entry, dict):
+            problems.append((document.line(where), f"members[{index}]: expected a mapping like {{name: plain}}"))
+            continue
+        _refuse_shared(document, where, entry, problems)
+        for member in _copies(document, where, _merge(defaults, entry), problems):
+            members.append({**member, "resources": _resources(values, member)})
+            sources.append(index)
+    _seed(values.get("seed", 0), members)
+    members, sources = _snapshots(members, sources)
+    for line, text in _twice(document, members, sources):
+        problems.append((line, text))
+    values["members"] = tuple(members)
+    return values, sources
+
+
+def _refuse_shared(document: Document, where: Path_, entry: dict[str, Any], problems: list[tuple[int, str]]) -> None:
+    for key in [k for k in entry if k in SHARED]:
+        section = key if key in ("data", "train") else "data" if key in DataSpec.model_fields else "train"
+        problems.append(
+            (
+                document.line((*where, key)),
+                f"{dotted((*where, key))}: can't differ between members: {SHARED[key]}. Set it under `{section}:`",
+            )
+        )
+        del entry[key]
+
+
+def _copies(
+    document: Document, where: Path_, member: dict[str, Any], problems: list[tuple[int, str]]
+) -> Iterator[dict[str, Any]]:
+    """`{name: seeds, count: 3, seed: s}` -> seeds-1, seeds-2, seeds-3 with seeds s, s+1, s+2."""
+    if "count" not in member:
+        yield member
+        return
+    count = member.pop("count")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1000:
+        problems.append((document.line((*where, "count")), f"{dotted(where)}.count: expected a whole number, 1 to 1000"))
+        count = 1
+    for i in range(count):
+        copy = dict(member)
+        if isinstance(member.get("name"), str):
+            copy["name"] = f"{member['name']}-{i + 1}"
+        if isinstance(member.get("seed"), int):
+            copy["seed"] = member["seed"] + i
+        yield copy
+
+
+def _snapshots(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
+    """`{name: cyclic, snapshots: 3}` -> cyclic.1, cyclic.2, cyclic.3, each going on from the one before."""
+    found: list[Any] = []
+    origins: list[int] = []
+    for member, source in zip(members, sources, strict=True):
+        count = member.get("snapshots")
+        many = isinstance(count, int) and not isinstance(count, bool) and 1 < count <= 100 and "cycle" not in member
+        for k in range(1, count + 1) if many else (None,):
+            named = k is not None and isinstance(member.get("name"), str)
+            found.append({**member, "cycle": k, **({"name": f"{member['name']}.{k}"} if named else {})} if k else member)
+            origins.append(source)
+    return found, origins
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """Deep merge; a mapping whose `kind` differs replaces the other, because its keys mean other things."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    if over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
+    merged = dict(base)
+    for key, value in over.items():
+        plain = key == "optimizer"  # the one member key for which a plain name stands for a mapping
+        merged[key] = _merge(_as_kind(base.get(key)), _as_kind(value)) if plain else _merge(base.get(key), value)
+    return merged
+
+
+def _as_kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _resources(values: dict[str, Any], member: dict[str, Any]) -> Any:
+    return _merge(values.get("resources") or {}, member.get("resources") or {})
+
+
+def _seed(team_seed: Any, members: list[Any]) -> None:
+    for member in members:
+        if member.get("seed") is None:
+            member["seed"] = derive_seed(team_seed, str(member.get("name")))
+
+
+def _twice(document: Document, members: list[Any], sources: list[int]) -> Iterator[tuple[int, str]]:
+    seen: dict[str, int] = {}
+    for member, index in zip(members, sources, strict=True):
+        name = member.get("name")
+        if not isinstance(name, str):
+            continue
+        if not NAME.fullmatch(name):
+            continue  # its own error says so
+        if name.lower() in seen:
+            first = document.line(("members", seen[name.lower()]))
+            yield document.line(("members", index, "name")), f"members[{index}].name: {name!r} is taken (line {first})"
+        seen.setdefault(name.lower(), index)
+
+
+# --- pydantic's errors in words -----------------------------------------------------------------------------------
+
+
+def dotted(where: Path_) -> str:
+    text = ""
+    for key in where:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text

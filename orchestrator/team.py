@@ -1,0 +1,114 @@
+"""The team as resolved: members expanded, merged with the defaults and seeded. Frozen and strict; knows no files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from fusion.names import DEFAULT, STACKS, Fusion
+from workers.spec import DataSpec, MemberSpec, Name, Resources, Strict, TrainSpec
+
+
+def _somebody(value: Any) -> Any:
+    if value == ():
+        raise ValueError("a team needs at least one member")
+    return value
+
+
+class Tracking(Strict):
+    uri: str | None = None
+    experiment: str | None = None
+    required: bool = True  # false: where the server is away, track in the home and say so
+
+
+class Retries(Strict):
+    """How often a fit is tried again, by cause; null is without limit."""
+
+    errors: int | None = Field(3, ge=0)
+    preemptions: int | None = Field(None, ge=0)  # drained and lost nodes
+    oom: int | None = Field(2, ge=0)  # killed for the node's memory
+
+    def allows(self, cause: str, times: int) -> bool:
+        """Whether a fit that failed `times` times for this cause is tried again."""
+        limit = {"errors": self.errors, "preemptions": self.preemptions, "oom": self.oom}[cause]
+        return limit is None or times <= limit
+
+
+def _errors(value: Any) -> Any:
+    """`2` stands for `{errors: 2}`."""
+    return {"errors": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Checkpoint(Strict):
+    """A fit writes a checkpoint after every epoch, and within an epoch every so many minutes."""
+
+    minutes: float = Field(5, gt=0)
+
+
+class Heartbeat(Strict):
+    """A trainer that gives no sign of life for `seconds`, or finishes no step for `stall_minutes`, is ended and retried."""
+
+    seconds: float = Field(60, gt=0)
+    stall_minutes: float = Field(30, gt=0)
+
+
+class OwnServer(Strict):
+    """A machine of one's own: what an hour of one of its trainers costs, by amortisation."""
+
+    price: float = Field(gt=0)
+    years: float = Field(3, gt=0)
+    use: float = Field(0.3, gt=0, le=1)  # share of the hours in which it works
+    trainers: float = Field(1, gt=0)  # at once
+
+    @property
+    def hour(self) -> float:
+        return self.price / (self.years * 365.25 * 24 * self.use * self.trainers)
+
+
+class Team(Strict):
+    """A whole team, resolved: members are expanded, merged with the defaults, and seeded."""
+
+    version: Literal[1] = 1
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    members: Annotated[tuple[MemberSpec, ...], BeforeValidator(_somebody)]
+    fusion: tuple[Fusion, ...] = Field(DEFAULT, min_length=1)
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    quorum: int = Field(2, ge=1)
+    prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field({})
+    retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
+    checkpoint: Checkpoint = Checkpoint()
+    heartbeat: Heartbeat = Heartbeat()
+
+    @property
+    def hourly(self) -> dict[str, float]:
+        """The price of one trainer for an hour, by kind of machine."""
+        return {name: price.hour if isinstance(price, OwnServer) else price for name, price in self.prices.items()}
+
+    @property
+    def folds(self) -> int:
+        """How many fold fits each member makes: none where no fusion learns from them."""
+        return self.data.folds if set(STACKS) & set(self.fusion) else 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.data.folds == 1:
+            raise ValueError("data.folds is 0 (no fold fits) or at least 2")
+        if len(set(self.fusion)) < len(self.fusion):
+            raise ValueError("fusion names a method twice")
+        if "stack_bag" in self.fusion and not self.data.folds:
+            raise ValueError("fusion: stack_bag is a bag of fold fits: set data.folds to 2 or more")
+        for member in self.members:
+            if member.cycle > member.snapshots:
+                raise ValueError(f"member {member.name}: cycle {member.cycle} of {member.snapshots} snapshots")
+            if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):
+                raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
+            if member.snapshots > 1 and self.train.stop:
+                raise ValueError(f"member {member.name}: snapshots and train.stop don't go together: a cycle runs to its end")
+        if self.data.dataset == "folder" and self.data.root is None:
+            raise ValueError("data.root is needed with `dataset: folder`: the folder or archive of images")
+        return self
