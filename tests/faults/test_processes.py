@@ -19,11 +19,31 @@ from workers.tracking import Tracking
 LONG = RESNET.replace("epochs: 3", "epochs: 20")
 
 
-def test_a_trainer_killed_in_mid_epoch_goes_on_to_the_same_weights(place: Place, undisturbed: dict[str, Any]) -> None:
-    summary = place.sweep(fault="fit.step@a:30:kill")
+CANARY = "canary-7f3a9c51d2"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
+    """A sweep on Ray whose trainer of `a` was killed in its second epoch, with a secret in its environment."""
+    place = Place(tmp_path_factory.mktemp("killed") / "p")
+    secrets = {"AWS_SECRET_ACCESS_KEY": CANARY, "MLFLOW_TRACKING_PASSWORD": CANARY}
+    return place, place.sweep(fault="fit.step@a:30:kill", **secrets)
+
+
+def test_a_trainer_killed_in_mid_epoch_goes_on_to_the_same_weights(
+    killed: tuple[Place, dict[str, Any]], undisturbed: dict[str, Any]
+) -> None:
+    place, summary = killed
     assert place.happened() == ["fit.step@a:30:kill"]
     assert "a: retry" in place.said()
     same(summary, undisturbed)
+
+
+def test_a_secret_of_the_environment_reaches_nothing(killed: tuple[Place, dict[str, Any]]) -> None:
+    place, _ = killed
+    files = [p for p in place.folder.rglob("*") if p.is_file()]
+    assert len(files) > 20
+    assert [p for p in files if CANARY.encode() in p.read_bytes()] == []
 
 
 def test_more_kills_than_the_budget_fail_that_member_alone(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:
@@ -50,20 +70,14 @@ def test_a_trainer_told_to_end_loses_nothing(place_of: Callable[[str], Place]) -
     assert {step for at in points(summary).values() for _, step in at} == set(range(21))
 
 
-def test_a_stopped_trainer_is_ended_by_its_process_id_and_tried_again(
+def test_a_stopped_trainer_and_one_without_a_step_are_ended_and_tried_again(
     place_of: Callable[[str], Place], undisturbed: dict[str, Any]
 ) -> None:
-    place = place_of(TEAM + "heartbeat: {seconds: 5}\n")
-    summary = place.sweep(fault="fit.step@a:30:stop")
-    assert place.happened() == ["fit.step@a:30:stop"]
-    assert "hung: no sign of life for 5 s" in place.said()
-    same(summary, undisturbed)
-
-
-def test_a_trainer_that_finishes_no_step_is_ended(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:
-    place = place_of(TEAM + "heartbeat: {stall_minutes: 0.3}\n")
-    summary = place.sweep(fault="fit.step@b:30:hang")
-    assert "hung: no step finished" in place.said()
+    place = place_of(TEAM + "heartbeat: {seconds: 5, stall_minutes: 0.3}\n")
+    summary = place.sweep(fault="fit.step@a:30:stop,fit.step@b:30:hang")
+    assert place.happened() == ["fit.step@a:30:stop", "fit.step@b:30:hang"]
+    assert "a: retry  hung: no sign of life for 5 s" in place.said()
+    assert "b: retry  hung: no step finished" in place.said()
     same(summary, undisturbed)
 
 
