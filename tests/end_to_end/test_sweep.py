@@ -180,21 +180,24 @@ def test_fuse_needs_no_ray_and_changes_nothing(done: tuple[Path, dict[str, Any]]
     assert snapshot(folder / "home" / "sweeps") == before
 
 
-def test_fuse_for_some_of_the_members_and_across_sweeps(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    folder, summary = done
+def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
+    def sweep(name: str, text: str) -> dict[str, Any]:
+        (tmp_path / f"{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"))
+        return inline(tmp_path / f"{name}.yaml", tmp_path / "home").summary
 
     def fuse(*arguments: str, code: int = 0) -> Any:
-        found = conclave("fuse", "tiny", "--home", "home", "--json", "--method", "vote", *arguments, cwd=folder, code=code)
+        found = conclave("fuse", "tiny", "--home", "home", "--json", "--method", "vote", *arguments, cwd=tmp_path, code=code)
         return json.loads(found.stdout) if code == 0 else found.stderr
 
+    text = TEAM.replace("folds: 2", "folds: 0")
+    other = text.replace("  - {name: b, seed: 5}", "  - {name: c, seed: 9}")
+    summary = sweep("tiny", text)
+    sweep("other", other)
+    sweep("elsewhere", other.replace("folds: 0", "folds: 0, fuse_fraction: 0.2"))
     assert set(fuse("--drop", "b")["candidates"]) == {"a", "vote"}
     assert set(fuse("--only", "a,b")["candidates"]) == {"a", "b", "vote"}
     assert "--drop c: no such member is done; there are a, b." in fuse("--drop", "c", code=2)
     assert "leave no member" in fuse("--only", "a", "--drop", "a", code=2)
-    for name, text in (("other", TEAM), ("elsewhere", TEAM.replace("folds: 2", "folds: 2, fuse_fraction: 0.2"))):
-        text = text.replace("name: tiny", f"name: {name}").replace("  - {name: b, seed: 5}", "  - {name: c, seed: 9}")
-        (folder / f"{name}.yaml").write_text(text)
-        conclave("sweep", f"{name}.yaml", "--home", "home", "--inline", cwd=folder)
     both = fuse("--with", "other", "--drop", "other.a")
     assert set(both["candidates"]) == {"a", "b", "other.c", "vote"}
     assert both["candidates"]["a"]["test"]["nll"] == pytest.approx(summary["members"]["a"]["test"]["nll"])
