@@ -58,7 +58,19 @@ def learn(table: Table, folds: Labels | None, penalty: float | None = None) -> M
     return Meta(coef, intercept, chosen, form, len(y), losses, uniform)
 
 
-class Stack:
+class _MetaHead:
+    """What every stack is once it is fitted: a linear head on log-probabilities at the members' temperatures."""
+
+    temperatures_: Floats
+    coef_: Floats
+    intercept_: Floats
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
+
+
+class Stack(_MetaHead):
     """`learned`: what `learn` gave for the OOF outputs, so that refits on parts of *fuse* don't repeat it.
 
     Attributes after fit: `temperatures_` (M,) of the full fits, `coef_` (C, M*C), `intercept_` (C,), `penalty_`, `form_`,
@@ -76,10 +88,6 @@ class Stack:
         self.coef_, self.intercept_ = self.meta_.coef, self.meta_.intercept
         self.penalty_, self.form_, self.few_rows_ = self.meta_.penalty, self.meta_.form, self.meta_.rows < FEW_ROWS
         return self
-
-    def predict_proba(self, table: Table) -> Floats:
-        """(n, C)."""
-        return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
     def leak(self, fuse: Table) -> str | None:
         """Whether what was gained on OOF rows is missing on *fuse*, in words: then fold fits and full fits differ.
@@ -122,7 +130,7 @@ def bagged(table: Table) -> Table:
     return Table(logs(softmax(table.folds).mean(1)), (), table.labels)
 
 
-class PlainStack:
+class PlainStack(_MetaHead):
     """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero."""
 
     def fit(self, evidence: Evidence) -> Self:
@@ -132,10 +140,6 @@ class PlainStack:
         self.coef_, self.intercept_ = _every_class(_regression(x, y), source.logits.shape[-1])
         self.few_rows_ = len(y) < FEW_ROWS
         return self
-
-    def predict_proba(self, table: Table) -> Floats:
-        """(n, C)."""
-        return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
 
 def temperatures(table: Table) -> Floats:

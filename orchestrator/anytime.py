@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.launch import Event, Watch
 from orchestrator.plan import Plan
 from workers.artifact import MemberArtifact
+from workers.errors import ConclaveError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,10 @@ class Anytime:
 
         store = self.todo.store
         nothing = np.zeros(0, dtype=np.int64)
-        gathered = gather(done, {}, store.classes, np.asarray(store.labels), nothing, nothing)
+        try:
+            gathered = gather(done, {}, store.classes, np.asarray(store.labels), nothing, nothing)
+        except ConclaveError:
+            return  # a damaged artifact is told by the fusion step, which can't do without it
         fitted = fit_all(gathered, FUSIONS)
         single = best_single(gathered, fitted)
         labels = gathered.evidence.fuse.labels
