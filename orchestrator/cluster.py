@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FUSION_TRIES = 3
 MACHINE_GONE = "its machine went away"
+REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
 Shape = tuple[float, float, int]  # GPUs, CPUs, threads
 
 
@@ -41,6 +42,7 @@ class _Trainer:
     stepped: float = 0.0
     notes: int = 0
     submitted: float = 0.0
+    tracked: tuple[str | None, str | None] = (None, None)  # the store and the run that its job tells
     death: _Death | None = None
 
 
@@ -57,18 +59,26 @@ class RayExecutor:
         self.ray = self.connection.ray
         self.known: list[tuple[float, float]] = []
         self.looked = -1.0
+        self.lost = -REPLACED_SECONDS
 
     @property
     def nodes(self) -> list[tuple[float, float]]:
         """GPUs and CPUs of each living machine; under an autoscaler they come and go."""
         if time.monotonic() - self.looked > 1:
             found = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-            self.known = [(float(r.get("GPU", 0)), float(r.get("CPU", 0))) for r in found]
+            before, self.known = self.known, [(float(r.get("GPU", 0)), float(r.get("CPU", 0))) for r in found]
             self.looked = time.monotonic()
+            if len(self.known) < len(before):
+                self.lost = self.looked
         return self.known
 
     def impossible(self, job: Job) -> str | None:
-        return None if job.member.resources.wait_minutes or self._fits(job) else self._why_impossible(job)
+        return None if self._fits(job) or self._patience(job) > 0 else self._why_impossible(job)
+
+    def _patience(self, job: Job) -> float:
+        """Seconds that a job may wait for a machine that could hold it: as the team says, longer where one just went away."""
+        replaced = self.lost + REPLACED_SECONDS - time.monotonic()
+        return max(job.member.resources.wait_minutes * 60, replaced)
 
     def _fits(self, job: Job) -> bool:
         """Whether some machine that there is could hold the job."""
@@ -94,12 +104,23 @@ class RayExecutor:
         return all(sum(b[i] for b in busy) + shape[i] <= total[i] + 1e-9 for i in (0, 1)) or not self._fits(job)
 
     def submit(self, job: Job, uri: str | None, run: str | None) -> None:
-        trainer = self._trainer(self._shape(job))
+        self._begin(self._trainer(self._shape(job)), job, uri, run)
+
+    def _begin(self, trainer: _Trainer, job: Job, uri: str | None, run: str | None) -> None:
         trainer.job, trainer.life, trainer.asked, trainer.notes = job, None, None, 0
-        trainer.submitted = time.monotonic()
+        trainer.submitted, trainer.tracked = time.monotonic(), (uri, run)
         trainer.result = trainer.actor.run.remote(job, uri, run)
 
+    def _hand_over(self) -> None:
+        """An idle trainer takes the job of one that still waits for a machine, which else might wait for this one's cores."""
+        for waiting in [t for t in self.trainers if t.job and not (t.life or t.death or self._ready(t.result))]:
+            idle = next((t for t in self.trainers if t.job is None and t.shape == waiting.shape), None)
+            if idle and waiting.job:
+                self._drop(waiting)
+                self._begin(idle, waiting.job, *waiting.tracked)
+
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        self._hand_over()
         busy = [t for t in self.trainers if t.job]
         self.ray.wait([t.death.answer if t.death else t.result for t in busy], num_returns=1, timeout=seconds)
         return [item for trainer in busy for item in (*self._progress(trainer), *self._ended(trainer))]
@@ -198,7 +219,7 @@ class RayExecutor:
         assert trainer.job
         if trainer.life is not None or self._fits(trainer.job):
             return False
-        return time.monotonic() - trainer.submitted > trainer.job.member.resources.wait_minutes * 60
+        return time.monotonic() - trainer.submitted > self._patience(trainer.job)
 
     def _end(self, trainer: _Trainer, reason: str) -> Outcome:
         """End a hung trainer by its process id, on its own node."""
