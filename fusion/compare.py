@@ -56,11 +56,14 @@ def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[s
 
 
 def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, Seconds]) -> float:
-    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too, a bag for them alone."""
+    """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too, a bag for them alone, a
+    student for its teachers too."""
     if name in gathered.names:
         return seconds[name].before + seconds[name].full
     members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
     full = 0.0 if name == "stack_bag" else sum(_chains(members, seconds).values())
+    if name == "student":
+        return full + seconds[name].full
     return full + (sum(sum(seconds[m].folds) for m in members) if name in STACKS else 0.0)
 
 

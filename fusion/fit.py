@@ -16,7 +16,7 @@ from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
 from fusion.stacking import PlainStack, Stack, StackBag, learn
-from fusion.voting import Single, Vote, VoteLogits
+from fusion.voting import Single, Student, Vote, VoteLogits
 from fusion.weighting import Weighted
 
 
@@ -26,6 +26,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, Callable[[], Method]] = {
+    "student": Student,
     "cascade": Cascade,
     "vote": Vote,
     "vote_logits": VoteLogits,
@@ -72,7 +73,7 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     evidence = gathered.evidence
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
     for name in (n for n in KNOWN if n in fusions):
-        if name == "stack_bag" and not can_bag(evidence):
+        if (name == "stack_bag" and not can_bag(evidence)) or (name == "student" and evidence.fuse.student is None):
             continue
         if name in STACKS and evidence.with_oof:
             fitted[name] = fit_one(name, _stack(name, evidence), evidence.only(evidence.with_oof))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.fit import Fitted
 from fusion.stacking import PlainStack, Stack, StackBag
-from fusion.voting import VoteLogits
+from fusion.voting import Student, VoteLogits
 from workers.augment import to_float
 from workers.models import Network
+
+N = TypeVar("N", covariant=True)
 
 
 class Average(nn.Module):
@@ -151,15 +154,29 @@ class FusedModel(nn.Module):
         return (combined / self.temperature).softmax(1)
 
 
-def assemble(fitted: Fitted, networks: Sequence[nn.Module], bags: Sequence[Sequence[nn.Module]] = ()) -> FusedModel:
-    """The fusion as a module; members without weight are left out.
+@dataclass(frozen=True)
+class Networks(Generic[N]):
+    """What fusions are made of, or one thing about each of them (its spec, for one): full fits and fold fits by member."""
 
-    `networks` are the team's full fits, `bags` each member's fold fits, both in the order of the team.
-    """
-    used = used_members(fitted, len(networks))
-    bagged = isinstance(fitted.method, StackBag)
-    members = [network for i in used for network in bags[i]] if bagged else [networks[i] for i in used]
-    return FusedModel(members, _combiner(fitted.method, used), fitted.temperature).eval()
+    full: Sequence[N]
+    bags: Sequence[Sequence[N]] = ()
+    student: N | None = None
+
+    def used(self, fitted: Fitted) -> list[N]:
+        """Those that a fusion asks, in the order in which it asks them; members without weight are left out."""
+        if isinstance(fitted.method, Student):
+            assert self.student is not None
+            return [self.student]
+        members = used_members(fitted, len(self.full))
+        if isinstance(fitted.method, StackBag):
+            return [network for i in members for network in self.bags[i]]
+        return [self.full[i] for i in members]
+
+
+def assemble(fitted: Fitted, networks: Networks[nn.Module]) -> FusedModel:
+    """The fusion as a module."""
+    combiner = _combiner(fitted.method, used_members(fitted, len(networks.full)))
+    return FusedModel(networks.used(fitted), combiner, fitted.temperature).eval()
 
 
 def used_members(fitted: Fitted, count: int) -> list[int]:
@@ -177,6 +194,8 @@ def _combiner(method: Any, used: list[int]) -> nn.Module:
         return Cascaded(_float(method.temperatures_), _float(method.threshold_))
     if isinstance(method, VoteLogits):
         return LogitAverage(_float(method.weights_[used]), _float(method.temperatures_[used]))
+    if isinstance(method, Student):
+        return Average(torch.ones(1))
     if isinstance(method, Stack | PlainStack):
         kind = Bags if isinstance(method, StackBag) else Meta
         return kind(_float(method.coef_), _float(method.intercept_), _float(method.temperatures_))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.artifact import MemberArtifact
+from workers.artifact import MemberArtifact, class_order
 from workers.errors import ConclaveError
 
 Floats = NDArray[np.float64]
@@ -22,22 +22,25 @@ class Table:
     """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,).
 
     `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows, NaN for a member that has none of them;
-    None where no member has.
+    None where no member has. `student` (n, C) are a student's logits, where there is one.
     """
 
     logits: Floats
     features: tuple[Floats, ...]
     labels: Labels
     folds: Floats | None = None
+    student: Floats | None = None
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         folds = None if self.folds is None else self.folds[:, :, rows]
-        return Table(self.logits[:, rows], tuple(f[rows] for f in self.features), self.labels[rows], folds)
+        student = None if self.student is None else self.student[rows]
+        return Table(self.logits[:, rows], tuple(f[rows] for f in self.features), self.labels[rows], folds, student)
 
     def only(self, members: Sequence[int]) -> Table:
         index = list(members)
         folds = None if self.folds is None else self.folds[index]
-        return Table(self.logits[index], tuple(self.features[i] for i in index if self.features), self.labels, folds)
+        features = tuple(self.features[i] for i in index if self.features)
+        return Table(self.logits[index], features, self.labels, folds, self.student)
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def gather(
     labels: Labels,
     fit_folds: Labels,
     fit_rows: Labels,
+    student: Path | None = None,
 ) -> Gathered:
-    """Read the artifacts (one folder a fit) of every member. `labels` of all rows of the store count `classes`.
+    """Read the artifacts (one folder a fit) of every member, and of the student. `labels` of all rows count `classes`.
 
     `oof` covers the members that have fold fits in `folds`.
     Raises ConclaveError where members don't match, Corrupt where a
@@ -117,7 +121,8 @@ def gather(
             logits.append(outputs[name][f"{part}_logits"].numpy()[at][:, order[name]])
             features.append(outputs[name][f"{part}_features"].numpy()[at].astype(np.float64))
         of_folds = _of_folds(names, folds, part, rows[part], order)
-        tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]], of_folds)
+        distilled = None if student is None else _of_student(student, part, rows[part], classes)
+        tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]], of_folds, distilled)
     heads = [_head(full[name], order[name]) for name in names]
     with_oof = [i for i, name in enumerate(names) if folds.get(name)]
     evidence = Evidence(
@@ -133,13 +138,6 @@ def gather(
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources", "cycle")}
-
-
-def class_order(theirs: Sequence[str], ours: Sequence[str], name: str) -> list[int]:
-    """Where each of our classes stands among a member's. Raises ConclaveError where they are not the same classes."""
-    if sorted(theirs) != sorted(ours):
-        raise ConclaveError(f"member {name} knows other classes than the data: {', '.join(theirs)}; it can't be fused.")
-    return [list(theirs).index(c) for c in ours]
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:
@@ -182,6 +180,13 @@ def _of_folds(
         return None
     missing = np.full_like(next(iter(found.values())), np.nan)
     return np.array([found.get(name, missing) for name in names], dtype=np.float64)
+
+
+def _of_student(folder: Path, part: str, rows: Labels, classes: Sequence[str]) -> Floats:
+    artifact = MemberArtifact(folder)
+    outputs, order = artifact.outputs(), class_order(artifact.manifest()["classes"], classes, "student")
+    at = _positions(outputs[f"{part}_rows"].numpy(), rows, "student")
+    return np.asarray(outputs[f"{part}_logits"].numpy()[at][:, order], dtype=np.float64)
 
 
 def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:

@@ -1,4 +1,4 @@
-"""vote: the mean of the members' probabilities, or of their logits. `Single` is the vote of one member."""
+"""vote: the mean of the members' probabilities, or of their logits. `Single` and `Student` are one network's answers."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ class VoteLogits:
     def predict_proba(self, table: Table) -> Floats:
         """(n, C)."""
         return softmax(pool(table.logits / self.temperatures_[:, None, None], self.weights_))
+
+
+class Student:
+    """One network that learnt from the members' pooled answers, in the same form as a fusion."""
+
+    def fit(self, evidence: Evidence) -> Self:
+        return self
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        assert table.student is not None
+        return softmax(table.student)
 
 
 class Single:

@@ -30,7 +30,7 @@ class Anytime:
 
     def __call__(self, event: Event) -> None:
         self.watch(event)
-        if event.kind == "done" and event.job.fold is None:
+        if event.kind == "done" and event.job.fold is None and not event.job.teachers:
             done = self._done()
             if self.told < len(done) < len(self.todo.team.members) and not (self.thread and self.thread.is_alive()):
                 self.told = len(done)
@@ -43,7 +43,9 @@ class Anytime:
             self.thread.join()
 
     def _done(self) -> dict[str, Path]:
-        artifacts = {j.member.name: MemberArtifact.of(j.home, j.signature) for j in self.todo.jobs if j.fold is None}
+        artifacts = {
+            j.member.name: MemberArtifact.of(j.home, j.signature) for j in self.todo.jobs if j.fold is None and not j.teachers
+        }
         return {name: artifact.root for name, artifact in artifacts.items() if artifact.done}
 
     def _tell(self, done: dict[str, Path]) -> None:

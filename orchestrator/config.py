@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -18,6 +18,8 @@ from orchestrator.team import Team
 from orchestrator.teamfile import Document, Path_
 from workers.errors import Rejected
 from workers.spec import MemberSpec
+
+Recipe = TypeVar("Recipe", bound=MemberSpec)
 
 
 def load(path: Path, data: Path | None = None) -> Team:
@@ -44,11 +46,16 @@ def _located(team: Team, path: Path, data: Path | None) -> Team:
     """Resolve relative paths against the team file's folder."""
     folder = path.resolve().parent
     root = data.resolve() if data else team.data.root and (folder / team.data.root).resolve()
-    members = tuple(m.model_copy(update={"weights": (folder / m.weights).resolve()}) if m.weights else m for m in team.members)
+
+    def located(recipe: Recipe) -> Recipe:
+        return recipe.model_copy(update={"weights": (folder / recipe.weights).resolve()}) if recipe.weights else recipe
+
+    members = tuple(map(located, team.members))
     return team.model_copy(
         update={
             "data": team.data.model_copy(update={"root": root}),
             "members": members,
+            "student": team.student and located(team.student),
             "quorum": min(team.quorum, len(members)),
         }
     )
@@ -93,6 +100,8 @@ def _in_file(document: Document, loc: Path_) -> Path_:
         for other in (("defaults", *where[2:]), where[2:] if where[2] == "resources" else ()):
             if other and document.has(other):
                 return other
+    if len(where) > 1 and where[0] == "student" and not document.has(where) and document.has(("defaults", *where[1:])):
+        return ("defaults", *where[1:])
     return where
 
 

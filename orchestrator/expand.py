@@ -41,6 +41,9 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
             members.append({**member, "resources": _resources(values, member)})
             sources.append(index)
     _seed(values.get("seed", 0), members)
+    asked = values.get("fusion")
+    if "student" in values or (isinstance(asked, tuple) and "student" in asked):
+        values["student"] = _student(document, values, defaults, problems)
     members, sources = _snapshots(members, sources)
     for line, text in _twice(document, members, sources):
         problems.append((line, text))
@@ -48,8 +51,30 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
     return values, sources
 
 
-def _refuse_shared(document: Document, where: Path_, entry: dict[str, Any], problems: list[tuple[int, str]]) -> None:
-    for key in [k for k in entry if k in SHARED]:
+def _student(document: Document, values: dict[str, Any], defaults: dict[str, Any], problems: list[tuple[int, str]]) -> Any:
+    """A member's recipe by the defaults, with what the file says under `student:`."""
+    entry = values.get("student") or {}
+    if not isinstance(entry, dict):
+        problems.append((document.line(("student",)), "student: expected a mapping like {epochs: 50, temperature: 2}"))
+        return None
+    for key in [k for k in ("name", "count", "snapshots", "cycle") if k in entry]:
+        problems.append((document.line(("student", key)), f"student.{key}: a student has none of its own; leave it out"))
+    own = {k: v for k, v in entry.items() if k not in ("name", "count", "snapshots", "cycle")}
+    _refuse_shared(document, ("student",), own, problems, may={"epochs"})
+    alone = {k: v for k, v in defaults.items() if k != "snapshots"}
+    student = {**_merge(alone, own), "name": "student"}
+    _seed(values.get("seed", 0), [student])
+    return {**student, "resources": _resources(values, student)}
+
+
+def _refuse_shared(
+    document: Document,
+    where: Path_,
+    entry: dict[str, Any],
+    problems: list[tuple[int, str]],
+    may: frozenset[str] | set[str] = frozenset(),
+) -> None:
+    for key in [k for k in entry if k in SHARED and k not in may]:
         section = key if key in ("data", "train") else "data" if key in DataSpec.model_fields else "train"
         problems.append(
             (

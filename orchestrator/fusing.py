@@ -17,16 +17,16 @@ from fusion.compare import Seconds, compare, hardest
 from fusion.diversity import diversity
 from fusion.export import export
 from fusion.fit import Fitted, best_single, fit_all, recommend
-from fusion.model import FusedModel, assemble, used_members
+from fusion.model import FusedModel, Networks, assemble
 from fusion.names import STACKS
-from fusion.outputs import Gathered, class_order, gather
+from fusion.outputs import Gathered, gather
 from fusion.stacking import FEW_ROWS
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
 from workers.data import Store, split
-from workers.errors import ConclaveError
 from workers.faults import reach
-from workers.models import Network, build, import_from
+from workers.models import Network, import_from
+from workers.restore import restore
 from workers.spec import DataSpec, MemberSpec
 from workers.tracking import Tracking
 
@@ -65,6 +65,7 @@ class Request:
     uri: str | None
     import_paths: tuple[str, ...]
     provenance: Mapping[str, Any]
+    student: tuple[MemberSpec, Place] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)  # of one trainer for an hour, by kind of machine
 
 
@@ -98,10 +99,10 @@ class Prepared:
 
     gathered: Gathered
     fitted: dict[str, Fitted]
-    networks: list[Network]
-    bags: list[list[Network]]  # fold fits by member, where a fusion uses them
+    networks: Networks[Network]  # with fold fits where a fusion uses them
     full: dict[str, Path]
     folds: dict[str, list[Path]]
+    student: Path | None
 
 
 def prepare(request: Request) -> Prepared:
@@ -111,32 +112,20 @@ def prepare(request: Request) -> Prepared:
     parts = split(store, request.data, request.team_seed)
     full = {name: place.fetch(request.uri) for name, place in request.full.items()}
     folds = {name: [place.fetch(request.uri) for place in places] for name, places in request.folds.items()}
-    gathered = gather(full, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit)
-    networks = [_network(request.members[name], full[name], store) for name in gathered.names]
+    student = request.student[1].fetch(request.uri) if request.student else None
+    gathered = gather(full, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit, student)
     fitted = fit_all(gathered, request.fusions)
-    bags = []
-    if "stack_bag" in fitted:
-        bags = [[_network(request.members[name], root, store) for root in folds.get(name, ())] for name in gathered.names]
-    return Prepared(gathered, fitted, networks, bags, full, folds)
 
+    def network(root: Path, spec: MemberSpec) -> Network:
+        return restore(MemberArtifact(root), store.classes, store.size, spec)
 
-def _network(spec: MemberSpec, root: Path, store: Store) -> Network:
-    network = build(spec.model_copy(update={"weights": None}), len(store.classes), store.size)
-    artifact = MemberArtifact(root)
-    network.load_state_dict(artifact.weights())
-    order = class_order(artifact.manifest()["classes"], store.classes, spec.name)
-    if order != sorted(order):
-        _reorder(network, order, spec.name)
-    return network.eval()
-
-
-def _reorder(network: Network, order: list[int], name: str) -> None:
-    """Make a head that counts the classes in another order count them in ours."""
-    if not isinstance(network.head, torch.nn.Linear):
-        raise ConclaveError(f"member {name} knows the classes in another order, and has no Linear head to put them in ours.")
-    with torch.no_grad():
-        for parameter in network.head.parameters():
-            parameter.copy_(parameter[order])
+    bagged = gathered.names if "stack_bag" in fitted else ()
+    networks = Networks(
+        [network(full[name], request.members[name]) for name in gathered.names],
+        [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
+        network(student, request.student[0]) if request.student and student else None,
+    )
+    return Prepared(gathered, fitted, networks, full, folds, student)
 
 
 def write_model(request: Request, made: Prepared, name: str, target: Path) -> float:
@@ -144,12 +133,12 @@ def write_model(request: Request, made: Prepared, name: str, target: Path) -> fl
     gathered, fitted = made.gathered, made.fitted[name]
     table = gathered.evidence.fuse.take(np.arange(min(PARITY_ROWS, len(gathered.fuse_rows))))
     images = np.asarray(Store(request.store).images[gathered.fuse_rows[:PARITY_ROWS]])
-    repeats = len(made.bags[0]) if name == "stack_bag" else 1
-    used = used_members(fitted, len(made.networks))
-    specs = [request.members[gathered.names[i]] for i in used for _ in range(repeats)]
+    members = [request.members[member] for member in gathered.names]
+    bags = [[spec] * len(made.folds.get(spec.name, ())) for spec in members]
+    specs = Networks(members, bags, request.student[0] if request.student else None)
     provenance = {**request.provenance, "method": name}
-    model = assemble(fitted, made.networks, made.bags)
-    return export(model, specs, gathered.classes, provenance, target, images, fitted.predict_proba(table))
+    model = assemble(fitted, made.networks)
+    return export(model, specs.used(fitted), gathered.classes, provenance, target, images, fitted.predict_proba(table))
 
 
 def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store, target: Path) -> None:
@@ -186,6 +175,8 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
         recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle")}
         folds = tuple(map(of, made.folds.get(name, ())))
         found[name] = Seconds(of(root), folds, float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True))
+    if made.student:
+        found["student"] = Seconds(of(made.student))
     return found
 
 
@@ -194,7 +185,7 @@ def _table(made: Prepared, request: Request) -> dict[str, Any]:
     rows = compare(made.gathered, made.fitted, _train_seconds(made))
     rows_timed = made.gathered.fuse_rows[np.linspace(0, len(made.gathered.fuse_rows) - 1, TIMED_BATCH).astype(int)]
     images = torch.from_numpy(np.asarray(Store(request.store).images[rows_timed]))
-    times = _inference_seconds({n: assemble(f, made.networks, made.bags) for n, f in made.fitted.items()}, images)
+    times = _inference_seconds({n: assemble(f, made.networks) for n, f in made.fitted.items()}, images)
     single_time = float(np.mean([times[n] for n in made.gathered.names]))
     for name, row in rows.items():
         row |= {"inference_cost": times[name] / single_time, "inference_ms": times[name] * 1000 / TIMED_BATCH}
@@ -217,6 +208,8 @@ def _inference_seconds(models: Mapping[str, FusedModel], images: torch.Tensor) -
 
 def _warnings(request: Request, gathered: Gathered, fitted: Mapping[str, Fitted]) -> list[str]:
     found = []
+    if "student" in request.fusions and "student" not in fitted:
+        found.append("student was left out: it learns from these members, no others, and is not trained for them.")
     if "stack_bag" in request.fusions and "stack_bag" not in fitted:
         found.append("stack_bag was left out: fold fits of an early version have no outputs on fuse and test; train them afresh.")
     for name in (n for n in STACKS if n in fitted):

@@ -74,7 +74,7 @@ def supervise(
             ended[last.job.signature] = last
             watch(Event(last.job, last.kind, text=last.reason))
         unfinished = {*running, *(job.signature for job in waiting)}
-        for job in [job for job in waiting if job.after not in unfinished and executor.room(job)]:
+        for job in [job for job in waiting if unfinished.isdisjoint(job.needs) and executor.room(job)]:
             if executor.room(job):
                 waiting.remove(job)
                 running.add(job.signature)
@@ -99,9 +99,10 @@ def supervise(
 
 def _hopeless(job: Job, executor: Executor, ended: Mapping[str, Outcome]) -> Outcome | None:
     """The end of a job that can never start: no machine could hold it, or the one that it goes on from failed."""
-    before = ended.get(job.after) if job.after else None
-    if before is not None and before.kind != "done":
-        return Outcome(job, None, "failed", f"{before.job.label}, from which it goes on, is {before.kind}")
+    for before in (ended[signature] for signature in job.needs if signature in ended):
+        if before.kind != "done":
+            how = "from which it learns" if job.teachers else "from which it goes on"
+            return Outcome(job, None, "failed", f"{before.job.label}, {how}, is {before.kind}")
     reason = executor.impossible(job)
     return Outcome(job, None, "unschedulable", reason) if reason else None
 

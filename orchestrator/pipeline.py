@@ -58,8 +58,9 @@ class Result:
 def sweep(team_file: Path, options: Options) -> Result:
     """Train what isn't done, fuse, export, report. Raises Rejected before anything was written."""
     team = config.load(team_file, options.data)
-    for name in set(options.restart) - {m.name for m in team.members}:
-        raise Rejected(f"--restart {name}: no such member; there are {', '.join(m.name for m in team.members)}.")
+    known = [m.name for m in team.recipes]
+    for name in set(options.restart) - set(known):
+        raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
     uri = tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
     preflight(team, paths)
@@ -91,7 +92,8 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
         outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, follow) if pool else {}
         follow.close()
         members = results.judge(todo, outcomes)
-        runs.finish_members(todo, members)
+        student = results.judge_student(todo, outcomes)
+        runs.finish_members(todo, {**members, **({"student": student} if student else {})})
         done = [name for name, member in members.items() if member["state"] == "done"]
         if len(done) < team.quorum:
             summary = results.summarize(todo, members, None, outcomes, folder, uri, runs)
@@ -143,7 +145,7 @@ def preflight(team: Team, paths: Sequence[str]) -> None:
 
     import_from(paths)
     problems = []
-    for member in team.members:
+    for member in team.recipes:
         try:
             network = build(member, 2 if member.weights is None else 10, team.data.size)
             if "concat" in team.fusion and not linear_head(network):

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected
-from workers.spec import Job, MemberSpec, flatten
+from workers.spec import Job, MemberSpec, StudentSpec, flatten
 
 RECIPE_VERSION = 1  # raise it when the same team gives other weights than before
 
@@ -44,8 +45,12 @@ class Plan:
     def settings(self) -> dict[str, str]:
         """What the results rest on, flat, to tell people what changed between two runs."""
         team = self.team.model_dump(mode="json", include={"seed", "data", "train", "fusion", "quorum"})
-        members = {m.name: m.science() for m in self.team.members}
+        members = {m.name: m.science() for m in self.team.recipes}
         return {k: str(v) for k, v in flatten({**team, "members": members, "data content": self.store.digest[:12]}).items()}
+
+    @property
+    def student(self) -> Job | None:
+        return next((job for job in self.jobs if job.teachers), None)
 
     def of(self, member: str) -> list[Job]:
         return [job for job in self.jobs if job.member.name == member]
@@ -54,6 +59,8 @@ class Plan:
 def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> Plan:
     folds: list[int | None] = [None, *range(team.folds)]
     made = [_job(team, store, home, m, fold, import_paths) for fold in folds for m in team.members]
+    if team.student:
+        made.append(_student(team, store, home, team.student, import_paths, made))
     followed = {job.after for job in made}
     jobs = tuple(job.model_copy(update={"followed": job.signature in followed}) for job in made)
     done = frozenset(j.signature for j in jobs if MemberArtifact.of(home, j.signature).done)
@@ -77,7 +84,26 @@ def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | N
     )
 
 
-def signature(team: Team, store: Store, member: MemberSpec, fold: int | None, import_paths: tuple[str, ...] = ()) -> str:
+def _student(
+    team: Team, store: Store, home: Path, student: StudentSpec, import_paths: tuple[str, ...], members: Sequence[Job]
+) -> Job:
+    """Learns from the full fits of all members, whatever order they stand in."""
+    teachers = tuple(sorted(job.signature for job in members if job.fold is None))
+    own = team.model_copy(update={"train": team.train.model_copy(update={"epochs": student.epochs or team.train.epochs})})
+    job = _job(own, store, home, student, None, import_paths)
+    return job.model_copy(
+        update={"signature": signature(own, store, student, None, import_paths, teachers), "teachers": teachers}
+    )
+
+
+def signature(
+    team: Team,
+    store: Store,
+    member: MemberSpec,
+    fold: int | None,
+    import_paths: tuple[str, ...] = (),
+    teachers: tuple[str, ...] = (),
+) -> str:
     """Hash of all that changes a fit's result, and of nothing else (no names, resources, hosts, paths)."""
     content = {
         "recipe_version": RECIPE_VERSION,
@@ -88,6 +114,7 @@ def signature(team: Team, store: Store, member: MemberSpec, fold: int | None, im
         "fold": None if fold is None else [fold, team.data.folds],
         "weights": _file_sha256(member.weights) if member.weights else None,
         "code": _code_sha256(member.arch.partition(":")[0], import_paths) if ":" in member.arch else None,
+        **({"teachers": teachers} if teachers else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -127,7 +154,8 @@ def _images(plan: Plan, job: Job) -> float:
     if not plan.store.tested.any():
         rows *= 1 - job.data.test_fraction
     first, end = job.epochs
-    return rows * (end - first) * (1 if job.fold is None else 1 - 1 / job.data.folds)
+    teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
+    return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
 
 
 def _measured(plan: Plan) -> dict[tuple[str, int, str], float]:

@@ -25,6 +25,7 @@ def joined(home: Path, name: str, methods: list[str] | None, others: Sequence[st
         named = {member: f"{other}.{member}" for member in theirs.members}
         request = replace(
             request,
+            student=None,
             members={**request.members, **{new: theirs.members[old] for old, new in named.items()}},
             full={**request.full, **{new: theirs.full[old] for old, new in named.items()}},
             folds={**request.folds, **{new: theirs.folds[old] for old, new in named.items() if old in theirs.folds}},
@@ -45,6 +46,7 @@ def chosen(request: Request, drop: Sequence[str], only: Sequence[str]) -> Reques
         raise Rejected("--drop and --only leave no member to fuse.")
     return replace(
         request,
+        student=request.student if kept == list(request.members) else None,
         members={m: request.members[m] for m in kept},
         full={m: request.full[m] for m in kept},
         folds={m: request.folds[m] for m in kept if m in request.folds},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,30 @@ from workers.spec import Job
 
 def judge(todo: Plan, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:
     """Each member's state, by its full fit; a member that lacks fold fits is done, and says why stack goes without."""
-    members = {}
-    for member in todo.team.members:
-        jobs = todo.of(member.name)
-        full = outcomes.get(jobs[0].signature)
-        entry: dict[str, Any] = {"state": "done", "reason": None, "seed": member.seed}
-        artifact = MemberArtifact.of(jobs[0].home, jobs[0].signature)
-        if artifact.done:
-            manifest = artifact.manifest()
-            entry |= {"train_seconds": manifest["train_seconds"], "weights_sha256": manifest["weights_sha256"]}
-            missing = [j for j in jobs[1:] if not MemberArtifact.of(j.home, j.signature).done]
-            if missing:
-                first = outcomes.get(missing[0].signature)
-                why = first.reason if first else "it was not run"
-                entry["reason"] = f"left out of stack: {len(missing)} fold fits are missing ({missing[0].label}: {why})"
-        else:
-            state = full.kind if full and full.kind != "done" else "pending"
-            entry |= {
-                "state": state,
-                "reason": full.reason if full else None,
-                "train_seconds": None,
-                "weights_sha256": None,
-            }
-        members[member.name] = {**entry, "test": None}
-    return members
+    return {member.name: _state(todo.of(member.name), outcomes) for member in todo.team.members}
+
+
+def judge_student(todo: Plan, outcomes: dict[str, Outcome]) -> dict[str, Any] | None:
+    """The student's state; None where the team asks for none."""
+    return _state([todo.student], outcomes) if todo.student else None
+
+
+def _state(jobs: Sequence[Job], outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Of a full fit and the fold fits that belong to it."""
+    full = outcomes.get(jobs[0].signature)
+    artifact = MemberArtifact.of(jobs[0].home, jobs[0].signature)
+    entry: dict[str, Any] = {"seed": jobs[0].member.seed, "test": None}
+    if not artifact.done:
+        state = full.kind if full and full.kind != "done" else "pending"
+        return {**entry, "state": state, "reason": full and full.reason, "train_seconds": None, "weights_sha256": None}
+    manifest, reason = artifact.manifest(), None
+    missing = [j for j in jobs[1:] if not MemberArtifact.of(j.home, j.signature).done]
+    if missing:
+        first = outcomes.get(missing[0].signature)
+        why = first.reason if first else "it was not run"
+        reason = f"left out of stack: {len(missing)} fold fits are missing ({missing[0].label}: {why})"
+    measured = {"train_seconds": manifest["train_seconds"], "weights_sha256": manifest["weights_sha256"]}
+    return {**entry, "state": "done", "reason": reason, **measured}
 
 
 def make_request(
@@ -52,7 +53,8 @@ def make_request(
     def place(job: Job) -> Place:
         return Place(ids.get(job.signature), MemberArtifact.of(job.home, job.signature).root)
 
-    jobs = {name: todo.of(name) for name in specs}
+    jobs, student = {name: todo.of(name) for name in specs}, todo.student
+    taught = student and len(specs) == len(members) and MemberArtifact.of(student.home, student.signature).done
     return Request(
         sweep=folder.path.absolute(),
         name=todo.team.name,
@@ -71,6 +73,7 @@ def make_request(
             "member_weights": {n: members[n]["weights_sha256"] for n in specs},
             "commit": _commit(),
         },
+        student=(student.member, place(student)) if student and taught else None,
         prices=todo.team.hourly,
     )
 
@@ -95,15 +98,18 @@ def summarize(
     runs: Runs,
 ) -> dict[str, Any]:
     table = details["candidates"] if details else {}
-    for name, member in members.items():
+    student = judge_student(todo, outcomes)
+    every = {**members, **({"student": student} if student else {})}
+    for name, member in every.items():
         member["test"] = brief(table.get(name, {}).get("test"))
-    whole = all(m["state"] == "done" and m["reason"] is None for m in members.values())
+    whole = all(m["state"] == "done" and m["reason"] is None for m in every.values())
     return {
         "sweep": todo.team.name,
         "state": "failed" if details is None else "done" if whole else "partial",
         "trained": sum(outcome.manifest is not None for outcome in outcomes.values()),
         "reused": sum(job.signature in todo.done for job in todo.jobs),
         "members": members,
+        "student": student,
         "fusions": {
             name: {"test": brief(row["test"]), "train_cost": row["train_cost"], "inference_cost": row["inference_cost"]}
             for name, row in table.items()

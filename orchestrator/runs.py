@@ -81,7 +81,7 @@ class Runs:
             tags = {
                 "team": self.team.name,
                 "member": job.member.name,
-                "role": "member" if job.fold is None else "fold",
+                "role": "student" if job.teachers else "member" if job.fold is None else "fold",
                 "signature": job.signature,
                 "state": "pending",
                 "mlflow.note.content": f"**{job.label}**: {job.member.arch}, {job.member.optimizer.kind}, seed {job.seed}",
@@ -169,8 +169,8 @@ class Runs:
                         f"{kind}/{name}/accuracy": row["test"]["accuracy"],
                         f"{kind}/{name}/nll": row["test"]["nll"],
                     }
-        for name, member in summary["members"].items():
-            if member["test"]:
+        for name, member in {**summary["members"], "student": summary["student"]}.items():
+            if member and member["test"]:
                 scores = {f"test/{key}": value for key, value in member["test"].items()}
                 job = self.todo.of(name)[0]
                 fitted = MemberArtifact.of(job.home, job.signature).manifest()["history"][-1]["time"]
@@ -216,7 +216,7 @@ class Runs:
                 "experiment_id": self.experiment,
                 "parent_run_id": self.parent,
                 "runs": self.jobs,
-                "members": {m.name: [j.signature for j in self.todo.of(m.name)] for m in self.team.members},
+                "members": {m.name: [j.signature for j in self.todo.of(m.name)] for m in self.team.recipes},
                 "fingerprint": fingerprint,
                 "settings": self.todo.settings(),
             },

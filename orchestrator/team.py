@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fusion.names import DEFAULT, STACKS, Fusion
-from workers.spec import DataSpec, MemberSpec, Name, Resources, Strict, TrainSpec
+from fusion.names import DEFAULT, KNOWN, STACKS, Fusion
+from workers.spec import DataSpec, MemberSpec, Name, Resources, Strict, StudentSpec, TrainSpec
 
 
 def _somebody(value: Any) -> Any:
@@ -76,6 +76,7 @@ class Team(Strict):
     train: TrainSpec = TrainSpec()
     members: Annotated[tuple[MemberSpec, ...], BeforeValidator(_somebody)]
     fusion: tuple[Fusion, ...] = Field(DEFAULT, min_length=1)
+    student: StudentSpec | None = None  # there where `fusion` asks for one
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     quorum: int = Field(2, ge=1)
@@ -90,6 +91,11 @@ class Team(Strict):
         return {name: price.hour if isinstance(price, OwnServer) else price for name, price in self.prices.items()}
 
     @property
+    def recipes(self) -> tuple[MemberSpec, ...]:
+        """The members, and the student where there is one."""
+        return (*self.members, *([self.student] if self.student else []))
+
+    @property
     def folds(self) -> int:
         """How many fold fits each member makes: none where no fusion learns from them."""
         return self.data.folds if set(STACKS) & set(self.fusion) else 0
@@ -102,7 +108,13 @@ class Team(Strict):
             raise ValueError("fusion names a method twice")
         if "stack_bag" in self.fusion and not self.data.folds:
             raise ValueError("fusion: stack_bag is a bag of fold fits: set data.folds to 2 or more")
+        if self.student and "student" not in self.fusion:
+            raise ValueError("student: is described, and `fusion:` doesn't ask for it: add student there")
+        if self.student and self.student.snapshots > 1:
+            raise ValueError("student: snapshots are for members; a student is one network")
         for member in self.members:
+            if member.name in KNOWN:
+                raise ValueError(f"member {member.name}: that is a fusion's name; give the member another one")
             if member.cycle > member.snapshots:
                 raise ValueError(f"member {member.name}: cycle {member.cycle} of {member.snapshots} snapshots")
             if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):

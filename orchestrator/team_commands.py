@@ -52,6 +52,7 @@ def plan(team_file: TeamFile, home: HomeDir = DEFAULT_HOME, data: DataPath = Non
     if store is None:
         folds = team.folds
         jobs = [f"{m.name}{'' if k is None else f' fold {k}'}" for k in (None, *range(folds)) for m in team.members]
+        jobs += ["student"] if team.student else []
         _show_plan([(label, "to do") for label in jobs], "unknown until the data is packed: `conclave sweep` packs it", as_json)
         return
     made = planning.make(team, store, home, (str(team_file.resolve().parent),))

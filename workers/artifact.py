@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from workers.errors import Stopped
+from workers.errors import ConclaveError, Stopped
 from workers.faults import reach
 
 if TYPE_CHECKING:
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from workers.watcher import Watcher
 
 MANIFEST = "manifest.json"
+
+
+def class_order(theirs: Sequence[str], ours: Sequence[str], name: str) -> list[int]:
+    """Where each of our classes stands among a member's. Raises ConclaveError where they are not the same classes."""
+    if sorted(theirs) != sorted(ours):
+        raise ConclaveError(f"member {name} knows other classes than the data: {', '.join(theirs)}; it can't be fused.")
+    return [list(theirs).index(c) for c in ours]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from workers.watcher import Epoch
 
 BATCH = 50
 LONGEST_PAUSE = 30.0
+ON_THE_WAY = 60.0  # seconds that a fit made elsewhere may take to arrive
 
 
 def deliver(spool: Spool, tracking: Tracking | None = None, until: float | None = None) -> int:
@@ -99,6 +100,22 @@ class FitRun:
         self.sender = Sender(self.spool, self.tracking)
         self.uploaded, self.slot = time.monotonic(), 0
         self.sender.start()
+
+    def fetch_teachers(self) -> None:
+        """Take the fits that the job learns from, where another machine made them: they may still be on their way."""
+        for signature in self.job.teachers:
+            artifact, until = MemberArtifact.of(self.job.home, signature), time.monotonic() + ON_THE_WAY
+            while not artifact.done:
+                run = self.tracking.finished_fit(self.tracking.experiment_of(self.run), signature)
+                found = self.tracking.fetch(run, "fit") if run else None
+                if found and MemberArtifact(found.parent).done:
+                    artifact.adopt(found)
+                elif time.monotonic() > until:
+                    raise RuntimeError(
+                        f"the fit {signature}, which this one learns from, is neither here nor in the tracking store"
+                    )
+                else:
+                    time.sleep(1)
 
     def fetch_checkpoint(self) -> None:
         """Take the checkpoints that the run has, where this machine has none of its own."""

@@ -14,6 +14,7 @@ from workers.data import Rows, Split, Store, split
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.models import build, import_from
+from workers.restore import Teacher, restore
 from workers.spec import Job
 from workers.train import FitData, Fitted, fit
 from workers.watcher import Watcher
@@ -79,7 +80,13 @@ def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> Fit
         torch.from_numpy(rows),
         torch.from_numpy(parts.fuse),
         None if stop is None else torch.from_numpy(stop),
+        _teacher(job, store),
     )
+
+
+def _teacher(job: Job, store: Store) -> Teacher | None:
+    artifacts = [MemberArtifact.of(job.home, signature) for signature in job.teachers]
+    return Teacher([restore(artifact, store.classes, store.size) for artifact in artifacts]) if artifacts else None
 
 
 def _outputs(job: Job, fitted: Fitted, data: FitData, parts: Split, device: torch.device) -> Weights:

@@ -199,6 +199,17 @@ class MemberSpec(Strict):
         return [round(epochs * k / self.snapshots) for k in range(1, self.snapshots + 1)]
 
 
+class StudentSpec(MemberSpec):
+    """A network that learns from the members' pooled answers: one more recipe, and how it listens."""
+
+    epochs: int | None = Field(None, ge=1)  # as many as the members' where left out
+    soft: float = Field(1.0, gt=0, le=1)  # share of the loss that is the distance to the members' answers; the rest: labels
+    temperature: float = Field(1.0, gt=0, le=100)  # above 1 the small probabilities count for more
+
+    def science(self) -> dict[str, Any]:
+        return {k: v for k, v in super().science().items() if k != "epochs"}  # the training's own say how many
+
+
 class Job(Strict):
     """One fit as scheduled: a full fit (`fold` is None) or the fold fit that leaves `fold` out."""
 
@@ -214,10 +225,16 @@ class Job(Strict):
     checkpoint_seconds: float = 300.0  # the longest that a fit goes without one
     after: str | None = None  # the fit from whose last checkpoint this one goes on: the cycle before
     followed: bool = False  # whether another job of the plan goes on from this one
+    teachers: tuple[str, ...] = ()  # the full fits whose pooled answers a student learns
 
     @property
     def label(self) -> str:
         return self.member.name if self.fold is None else f"{self.member.name} fold {self.fold}"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fits that have to be done before this one begins."""
+        return (*self.teachers, *([self.after] if self.after else []))
 
     @property
     def epochs(self) -> tuple[int, int]:

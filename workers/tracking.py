@@ -148,6 +148,9 @@ class Tracking:
         if self.client.list_artifacts(run, folder):
             get_artifact_repository(self.client.get_run(run).info.artifact_uri, self.uri).delete_artifacts(folder)
 
+    def experiment_of(self, run: str) -> str:
+        return str(self.client.get_run(run).info.experiment_id)
+
     def finished_fit(self, experiment: str, signature: str) -> str | None:
         """A run of the experiment that holds the finished fit with this signature."""
         found = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)

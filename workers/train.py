@@ -24,19 +24,23 @@ from workers.evaluate import outputs, resolve_precision
 from workers.faults import reach
 from workers.models import Network, memory_format
 from workers.optim import learning_rate, load_slots, make_optimizer, slots
-from workers.spec import MemberSpec, TrainSpec, derive_seed
+from workers.restore import Teacher
+from workers.spec import MemberSpec, StudentSpec, TrainSpec, derive_seed
 from workers.watcher import Epoch, Watcher
+
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class FitData:
-    """Images (N, H, W, 3) uint8 and labels (N,) of the whole store; the rows to fit, and those to watch."""
+    """Images (N, H, W, 3) uint8 and labels (N,) of the whole store; the rows to fit, and those to watch; a student's teacher."""
 
     images: Tensor
     labels: Tensor
     fit: Tensor
     watch: Tensor
     stop: Tensor | None = None
+    teacher: Teacher | None = None
 
 
 @dataclass
@@ -110,6 +114,8 @@ class _Fit:
         self.precision = resolve_precision(self.spec.precision, self.device)
         self.format = memory_format(self.network, self.device, self.precision)
         self.network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
+        if self.data.teacher:
+            self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.member, self.network)
         average = self.spec.ema and get_ema_multi_avg_fn(self.spec.ema)  # type: ignore[no-untyped-call]
         self.ema = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if average else None
@@ -189,10 +195,13 @@ class _Fit:
         for part in _parts(len(rows), self.micro):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = self.network(x[part])
+                taught = self.data.teacher(x[part]) if self.data.teacher else None
             logits = logits.float()
             one = self._loss(logits, first[part])
             if share < 1:
                 one = share * one + (1 - share) * self._loss(logits, second[part])
+            if taught is not None and isinstance(self.member, StudentSpec):
+                one = self.member.soft * distance(logits, taught, self.member.temperature) + (1 - self.member.soft) * one
             one = one * (len(logits) / len(rows))
             one.backward()  # type: ignore[no-untyped-call]
             loss += one.detach()
@@ -267,6 +276,16 @@ class _Fit:
         self.history = state.record["history"]
         sums = state.record["sums"]
         return state.record["step"], _Sums(**sums) if sums else None
+
+
+def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Of (N, C) logits from (N, C) probabilities: KL divergence, both softened, times T² so that gradients keep their size.
+
+    Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
+    """
+    softened = (taught.clamp(min=TINY).log() / temperature).log_softmax(1)
+    spoken = (logits / temperature).log_softmax(1)
+    return F.kl_div(spoken, softened, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _parts(count: int, largest: int) -> list[slice]:

@@ -65,6 +65,7 @@ def work(job: Job, uri: str | None, run: str | None, progress: Progress) -> dict
     progress.run = told
     try:
         if told:
+            told.fetch_teachers()
             told.fetch_checkpoint()
         manifest = member.run(job, progress)
         if told:

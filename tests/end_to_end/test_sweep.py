@@ -244,6 +244,37 @@ def test_a_snapshot_whose_cycle_before_failed_is_not_trained(tmp_path: Path, mon
     assert result.summary["members"]["cyc.2"]["reason"] == "cyc.1, from which it goes on, is diverged"
 
 
+STUDENT = TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstudent: {epochs: 3, seed: 4}\n"
+
+
+def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(STUDENT)
+    summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert (summary["state"], summary["trained"], summary["student"]["state"]) == ("done", 3, "done")
+    rows = Home(tmp_path / "home").sweep("tiny").details()["candidates"]
+    assert list(rows) == ["a", "b", "student", "vote"]
+    paid = sum(m["train_seconds"] for m in (*summary["members"].values(), summary["student"]))
+    assert rows["student"]["train_seconds"] == pytest.approx(paid), "its teachers had to be trained too"
+    assert 0.5 < rows["student"]["inference_cost"] < 1.5 < rows["vote"]["inference_cost"]
+    runs = Tracking(Home(tmp_path / "home").tracking_uri).client.search_runs(["1"], "tags.role = 'student'")
+    assert [run.data.metrics["test/accuracy"] for run in runs] == [summary["student"]["test"]["accuracy"]]
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    conclave("export", "tiny", "--home", "home", "--method", "student", "--out", "student.onnx", cwd=tmp_path)
+    alone = conclave("fuse", "tiny", "--home", "home", "--only", "a", "--json", cwd=tmp_path).stdout
+    assert "student was left out" in alone
+    (tmp_path / "team.yaml").write_text(STUDENT.replace("epochs: 3, ", "epochs: 3, temperature: 2, "))
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 1
+
+
+def test_a_student_whose_teacher_failed_is_named_and_the_rest_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "team.yaml").write_text(STUDENT + "quorum: 1\n")
+    monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@b:3:nan")
+    result = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert (result.exit_code, result.summary["student"]["state"]) == (3, "failed")
+    assert result.summary["student"]["reason"] == "b, from which it learns, is diverged"
+    assert "student" not in result.summary["fusions"]
+
+
 def test_prices_become_money(tmp_path: Path) -> None:
     prices = "prices: {spot: 3600, own: {price: 8766, years: 1, use: 1}}\n"
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + prices)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fusion.fit import fit_all
-from fusion.model import Cascaded, assemble
+from fusion.model import Cascaded, Networks, assemble
 from fusion.names import KNOWN
 from fusion.outputs import Evidence, Gathered, Table
 from workers.augment import to_float
@@ -47,7 +47,7 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     table = outputs(networks, images)
     bags = [networks[i : i + 1] + networks[:1] for i in range(3)]  # two fold fits a member
     of_folds = np.stack([[table.logits[i], table.logits[0]] for i in range(3)])
-    table = replace(table, folds=of_folds)
+    table = replace(table, folds=of_folds, student=table.logits[2])
     oof = table.only(with_oof) if with_oof else None
     heads = tuple((n.head.weight.detach().double().numpy(), n.head.bias.detach().double().numpy()) for n in networks)  # type: ignore[union-attr]
     rows = np.arange(120)
@@ -57,7 +57,7 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     assert set(fitted) == {"a", "b", "c", *KNOWN} - (set() if with_oof else {"stack_bag"})
     for name, fusion in fitted.items():
         with torch.inference_mode():
-            ours = assemble(fusion, networks, bags)(images).numpy()
+            ours = assemble(fusion, Networks(networks, bags, networks[2]))(images).numpy()
         assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4, name
 
 

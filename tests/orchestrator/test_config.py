@@ -79,6 +79,17 @@ def test_snapshots_share_their_seed_and_only_they_carry_a_cycle() -> None:
     assert "cycle" not in team.members[0].science()
 
 
+def test_a_student_is_a_recipe_by_the_defaults() -> None:
+    text = "name: t\nfusion: [vote, student]\ndefaults: {width: 8, optimizer: {kind: sgd, lr: 1}}\nmembers: [{name: a}]\n"
+    assert parsed(text.replace(", student", "")).student is None
+    student = parsed(text).student
+    assert student
+    assert (student.name, student.width, student.optimizer, student.soft) == ("student", 8, Sgd(lr=1), 1.0)
+    own = parsed(text + "student: {epochs: 99, soft: 0.5, temperature: 2, optimizer: adamw, seed: 7}\n").student
+    assert own
+    assert (own.epochs, own.soft, own.temperature, own.optimizer, own.seed) == (99, 0.5, 2, AdamW(), 7)
+
+
 def test_another_optimizer_replaces_that_of_the_defaults() -> None:
     same = parsed(
         "name: t\ndefaults: {optimizer: {kind: sgd, momentum: 0.5}}\nmembers: [{name: a, optimizer: {kind: sgd, lr: 1}}]"
@@ -123,6 +134,14 @@ BAD = {
     "a cycle too many": (HEAD + "members: [{name: a, snapshots: 2, cycle: 3}]\n", 1, "cycle 3 of 2"),
     "a bag without fold fits": (HEAD + ONE + "data: {folds: 0}\nfusion: [vote, stack_bag]\n", 1, "set data.folds"),
     "shared key in a member": (HEAD + "members: [{name: a, epochs: 3}]\n", 2, "Set it under `train:`"),
+    "a student that nobody asks for": (HEAD + ONE + "student: {soft: 0.5}\n", 1, "add student there"),
+    "a student with a batch size": (HEAD + ONE + "fusion: [student]\nstudent: {batch_size: 5}\n", 4, "Set it under `train:`"),
+    "a student with a name": (HEAD + ONE + "fusion: [student]\nstudent: {name: x}\n", 4, "leave it out"),
+    "a student that is none": (HEAD + ONE + "fusion: [student]\nstudent: 3\n", 4, "expected a mapping"),
+    "a student's unknown key": (HEAD + ONE + "fusion: [student]\nstudent: {temprature: 3}\n", 4, "did you mean temperature?"),
+    "a student's hard labels alone": (HEAD + ONE + "fusion: [student]\nstudent: {soft: 0}\n", 4, "greater than 0"),
+    "a default that is wrong for a student": (HEAD + ONE + "fusion: [student]\ndefaults: {width: 0}\n", 4, "greater than"),
+    "a fusion's name": (HEAD + "members: [{name: vote}]\n", 1, "a fusion's name"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "1 to 1000"),
     "adamw with momentum": (HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n", 2, "unknown key"),
     "not a mapping": ("- a\n- b\n", 1, "mapping"),

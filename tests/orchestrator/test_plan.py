@@ -51,3 +51,19 @@ def test_a_share_of_the_epochs_makes_other_fold_fits_and_the_same_full_fit(tmp_p
     assert [(job.fold, job.train.epochs) for job in jobs] == [(None, 9), (0, 3), (1, 3)]
     before, now = signatures(BASE, tmp_path), signatures(third, tmp_path)
     assert [a == b for a, b in zip(before, now, strict=True)] == [True, False, False]
+
+
+STUDENT = BASE.replace("members:", "fusion: [vote, stack, student]\nstudent: {epochs: 5}\nmembers:")
+
+
+def test_a_student_learns_from_all_full_fits_whatever_their_order(tmp_path: Path) -> None:
+    two = STUDENT.replace("[{name: a, seed: 1}]", "[{name: a, seed: 1}, {name: b, seed: 2}]")
+    swapped = STUDENT.replace("[{name: a, seed: 1}]", "[{name: b, seed: 2}, {name: a, seed: 1}]")
+    made = planned(two, tmp_path)
+    student = made.student
+    assert student
+    assert set(student.teachers) == set(student.needs) == {made.of(name)[0].signature for name in "ab"}
+    assert (student.label, student.fold, student.train.epochs) == ("student", None, 5)
+    assert signatures(two, tmp_path)[-1] == signatures(swapped, tmp_path)[-1]
+    assert len({signatures(text, tmp_path)[-1] for text in (two, STUDENT, two.replace("epochs: 5", "soft: 0.5"))}) == 3
+    assert signatures(STUDENT, tmp_path)[:-1] == signatures(BASE, tmp_path), "no member is another one for it"

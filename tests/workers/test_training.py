@@ -1,6 +1,7 @@
 """One fit: schedule, augmentation, networks, resume, memory, divergence, checksums."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from workers.files import tensors_sha256
 from workers.models import Network, build, linear_head, memory_format
 from workers.networks import KNOWN
 from workers.optim import learning_rate
-from workers.spec import AUGMENTS, Augment, MemberSpec, TrainSpec
+from workers.restore import Teacher
+from workers.spec import AUGMENTS, Augment, MemberSpec, StudentSpec, TrainSpec
 from workers.watcher import Watcher
 
 CPU = torch.device("cpu")
@@ -89,6 +91,49 @@ def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
     assert [rates[i] for i in (0, 20, 40)] == [0.2] * 3
     assert max(rates[i] for i in (19, 39, 59)) < 0.002
     assert all(a >= b for i in (0, 20, 40) for a, b in itertools.pairwise(rates[i : i + 20]))
+
+
+def student(**keys: object) -> StudentSpec:
+    return StudentSpec.model_validate({"name": "student", "seed": 1, "width": 4, "augment": (), **keys})
+
+
+def taught(spec: StudentSpec, rows: train.FitData, teacher: Teacher, folder: Path | None = None, cut: int = 0) -> train.Fitted:
+    checkpoints, watcher = (Checkpoints(folder, "me"), Cut(cut) if cut else Watcher()) if folder else (None, None)
+    settings = TrainSpec(epochs=4, batch_size=16)
+    rows = replace(rows, teacher=teacher)
+    return train.fit(lambda: build(spec, 3, 8), rows, spec, settings, spec.seed, CPU, checkpoints, watcher)
+
+
+def test_the_distance_of_a_student_is_hintons() -> None:
+    """By its definition: the KL divergence of softened distributions, and T² of it."""
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    for temperature in (1.0, 3.0):
+        p, q = ((x / temperature).softmax(1) for x in (teacher, logits))
+        by_hand = (p * (p / q).log()).sum(1).mean() * temperature**2
+        ours = train.distance(logits, teacher.softmax(1), temperature)
+        assert abs(float(ours - by_hand)) < 1e-9
+    assert float(train.distance(teacher, teacher.softmax(1), 2.0)) < 1e-12
+
+
+def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    networks = [fitted(member(seed=seed)).network.eval() for seed in (1, 2)]
+    before = [tensors_sha256(network.state_dict()) for network in networks]
+    rows = data()
+    whole = taught(student(), rows, Teacher(networks))
+    unlabelled = taught(student(), replace(rows, labels=torch.zeros_like(rows.labels)), Teacher(networks))
+    assert digest(whole) == digest(unlabelled), "with soft 1 no label is read"
+    assert digest(whole) != digest(taught(student(), rows, Teacher(networks[:1])))
+    labelled = [
+        taught(student(soft=0.5), replace(rows, labels=labels), Teacher(networks)) for labels in (rows.labels, rows.labels * 0)
+    ]
+    assert digest(labelled[0]) != digest(labelled[1])
+    assert whole.history[-1]["train/loss"] < whole.history[0]["train/loss"]
+    assert [tensors_sha256(network.state_dict()) for network in networks] == before
+    with pytest.raises(Stopped):
+        taught(student(), rows, Teacher(networks), tmp_path, cut=7)
+    assert digest(taught(student(), rows, Teacher(networks), tmp_path)) == digest(whole), "resumed bit for bit"
 
 
 @pytest.mark.parametrize("steps", [7, 10])

@@ -1,0 +1,54 @@
+"""A finished fit as a network again, its classes in the order of the data; and the fits that a student learns from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from workers.artifact import MemberArtifact, class_order
+from workers.errors import ConclaveError
+from workers.models import Network, build
+from workers.spec import MemberSpec
+
+
+def restore(artifact: MemberArtifact, classes: Sequence[str], image_size: int, spec: MemberSpec | None = None) -> Network:
+    """In evaluation mode, on the CPU; `spec` is the one that it was trained by where left out. Raises Corrupt, ConclaveError."""
+    record = artifact.manifest()
+    spec = spec or MemberSpec.model_validate_json(json.dumps(record["member"]))
+    network = build(spec.model_copy(update={"weights": None}), len(classes), image_size)
+    network.load_state_dict(artifact.weights())
+    order = class_order(record["classes"], classes, spec.name)
+    if order != sorted(order):
+        _reorder(network, order, spec.name)
+    return network.eval()
+
+
+def _reorder(network: Network, order: list[int], name: str) -> None:
+    """Make a head that counts the classes in another order count them in ours."""
+    if not isinstance(network.head, nn.Linear):
+        raise ConclaveError(f"member {name} knows the classes in another order, and has no Linear head to put them in ours.")
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.copy_(parameter[order])
+
+
+class Teacher:
+    """The vote of finished networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) probabilities, float32.
+
+    A vote, and not a fusion that was fitted on *fuse*: so a student's own outputs on *fuse* stay those of rows that nobody
+    who taught it has seen.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.stack([network(x).float().softmax(1) for network in self.networks]).mean(0)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
+        for network in self.networks:
+            network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
