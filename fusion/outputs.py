@@ -137,7 +137,7 @@ def gather(
 
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources", "cycle")}
+    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources", "cycle", "averaged")}
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:

@@ -19,6 +19,7 @@ from orchestrator.teamfile import Document, Path_
 from workers.errors import Rejected
 from workers.spec import MemberSpec
 
+TAGS = ("sgd", "adamw", "step", "cosine", "one_cycle", "ema", "swa")  # of unions: pydantic adds them to where an error is
 Recipe = TypeVar("Recipe", bound=MemberSpec)
 
 
@@ -91,9 +92,9 @@ def _in_file(document: Document, loc: Path_) -> Path_:
     where: Path_ = ()
     for position, key in enumerate(loc):
         last = position == len(loc) - 1
-        if key in ("sgd", "adamw", "step", "cosine", "one_cycle") and not last:
+        if key in TAGS and not last:
             continue
-        if key in ("sgd", "adamw", "step", "cosine", "one_cycle") and last and not document.has((*where, key)):
+        if key in TAGS and last and not document.has((*where, key)):
             continue
         where = (*where, key)
     if len(where) > 2 and where[0] == "members" and not document.has(where):

@@ -1,4 +1,4 @@
-"""What a team file says of its members -> one mapping a member: defaults merged, `count` and `snapshots` expanded, seeds."""
+"""What a team file says of its members -> one mapping a member: defaults merged, `count` and the like expanded, seeds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SHARED = {
     "data": "fusion compares members row by row, so all must see the same rows",
     "train": "costs and out-of-fold outputs compare only between equal trainings",
 }
+
+
+NOT_A_STUDENTS = ("name", "count", "snapshots", "cycle", "average", "averaged")
 
 
 def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
@@ -45,6 +48,7 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
     if "student" in values or (isinstance(asked, tuple) and "student" in asked):
         values["student"] = _student(document, values, defaults, problems)
     members, sources = _snapshots(members, sources)
+    members, sources = _averages(members, sources)
     for line, text in _twice(document, members, sources):
         problems.append((line, text))
     values["members"] = tuple(members)
@@ -57,11 +61,11 @@ def _student(document: Document, values: dict[str, Any], defaults: dict[str, Any
     if not isinstance(entry, dict):
         problems.append((document.line(("student",)), "student: expected a mapping like {epochs: 50, temperature: 2}"))
         return None
-    for key in [k for k in ("name", "count", "snapshots", "cycle") if k in entry]:
+    for key in [k for k in NOT_A_STUDENTS if k in entry]:
         problems.append((document.line(("student", key)), f"student.{key}: a student has none of its own; leave it out"))
-    own = {k: v for k, v in entry.items() if k not in ("name", "count", "snapshots", "cycle")}
+    own = {k: v for k, v in entry.items() if k not in NOT_A_STUDENTS}
     _refuse_shared(document, ("student",), own, problems, may={"epochs"})
-    alone = {k: v for k, v in defaults.items() if k != "snapshots"}
+    alone = {k: v for k, v in defaults.items() if k not in NOT_A_STUDENTS}
     student = {**_merge(alone, own), "name": "student"}
     _seed(values.get("seed", 0), [student])
     return {**student, "resources": _resources(values, student)}
@@ -119,6 +123,21 @@ def _snapshots(members: list[Any], sources: list[int]) -> tuple[list[Any], list[
     return found, origins
 
 
+def _averages(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
+    """`{name: plain, average: swa}` -> plain, and plain.swa, whose weights are averages along plain's training."""
+    found: list[Any] = []
+    origins: list[int] = []
+    for member, source in zip(members, sources, strict=True):
+        found.append(member)
+        origins.append(source)
+        kind = _as_kind(member.get("average"))
+        known = isinstance(kind, dict) and kind.get("kind") in ("ema", "swa") and isinstance(member.get("name"), str)
+        if known and "averaged" not in member:
+            found.append({**member, "name": f"{member['name']}.{kind['kind']}", "averaged": True})
+            origins.append(source)
+    return found, origins
+
+
 def _merge(base: Any, over: Any) -> Any:
     """Deep merge; a mapping whose `kind` differs replaces the other, because its keys mean other things."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
@@ -127,7 +146,7 @@ def _merge(base: Any, over: Any) -> Any:
         return over
     merged = dict(base)
     for key, value in over.items():
-        plain = key == "optimizer"  # the one member key for which a plain name stands for a mapping
+        plain = key in ("optimizer", "average")  # the member keys for which a plain name stands for a mapping
         merged[key] = _merge(_as_kind(base.get(key)), _as_kind(value)) if plain else _merge(base.get(key), value)
     return merged
 

@@ -172,7 +172,7 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
     found = {}
     for name, root in made.full.items():
         record = MemberArtifact(root).manifest()
-        recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle")}
+        recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle", "averaged")}
         folds = tuple(map(of, made.folds.get(name, ())))
         found[name] = Seconds(of(root), folds, float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True))
     if made.student:

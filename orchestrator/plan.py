@@ -68,7 +68,7 @@ def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = (
 
 
 def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | None, import_paths: tuple[str, ...]) -> Job:
-    before = member.model_copy(update={"cycle": member.cycle - 1}) if member.cycle > 1 else None
+    before = _before(member)
     return Job(
         signature=signature(team, store, member, fold, import_paths),
         member=member,
@@ -82,6 +82,13 @@ def _job(team: Team, store: Store, home: Path, member: MemberSpec, fold: int | N
         checkpoint_seconds=team.checkpoint.minutes * 60,
         after=signature(team, store, before, fold, import_paths) if before else None,
     )
+
+
+def _before(member: MemberSpec) -> MemberSpec | None:
+    """The recipe whose fit leaves the checkpoint from which this one's goes on."""
+    if member.averaged:
+        return member.model_copy(update={"averaged": False})
+    return member.model_copy(update={"cycle": member.cycle - 1}) if member.cycle > 1 else None
 
 
 def _student(

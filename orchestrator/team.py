@@ -119,6 +119,10 @@ class Team(Strict):
                 raise ValueError(f"member {member.name}: cycle {member.cycle} of {member.snapshots} snapshots")
             if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):
                 raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
+            if member.average and (member.snapshots > 1 or self.train.stop or self.train.ema):
+                raise ValueError(f"member {member.name}: average doesn't go together with snapshots, train.stop or train.ema")
+            if member.averaged and not member.average:
+                raise ValueError(f"member {member.name}: averaged without saying how: set average to swa or ema")
             if member.snapshots > 1 and self.train.stop:
                 raise ValueError(f"member {member.name}: snapshots and train.stop don't go together: a cycle runs to its end")
         if self.data.dataset == "folder" and self.data.root is None:

@@ -117,10 +117,10 @@ class Checkpoints:
         for old in self.found()[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def take_over(self, other: Checkpoints) -> None:
-        """Begin where another fit ended, if it left its last checkpoint and this one has none of its own."""
+    def take_over(self, other: Checkpoints, average: dict[str, Any] | None = None) -> None:
+        """Begin where another fit ended, if it left its last checkpoint, with such an average, and this one has none."""
         state = other.newest() if not self.found() else None
-        if state:
+        if state and average in (None, state.record.get("average")):
             kept = {k: v for k, v in state.record.items() if k not in ("owner", "epoch", "step", "files")}
             self.save(state.record["epoch"], state.record["step"], state.tensors, kept)
 

@@ -11,10 +11,11 @@ import torch
 from workers.artifact import MemberArtifact
 from workers.checkpoint import Checkpoints
 from workers.data import Rows, Split, Store, split
+from workers.distill import Teacher
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.models import build, import_from
-from workers.restore import Teacher, restore
+from workers.restore import restore
 from workers.spec import Job
 from workers.train import FitData, Fitted, fit
 from workers.watcher import Watcher
@@ -43,7 +44,8 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     checkpoints = Checkpoints(artifact.checkpoint, job.signature, watcher.note)
     before = MemberArtifact.of(job.home, job.after) if job.after else None
     if before and job.after:
-        checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note))
+        average = job.member.averages() if job.member.averaged else None
+        checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note), average)
     fitted = fit(
         lambda: build(member, len(store.classes), store.size),
         data,

@@ -1,4 +1,4 @@
-"""A finished fit as a network again, its classes in the order of the data; and the fits that a student learns from."""
+"""A finished fit as a network again, its classes in the order of the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from workers.artifact import MemberArtifact, class_order
 from workers.errors import ConclaveError
@@ -33,22 +33,3 @@ def _reorder(network: Network, order: list[int], name: str) -> None:
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter.copy_(parameter[order])
-
-
-class Teacher:
-    """The vote of finished networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) probabilities, float32.
-
-    A vote, and not a fusion that was fitted on *fuse*: so a student's own outputs on *fuse* stay those of rows that nobody
-    who taught it has seen.
-    """
-
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self.networks = networks
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.stack([network(x).float().softmax(1) for network in self.networks]).mean(0)
-
-    def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
-        for network in self.networks:
-            network.to(device, memory_format=memory_format)  # type: ignore[call-overload]

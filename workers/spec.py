@@ -88,6 +88,23 @@ Schedule = Annotated[
 ]
 
 
+class Ema(Strict):
+    """Exponential moving average of the weights, over steps."""
+
+    kind: Literal["ema"] = "ema"
+    decay: float = Field(0.999, gt=0, lt=1)
+
+
+class Swa(Strict):
+    """Stochastic weight averaging (Izmailov et al. 2018): the mean of the weights at the ends of the last epochs."""
+
+    kind: Literal["swa"] = "swa"
+    last: float = Field(0.25, gt=0, le=1)  # share of the epochs
+
+
+Average = Annotated[Annotated[Ema | Swa, Field(discriminator="kind")], BeforeValidator(_kind)]
+
+
 class Augment(Strict):
     """One augmentation with its strength."""
 
@@ -187,12 +204,20 @@ class MemberSpec(Strict):
     weights: Path | None = Field(None, strict=False)
     snapshots: int = Field(1, ge=1, le=100)  # cycles of one training, each of which ends in a member
     cycle: int = Field(1, ge=1)  # which of them this is
+    average: Average | None = None  # of the weights along the training: a second member that costs no training of its own
+    averaged: bool = False  # whether this is that second one
     resources: Resources = Resources()
 
     def science(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no name, no resources, no path."""
-        alone = {"snapshots", "cycle"} if self.snapshots == 1 else set()
-        return self.model_dump(mode="json", exclude={"name", "resources", "weights"} | alone)
+        without = {"name", "resources", "weights"}
+        without |= {"snapshots", "cycle"} if self.snapshots == 1 else set()
+        without |= set() if self.averaged else {"average", "averaged"}
+        return self.model_dump(mode="json", exclude=without)
+
+    def averages(self) -> dict[str, Any] | None:
+        """How weights are averaged along the training, as a checkpoint records it."""
+        return self.average.model_dump(mode="json") if self.average else None
 
     def cycle_ends(self, epochs: int) -> list[int]:
         """The epoch after which each cycle ends, of so many epochs in all."""
@@ -223,7 +248,7 @@ class Job(Strict):
     store: Path
     import_paths: tuple[str, ...] = ()
     checkpoint_seconds: float = 300.0  # the longest that a fit goes without one
-    after: str | None = None  # the fit from whose last checkpoint this one goes on: the cycle before
+    after: str | None = None  # the fit from whose last checkpoint this one goes on
     followed: bool = False  # whether another job of the plan goes on from this one
     teachers: tuple[str, ...] = ()  # the full fits whose pooled answers a student learns
 
@@ -238,7 +263,10 @@ class Job(Strict):
 
     @property
     def epochs(self) -> tuple[int, int]:
-        """Its first epoch, from 0, and the one behind its last: all of them, or those of one cycle."""
+        """Its first epoch, from 0, and the one behind its last: all of them, those of one cycle, or none where another fit's
+        weights are averaged."""
+        if self.member.averaged:
+            return self.train.epochs, self.train.epochs
         ends = [0, *self.member.cycle_ends(self.train.epochs)]
         return ends[self.member.cycle - 1], ends[self.member.cycle]
 

@@ -9,26 +9,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from workers.augment import augment
+from workers.augment import augment, to_float
+from workers.average import Averaged
 from workers.checkpoint import Checkpoints
+from workers.distill import Teacher, distance
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
 from workers.evaluate import outputs, resolve_precision
 from workers.faults import reach
 from workers.models import Network, memory_format
 from workers.optim import learning_rate, load_slots, make_optimizer, slots
-from workers.restore import Teacher
-from workers.spec import MemberSpec, StudentSpec, TrainSpec, derive_seed
+from workers.spec import Ema, MemberSpec, StudentSpec, TrainSpec, derive_seed
 from workers.watcher import Epoch, Watcher
-
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,11 @@ class _Fit:
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.member, self.network)
-        average = self.spec.ema and get_ema_multi_avg_fn(self.spec.ema)  # type: ignore[no-untyped-call]
-        self.ema = AveragedModel(self.network, multi_avg_fn=average, use_buffers=True) if average else None
+        self.averages: dict[str, Averaged] = {}
+        if self.spec.ema:
+            self.averages["ema"] = Averaged(self.network, Ema(decay=self.spec.ema), self.spec.epochs)
+        if self.member.average:
+            self.averages["average"] = Averaged(self.network, self.member.average, self.spec.epochs)
         self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
         self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
 
@@ -134,15 +135,26 @@ class _Fit:
             metrics = self._epoch(epoch, step, sums or _Sums()) | self._watch()
             step, sums = 0, None
             self.history.append(metrics | {"time": round(time.time() * 1000)})
+            for average in self.averages.values():
+                average.epoch(self.network, len(self.history))
             self._remember()
             self._save()
             self.watcher.epoch(epoch, self.history[-1])
         if self.best:
             self._final().load_state_dict(self.best)
+        if self.member.averaged:
+            self.averages["average"].settle(self._fit_images(), self.device)
         return Fitted(self._final(), self.history, self.micro, self.precision, start)
 
     def _final(self) -> Network:
-        return self.ema.module if self.ema else self.network  # type: ignore[return-value]
+        return self.averages["average"].network if self.member.averaged else self._watched()
+
+    def _watched(self) -> Network:
+        return self.averages["ema"].network if "ema" in self.averages else self.network
+
+    def _fit_images(self) -> Iterator[Tensor]:
+        for rows in torch.split(self.data.fit, self.spec.batch_size):
+            yield to_float(self.data.images[rows].to(self.device)).contiguous(memory_format=self.format)
 
     def _epoch(self, epoch: int, first: int, sums: _Sums) -> Epoch:
         """The epoch's steps from `first` on; `sums` are what those before it gave."""
@@ -210,8 +222,8 @@ class _Fit:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.update_parameters(self.network)
+        for average in self.averages.values():
+            average.step(self.network)
         return loss, correct
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -230,7 +242,7 @@ class _Fit:
 
     def _evaluate(self, rows: Tensor) -> tuple[float, float]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits, _ = outputs(self._final(), self.data.images, rows, self.device)
+            logits, _ = outputs(self._watched(), self.data.images, rows, self.device)
         labels = self.data.labels[rows].cpu()
         loss = F.cross_entropy(logits, labels).item()
         return (loss if math.isfinite(loss) else 1e9), (logits.argmax(1) == labels).float().mean().item()
@@ -250,11 +262,15 @@ class _Fit:
         if self.checkpoints is None:
             return
         groups: dict[str, dict[str, Tensor]] = {"network": self.network.state_dict(), "optimizer": slots(self.optimizer)}
-        if self.ema:
-            groups["ema"] = self.ema.state_dict()
+        groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
         if self.best:
             groups["best"] = self.best
-        record = {"history": self.history, "micro_batch": self.micro, "sums": asdict(sums) if sums else None}
+        record = {
+            "history": self.history,
+            "micro_batch": self.micro,
+            "sums": asdict(sums) if sums else None,
+            "average": self.member.averages() if "average" in self.averages else None,
+        }
         self.checkpoints.save(len(self.history), step, groups, record)
         self.saved = time.monotonic()
         self.watcher.saved()
@@ -267,8 +283,10 @@ class _Fit:
         try:
             self.network.load_state_dict(state.tensors["network"])
             load_slots(self.optimizer, self.network, state.tensors["optimizer"])
-            if self.ema:
-                self.ema.load_state_dict(state.tensors["ema"])
+            if "average" in self.averages and state.record.get("average") != self.member.averages():
+                del self.averages["average"]  # asked for, or asked for otherwise, when this fit was under way already
+            for name, average in self.averages.items():
+                average.model.load_state_dict(state.tensors[name])
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise Corrupt(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
         self.best = state.tensors.get("best", {})
@@ -276,16 +294,6 @@ class _Fit:
         self.history = state.record["history"]
         sums = state.record["sums"]
         return state.record["step"], _Sums(**sums) if sums else None
-
-
-def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Of (N, C) logits from (N, C) probabilities: KL divergence, both softened, times T² so that gradients keep their size.
-
-    Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network".
-    """
-    softened = (taught.clamp(min=TINY).log() / temperature).log_softmax(1)
-    spoken = (logits / temperature).log_softmax(1)
-    return F.kl_div(spoken, softened, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _parts(count: int, largest: int) -> list[slice]:

@@ -233,6 +233,21 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
     assert len(epochs) == 12
 
 
+def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEAM.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
+    (tmp_path / "team.yaml").write_text(text)
+    epochs: list[str] = []
+    whole = train._Fit._epoch
+    monkeypatch.setattr(train._Fit, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert list(summary["members"]) == ["a", "a.swa"]
+    assert (summary["trained"], set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
+    assert len({m["weights_sha256"] for m in summary["members"].values()}) == 2
+    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(1.0)
+    assert not list((tmp_path / "home").glob("jobs/*/last"))
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+
+
 def test_a_snapshot_whose_cycle_before_failed_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = TEAM.replace("folds: 2", "folds: 0").replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 2}")
     (tmp_path / "team.yaml").write_text(text + "quorum: 1\n")

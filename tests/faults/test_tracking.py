@@ -137,8 +137,8 @@ def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, u
     import shutil
 
     place.write(TEAM + "checkpoint: {minutes: 0.0001}\n")
-    process = place.start("--inline", fault="fit.step@b:50:stop")
-    _until(lambda: place.happened() != [])
+    process = place.start("--inline", fault="fit.step@b:50:hang")
+    _until(lambda: place.happened() != [] and _sent(place, place.fits()["b"].name))
     process.kill()
     process.wait()
     assert len(place.checkpoints("b")) == 2
@@ -146,6 +146,12 @@ def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, u
     summary = place.sweep("--inline")
     assert json.loads((place.fits()["b"] / "fit/manifest.json").read_text())["resumed_from"] >= 1
     same(summary, undisturbed)
+
+
+def _sent(place: Place, owner: str) -> bool:
+    """Whether a checkpoint of this fit is whole in the tracking store."""
+    found = place.folder.glob("home/artifacts/**/checkpoint/*/manifest.json")
+    return any(f'"{owner}"' in path.read_text() for path in found)
 
 
 def _write(home: str, uri: str, run: str, writer: int) -> None:

@@ -79,6 +79,16 @@ def test_snapshots_share_their_seed_and_only_they_carry_a_cycle() -> None:
     assert "cycle" not in team.members[0].science()
 
 
+def test_an_average_is_a_member_beside_the_one_along_which_it_is_taken() -> None:
+    team = parsed("name: t\nmembers: [{name: a, average: swa}, {name: b, count: 2, average: {kind: ema, decay: 0.9}}]")
+    assert [(m.name, m.averaged) for m in team.members] == [
+        ("a", False), ("a.swa", True), ("b-1", False), ("b-1.ema", True), ("b-2", False), ("b-2.ema", True)
+    ]  # fmt: skip
+    assert team.members[0].seed == team.members[1].seed
+    assert "average" not in team.members[0].science()
+    assert team.members[1].science()["average"] == {"kind": "swa", "last": 0.25}
+
+
 def test_a_student_is_a_recipe_by_the_defaults() -> None:
     text = "name: t\nfusion: [vote, student]\ndefaults: {width: 8, optimizer: {kind: sgd, lr: 1}}\nmembers: [{name: a}]\n"
     assert parsed(text.replace(", student", "")).student is None
@@ -141,6 +151,9 @@ BAD = {
     "a student's unknown key": (HEAD + ONE + "fusion: [student]\nstudent: {temprature: 3}\n", 4, "did you mean temperature?"),
     "a student's hard labels alone": (HEAD + ONE + "fusion: [student]\nstudent: {soft: 0}\n", 4, "greater than 0"),
     "a default that is wrong for a student": (HEAD + ONE + "fusion: [student]\ndefaults: {width: 0}\n", 4, "greater than"),
+    "an average of snapshots": (HEAD + "members: [{name: a, snapshots: 2, average: swa}]\n", 1, "doesn't go together"),
+    "an unknown average": (HEAD + "members: [{name: a, average: mean}]\n", 2, "swa"),
+    "an average's decay": (HEAD + "members: [{name: a, average: {kind: ema, decay: 2}}]\n", 2, "less than 1"),
     "a fusion's name": (HEAD + "members: [{name: vote}]\n", 1, "a fusion's name"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "1 to 1000"),
     "adamw with momentum": (HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n", 2, "unknown key"),

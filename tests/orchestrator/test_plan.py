@@ -53,6 +53,16 @@ def test_a_share_of_the_epochs_makes_other_fold_fits_and_the_same_full_fit(tmp_p
     assert [a == b for a, b in zip(before, now, strict=True)] == [True, False, False]
 
 
+def test_an_average_leaves_the_signature_of_its_member_and_comes_after_it(tmp_path: Path) -> None:
+    jobs = planned(BASE.replace("seed: 1}", "seed: 1, average: swa}"), tmp_path).jobs
+    by_label = {job.label: job for job in jobs}
+    assert [by_label[label].signature for label in ("a", "a fold 0", "a fold 1")] == signatures(BASE, tmp_path)
+    assert by_label["a.swa fold 1"].after == by_label["a fold 1"].signature
+    assert by_label["a"].followed
+    assert not by_label["a.swa"].followed
+    assert plan._images(planned(BASE, tmp_path), by_label["a.swa"]) == 0
+
+
 STUDENT = BASE.replace("members:", "fusion: [vote, stack, student]\nstudent: {epochs: 5}\nmembers:")
 
 

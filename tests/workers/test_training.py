@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from workers import checkpoint, train
 from workers.augment import augment, to_float
 from workers.checkpoint import Checkpoints
+from workers.distill import Teacher, distance
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected, Stopped
 from workers.files import tensors_sha256
 from workers.models import Network, build, linear_head, memory_format
 from workers.networks import KNOWN
 from workers.optim import learning_rate
-from workers.restore import Teacher
 from workers.spec import AUGMENTS, Augment, MemberSpec, StudentSpec, TrainSpec
 from workers.watcher import Watcher
 
@@ -93,6 +93,64 @@ def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
     assert all(a >= b for i in (0, 20, 40) for a, b in itertools.pairwise(rates[i : i + 20]))
 
 
+def averaged(how: dict[str, object], second: bool, folder: Path, after: Path | None = None, cut: int = 0) -> train.Fitted:
+    """A fit along which weights are averaged, or (`second`) the one that they are, going on from the first's checkpoints."""
+    spec = member(augment=("flip", "crop"), average=how, averaged=second)
+    own = Checkpoints(folder, str(second))
+    if after:
+        own.take_over(Checkpoints(after, "False"), spec.averages())
+    settings = TrainSpec(epochs=4, batch_size=16)
+    return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU, own, Cut(cut) if cut else Watcher())
+
+
+@pytest.mark.parametrize("how", [{"kind": "swa", "last": 0.5}, {"kind": "ema", "decay": 0.9}], ids=["swa", "ema"])
+def test_averaged_weights_are_a_fit_of_their_own_that_trains_nothing(how: dict[str, object], tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    first = averaged(how, False, tmp_path / "first")
+    assert digest(first) == digest(fitted(member(augment=("flip", "crop")))), "nothing of the first is another for it"
+    second = averaged(how, True, tmp_path / "second", tmp_path / "first")
+    assert second.resumed_from == 4, "no epoch was trained"
+    assert second.history == first.history
+    with pytest.raises(Stopped):
+        averaged(how, True, tmp_path / "alone", cut=7)
+    alone = averaged(how, True, tmp_path / "alone")
+    assert alone.resumed_from > 0
+    assert digest(second) == digest(alone) != digest(first), "the same, trained from the start, with a cut between"
+    other = {**how, "last": 0.25} if "last" in how else {**how, "decay": 0.8}
+    assert averaged(other, True, tmp_path / "other", tmp_path / "first").resumed_from == 0, (
+        "an average of another kind is not taken"
+    )
+
+
+def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_statistics_of_its_own(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    ends: list[dict[str, Tensor]] = []
+
+    class Ends(Watcher):
+        def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+            ends.append({k: v.clone() for k, v in fit.network.state_dict().items()})
+
+    spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5}, averaged=True)
+    fit = train._Fit(build(spec, 3, 8), data(), spec, TrainSpec(epochs=4, batch_size=16), 1, CPU, 16, None, Ends(), 300.0)
+    state = fit.run().network.state_dict()
+    by_hand = build(spec, 3, 8)
+    by_hand.load_state_dict({k: (ends[2][k] + ends[3][k]) / 2 if "weight" in k or "bias" in k else v for k, v in ends[3].items()})
+    for module in by_hand.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over batches, each as heavy
+    with torch.no_grad():
+        for rows in data().fit.split(16):
+            by_hand.train()(to_float(data().images[rows]))
+    for key, value in by_hand.state_dict().items():
+        assert torch.allclose(state[key].float(), value.float(), atol=1e-5), key
+
+
+def test_an_exponential_average_is_that_of_train_ema(tmp_path: Path) -> None:
+    second = averaged({"kind": "ema", "decay": 0.9}, True, tmp_path)
+    assert digest(second) == digest(fitted(member(augment=("flip", "crop")), ema=0.9))
+
+
 def student(**keys: object) -> StudentSpec:
     return StudentSpec.model_validate({"name": "student", "seed": 1, "width": 4, "augment": (), **keys})
 
@@ -111,9 +169,9 @@ def test_the_distance_of_a_student_is_hintons() -> None:
     for temperature in (1.0, 3.0):
         p, q = ((x / temperature).softmax(1) for x in (teacher, logits))
         by_hand = (p * (p / q).log()).sum(1).mean() * temperature**2
-        ours = train.distance(logits, teacher.softmax(1), temperature)
+        ours = distance(logits, teacher.softmax(1), temperature)
         assert abs(float(ours - by_hand)) < 1e-9
-    assert float(train.distance(teacher, teacher.softmax(1), 2.0)) < 1e-12
+    assert float(distance(teacher, teacher.softmax(1), 2.0)) < 1e-12
 
 
 def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was(tmp_path: Path) -> None:
