@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 from workers.errors import Rejected
 from workers.networks import RESNETS, SCALABLE
+from workers.small_maps import speed_up
 from workers.spec import MemberSpec
 
 # ImageNet's channel statistics: fixed, so that nothing is estimated from rows that a fit may not see, and right for
@@ -83,6 +84,12 @@ def _stage(planes: int, out: int, count: int, stride: int) -> nn.Sequential:
 def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
     """The member's network with fresh weights from its seed, or those of `weights:`. Raises Rejected."""
     torch.manual_seed(spec.seed)
+    network = _built(spec, classes, image_size)
+    speed_up(network)
+    return network
+
+
+def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
     network = _own(spec.arch, classes, image_size) if ":" in spec.arch else _named(spec, classes, image_size)
     if isinstance(network, Network):
         return network
