@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fusion.frozen import frozen
 from fusion.model import FusedModel, combiner_like
 from fusion.outputs import Floats
 from workers.errors import ConclaveError, Corrupt
@@ -40,7 +41,7 @@ def export(
     Raises ConclaveError, with nothing written, where ONNX Runtime's output for `images` (n, S, S, 3) differs by more
     than TOLERANCE.
     """
-    content = _onnx(model, images.shape[1], {"classes": json.dumps(list(classes)), **_text(provenance)})
+    content = _onnx(frozen(model, images.shape[1]), images.shape[1], {"classes": json.dumps(list(classes)), **_text(provenance)})
     difference = float(np.abs(_run(content, images) - expected).max())
     if not difference <= TOLERANCE:
         raise ConclaveError(f"the exported model differs from the fusion by {difference:.2g}; nothing was written.")

@@ -16,8 +16,8 @@ class SmallMapConv2d(nn.Conv2d):
     """A Conv2d with a 3x3 kernel and padding 1: (N, C, H, W) -> (N, O, H', W'), the same numbers up to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        side = x.shape[-1]
-        if x.shape[-2] != side or side > 2:
+        side = self.small_side(x)
+        if not side:
             return super().forward(x)
         after = 1 if self.stride[0] == 2 else side
         # of the kernel the taps that meet a pixel of the map, for each pixel of the result; channels last, as all lies in memory
@@ -28,12 +28,24 @@ class SmallMapConv2d(nn.Conv2d):
         found = F.linear(x.permute(0, 2, 3, 1).flatten(1), matrix, bias)
         return found.view(-1, after, after, self.out_channels).permute(0, 3, 1, 2)
 
+    def small_side(self, x: Tensor) -> int:
+        """The side of a map of one or two pixels a side; 0 of any other."""
+        height, width = x.shape[-2:]
+        return width if height == width and width <= 2 else 0
+
 
 def speed_up(network: nn.Module) -> None:
     """Give every convolution of that kind this form. Its parameters, their names and their layout stay as they are."""
     for module in network.modules():
         if type(module) is nn.Conv2d and _fits(module):
             module.__class__ = SmallMapConv2d
+
+
+def slow_down(network: nn.Module) -> None:
+    """The opposite: plain convolutions again, for whoever knows those alone."""
+    for module in network.modules():
+        if type(module) is SmallMapConv2d:
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
 
 
 def _fits(conv: nn.Conv2d) -> bool:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fusion.fit import fit_all
-from fusion.model import Cascaded, Networks, assemble
+from fusion.frozen import Product, frozen
+from fusion.model import Average, Cascaded, FusedModel, Networks, assemble
 from fusion.names import KNOWN
 from fusion.outputs import Evidence, Gathered, Table
 from workers.augment import to_float
@@ -76,3 +77,38 @@ def test_a_cascade_at_once_and_one_after_another_are_the_same(networks: list[Net
     assert seen[0] == 50
     assert 0 < seen[1] < 50
     assert all(b <= a for a, b in itertools.pairwise(seen))
+
+
+class Wild(torch.nn.Module):
+    """A user's trunk that can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).mean((2, 3)) if x.sum() > 0 else self.conv(-x).mean((2, 3))
+
+
+def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networks: list[Network]) -> None:
+    images = torch.randint(0, 255, (20, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    trained = [network for network in networks]
+    with torch.no_grad():
+        for network in trained:  # batch statistics and scales as after a training
+            network.train()(to_float(images))
+            for module in network.eval().modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.weight.uniform_(0.5, 2)
+                    module.bias.uniform_(-1, 1)
+    wild = Network(Wild(), torch.nn.Linear(4, CLASSES)).eval()
+    model = FusedModel([*trained, wild], Average(torch.full((4,), 0.25)), 1.5).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fast = frozen(model, 16)
+    with torch.inference_mode():
+        assert torch.allclose(fast(images), model(images), atol=1e-5)
+    kinds = [{type(m) for m in member.modules()} for member in fast.members]
+    assert all(torch.nn.BatchNorm2d not in kind for kind in kinds)
+    assert Product in kinds[0]
+    assert Wild in kinds[3], "kept as it is"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is untouched"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from workers.models import build
-from workers.small_maps import SmallMapConv2d, speed_up
+from workers.small_maps import SmallMapConv2d, slow_down, speed_up
 from workers.spec import MemberSpec
 
 
@@ -52,9 +52,8 @@ def test_only_convolutions_that_are_the_same_are_given_this_form() -> None:
 def test_a_network_of_ours_has_them_and_gives_what_it_gave() -> None:
     network = build(MemberSpec(name="m", seed=1, width=8, stem="imagenet"), 10, 32).eval()
     plain = build(MemberSpec(name="m", seed=1, width=8, stem="imagenet"), 10, 32).eval()
-    fast = [m for m in plain.modules() if isinstance(m, SmallMapConv2d)]
-    assert len(fast) == 16, "every 3x3 of a ResNet18"
-    for module in fast:
-        module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    assert sum(isinstance(m, SmallMapConv2d) for m in network.modules()) == 16, "every 3x3 of a ResNet18"
+    slow_down(plain)
+    assert not any(isinstance(m, SmallMapConv2d) for m in plain.modules())
     images = torch.rand(5, 3, 32, 32)
     assert torch.allclose(network(images), plain(images), atol=1e-5)
