@@ -93,7 +93,7 @@ class Wild(torch.nn.Module):
 def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networks: list[Network]) -> None:
     images = torch.randint(0, 255, (20, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
-    trained = [network for network in networks]
+    trained = list(networks)
     with torch.no_grad():
         for network in trained:  # batch statistics and scales as after a training
             network.train()(to_float(images))
