@@ -18,7 +18,7 @@ demo: install
 	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install
