@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -65,21 +65,23 @@ def supervise(
 ) -> dict[str, Outcome]:
     """Run all jobs; one that fails for good never stops the rest. Gives the outcome of each by signature."""
     ended: dict[str, Outcome] = {}
-    waiting = deque(jobs)
-    running: set[str] = set()
+    waiting, running = Waiting(jobs), set[str]()
     failures: Counter[tuple[str, Cause | None]] = Counter()
+
+    def end(last: Outcome) -> None:
+        ended[last.job.signature] = last
+        watch(Event(last.job, last.kind, text=last.reason))
+        for job in waiting.release(last):
+            how = "from which it learns" if job.teachers else "from which it goes on"
+            end(Outcome(job, None, "failed", f"{last.job.label}, {how}, is {last.kind}"))
+
     while waiting or running:
-        for last in [found for job in waiting if (found := _hopeless(job, executor, ended))]:
-            waiting.remove(last.job)
-            ended[last.job.signature] = last
-            watch(Event(last.job, last.kind, text=last.reason))
-        unfinished = {*running, *(job.signature for job in waiting)}
-        for job in [job for job in waiting if unfinished.isdisjoint(job.needs) and executor.room(job)]:
-            if executor.room(job):
-                waiting.remove(job)
-                running.add(job.signature)
-                executor.submit(job, uri, runs.get(job.signature))
-                watch(Event(job, "started"))
+        for job, reason in waiting.hopeless(executor):
+            end(Outcome(job, None, "unschedulable", reason))
+        for job in waiting.startable(executor):
+            running.add(job.signature)
+            executor.submit(job, uri, runs.get(job.signature))
+            watch(Event(job, "started"))
         for item in executor.poll(POLL_SECONDS) if running else ():
             if isinstance(item, Event):
                 watch(item)
@@ -89,22 +91,68 @@ def supervise(
             times = failures[item.job.signature, item.cause]
             if item.cause and budget.allows(item.cause, times):
                 watch(Event(item.job, "retry", text=item.reason))
-                waiting.append(item.job)
+                waiting.add(item.job)
             else:
-                last = replace(item, reason=f"{item.reason} ({times} times)") if item.cause and times > 1 else item
-                ended[item.job.signature] = last
-                watch(Event(item.job, item.kind, text=last.reason))
+                end(replace(item, reason=f"{item.reason} ({times} times)") if item.cause and times > 1 else item)
     return ended
 
 
-def _hopeless(job: Job, executor: Executor, ended: Mapping[str, Outcome]) -> Outcome | None:
-    """The end of a job that can never start: no machine could hold it, or the one that it goes on from failed."""
-    for before in (ended[signature] for signature in job.needs if signature in ended):
-        if before.kind != "done":
-            how = "from which it learns" if job.teachers else "from which it goes on"
-            return Outcome(job, None, "failed", f"{before.job.label}, {how}, is {before.kind}")
-    reason = executor.impossible(job)
-    return Outcome(job, None, "unschedulable", reason) if reason else None
+class Waiting:
+    """Jobs that wait: the ready ones in order, by what they ask of a machine; the others for the fits that they need.
+
+    No step looks at every job, so that a plan of thousands costs as much a job as one of ten.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        ours = {job.signature for job in jobs}  # what a job needs and is not among them is done
+        self.ready: dict[Hashable, deque[Job]] = {}
+        self.needs: dict[str, set[str]] = {}
+        self.needed_by: dict[str, list[Job]] = {}
+        for job in jobs:
+            missing = ours.intersection(job.needs)
+            if not missing:
+                self.add(job)
+                continue
+            self.needs[job.signature] = missing
+            for signature in missing:
+                self.needed_by.setdefault(signature, []).append(job)
+
+    def __bool__(self) -> bool:
+        return bool(self.needs) or any(self.ready.values())
+
+    def add(self, job: Job) -> None:
+        self.ready.setdefault((job.member.resources, job.train.threads), deque()).append(job)
+
+    def release(self, last: Outcome) -> list[Job]:
+        """A fit ended: what needed it may be ready now; gives the jobs that can never be."""
+        hopeless = []
+        for job in self.needed_by.pop(last.job.signature, ()):
+            missing = self.needs.get(job.signature)
+            if missing is None:
+                continue  # given up already, for another fit that it needed
+            missing.discard(last.job.signature)
+            if last.kind != "done":
+                del self.needs[job.signature]
+                hopeless.append(job)
+            elif not missing:
+                del self.needs[job.signature]
+                self.add(job)
+        return hopeless
+
+    def hopeless(self, executor: Executor) -> list[tuple[Job, str]]:
+        """The ready jobs that no machine can hold, and why; those that ask for the same are told by one of them."""
+        found = []
+        for queue in self.ready.values():
+            if queue and (reason := executor.impossible(queue[0])):
+                found += [(job, reason) for job in queue]
+                queue.clear()
+        return found
+
+    def startable(self, executor: Executor) -> Iterator[Job]:
+        """One after another, as long as there is room; whoever takes one starts it before asking for the next."""
+        for queue in self.ready.values():
+            while queue and executor.room(queue[0]):
+                yield queue.popleft()
 
 
 def outcome(job: Job, result: dict[str, Any]) -> Outcome:

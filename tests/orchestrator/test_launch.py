@@ -1,0 +1,112 @@
+"""Supervision by a fake executor: order, needs, budgets, and how often it looks at what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.launch import Event, Outcome, supervise
+from orchestrator.team import Retries
+from workers.spec import DataSpec, Job, MemberSpec, TrainSpec
+
+
+def job(name: str, after: str | None = None, teachers: tuple[str, ...] = (), cpus: float = 1) -> Job:
+    member = MemberSpec.model_validate({"name": name, "seed": 1, "resources": {"cpus": cpus}})
+    here = Path("/nowhere")
+    return Job(
+        signature=name, member=member, fold=None, train=TrainSpec(), data=DataSpec(), team_seed=0,
+        home=here, store=here, after=after, teachers=teachers,
+    )  # fmt: skip
+
+
+class Fake:
+    """Two slots; every job ends at the next poll, as `ends` says."""
+
+    def __init__(self, ends: dict[str, list[tuple[str, str | None]]] | None = None, largest: float = 1) -> None:
+        self.ends, self.largest = ends or {}, largest
+        self.running: list[Job] = []
+        self.started: list[str] = []
+        self.asked = 0
+
+    def impossible(self, job: Job) -> str | None:
+        self.asked += 1
+        return "too large" if job.member.resources.cpus > self.largest else None
+
+    def room(self, job: Job) -> bool:
+        self.asked += 1
+        return len(self.running) < 2
+
+    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
+        assert self.room(job)
+        self.running.append(job)
+        self.started.append(job.signature)
+
+    def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        done, self.running = self.running, []
+        for one in done:
+            kind, cause = self.ends.get(one.signature, [("done", None)])[0]
+            if len(self.ends.get(one.signature, ())) > 1:
+                self.ends[one.signature].pop(0)
+            yield Outcome(one, {} if kind == "done" else None, kind, "because", cause)  # type: ignore[arg-type]
+
+    def stop(self, seconds: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run(jobs: list[Job], fake: Fake, **budget: Any) -> dict[str, Outcome]:
+    return supervise(jobs, fake, None, {}, Retries(**budget), lambda event: None)
+
+
+def test_jobs_start_in_the_order_of_the_plan_and_what_needs_another_after_it() -> None:
+    fake = Fake()
+    jobs = [job("s", teachers=("a", "c")), job("a"), job("b", after="a"), job("c"), job("d")]
+    ended = run(jobs, fake)
+    assert {o.kind for o in ended.values()} == {"done"}
+    assert fake.started[:3] == ["a", "c", "d"]
+    assert set(fake.started[3:]) == {"b", "s"}
+
+
+def test_what_needs_a_fit_that_failed_never_starts_and_says_so() -> None:
+    fake = Fake({"a": [("diverged", None)]})
+    jobs = [job("a"), job("a.2", after="a"), job("a.3", after="a.2"), job("b"), job("s", teachers=("a", "b", "a.3"))]
+    ended = run(jobs, fake)
+    assert fake.started == ["a", "b"]
+    assert ended["a.2"].reason == "a, from which it goes on, is diverged"
+    assert ended["a.3"].reason == "a.2, from which it goes on, is failed"
+    assert "from which it learns" in ended["s"].reason
+    assert len(ended) == 5
+
+
+def test_what_is_done_already_need_not_be_waited_for() -> None:
+    assert run([job("b", after="done long ago")], Fake())["b"].kind == "done"
+
+
+@pytest.mark.parametrize(("errors", "expected"), [(1, "failed"), (2, "done")])
+def test_a_budget_allows_so_many_tries_more(errors: int, expected: str) -> None:
+    fake = Fake({"a": [("failed", "errors"), ("failed", "errors"), ("done", None)]})
+    ended = run([job("a"), job("b", after="a")], fake, errors=errors)
+    assert (ended["a"].kind, ended["b"].kind) == (expected, expected)
+    assert fake.started.count("a") == errors + 1
+    if expected == "failed":
+        assert ended["a"].reason == "because (2 times)"
+
+
+def test_what_no_machine_holds_is_told_and_the_rest_go_on() -> None:
+    ended = run([job("huge", cpus=8), job("a"), job("after", after="huge")], Fake())
+    assert (ended["huge"].kind, ended["huge"].reason) == ("unschedulable", "too large")
+    assert ended["after"].kind == "failed"
+    assert ended["a"].kind == "done"
+
+
+def test_supervision_costs_as_much_a_job_in_a_large_plan_as_in_a_small_one() -> None:
+    asked = []
+    for count in (100, 2000):
+        fake = Fake()
+        ended = run([job(f"j{i}", after=f"j{i - 1}" if i % 3 == 0 and i else None) for i in range(count)], fake)
+        assert len(ended) == count
+        asked.append(fake.asked / count)
+    assert asked[1] < asked[0] * 1.1
