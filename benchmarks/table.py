@@ -164,7 +164,7 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
 
     def table(part: str) -> Table:
         logits = np.stack([full[n][f"{part}_logits"] for n in names]).astype(np.float64)
-        features = tuple(full[n][f"{part}_features"].astype(np.float64) for n in names)
+        features = tuple(full[n][f"{part}_features"].astype(np.float32) for n in names)
         of_folds = {n: np.stack([f[f"{part}_logits"] for f in of]) for n, of in fold_fits.items()}
         missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
         every = np.stack([of_folds.get(n, missing) for n in names]).astype(np.float64) if of_folds else None

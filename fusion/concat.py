@@ -10,8 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from fusion.outputs import Evidence, Floats, Labels, Table, softmax
-from fusion.shrunken import Head, Problem, choose_penalty, fit_head, shuffled_splits
+from fusion.outputs import Evidence, Floats, Inputs, Labels, Table, softmax
+from fusion.shrunken import Head, Problem, best_penalty, cross_validated, fit_head, shuffled_splits
 from workers.errors import ConclaveError
 
 
@@ -24,19 +24,23 @@ class Concat:
     def fit(self, evidence: Evidence) -> Self:
         if not evidence.heads:
             raise ConclaveError("concat needs members that end in a Linear head.")
-        x, y = np.concatenate(evidence.fuse.features, axis=1), evidence.fuse.labels
+        x: Inputs = np.concatenate(evidence.fuse.features, axis=1)
+        y = evidence.fuse.labels
         self.start_ = start(evidence)
-        chosen = self.penalty if self.penalty is not None else choose_penalty(x, y, self._problem, shuffled_splits(len(y)))
-        self.penalty_ = chosen
-        self.coef_, self.intercept_ = fit_head(self._problem(x, y), chosen)
+        if self.penalty is None:
+            self.penalty_ = best_penalty(cross_validated(x, y, self._problem, shuffled_splits(len(y))))
+        else:
+            self.penalty_ = self.penalty
+        self.coef_, self.intercept_ = fit_head(self._problem(x, y), self.penalty_)
         return self
 
-    def _problem(self, x: Floats, y: Labels) -> Problem:
+    def _problem(self, x: Inputs, y: Labels) -> Problem:
         return Problem(x, y, self.start_)
 
     def predict_proba(self, table: Table) -> Floats:
         """(n, C)."""
-        return softmax(np.concatenate(table.features, axis=1) @ self.coef_.T + self.intercept_)
+        x: Inputs = np.concatenate(table.features, axis=1)
+        return softmax(x @ self.coef_.T.astype(x.dtype) + self.intercept_)
 
 
 def start(evidence: Evidence) -> Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from fusion.concat import Concat
 from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
-from fusion.stacking import PlainStack, Stack, StackBag, learn
+from fusion.stacking import Meta, PlainStack, Stack, StackBag, learn, learn_plain
 from fusion.voting import Single, Student, Vote, VoteLogits
 from fusion.weighting import Weighted
 
@@ -70,13 +71,13 @@ def _calibrated(make: Callable[[], Method], evidence: Evidence) -> tuple[Method,
 
 def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     """Singles under their members' names, then the fusions asked for, in the order of inference cost."""
-    evidence = gathered.evidence
+    evidence, learned = gathered.evidence, _Learned(gathered.evidence)
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
     for name in (n for n in KNOWN if n in fusions):
         if (name == "stack_bag" and not can_bag(evidence)) or (name == "student" and evidence.fuse.student is None):
             continue
         if name in STACKS and evidence.with_oof:
-            fitted[name] = fit_one(name, _stack(name, evidence), evidence.only(evidence.with_oof))
+            fitted[name] = fit_one(name, learned.make(name), evidence.only(evidence.with_oof))
             fitted[name].members = evidence.with_oof
         else:
             fitted[name] = fit_one(name, METHODS[name], evidence)
@@ -89,12 +90,26 @@ def can_bag(evidence: Evidence) -> bool:
     return bool(evidence.with_oof) and folds is not None and not np.isnan(folds[list(evidence.with_oof)]).any()
 
 
-def _stack(name: str, evidence: Evidence) -> Callable[[], Method]:
-    """What is learnt from OOF outputs is learnt once: no refit on a part of *fuse* changes it."""
-    if name == "stack_plain" or evidence.oof is None:
-        return METHODS[name]
-    learned = learn(evidence.oof, evidence.folds)
-    return lambda: (StackBag if name == "stack_bag" else Stack)(learned=learned)
+class _Learned:
+    """What stacks learn from OOF outputs, learnt once: no refit on a part of *fuse* changes it."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.oof, self.folds = evidence.oof, evidence.folds
+
+    @cached_property
+    def shrunken(self) -> Meta:
+        assert self.oof is not None
+        return learn(self.oof, self.folds)
+
+    @cached_property
+    def plain(self) -> tuple[Floats, Floats]:
+        assert self.oof is not None
+        return learn_plain(self.oof)
+
+    def make(self, name: str) -> Callable[[], Method]:
+        if name == "stack_plain":
+            return lambda: PlainStack(self.plain)
+        return lambda: (StackBag if name == "stack_bag" else Stack)(learned=self.shrunken)
 
 
 def best_single(gathered: Gathered, fitted: Mapping[str, Fitted]) -> str:

@@ -15,18 +15,19 @@ from workers.errors import ConclaveError
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Inputs = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Table:
-    """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m), labels (n,).
+    """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m) float32, labels (n,).
 
     `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows, NaN for a member that has none of them;
     None where no member has. `student` (n, C) are a student's logits, where there is one.
     """
 
     logits: Floats
-    features: tuple[Floats, ...]
+    features: tuple[Inputs, ...]
     labels: Labels
     folds: Floats | None = None
     student: Floats | None = None
@@ -119,7 +120,7 @@ def gather(
         for name in names:
             at = _positions(outputs[name][f"{part}_rows"].numpy(), rows[part], name)
             logits.append(outputs[name][f"{part}_logits"].numpy()[at][:, order[name]])
-            features.append(outputs[name][f"{part}_features"].numpy()[at].astype(np.float64))
+            features.append(outputs[name][f"{part}_features"].numpy()[at])
         of_folds = _of_folds(names, folds, part, rows[part], order)
         distilled = None if student is None else _of_student(student, part, rows[part], classes)
         tables[part] = Table(np.stack(logits).astype(np.float64), tuple(features), labels[rows[part]], of_folds, distilled)

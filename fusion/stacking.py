@@ -14,16 +14,16 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from fusion.calibration import TINY, fit_temperature, logs
-from fusion.outputs import Evidence, Floats, Labels, Table, log_softmax, softmax
+from fusion.outputs import Evidence, Floats, Inputs, Labels, Table, log_softmax, softmax
 from fusion.score import bootstrap
-from fusion.shrunken import PENALTIES, Make, MemberWeights, Problem, Splits, choose_penalty, fit_head, shuffled_splits
+from fusion.shrunken import PENALTIES, MemberWeights, Problem, Splits, best_penalty, cross_validated, fit_head, shuffled_splits
 from workers.errors import ConclaveError
 
 FEW_ROWS = 5000
 ROWS_A_PARAMETER = 10
 MATERIAL_NATS = 0.005  # a smaller gain on OOF rows promised nothing
 WEAKER = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
-SMALL_HESSIAN = 2000
+SMALL_HESSIAN = 1e10  # multiplications for one
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def learn(table: Table, folds: Labels | None, penalty: float | None = None) -> M
     kind: type[Problem] = Problem if form == "matrix" else MemberWeights
     start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
 
-    def make(x: Floats, y: Labels) -> Problem:
+    def make(x: Inputs, y: Labels) -> Problem:
         return kind(x, y, start)
 
     splits = _splits(folds) if folds is not None else shuffled_splits(len(y))
-    chosen = penalty if penalty is not None else choose_penalty(x, y, make, splits, WEAKER)
+    losses = cross_validated(x, y, make, splits, WEAKER if penalty is None else (np.inf, penalty))
+    chosen = best_penalty(losses) if penalty is None else penalty
     coef, intercept = fit_head(make(x, y), chosen)
-    losses, uniform = (_row_losses(make, x, y, splits, p) for p in (chosen, float("inf")))
-    return Meta(coef, intercept, chosen, form, len(y), losses, uniform)
+    return Meta(coef, intercept, chosen, form, len(y), losses[chosen], losses[np.inf])
 
 
 class _MetaHead:
@@ -131,15 +131,26 @@ def bagged(table: Table) -> Table:
 
 
 class PlainStack(_MetaHead):
-    """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero."""
+    """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero.
+
+    `learned`: what `learn_plain` gave for the OOF outputs.
+    """
+
+    def __init__(self, learned: tuple[Floats, Floats] | None = None) -> None:
+        self.learned = learned
 
     def fit(self, evidence: Evidence) -> Self:
         source = evidence.oof or evidence.fuse
         self.temperatures_ = np.ones(len(source.logits))
-        x, y = meta_features(source.logits, self.temperatures_), source.labels
-        self.coef_, self.intercept_ = _every_class(_regression(x, y), source.logits.shape[-1])
-        self.few_rows_ = len(y) < FEW_ROWS
+        self.coef_, self.intercept_ = self.learned or learn_plain(source)
+        self.few_rows_ = len(source.labels) < FEW_ROWS
         return self
+
+
+def learn_plain(table: Table) -> tuple[Floats, Floats]:
+    """Coefficients (C, M*C) and intercept (C,) of the logistic regression on a table's log-probabilities."""
+    x = meta_features(table.logits, np.ones(len(table.logits)))
+    return _every_class(_regression(x, table.labels), table.logits.shape[-1])
 
 
 def temperatures(table: Table) -> Floats:
@@ -158,18 +169,9 @@ def _splits(folds: Labels) -> Splits:
     return [(rows[folds != k], rows[folds == k]) for k in np.unique(folds)]
 
 
-def _row_losses(make: Make, x: Floats, y: Labels, splits: Splits, penalty: float) -> Floats:
-    """(n,) NLL of each row by a head that was fitted without it."""
-    losses = np.zeros(len(y))
-    for kept, out in splits:
-        coef, intercept = fit_head(make(x[kept], y[kept]), penalty)
-        losses[out] = -log_softmax(x[out] @ coef.T + intercept)[np.arange(len(out)), y[out]]
-    return losses
-
-
 def _regression(x: Floats, y: Labels) -> LogisticRegression:
     """Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
-    if x.shape[1] * len(np.unique(y)) <= SMALL_HESSIAN:
+    if len(x) * (x.shape[1] * len(np.unique(y))) ** 2 <= SMALL_HESSIAN:
         return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
     return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)
 

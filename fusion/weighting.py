@@ -11,25 +11,23 @@ from typing import Self
 import numpy as np
 from sklearn.model_selection import KFold
 
-from fusion.calibration import nll
-from fusion.outputs import Evidence, Floats, Labels, Table, softmax
+from fusion.calibration import TINY
+from fusion.outputs import Evidence, Floats, Table, softmax
 from fusion.voting import pool
 
 ROUNDS = 40
 NEGLIGIBLE = 1e-4
 
 
-def uniform(probabilities: Floats, labels: Labels) -> Floats:
-    return np.full(len(probabilities), 1 / len(probabilities))
+def uniform(likelihood: Floats) -> Floats:
+    return np.full(len(likelihood), 1 / len(likelihood))
 
 
-def optimal(probabilities: Floats, labels: Labels) -> Floats:
+def optimal(likelihood: Floats) -> Floats:
     """The weights on the simplex with the lowest NLL. EM from uniform never gets worse, and the problem is convex."""
-    likelihood = probabilities[:, np.arange(len(labels)), labels]  # (M, n)
-    weights = uniform(probabilities, labels)
+    weights = uniform(likelihood)
     for _ in range(5000):
-        share = weights[:, None] * likelihood
-        updated = (share / np.maximum(share.sum(0), 1e-300)).mean(1)
+        updated = weights * (likelihood @ (1 / np.maximum(weights @ likelihood, 1e-300))) / likelihood.shape[1]
         if np.abs(updated - weights).max() < 1e-9:
             break
         weights = updated
@@ -37,22 +35,23 @@ def optimal(probabilities: Floats, labels: Labels) -> Floats:
     return np.asarray(weights / weights.sum())
 
 
-def greedy(probabilities: Floats, labels: Labels) -> Floats:
+def greedy(likelihood: Floats) -> Floats:
     """Add, with replacement, the member that lowers NLL most; the best prefix counts, ties go to members already in."""
-    counts = np.zeros(len(probabilities))
-    total = np.zeros_like(probabilities[0])
+    counts = np.zeros(len(likelihood))
+    total = np.zeros_like(likelihood[0])
     best, best_loss = counts, np.inf
     for size in range(1, ROUNDS + 1):
-        losses = [nll((total + p) / size, labels) for p in probabilities]
-        near = [i for i, loss in enumerate(losses) if loss <= min(losses) + 1e-12]
+        losses = -np.log(np.maximum((total + likelihood) / size, TINY)).mean(1)
+        near = np.flatnonzero(losses <= losses.min() + 1e-12)
         pick = max(near, key=lambda i: (counts[i] > 0, -i))
         counts = counts + np.eye(len(counts))[pick]
-        total = total + probabilities[pick]
+        total = total + likelihood[pick]
         if losses[pick] < best_loss - 1e-12:
             best, best_loss = counts, losses[pick]
     return np.asarray(best / best.sum())
 
 
+# From (M, n), each member's probability of the label of each row, to (M,) weights.
 CANDIDATES = {"uniform": uniform, "optimal": optimal, "greedy": greedy}
 
 
@@ -61,11 +60,12 @@ class Weighted:
 
     def fit(self, evidence: Evidence) -> Self:
         probabilities, labels = softmax(evidence.fuse.logits), evidence.fuse.labels
-        losses = {name: self._validated(name, probabilities, labels) for name in CANDIDATES}
+        likelihood = np.ascontiguousarray(probabilities[:, np.arange(len(labels)), labels])
+        losses = {name: self._validated(name, likelihood) for name in CANDIDATES}
         self.chosen_ = min(CANDIDATES, key=lambda name: losses[name])
-        self.weights_ = CANDIDATES[self.chosen_](probabilities, labels)
-        same = uniform(probabilities, labels)
-        if nll(pool(probabilities, self.weights_), labels) > nll(pool(probabilities, same), labels):
+        self.weights_ = CANDIDATES[self.chosen_](likelihood)
+        same = uniform(likelihood)
+        if _nll(self.weights_, likelihood) > _nll(same, likelihood):
             self.chosen_, self.weights_ = "uniform", same
         return self
 
@@ -74,9 +74,14 @@ class Weighted:
         return pool(softmax(table.logits), self.weights_)
 
     @staticmethod
-    def _validated(name: str, probabilities: Floats, labels: Labels) -> float:
-        losses = []
-        for kept, out in KFold(min(5, len(labels)), shuffle=True, random_state=0).split(labels):
-            weights = CANDIDATES[name](probabilities[:, kept], labels[kept])
-            losses.append(nll(pool(probabilities[:, out], weights), labels[out]) * len(out))
+    def _validated(name: str, likelihood: Floats) -> float:
+        rows, losses = likelihood.shape[1], []
+        for kept, out in KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)):
+            weights = CANDIDATES[name](likelihood[:, kept])
+            losses.append(_nll(weights, likelihood[:, out]) * len(out))
         return float(np.sum(losses))
+
+
+def _nll(weights: Floats, likelihood: Floats) -> float:
+    """Mean NLL of the pool: a row's probability of its label is the weighted mean of the members'."""
+    return float(-np.log(np.maximum(weights @ likelihood, TINY)).mean())

@@ -1,0 +1,78 @@
+"""All fusions of ten members: 45,000 out-of-fold rows and 5,000 fuse rows of ten classes, each judged by nested cross-validation.
+
+python -m benchmarks.fusion        # seconds by fusion, and the most memory; results/fusion.json
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+
+import numpy as np
+
+from benchmarks.machine import write_result
+from fusion.compare import Seconds, compare
+from fusion.diversity import diversity
+from fusion.fit import Fitted, fit_all
+from fusion.names import KNOWN
+from fusion.outputs import Evidence, Floats, Gathered, Table
+
+MEMBERS, CLASSES, WIDTH, FOLDS = 10, 10, 512, 5
+FIT, FUSE, TEST = 45_000, 5_000, 10_000
+
+
+def main() -> None:
+    began = time.perf_counter()
+    gathered = synthetic()
+    made = time.perf_counter() - began
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds: dict[str, float] = {}
+    fitted: dict[str, Fitted] = {}
+    for name in KNOWN:
+        began = time.perf_counter()
+        found = fit_all(gathered, [name])
+        fitted |= {k: v for k, v in found.items() if k in (name, *gathered.names)}
+        seconds[name] = time.perf_counter() - began
+    began = time.perf_counter()
+    compare(gathered, fitted, {n: Seconds(1.0, (1.0,) * FOLDS) for n in gathered.names})
+    diversity(gathered.names, gathered.evidence.fuse)
+    seconds["compare"] = time.perf_counter() - began
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result = {"seconds": seconds, "total": sum(seconds.values()), "peak_gib": most, "before_gib": before, "making": made}
+    write_result("fusion", "python -m benchmarks.fusion", result)
+    print(json.dumps(result, indent=1))
+
+
+def synthetic() -> Gathered:
+    """Members that are right in about 85 % of the rows, alike in what they find hard."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, CLASSES, FIT + FUSE + TEST)
+    hard = draw.normal(size=(len(labels), CLASSES))
+    heads = [(draw.normal(size=(CLASSES, WIDTH)) / WIDTH**0.5, np.zeros(CLASSES)) for _ in range(MEMBERS)]
+
+    def logits(rows: slice) -> Floats:
+        n = rows.stop - rows.start
+        own = draw.normal(size=(MEMBERS, n, CLASSES))
+        return np.asarray(3.2 * np.eye(CLASSES)[labels[rows]] + hard[rows] + own)
+
+    fit, fuse, test = slice(0, FIT), slice(FIT, FIT + FUSE), slice(FIT + FUSE, FIT + FUSE + TEST)
+
+    def table(rows: slice) -> Table:
+        z = logits(rows)
+        features = tuple(
+            (z[m] @ np.linalg.pinv(heads[m][0]).T + 0.1 * draw.normal(size=(z.shape[1], WIDTH))).astype(np.float32)
+            for m in range(MEMBERS)
+        )
+        folds = np.stack([logits(rows) for _ in range(FOLDS)], axis=1)
+        return Table(z, features, labels[rows], folds, z[0])
+
+    folds = np.arange(FIT) % FOLDS
+    evidence = Evidence(table(fuse), Table(logits(fit), (), labels[fit]), folds, tuple(heads), tuple(range(MEMBERS)), alike=False)
+    names = tuple(f"m{i}" for i in range(MEMBERS))
+    every = np.arange(len(labels))
+    return Gathered(names, tuple(map(str, range(CLASSES))), evidence, table(test), every[fit], every[fuse], every[test])
+
+
+if __name__ == "__main__":
+    main()
