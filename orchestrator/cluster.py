@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
 from orchestrator.team import Heartbeat
-from workers.errors import ConclaveError
+from workers.environment import environment
+from workers.errors import ConclaveError, OtherEnvironment
 from workers.spec import Job
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RayExecutor:
 
     address: str | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    strict: bool = False  # whether a machine with other versions than this one's ends the sweep
     trainers: list[_Trainer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -172,7 +174,8 @@ class RayExecutor:
             self._drop(trainer)
         gpus, cpus, threads = shape
         pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        actor = _remote(TrainerActor).options(num_gpus=gpus, num_cpus=cpus, runtime_env={"env_vars": pinned}).remote()
+        asked = {"num_gpus": gpus, "num_cpus": cpus, "runtime_env": {"env_vars": pinned}}
+        actor = _remote(TrainerActor).options(**asked).remote(environment(), self.strict)
         self.trainers.append(_Trainer(actor, shape))
         return self.trainers[-1]
 
@@ -256,7 +259,10 @@ class RayExecutor:
         assert trainer.job
         job, errors = trainer.job, self.ray.exceptions
         try:
-            given = outcome(job, self.ray.get(trainer.result))
+            found = self.ray.get(trainer.result)
+            if found.get("kind") == OtherEnvironment.__name__:
+                raise OtherEnvironment(f"{found['error']}. Install the same there, or set `environment: warn`.")
+            given = outcome(job, found)
         except errors.OutOfMemoryError:
             return [self._died(trainer, "oom", "OOM: killed because the machine ran out of memory; give the job more memory")]
         except errors.RayError as error:

@@ -222,6 +222,8 @@ def ray_pool(address: str | None) -> Callable[[Team], Pool]:
     def make(team: Team) -> Pool:
         from orchestrator.cluster import RayExecutor
 
-        return RayExecutor(address or os.environ.get("RAY_ADDRESS"), team.heartbeat)
+        cluster = address or os.environ.get("RAY_ADDRESS")
+        strict = team.environment == "strict" or (team.environment is None and cluster is not None)
+        return RayExecutor(cluster, team.heartbeat, strict)
 
     return make

@@ -84,6 +84,7 @@ class Team(Strict):
     retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
     checkpoint: Checkpoint = Checkpoint()
     heartbeat: Heartbeat = Heartbeat()
+    environment: Literal["strict", "warn"] | None = None  # of machines with other versions; left out: strict on a cluster
 
     @property
     def hourly(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import threading
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 
 import ray
 
+from workers import faults
+from workers.environment import Environment, differences, environment
+from workers.errors import OtherEnvironment
 from workers.spec import Job
 from workers.work import Progress, work
 
@@ -31,14 +35,21 @@ class Life:
 class TrainerActor:
     """Runs one job after another. A second thread answers `life`, a third takes `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: Environment, strict: bool) -> None:
         self.now = Progress()
         self.lock = threading.Lock()
+        self.head, self.strict = head, strict
 
     def run(self, job: Job, uri: str | None, run: str | None) -> dict[str, Any]:
+        """What `work` gives. Where this machine computes with other versions than the head: a note, or no work at all."""
         with self.lock:
             self.now = Progress()
-            return work(job, uri, run, self.now)
+            faults.subject(job.label)
+            found = differences(self.head, environment())
+            told = f"the machine {platform.node()} is not like the head: {'; '.join(found)}" if found else ""
+            if told and self.strict:
+                return {"error": told, "kind": OtherEnvironment.__name__}
+            return work(job, uri, run, self.now, told)
 
     def life(self) -> Life:
         node = ray.get_runtime_context().get_node_id()

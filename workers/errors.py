@@ -17,6 +17,10 @@ class Diverged(ConclaveError):
     """A member's loss or weights became NaN or infinite; training it again would do the same."""
 
 
+class OtherEnvironment(ConclaveError):
+    """A machine computes with other versions than the head, and the team wants none such."""
+
+
 class OutOfDeviceMemory(ConclaveError):
     """Not even two images at a time fit on the device."""
 

@@ -2,7 +2,7 @@
 
 CONCLAVE_FAULT=POINT[@JOB]:COUNT:ACTION, several separated by commas: at the COUNTth time (from 1) that a process reaches
 POINT in one job, or in JOB where one is named, do ACTION: kill (SIGKILL to itself), stop (SIGSTOP), raise, hang,
-disk-full, oom (out of device memory), or nan (given back to the caller, who knows what to spoil).
+disk-full, oom (out of device memory), or nan and other (given back to the caller, who knows what to spoil).
 
 CONCLAVE_FAULT_DIR names a folder in which a fault leaves a file when it happens; with it each happens once in all, in
 whatever process comes first, and a test can see that it did. Without it each process has its own.
@@ -33,7 +33,7 @@ def subject(job: str) -> None:
 
 
 def reach(point: str) -> str:
-    """Do what CONCLAVE_FAULT asks for here. Gives "nan" where the caller is to spoil its numbers, else ""."""
+    """Do what CONCLAVE_FAULT asks for here. Gives "nan" or "other" where the caller is to spoil what it has, else ""."""
     asked = os.environ.get("CONCLAVE_FAULT")
     if not asked:
         return ""
@@ -76,6 +76,6 @@ def _do(action: str, point: str) -> str:
         import torch
 
         raise torch.OutOfMemoryError(f"injected at {point}")
-    elif action != "nan":
+    elif action not in ("nan", "other"):
         raise ValueError(f"CONCLAVE_FAULT: unknown action {action!r}")
     return action

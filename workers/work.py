@@ -54,8 +54,9 @@ class Progress(Watcher):
         return self.stop
 
 
-def work(job: Job, uri: str | None, run: str | None, progress: Progress) -> dict[str, Any]:
-    """Do one job and tell its tracking run. Gives the manifest; {"error", "kind"} where the member itself failed."""
+def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: str = "") -> dict[str, Any]:
+    """Do one job and tell its tracking run, with a note to begin with. Gives the manifest; {"error", "kind"} where the
+    member itself failed."""
     from workers import member
     from workers.fitrun import FitRun
 
@@ -63,6 +64,8 @@ def work(job: Job, uri: str | None, run: str | None, progress: Progress) -> dict
     artifact = MemberArtifact.of(job.home, job.signature)
     told = FitRun(job, uri, run) if uri and run else None
     progress.run = told
+    if note:
+        progress.note(note)
     try:
         if told:
             told.fetch_teachers()

@@ -1,0 +1,188 @@
+"""What orchestration costs: supervision of jobs that do nothing, plans, status, and how long commands take to begin.
+
+python -m benchmarks.sweep            # results/sweep.json, and figures on screen
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import describe, write_result
+from orchestrator import config, plan, teamfile
+from orchestrator.home import Home
+from orchestrator.launch import supervise
+from orchestrator.plan import Plan
+from workers.data import Store
+
+ROUNDS = 3
+IMPORTS = "import typer, rich, pydantic, ruamel.yaml"
+TEAM = """\
+version: 1
+name: bench
+data: {dataset: digits, folds: 0}
+train: {epochs: 1, batch_size: 64}
+defaults: {width: 4}
+members: [{name: a}, {name: b}]
+"""
+GOALS = {
+    "no_op_jobs_a_second": 50,
+    "a_job_at_1000_over_100": 1.0,
+    "plan_of_10000_seconds": 2.0,
+    "status_of_1000_seconds": 2.0,
+    "help_over_imports": 1.6,
+    "validate_seconds": 1.0,
+    "plan_seconds": 1.0,
+    "start_existing_home_seconds": 12.0,
+    "start_new_home_seconds": 25.0,
+    "nothing_to_do_seconds": 6.0,
+}
+
+
+class FakeStore(Store):
+    """A store of ten rows without a file."""
+
+    digest = "0" * 64
+    tested = np.zeros(10, dtype=bool)
+
+
+def planned(members: int, folds: int, home: Path) -> Plan:
+    text = f"name: t\ndata: {{folds: {folds}}}\nmembers: [{{name: m, count: {members}}}]\n"
+    team = config.resolve(teamfile.parse(text, Path("/nowhere/team.yaml")))
+    return plan.make(team, FakeStore(home / "store"), home)
+
+
+def no_ops() -> dict[str, Any]:
+    """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
+    import ray
+
+    from workers import actor
+
+    @ray.remote(max_restarts=0, max_concurrency=3)
+    class Idle:
+        """A trainer that finds every job done."""
+
+        def __init__(self, *given: Any) -> None: ...
+
+        def run(self, *given: Any) -> dict[str, Any]:
+            return {"train_seconds": 0.0}
+
+        def life(self) -> actor.Life:
+            return actor.Life(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
+
+        def stop(self) -> None: ...
+
+    actor.TrainerActor = Idle  # type: ignore[misc, assignment]
+    from orchestrator.cluster import RayExecutor
+
+    rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}
+    with tempfile.TemporaryDirectory() as work:
+        plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
+        executor = RayExecutor()
+        supervise(plans[10].jobs, executor, None, {}, plans[10].team.retries, lambda event: None)
+        idle: Any = Idle
+        pool = [idle.remote() for _ in range(2)]
+        ray.get([one.run.remote() for one in pool])
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            list(ray.util.ActorPool(pool).map_unordered(lambda one, job: one.run.remote(job, None, None), plans[1000].jobs))
+            rates["pool of two actors"].append(1000 / (time.perf_counter() - began))
+            for count in (100, 1000):
+                began = time.perf_counter()
+                ended = supervise(plans[count].jobs, executor, None, {}, plans[count].team.retries, lambda event: None)
+                rates[str(count)].append(count / (time.perf_counter() - began))
+                assert len(ended) == count
+        executor.close()
+    found = {name: median(values) for name, values in rates.items()}
+    return {
+        "no_op_jobs_a_second": found["1000"],
+        "pool_of_two_actors_a_second": found["pool of two actors"],
+        "a_job_at_1000_over_100": found["100"] / found["1000"],
+    }
+
+
+def plans() -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as work:
+        return {"plan_of_10000_seconds": _seconds(lambda: planned(1000, 9, Path(work)))}
+
+
+def commands() -> dict[str, float]:
+    """Whole commands, processes and all."""
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        (folder / "team.yaml").write_text(TEAM)
+        found = {
+            "imports_seconds": _seconds(lambda: _python("-c", IMPORTS, cwd=folder)),
+            "help_seconds": _seconds(lambda: _conclave("--help", cwd=folder)),
+            "validate_seconds": _seconds(lambda: _conclave("validate", "team.yaml", cwd=folder)),
+            "start_new_home_seconds": _start(folder),
+            "nothing_to_do_seconds": _seconds(lambda: _conclave("sweep", "team.yaml", "--home", "home", cwd=folder)),
+            "plan_seconds": _seconds(lambda: _conclave("plan", "team.yaml", "--home", "home", cwd=folder)),
+        }
+        (folder / "team.yaml").write_text(TEAM.replace("name: b", "name: c"))
+        found["start_existing_home_seconds"] = _start(folder)
+        found["status_of_1000_seconds"] = _status(folder)
+    return {**found, "help_over_imports": found["help_seconds"] / found["imports_seconds"]}
+
+
+def _start(folder: Path) -> float:
+    """From the command to the first step of the first fit."""
+    before = {p.parent.parent for p in folder.glob("home/jobs/*/fit/manifest.json")}
+    began = time.time()
+    _conclave("sweep", "team.yaml", "--home", "home", cwd=folder)
+    new = [p for p in folder.glob("home/jobs/*/fit/manifest.json") if p.parent.parent not in before]
+    first = [json.loads(path.read_text())["history"][0] for path in new]
+    return float(min(epoch["time"] / 1000 - epoch["seconds"] for epoch in first) - began)
+
+
+def _status(folder: Path) -> float:
+    """Over 1,000 members whose fits are done, as far as a home shows it."""
+    home = folder / "large"
+    made = planned(1000, 0, home)
+    for job in made.jobs:
+        fit = home / "jobs" / job.signature / "fit"
+        fit.mkdir(parents=True)
+        (fit / "manifest.json").write_text("{}")
+    members = {job.member.name: [job.signature] for job in made.jobs}
+    Home(home).sweep("t").write("sweep.json", {"team": "t", "members": members, "runs": {}})
+    return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))
+
+
+def _python(*words: str, cwd: Path) -> None:
+    subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, check=True)
+
+
+def _conclave(*words: str, cwd: Path) -> None:
+    _python("-m", "orchestrator", *words, cwd=cwd)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return median(times)
+
+
+def main() -> None:
+    result = {**plans(), **commands(), **no_ops()}
+    write_result("sweep", "python -m benchmarks.sweep", {**result, "goals": GOALS})
+    for name, value in result.items():
+        print(f"{name:32} {value:10.3f}   {f'goal {GOALS[name]:g}' if name in GOALS else ''}")
+    print(json.dumps(describe()))
+
+
+if __name__ == "__main__":
+    main()
