@@ -59,7 +59,7 @@ def eager(networks: list[Network]) -> Run:
     for network in networks:
         model = plain("imagenet").eval()
         state = {k.removeprefix("trunk."): v for k, v in network.state_dict().items() if k.startswith("trunk.")}
-        model.load_state_dict({**state, "fc.weight": network.head.weight, "fc.bias": network.head.bias})  # type: ignore[dict-item]
+        model.load_state_dict({**state, "fc.weight": network.head.weight, "fc.bias": network.head.bias})
         theirs.append(model)
 
     def run(images: np.ndarray[Any, Any]) -> Any:
