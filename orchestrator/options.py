@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 TeamFile = Annotated[Path, typer.Argument(help="The team file.", metavar="TEAM.YAML")]
+ClusterFile = Annotated[Path, typer.Argument(help="A file of Ray's cluster launcher.", metavar="CLUSTER.YAML")]
 SweepName = Annotated[str, typer.Argument(help="The sweep's name: `name:` in the team file.", metavar="SWEEP")]
 HomeDir = Annotated[Path, typer.Option("--home", envvar="CONCLAVE_HOME", help="Where everything lives.")]
 DataPath = Annotated[Path | None, typer.Option("--data", help="Folder or archive to use instead of data.root.")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile
+from orchestrator.options import DEFAULT_HOME, AsJson, ClusterFile, DataPath, HomeDir, TeamFile
 from workers.errors import Rejected
 
 app = typer.Typer()
@@ -81,9 +81,14 @@ def sweep(
     address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="Without Ray, one job after another: for debugging.")] = False,
     restart: Annotated[list[str] | None, typer.Option(help="Train this member afresh; may be given again.")] = None,
+    on: Annotated[Path | None, typer.Option(help="A cluster file: sweep there.", metavar="CLUSTER.YAML")] = None,
+    down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --down: don't ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train what isn't done, track it, fuse it, export one model. Run again, it trains nothing that is done."""
+    if on:
+        raise typer.Exit(_sweep_on(team_file, on, home, data, tuple(restart or ()), down, yes))
     from orchestrator import pipeline
     from orchestrator.home import Home
     from orchestrator.screen import Screen
@@ -98,6 +103,46 @@ def sweep(
     else:
         print_summary(Home(home), result.summary)
     raise typer.Exit(result.exit_code)
+
+
+def _sweep_on(
+    team_file: Path, cluster_file: Path, home: Path, data: Path | None, restart: tuple[str, ...], down: bool, yes: bool
+) -> int:
+    from orchestrator import remote
+    from orchestrator.home import Home
+    from orchestrator.launcher import Cluster
+
+    cluster = Cluster.read(cluster_file)
+    asked = remote.Remote(cluster, Home(home), print, str(data) if data else None, restart=restart)
+    try:
+        return remote.sweep(team_file, asked)
+    finally:
+        if down and (yes or typer.confirm(f"End the machines of {cluster.name}?", default=True)):
+            cluster.down()
+
+
+@app.command(epilog="Example: `conclave up cluster.yaml`")
+def up(cluster_file: ClusterFile) -> None:
+    """Start a cluster's head by Ray's launcher; its workers come when members wait."""
+    from orchestrator.launcher import Cluster
+
+    Cluster.read(cluster_file).up()
+
+
+@app.command(epilog="Example: `conclave down cluster.yaml`")
+def down(cluster_file: ClusterFile) -> None:
+    """End all machines of a cluster."""
+    from orchestrator.launcher import Cluster
+
+    Cluster.read(cluster_file).down()
+
+
+@app.command(epilog="Example: `conclave attach cluster.yaml`")
+def attach(cluster_file: ClusterFile) -> None:
+    """A shell on a cluster's head."""
+    from orchestrator.launcher import Cluster
+
+    raise typer.Exit(Cluster.read(cluster_file).attach())
 
 
 @app.command(epilog="Example: `conclave status cifar-team`")

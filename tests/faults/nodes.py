@@ -26,6 +26,8 @@ class Nodes:
     """
 
     more: dict[str, str] = field(default_factory=dict)
+    dashboard: bool = False  # with jobs, on a port of its own
+    cpus: int = 0  # of the head
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="cn-")))  # Ray's sockets need short paths
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -36,7 +38,10 @@ class Nodes:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
-        self._start("--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}")
+            self.dashboard_port = self.port + 1
+        shown = ("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}")
+        seen = shown if self.dashboard else ("--include-dashboard=false",)
+        self._start("--head", f"--port={self.port}", f"--num-cpus={self.cpus}", f"--temp-dir={self.folder}", *seen)
 
     @property
     def address(self) -> str:

@@ -1,0 +1,114 @@
+"""A cluster file and Ray's own launcher: up, down, attach, a tunnel, files. What it does is Ray's; here is what it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import teamfile
+from workers.errors import ConclaveError, Rejected
+
+TUNNEL_SECONDS = 60.0
+UNEDITED = re.compile(r"(ami|sg|fs|subnet)-0{17}|192\.0\.2\.\d+")
+TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A file in the format of Ray's launcher, read and looked at."""
+
+    path: Path
+    config: Mapping[str, Any]
+    ray: tuple[str, ...] = (sys.executable, "-m", "ray.scripts.scripts")
+
+    @classmethod
+    def read(cls, path: Path) -> Cluster:
+        """Raises Rejected where it is no such file, was not edited, or the token is not there."""
+        document = teamfile.read(path)
+        if not {"cluster_name", "provider"} <= set(document.values):
+            raise Rejected(f"{path}: not a cluster file: cluster_name and provider are needed. Start from cluster.yaml.")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if found := UNEDITED.search(line.partition("#")[0]):
+                raise Rejected(f"{path}:{number}: {found[0]} is a placeholder; put yours there (lines marked EDIT).")
+        _check_token()
+        return cls(path, document.values)
+
+    @property
+    def name(self) -> str:
+        return str(self.config["cluster_name"])
+
+    def up(self) -> None:
+        self._run("up", "--yes", str(self.path))
+
+    def down(self) -> None:
+        self._run("down", "--yes", str(self.path))
+
+    def attach(self) -> int:
+        """A shell on the head; gives its exit code."""
+        return subprocess.run([*self.ray, "attach", str(self.path)], env=self._env(), check=False).returncode
+
+    def fetch(self, source: str, target: Path) -> None:
+        """Copy a folder of the head's into a local one."""
+        target.mkdir(parents=True, exist_ok=True)
+        self._run("rsync-down", str(self.path), f"{source}/", f"{target}/")
+
+    @contextlib.contextmanager
+    def tunnel(self) -> Iterator[str]:
+        """The head's dashboard and jobs on a local port, by SSH, for as long as this lasts; gives the address."""
+        port = _free_port()
+        words = [*self.ray, "dashboard", str(self.path), "--port", str(port)]
+        process = subprocess.Popen(words, env=self._env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + TUNNEL_SECONDS
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise ConclaveError(f"{self.path}: no tunnel to the head's dashboard. `conclave up {self.path}` starts it.")
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+    def ui_command(self, home: str) -> str:
+        """What opens the MLflow UI of the head on this machine."""
+        return f'ray exec {self.path} "conclave ui --home {home} --port 5000" --port-forward 5000'
+
+    def _run(self, *words: str) -> None:
+        code = subprocess.run([*self.ray, *words], env=self._env(), check=False).returncode
+        if code:
+            raise ConclaveError(f"ray {words[0]} {self.path} failed (exit {code}); what it said is above.")
+
+    @staticmethod
+    def _env() -> dict[str, str]:
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _check_token() -> None:
+    """Every machine of the cluster gets a copy of it; nobody else may read it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        raise Rejected(f"{path}: the cluster's token is not there. Make it once: {TOKEN}")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise Rejected(f"{path}: others can read the cluster's token. Run: chmod 600 {path}")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.3):
+        return True
+    return False

@@ -1,0 +1,117 @@
+"""A sweep on a cluster: its machines up, the same command as a Ray job on the head, its words here, what came out fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator import config
+from orchestrator.home import Home
+from orchestrator.launcher import Cluster
+from orchestrator.team import Team
+from workers.errors import ConclaveError
+
+HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What `sweep --on` was asked for."""
+
+    cluster: Cluster
+    home: Home  # here: where the results are fetched to
+    say: Callable[[str], None]
+    data: str | None = None  # a path on the cluster's shared disk
+    head_home: str = HOME
+    restart: tuple[str, ...] = ()
+
+
+def sweep(team_file: Path, remote: Remote) -> int:
+    """The exit code of the sweep on the cluster. Ctrl-C stops it there, resumable, and is raised again."""
+    team = config.load(team_file)
+    remote.cluster.up()
+    with remote.cluster.tunnel() as address, tempfile.TemporaryDirectory() as work:
+        folder = bundle(team, team_file, Path(work))
+        job = _Job.submit(address, command(team_file.name, remote), folder)
+        remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` gives a shell beside it")
+        try:
+            job.follow(remote.say)
+        except KeyboardInterrupt:
+            remote.say("stopping the sweep on the cluster; the same command goes on from there")
+            job.stop()
+            raise
+        code = job.exit_code()
+    remote.cluster.fetch(f"{remote.head_home}/sweeps/{team.name}", remote.home.sweep(team.name).path)
+    remote.say(f"fetched to {remote.home.sweep(team.name).path}")
+    remote.say(f"MLflow UI: {remote.cluster.ui_command(remote.head_home)}, then http://127.0.0.1:5000")
+    return code
+
+
+def command(team_file: str, remote: Remote) -> str:
+    words = ["conclave", "sweep", team_file, "--home", remote.head_home]
+    words += ["--data", remote.data] if remote.data else []
+    words += [word for name in remote.restart for word in ("--restart", name)]
+    return shlex.join(words)
+
+
+def bundle(team: Team, team_file: Path, target: Path) -> Path:
+    """The team file and what it needs from beside it: Python modules of the user's own, weights to start from."""
+    folder = team_file.resolve().parent
+    shutil.copyfile(team_file, target / team_file.name)
+    for path in folder.glob("*.py"):
+        shutil.copyfile(path, target / path.name)
+    for arch in {m.arch for m in team.recipes if ":" in m.arch}:
+        package = arch.partition(":")[0].partition(".")[0]
+        if (folder / package).is_dir():
+            shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for weights in {m.weights for m in team.recipes if m.weights}:
+        if not weights.is_relative_to(folder):
+            raise ConclaveError(f"weights {weights}: lie outside {folder}; on a cluster they have to be beside the team file.")
+        copied = target / weights.relative_to(folder)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, copied)
+    return target
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job on the head's job server."""
+
+    client: Any
+    name: str
+
+    @classmethod
+    def submit(cls, address: str, entrypoint: str, folder: Path) -> _Job:
+        from ray.job_submission import JobSubmissionClient
+
+        client = JobSubmissionClient(address)
+        return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder)}))
+
+    def follow(self, say: Callable[[str], None]) -> None:
+        """Say what it says, line by line, until it ends."""
+        asyncio.run(self._follow(say))
+
+    async def _follow(self, say: Callable[[str], None]) -> None:
+        rest = ""
+        async for text in self.client.tail_job_logs(self.name):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                say(line)
+        if rest:
+            say(rest)
+
+    def stop(self) -> None:
+        """It writes checkpoints and leaves."""
+        self.client.stop_job(self.name)
+
+    def exit_code(self) -> int:
+        details = self.client.get_job_info(self.name)
+        if details.driver_exit_code is not None:
+            return int(details.driver_exit_code)
+        raise ConclaveError(f"the job {self.name} ended as {details.status}: {details.message}")

@@ -1,0 +1,26 @@
+"""`sweep --on` in a process that reads the token afresh, with the stand-in for the launcher: TEAM CLUSTER HERE THERE."""
+
+import sys
+from pathlib import Path
+
+from orchestrator import remote
+from orchestrator.home import Home
+from orchestrator.launcher import Cluster
+from workers.errors import ConclaveError
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_ray.py")))
+
+
+def main() -> None:
+    team, cluster, here, there = map(Path, sys.argv[1:])
+    read = Cluster.read(cluster)
+    asked = remote.Remote(Cluster(read.path, read.config, FAKE), Home(here), print, head_home=str(there))
+    try:
+        sys.exit(remote.sweep(team, asked))
+    except ConclaveError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

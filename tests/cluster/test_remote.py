@@ -1,0 +1,133 @@
+"""`sweep --on`: the launcher is a stand-in, the head, its job server, the token and the sweep are real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator import config, remote
+from orchestrator.launcher import Cluster
+from tests.cluster.on import FAKE
+from tests.cluster.test_files import AWS, OWN, ROOT
+from tests.conftest import TEAM
+from tests.faults.nodes import Nodes
+from workers.errors import ConclaveError, Rejected
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "token"
+    path.write_text("t" * 64)
+    path.chmod(0o600)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(OWN.read_text().replace("192.0.2.", "10.0.0."))
+    monkeypatch.setenv("FAKE_RAY_LOG", str(tmp_path / "log"))
+    read = Cluster.read(path)
+    return Cluster(read.path, read.config, FAKE)
+
+
+def told(tmp_path: Path) -> list[str]:
+    return [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("path", [AWS, OWN], ids=lambda path: path.name)
+def test_a_file_that_was_not_edited_is_refused_with_its_line(path: Path, token: Path) -> None:
+    with pytest.raises(Rejected, match=r":\d+: .* is a placeholder"):
+        Cluster.read(path)
+
+
+def test_a_token_that_is_not_there_or_that_others_can_read_is_refused(cluster: Cluster, token: Path) -> None:
+    token.chmod(0o644)
+    with pytest.raises(Rejected, match="chmod 600"):
+        Cluster.read(cluster.path)
+    token.unlink()
+    with pytest.raises(Rejected, match="get-auth-token"):
+        Cluster.read(cluster.path)
+
+
+def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM)
+    with pytest.raises(Rejected, match="cluster_name and provider are needed"):
+        Cluster.read(tmp_path / "team.yaml")
+
+
+def test_what_the_launcher_could_not_do_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_RAY_FAILS", "up")
+    with pytest.raises(ConclaveError, match=r"ray up .* failed"):
+        cluster.up()
+
+
+def test_a_user_s_own_modules_and_weights_travel_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors", "data/huge.bin"):
+        path = tmp_path / "team" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    text = TEAM.replace("{name: a}", "{name: a, arch: package.deep.net:Net, weights: weights/start.safetensors}")
+    team_file = tmp_path / "team" / "team.yaml"
+    team_file.write_text(text)
+    (tmp_path / "out").mkdir()
+    remote.bundle(config.load(team_file), team_file, tmp_path / "out")
+    found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found == {"team.yaml", "net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors"}
+
+
+@pytest.fixture
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A head of two cores with jobs; `conclave` is on its path, as in the image."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    made = Nodes({"PATH": path}, dashboard=True, cpus=2)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(made.token))
+    monkeypatch.setenv("FAKE_RAY_DASHBOARD", str(made.dashboard_port))
+    yield made
+    made.end()
+
+
+def test_a_sweep_runs_as_a_job_on_the_head_and_comes_back(cluster: Cluster, head: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
+    done = _on(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a: started" in done.stdout
+    assert "conclave ui --home" in done.stdout
+    fetched = tmp_path / "here" / "sweeps" / "tiny"
+    assert (fetched / "fused.onnx").read_bytes() == (tmp_path / "there/sweeps/tiny/fused.onnx").read_bytes()
+    assert (fetched / "report.html").is_file()
+    assert told(tmp_path) == ["up", "dashboard", "rsync-down"]
+    (tmp_path / "team.yaml").write_text("name: t\nsede: 1\nmembers: [{name: a}]\n")
+    refused = _on(tmp_path)
+    assert (refused.returncode, "did you mean seed" in refused.stderr) == (2, True)
+    assert told(tmp_path)[-1] == "rsync-down", "refused before any machine was asked for"
+    _without_the_token(head, tmp_path)
+
+
+def _on(folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [
+        sys.executable,
+        "-m",
+        "tests.cluster.on",
+        *(str(folder / name) for name in ("team.yaml", "cluster.yaml", "here", "there")),
+    ]
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
+def _without_the_token(head: Nodes, tmp_path: Path) -> None:
+    """The job server lets nobody in who has another one."""
+    other = tmp_path / "other"
+    other.write_text("x" * 64)
+    other.chmod(0o600)
+    words = [sys.executable, "-m", "ray.scripts.scripts", "job", "list", "--address", f"http://127.0.0.1:{head.dashboard_port}"]
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(other)}
+    found = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    assert "auth" in (found.stdout + found.stderr).lower()
