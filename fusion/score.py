@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 from fusion.calibration import TINY, nll
 from fusion.outputs import Floats, Labels
 
 DRAWS = 2000
+FEW_VALUES = 16
 BINS = 15
 Interval = tuple[float, float]
 
@@ -48,11 +51,24 @@ def per_class(probabilities: Floats, labels: Labels) -> list[float | None]:
 
 
 def bootstrap(values: Floats) -> Interval:
-    """95 % percentile interval of the mean of (n,) values, rows resampled."""
-    generator = np.random.default_rng(0)
-    counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=DRAWS)
-    low, high = np.percentile(counts @ values / len(values), [2.5, 97.5])
+    """95 % percentile interval of the mean of (n,) values, rows resampled.
+
+    Of right and wrong answers there are few different values: how often each is drawn is all that counts.
+    """
+    distinct, rows = np.unique(values, return_counts=True)
+    if len(distinct) <= FEW_VALUES:
+        means = np.random.default_rng(0).multinomial(len(values), rows / len(values), size=DRAWS) @ distinct / len(values)
+    else:
+        means = _resampled(len(values)) @ values.astype(np.float32) / len(values)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _resampled(rows: int) -> NDArray[np.float32]:
+    """(DRAWS, n): how often each row is in each draw, the same for all values of so many rows."""
+    counts = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
+    return counts.astype(np.float32)
 
 
 def accuracy_gain(ours: Floats, other: Floats, labels: Labels) -> tuple[float, Interval, float]:

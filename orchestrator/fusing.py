@@ -72,10 +72,20 @@ class Request:
 def fuse(request: Request) -> dict[str, Any]:
     """Fit, score, choose, export. Writes outputs.npz, fused.onnx and fusion.json; gives fusion.json's content."""
     made = prepare(request)
-    gathered, fitted = made.gathered, made.fitted
     reach("fusion.fit")
+    details = judged(request, made)
+    folder = SweepFolder(request.sweep)
+    save_outputs(made.gathered, made.fitted, Store(request.store), folder.outputs)
+    details["parity"] = write_model(request, made, details["recommended"], folder.model)
+    folder.write("fusion.json", details)
+    return details
+
+
+def judged(request: Request, made: Prepared) -> dict[str, Any]:
+    """Scores, costs and the recommendation. Writes nothing."""
+    gathered, fitted = made.gathered, made.fitted
     chosen, why = recommend(gathered, fitted)
-    details: dict[str, Any] = {
+    return {
         "recommended": chosen,
         "why": why,
         "best_single": best_single(gathered, fitted),
@@ -86,11 +96,6 @@ def fuse(request: Request) -> dict[str, Any]:
         "hardest": hardest(gathered, fitted, chosen),
         "warnings": _warnings(request, gathered, fitted),
     }
-    folder = SweepFolder(request.sweep)
-    save_outputs(gathered, fitted, Store(request.store), folder.outputs)
-    details["parity"] = write_model(request, made, chosen, folder.model)
-    folder.write("fusion.json", details)
-    return details
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def fuse_apart(request: Request) -> dict[str, Any]:
-    """Fuse in a folder that goes away, so that the sweep's own results stay as they are."""
-    import tempfile
+    """What the fusions come to, so that the sweep's own results stay as they are: nothing is written."""
+    from orchestrator.fusing import judged, prepare
 
-    from orchestrator.fusing import fuse
-
-    with tempfile.TemporaryDirectory() as work:
-        return fuse(replace(request, sweep=Path(work)))
+    return judged(request, prepare(request))

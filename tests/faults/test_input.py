@@ -69,7 +69,7 @@ def test_members_that_count_the_classes_in_another_order_are_fused_by_name(place
     for name in ("b", "vote"):
         scores = {**before["members"], **before["fusions"]}[name]["test"]
         assert again["candidates"][name]["test"]["nll"] == pytest.approx(scores["nll"], abs=1e-6)
-    assert again["parity"] < 1e-4, "the exported model counts them in our order too"
+    place.command("export", "tiny", "--home", "home", "--method", "vote")  # refuses where the file's answers are not the fusion's
 
 
 def _turn_classes_round(fit: Path) -> None:

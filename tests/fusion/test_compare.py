@@ -6,7 +6,7 @@ import pytest
 from fusion.compare import Seconds, compare, matched, spent
 from fusion.fit import fit_all
 from fusion.outputs import Evidence, Gathered, Table, softmax
-from fusion.score import scores
+from fusion.score import bootstrap, scores
 from tests.fusion.test_methods import CLASSES, table
 
 NAMES = ("a", "b")
@@ -77,3 +77,12 @@ def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered:
     points = 100 * (rows["vote"]["test"]["accuracy"] - rows[single]["test"]["accuracy"])
     assert rows["vote"]["cost_per_point"] == pytest.approx((2.0 - rows[single]["train_cost"]) / points)
     assert rows[single]["cost_per_point"] is None
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_a_bootstrap_interval_is_that_of_resampled_rows(discrete: bool) -> None:
+    draw = np.random.default_rng(3)
+    values = draw.choice([-1.0, 0.0, 1.0], 500, p=[0.05, 0.85, 0.1]) if discrete else draw.normal(size=500)
+    by_hand = np.percentile([draw.choice(values, 500).mean() for _ in range(4000)], [2.5, 97.5])
+    assert bootstrap(values) == pytest.approx(tuple(by_hand), abs=0.15 * (by_hand[1] - by_hand[0]))
+    assert bootstrap(values) == bootstrap(values)
