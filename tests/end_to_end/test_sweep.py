@@ -25,7 +25,7 @@ from workers.errors import Rejected
 from workers.tracking import Tracking
 
 
-def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "orchestrator", *map(str, arguments)]
     found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
     assert found.returncode == code, found.stdout + found.stderr

@@ -218,7 +218,7 @@ class Place:
         """The whole command; gives its summary ({} where it printed none)."""
         self.prepared = code != 2  # what is refused must find no home, and leave none
         process = self.start(*arguments, **env)
-        assert process.wait(timeout=240) == code, self.said()
+        assert process.wait(timeout=480) == code, self.said()
         assert "Traceback" not in self.said()
         return self.printed()
 

@@ -42,6 +42,6 @@ def test_a_machine_removed_in_mid_fit_moves_the_fit_to_the_next(place: Place, no
         time.sleep(0.1)
     time.sleep(3)
     nodes.add()
-    assert process.wait(timeout=180) == 0, place.said()
+    assert process.wait(timeout=400) == 0, place.said()
     assert "a: retry  its machine went away" in place.said()
     same(place.printed(), undisturbed)
