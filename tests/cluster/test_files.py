@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[2]
 AWS = ROOT / "cluster.yaml"
-OWN = ROOT / "examples" / "cluster-own-machines.yaml"
+OWN = ROOT / "examples" / "clusters" / "own-machines.yaml"
 REGION = "eu-central-1"
 
 
