@@ -6,9 +6,12 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,6 +37,17 @@ def write_result(name: str, command: str, result: dict[str, Any]) -> Path:
     content = {"command": command, **when, "machine": describe(), "result": result}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def median_seconds(work: Callable[[], object], times: int) -> float:
+    """Of so many, after one that warms up."""
+    work()
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return median(found)
 
 
 def _commit() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import describe, write_result
+from benchmarks.machine import describe, median_seconds, write_result
 from orchestrator import config, plan, teamfile
 from orchestrator.home import Home
 from orchestrator.launch import supervise
@@ -62,16 +62,14 @@ def planned(members: int, folds: int, home: Path) -> Plan:
     return plan.make(team, FakeStore(home / "store"), home)
 
 
-def no_ops() -> dict[str, Any]:
-    """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
+def idle_trainer() -> Any:
+    """An actor class that finds every job done, in the place of the trainer."""
     import ray
 
     from workers import actor
 
     @ray.remote(max_restarts=0, max_concurrency=3)
     class Idle:
-        """A trainer that finds every job done."""
-
         def __init__(self, *given: Any) -> None: ...
 
         def run(self, *given: Any) -> dict[str, Any]:
@@ -83,6 +81,14 @@ def no_ops() -> dict[str, Any]:
         def stop(self) -> None: ...
 
     actor.TrainerActor = Idle  # type: ignore[misc, assignment]
+    return Idle
+
+
+def no_ops() -> dict[str, Any]:
+    """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
+    import ray
+
+    idle = idle_trainer()
     from orchestrator.cluster import RayExecutor
 
     rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}
@@ -90,7 +96,6 @@ def no_ops() -> dict[str, Any]:
         plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
         executor = RayExecutor()
         supervise(plans[10].jobs, executor, None, {}, plans[10].team.retries, lambda event: None)
-        idle: Any = Idle
         pool = [idle.remote() for _ in range(2)]
         ray.get([one.run.remote() for one in pool])
         for _ in range(ROUNDS):
@@ -167,13 +172,7 @@ def _conclave(*words: str, cwd: Path) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return median(times)
+    return median_seconds(work, ROUNDS)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.machine import describe, write_result
+from benchmarks.machine import describe, median_seconds, write_result
 from workers.augment import augment
 from workers.evaluate import outputs, resolve_precision
 from workers.models import Network, build
@@ -181,7 +181,7 @@ def roof(stem: str) -> dict[str, float]:
     torch.set_num_threads(1)
     kind = torch.bfloat16 if resolve_precision("auto", torch.device("cpu")) == "bfloat16" else torch.float32
     a = torch.randn(2048, 2048).to(kind)
-    product = _seconds(lambda: a @ a, 8)
+    product = median_seconds(lambda: a @ a, 8)
     return {"matmul_flops": 2 * 2048**3 / product, "flops_an_image": 3 * _flops(stem)}
 
 
@@ -208,17 +208,6 @@ def _flops(stem: str) -> float:
     return counted
 
 
-def _seconds(work: Callable[[], object], times: int) -> float:
-    """The median of so many, after one."""
-    work()
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - began)
-    return median(found)
-
-
 def around(stem: str) -> dict[str, float]:
     """What is beside the steps, images a second on one core: augmentation, and the outputs pass."""
     torch.set_num_threads(1)
@@ -227,13 +216,13 @@ def around(stem: str) -> dict[str, float]:
     found = {}
     for name, augments in (("flip_crop", ("flip", "crop")), ("every_augmentation", FULL)):
         wanted: Augments = spec(stem, augments).augment
-        seconds = _seconds(lambda wanted=wanted: augment(images[:BATCH], labels[:BATCH], wanted, generator), 40)  # type: ignore[misc]
+        seconds = median_seconds(lambda wanted=wanted: augment(images[:BATCH], labels[:BATCH], wanted, generator), 40)  # type: ignore[misc]
         found[name] = BATCH / seconds
     network = _network(spec(stem))
     rows = np.arange(512)
     bf16 = resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found["outputs"] = len(rows) / _seconds(lambda: outputs(network, images, rows, torch.device("cpu")), 3)
+        found["outputs"] = len(rows) / median_seconds(lambda: outputs(network, images, rows, torch.device("cpu")), 3)
     return found
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from workers.environment import MISSING, required
 
 LEAST_DISK = 5 << 30
 
@@ -18,11 +17,12 @@ def examine() -> tuple[dict[str, str], list[str]]:
     problems: list[str] = []
     facts = {"Python": platform.python_version(), "Platform": platform.platform()}
     facts |= _torch(problems)
-    for line in requires("conclave-ensembles") or []:
-        needed = Requirement(line)
-        if needed.marker and not needed.marker.evaluate():
-            continue
-        facts[needed.name] = _package(needed, problems)
+    for needed, found in required():
+        facts[needed.name] = found
+        if found == MISSING:
+            problems.append(f"{needed.name} is not installed. Run `make install`.")
+        elif not needed.specifier.contains(found, prereleases=True):
+            problems.append(f"{needed.name} {found} is not {needed.specifier}. Run `make install`.")
     facts["CPU cores"] = str(os.cpu_count())
     free = shutil.disk_usage(Path.cwd()).free
     facts["Free disk"] = f"{free / 2**30:.0f} GiB"
@@ -44,14 +44,3 @@ def _torch(problems: list[str]) -> dict[str, str]:
     elif shutil.which("nvidia-smi"):
         problems.append("nvidia-smi is here but PyTorch sees no GPU: driver and PyTorch's CUDA don't match.")
     return facts
-
-
-def _package(needed: Requirement, problems: list[str]) -> str:
-    try:
-        found = version(needed.name)
-    except PackageNotFoundError:
-        problems.append(f"{needed.name} is not installed. Run `make install`.")
-        return "missing"
-    if not needed.specifier.contains(found, prereleases=True):
-        problems.append(f"{needed.name} {found} is not {needed.specifier}. Run `make install`.")
-    return found

@@ -47,8 +47,7 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
     asked = values.get("fusion")
     if "student" in values or (isinstance(asked, tuple) and "student" in asked):
         values["student"] = _student(document, values, defaults, problems)
-    members, sources = _snapshots(members, sources)
-    members, sources = _averages(members, sources)
+    members, sources = _derived(members, sources)
     for line, text in _twice(document, members, sources):
         problems.append((line, text))
     values["members"] = tuple(members)
@@ -109,33 +108,24 @@ def _copies(
         yield copy
 
 
-def _snapshots(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
-    """`{name: cyclic, snapshots: 3}` -> cyclic.1, cyclic.2, cyclic.3, each going on from the one before."""
-    found: list[Any] = []
-    origins: list[int] = []
-    for member, source in zip(members, sources, strict=True):
-        count = member.get("snapshots")
-        many = isinstance(count, int) and not isinstance(count, bool) and 1 < count <= 100 and "cycle" not in member
-        for k in range(1, count + 1) if many else (None,):
-            named = k is not None and isinstance(member.get("name"), str)
-            found.append({**member, "cycle": k, **({"name": f"{member['name']}.{k}"} if named else {})} if k else member)
-            origins.append(source)
-    return found, origins
+def _derived(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
+    """Each member in the place of which its training makes several: those. Also where each comes from in the file."""
+    found = [(made, source) for member, source in zip(members, sources, strict=True) for made in _made_of(member)]
+    return [made for made, _ in found], [source for _, source in found]
 
 
-def _averages(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:
-    """`{name: plain, average: swa}` -> plain, and plain.swa, whose weights are averages along plain's training."""
-    found: list[Any] = []
-    origins: list[int] = []
-    for member, source in zip(members, sources, strict=True):
-        found.append(member)
-        origins.append(source)
-        kind = _as_kind(member.get("average"))
-        known = isinstance(kind, dict) and kind.get("kind") in ("ema", "swa") and isinstance(member.get("name"), str)
-        if known and "averaged" not in member:
-            found.append({**member, "name": f"{member['name']}.{kind['kind']}", "averaged": True})
-            origins.append(source)
-    return found, origins
+def _made_of(member: Any) -> list[Any]:
+    """`{name: cyclic, snapshots: 3}` -> cyclic.1, cyclic.2, cyclic.3, each going on from the one before; `{name: plain,
+    average: swa}` -> plain, and plain.swa, whose weights are averages along plain's training."""
+    name, count, average = member.get("name"), member.get("snapshots"), _as_kind(member.get("average"))
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if whole and 1 < count <= 100 and "cycle" not in member:
+        named = [{"name": f"{name}.{k}"} if isinstance(name, str) else {} for k in range(1, count + 1)]
+        return [{**member, "cycle": k, **of} for k, of in enumerate(named, 1)]
+    kind = average.get("kind") if isinstance(average, dict) else None
+    if kind in ("ema", "swa") and isinstance(name, str) and "averaged" not in member:
+        return [member, {**member, "name": f"{name}.{kind}", "averaged": True}]
+    return [member]
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -19,7 +19,7 @@ from orchestrator import teamfile
 from workers.errors import ConclaveError, Rejected
 
 TUNNEL_SECONDS = 60.0
-UNEDITED = re.compile(r"(ami|sg|fs|subnet)-0{17}|192\.0\.2\.\d+")
+UNEDITED = re.compile(r"(ami|sg|fs|subnet)-0{17}|192\.0\.2\.\d+|ghcr\.io/conclave-ensembles/\S+")
 TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
 
 

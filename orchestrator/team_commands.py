@@ -87,6 +87,10 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train what isn't done, track it, fuse it, export one model. Run again, it trains nothing that is done."""
+    if on and (address or inline or as_json):
+        raise Rejected("--on sweeps on that cluster: it goes together with neither --address nor --inline nor --json.")
+    if down and not on:
+        raise Rejected("--down ends a cluster's machines: name its file with --on.")
     if on:
         raise typer.Exit(_sweep_on(team_file, on, home, data, tuple(restart or ()), down, yes))
     from orchestrator import pipeline

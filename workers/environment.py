@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from workers.faults import reach
 
 PACKAGES = ("fusion", "orchestrator", "workers")
 OF_THE_DEVICE = ("cuda", "driver", "device")
+MISSING = "missing"
 Environment = Mapping[str, str]
 
 
@@ -23,7 +24,7 @@ def environment() -> Environment:
     """Python, the packages that ours asks for, our own code, and the GPU with its driver where there is one."""
     import torch
 
-    found = {"python": platform.python_version(), "code": _code(), **_packages()}
+    found = {"python": platform.python_version(), "code": _code(), **{needed.name: there for needed, there in required()}}
     found["torch"] = torch.__version__
     if torch.cuda.is_available():
         found |= {"cuda": str(torch.version.cuda), "driver": _driver(), "device": torch.cuda.get_device_name(0)}
@@ -36,22 +37,21 @@ def differences(head: Environment, here: Environment) -> list[str]:
     """In words, what is not the same; of GPUs only where both have one, since a head needs none."""
     asked = [name for name in sorted({*head, *here}) if name not in OF_THE_DEVICE or (name in head and name in here)]
     return [
-        f"{name} is {here.get(name, 'missing')}, and {head.get(name, 'missing')} at the head"
+        f"{name} is {here.get(name, MISSING)}, and {head.get(name, MISSING)} at the head"
         for name in asked
         if head.get(name) != here.get(name)
     ]
 
 
-def _packages() -> dict[str, str]:
-    found = {}
+def required() -> Iterator[tuple[Requirement, str]]:
+    """What our distribution asks for, and the version that is there, or "missing"."""
     for line in requires("conclave-ensembles") or ():
         needed = Requirement(line)
         if needed.marker is None or needed.marker.evaluate():
             try:
-                found[needed.name] = version(needed.name)
+                yield needed, version(needed.name)
             except PackageNotFoundError:
-                found[needed.name] = "missing"
-    return found
+                yield needed, MISSING
 
 
 def _code() -> str:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator import config, remote
+from orchestrator import config, remote, team_commands
 from orchestrator.launcher import Cluster
 from tests.cluster.on import FAKE
 from tests.cluster.test_files import AWS, OWN, ROOT
@@ -31,7 +32,7 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cluster(tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     path = tmp_path / "cluster.yaml"
-    path.write_text(OWN.read_text().replace("192.0.2.", "10.0.0."))
+    path.write_text(OWN.read_text().replace("192.0.2.", "10.0.0.").replace("ghcr.io/conclave-ensembles/", "registry.example/"))
     monkeypatch.setenv("FAKE_RAY_LOG", str(tmp_path / "log"))
     read = Cluster.read(path)
     return Cluster(read.path, read.config, FAKE)
@@ -60,6 +61,14 @@ def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
     (tmp_path / "team.yaml").write_text(TEAM)
     with pytest.raises(Rejected, match="cluster_name and provider are needed"):
         Cluster.read(tmp_path / "team.yaml")
+
+
+@pytest.mark.parametrize(
+    "keys", [{"down": True}, {"on": AWS, "inline": True}, {"on": AWS, "address": "h:1"}, {"on": AWS, "as_json": True}]
+)
+def test_options_that_mean_nothing_together_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="--on|--down"):
+        team_commands.sweep(tmp_path / "team.yaml", **keys)
 
 
 def test_what_the_launcher_could_not_do_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
