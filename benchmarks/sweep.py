@@ -86,15 +86,15 @@ def idle_trainer() -> Any:
 
 def no_ops() -> dict[str, Any]:
     """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
+    from orchestrator.cluster import RayExecutor
+
+    executor = RayExecutor()  # before anybody imports Ray, which reads its token's settings then
     import ray
 
     idle = idle_trainer()
-    from orchestrator.cluster import RayExecutor
-
     rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}
     with tempfile.TemporaryDirectory() as work:
         plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
-        executor = RayExecutor()
         supervise(plans[10].jobs, executor, None, {}, plans[10].team.retries, lambda event: None)
         pool = [idle.remote() for _ in range(2)]
         ray.get([one.run.remote() for one in pool])

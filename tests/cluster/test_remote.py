@@ -67,7 +67,7 @@ def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
     "keys", [{"down": True}, {"on": AWS, "inline": True}, {"on": AWS, "address": "h:1"}, {"on": AWS, "as_json": True}]
 )
 def test_options_that_mean_nothing_together_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match="--on|--down"):
+    with pytest.raises(Rejected, match=r"--on|--down"):
         team_commands.sweep(tmp_path / "team.yaml", **keys)
 
 
