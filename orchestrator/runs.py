@@ -56,6 +56,7 @@ class Runs:
                 parent,
                 flatten({"data": team.data.model_dump(mode="json"), "train": team.train.model_dump(mode="json")}),
             )
+        Spool.tidy(home.path, runs.jobs.values())
         spool.artifact(parent, folder.team)
         for job in [job for name in restart for job in todo.of(name)]:
             runs._forget(job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ class Spool:
         """The spool of this name for a tracking store, made if it isn't there."""
         spool = cls.at(home, name)
         spool.path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in spool.path.parent.glob(f".{name}.sent.*"):  # begun by an owner that was killed
-            stale.unlink(missing_ok=True)
+        cls.tidy(home, [name])
         if not spool.path.exists():
             spool._append({"uri": uri})
         return spool
@@ -39,6 +38,14 @@ class Spool:
     def at(cls, home: Path, name: str) -> Spool:
         """The same, whether it is there or not."""
         return cls(home / "spool" / f"{name}.jsonl")
+
+    @staticmethod
+    def tidy(home: Path, names: Iterable[str]) -> None:
+        """Remove what owners of these spools had begun to write when they were killed."""
+        owned = set(names)
+        for stale in (home / "spool").glob(".*.sent.*"):
+            if stale.name[1:].rpartition(".sent.")[0] in owned:
+                stale.unlink(missing_ok=True)
 
     @classmethod
     def all(cls, home: Path) -> list[Spool]:

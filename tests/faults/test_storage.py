@@ -54,6 +54,17 @@ def test_what_a_killed_process_left_behind_is_removed_by_the_next(point: str, pl
     assert begun(place.home) == []
 
 
+def test_what_a_finished_fit_left_of_its_spool_is_removed_by_the_next(place: Place) -> None:
+    """Killed between its artifact and the mark of what it had sent: nobody opens that spool again."""
+    place.sweep("--inline")
+    mine = next(p for p in (place.home / "spool").glob("*.jsonl") if not p.name.startswith("sweep-"))
+    left, of_another = (mine.parent / f".{name}.sent.m7ey08d0" for name in (mine.stem, "of_another_sweep"))
+    left.touch()
+    of_another.touch()
+    place.sweep("--inline")
+    assert begun(place.home) == [str(of_another)]
+
+
 def test_killed_while_metrics_are_sent(place: Place, undisturbed: dict[str, Any]) -> None:
     place.sweep("--inline", fault="spool.half:1:kill", code=-signal.SIGKILL)
     assert place.happened() == ["spool.half:1:kill"]
