@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
+from orchestrator.machines import Machines
 from orchestrator.team import Heartbeat
 from workers.environment import environment
-from workers.errors import ConclaveError, OtherEnvironment
+from workers.errors import ConclaveError, OtherEnvironment, Stopped
 from workers.spec import Job
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 FUSION_TRIES = 3
 MACHINE_GONE = "its machine went away"
-REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
+MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
+WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
 Shape = tuple[float, float, int]  # GPUs, CPUs, threads
 
 
@@ -45,6 +47,8 @@ class _Trainer:
     submitted: float = 0.0
     tracked: tuple[str | None, str | None] = (None, None)  # the store and the run that its job tells
     death: _Death | None = None
+    node: str = ""  # where it is, once it gave a sign of life
+    told_to_leave: bool = False
 
 
 @dataclass
@@ -59,51 +63,22 @@ class RayExecutor:
     def __post_init__(self) -> None:
         self.connection = Connection(self.address)
         self.ray = self.connection.ray
-        self.known: list[tuple[float, float]] = []
-        self.looked = -1.0
-        self.lost = -REPLACED_SECONDS
-
-    @property
-    def nodes(self) -> list[tuple[float, float]]:
-        """GPUs and CPUs of each living machine; under an autoscaler they come and go."""
-        if time.monotonic() - self.looked > 1:
-            found = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-            before, self.known = self.known, [(float(r.get("GPU", 0)), float(r.get("CPU", 0))) for r in found]
-            self.looked = time.monotonic()
-            if len(self.known) < len(before):
-                self.lost = self.looked
-        return self.known
+        self.machines = Machines(self.connection)
 
     def impossible(self, job: Job) -> str | None:
-        return None if self._fits(job) or self._patience(job) > 0 else self._why_impossible(job)
-
-    def _patience(self, job: Job) -> float:
-        """Seconds that a job may wait for a machine that could hold it: as the team says, longer where one just went away."""
-        replaced = self.lost + REPLACED_SECONDS - time.monotonic()
-        return max(job.member.resources.wait_minutes * 60, replaced)
-
-    def _fits(self, job: Job) -> bool:
-        """Whether some machine that there is could hold the job."""
-        gpus, cpus, _ = self._shape(job)
-        return any(gpus <= node[0] and cpus <= node[1] for node in self.nodes)
-
-    def _why_impossible(self, job: Job) -> str:
-        gpus, cpus, _ = self._shape(job)
-        there = ", ".join(f"{g:g} GPUs and {c:g} CPUs" for g, c in sorted(set(self.nodes), reverse=True)[:3])
-        waited = job.member.resources.wait_minutes
-        return (
-            f"UNSCHEDULABLE: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; there are machines with {there}"
-            f"{f', and after {waited:g} minutes no other came' if waited else ''}. Lower `resources`, or add a machine."
-        )
+        return None if self.machines.fit(job) or self.machines.patience(job) > 0 else self.machines.why_impossible(job)
 
     def room(self, job: Job) -> bool:
-        """Whether it could start now; a job that waits for a machine to come is submitted, so that one does."""
+        """Whether it could start now; jobs that wait for a machine to come are submitted, so that one does."""
         shape = self._shape(job)
-        if any(t.job is None and t.shape == shape for t in self.trainers):
+        if any(t.job is None and t.shape == shape for t in self._staying()):
             return True
-        busy = [t.shape for t in self.trainers if t.job]
-        total = [sum(node[i] for node in self.nodes) for i in (0, 1)]
-        return all(sum(b[i] for b in busy) + shape[i] <= total[i] + 1e-9 for i in (0, 1)) or not self._fits(job)
+        busy, total = [t for t in self.trainers if t.job], self.machines.total()
+        if all(sum(t.shape[i] for t in busy) + shape[i] <= total[i] + 1e-9 for i in (0, 1)):
+            return True
+        if self.machines.scaled:
+            return sum(t.life is None for t in busy) < WAITING
+        return not self.machines.fit(job)
 
     def submit(self, job: Job, uri: str | None, run: str | None) -> None:
         self._begin(self._trainer(self._shape(job)), job, uri, run)
@@ -116,12 +91,27 @@ class RayExecutor:
     def _hand_over(self) -> None:
         """An idle trainer takes the job of one that still waits for a machine, which else might wait for this one's cores."""
         for waiting in [t for t in self.trainers if t.job and not (t.life or t.death or self._ready(t.result))]:
-            idle = next((t for t in self.trainers if t.job is None and t.shape == waiting.shape), None)
+            idle = next((t for t in self._staying() if t.job is None and t.shape == waiting.shape), None)
             if idle and waiting.job:
                 self._drop(waiting)
                 self._begin(idle, waiting.job, *waiting.tracked)
 
+    def _staying(self) -> list[_Trainer]:
+        """Trainers that may be given a job: not those on a machine that is told to go."""
+        leaving = self.machines.look().leaving
+        return [t for t in self.trainers if t.node not in leaving]
+
+    def _leave(self) -> None:
+        """Trainers of machines that are told to go write a checkpoint and end; their jobs go on elsewhere."""
+        for trainer in [t for t in self.trainers if t.node in self.machines.look().leaving]:
+            if trainer.job is None:
+                self._drop(trainer)
+            elif not trainer.told_to_leave:
+                trainer.told_to_leave = True
+                trainer.actor.stop.remote()
+
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        self._leave()
         self._hand_over()
         busy = [t for t in self.trainers if t.job]
         self.ray.wait([t.death.answer if t.death else t.result for t in busy], num_returns=1, timeout=seconds)
@@ -159,15 +149,13 @@ class RayExecutor:
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({died}). Run again: nothing is trained again.")
 
     def _shape(self, job: Job) -> Shape:
-        asked = job.member.resources
-        gpus = (1.0 if any(node[0] >= 1 for node in self.nodes) else 0.0) if asked.gpus is None else asked.gpus
-        return gpus, asked.cpus, job.train.threads
+        return (*self.machines.asked(job), job.train.threads)
 
     def _trainer(self, shape: Shape) -> _Trainer:
         """An idle actor of this shape, or a new one in the place of idle ones of other shapes."""
         from workers.actor import TrainerActor
 
-        for trainer in self.trainers:
+        for trainer in self._staying():
             if trainer.job is None and trainer.shape == shape:
                 return trainer
         for trainer in [t for t in self.trainers if t.job is None]:
@@ -195,7 +183,7 @@ class RayExecutor:
             except self.ray.exceptions.RayError:
                 return found  # the job's own result tells what happened
             before, trainer.life, trainer.asked = trainer.life, life, None
-            trainer.answered = time.monotonic()
+            trainer.answered, trainer.node = time.monotonic(), life.node
             if before is None or life.steps > before.steps:
                 trainer.stepped = trainer.answered
             if life.epoch > (before.epoch if before else 0):
@@ -220,9 +208,9 @@ class RayExecutor:
     def _waited_long(self, trainer: _Trainer) -> bool:
         """Whether the machine that the job waits for never came."""
         assert trainer.job
-        if trainer.life is not None or self._fits(trainer.job):
+        if trainer.life is not None or self.machines.fit(trainer.job):
             return False
-        return time.monotonic() - trainer.submitted > self._patience(trainer.job)
+        return time.monotonic() - trainer.submitted > self.machines.patience(trainer.job)
 
     def _end(self, trainer: _Trainer, reason: str) -> Outcome:
         """End a hung trainer by its process id, on its own node."""
@@ -249,7 +237,7 @@ class RayExecutor:
             return [self._end(trainer, silence)]
         if self._waited_long(trainer):
             self._drop(trainer)
-            return [Outcome(trainer.job, None, "unschedulable", self._why_impossible(trainer.job))]
+            return [Outcome(trainer.job, None, "unschedulable", self.machines.why_impossible(trainer.job))]
         return []
 
     def _result(self, trainer: _Trainer) -> list[Outcome]:
@@ -262,6 +250,9 @@ class RayExecutor:
             found = self.ray.get(trainer.result)
             if found.get("kind") == OtherEnvironment.__name__:
                 raise OtherEnvironment(f"{found['error']}. Install the same there, or set `environment: warn`.")
+            if trainer.told_to_leave and found.get("kind") == Stopped.__name__:
+                self._drop(trainer)
+                return [Outcome(job, None, "failed", MACHINE_LEAVES, "preemptions")]
             given = outcome(job, found)
         except errors.OutOfMemoryError:
             return [self._died(trainer, "oom", "OOM: killed because the machine ran out of memory; give the job more memory")]
@@ -279,7 +270,7 @@ class RayExecutor:
     def _judged(self, trainer: _Trainer, death: _Death) -> list[Outcome]:
         """A death on a living machine is an error; a machine that is lost says so only by not answering, some seconds later."""
         assert trainer.life
-        if trainer.life.node not in {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}:
+        if trainer.life.node not in self.machines.look().alive:
             return [self._died(trainer, "preemptions", MACHINE_GONE)]
         if not self._ready(death.answer):
             return []

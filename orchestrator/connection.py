@@ -34,8 +34,27 @@ class Connection:
         self.ray = ray
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         _init(ray, address)
+        self.gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """The resources of each living machine, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+
+    def draining(self) -> set[str]:
+        """The machines that are told to go. Ray asks for them only in this way."""
+        return set(self.ray._private.state.state.get_draining_nodes())
+
+    def refused(self) -> list[dict[str, float]] | None:
+        """What was asked for and no machine type of the autoscaler can hold; None where there is no autoscaler."""
+        from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+        reply = GetClusterStatusReply.FromString(self.gcs.get_cluster_status(timeout_s=10))
+        state = reply.autoscaling_state
+        if not state.autoscaler_state_version:
+            return None
+        return [dict(request.resources_bundle) for request in state.infeasible_resource_requests]
 
     def close(self) -> None:
         self.ray.shutdown()

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from orchestrator.team import Retries
 from workers.spec import Job
 
-Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable"]
+Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
 Cause = Literal["errors", "preemptions", "oom"]
 POLL_SECONDS = 0.5
 
@@ -61,9 +61,18 @@ Watch = Callable[[Event], None]
 
 
 def supervise(
-    jobs: Sequence[Job], executor: Executor, uri: str | None, runs: Mapping[str, str], budget: Retries, watch: Watch
+    jobs: Sequence[Job],
+    executor: Executor,
+    uri: str | None,
+    runs: Mapping[str, str],
+    retries: Retries,
+    watch: Watch,
+    closed: Callable[[], str | None] = lambda: None,
 ) -> dict[str, Outcome]:
-    """Run all jobs; one that fails for good never stops the rest. Gives the outcome of each by signature."""
+    """Run all jobs; one that fails for good never stops the rest. Once `closed` gives a reason, none starts any more.
+
+    Gives the outcome of each by signature.
+    """
     ended: dict[str, Outcome] = {}
     waiting, running = Waiting(jobs), set[str]()
     failures: Counter[tuple[str, Cause | None]] = Counter()
@@ -76,6 +85,9 @@ def supervise(
             end(Outcome(job, None, "failed", f"{last.job.label}, {how}, is {last.kind}"))
 
     while waiting or running:
+        if waiting and (used_up := closed()):
+            for job in waiting.clear():
+                end(Outcome(job, None, "skipped", used_up))
         for job, reason in waiting.hopeless(executor):
             end(Outcome(job, None, "unschedulable", reason))
         for job in waiting.startable(executor):
@@ -89,7 +101,7 @@ def supervise(
             running.discard(item.job.signature)
             failures[item.job.signature, item.cause] += 1
             times = failures[item.job.signature, item.cause]
-            if item.cause and budget.allows(item.cause, times):
+            if item.cause and retries.allows(item.cause, times):
                 watch(Event(item.job, "retry", text=item.reason))
                 waiting.add(item.job)
             else:
@@ -122,6 +134,14 @@ class Waiting:
 
     def add(self, job: Job) -> None:
         self.ready.setdefault((job.member.resources, job.train.threads), deque()).append(job)
+
+    def clear(self) -> list[Job]:
+        """All of them, which wait no more."""
+        left = [job for queue in self.ready.values() for job in queue]
+        left += {job.signature: job for jobs in self.needed_by.values() for job in jobs if job.signature in self.needs}.values()
+        self.ready.clear()
+        self.needs.clear()
+        return left
 
     def release(self, last: Outcome) -> list[Job]:
         """A fit ended: what needed it may be ready now; gives the jobs that can never be."""

@@ -33,19 +33,31 @@ class Cluster:
 
     @classmethod
     def read(cls, path: Path) -> Cluster:
-        """Raises Rejected where it is no such file, was not edited, or the token is not there."""
+        """Raises Rejected where it is no such file."""
         document = teamfile.read(path)
         if not {"cluster_name", "provider"} <= set(document.values):
             raise Rejected(f"{path}: not a cluster file: cluster_name and provider are needed. Start from cluster.yaml.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if found := UNEDITED.search(line.partition("#")[0]):
-                raise Rejected(f"{path}:{number}: {found[0]} is a placeholder; put yours there (lines marked EDIT).")
-        _check_token()
         return cls(path, document.values)
+
+    @classmethod
+    def ready(cls, path: Path) -> Cluster:
+        """To be started. Raises Rejected where the file was not edited, or the token is not there, too."""
+        found = cls.read(path)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if placeholder := UNEDITED.search(line.partition("#")[0]):
+                raise Rejected(f"{path}:{number}: {placeholder[0]} is a placeholder; put yours there (lines marked EDIT).")
+        _check_token()
+        return found
 
     @property
     def name(self) -> str:
         return str(self.config["cluster_name"])
+
+    @property
+    def brings_gpus(self) -> bool:
+        """Whether machines with GPUs come when jobs wait, where there may be none yet."""
+        types = self.config.get("available_node_types") or {}
+        return any(float(one.get("resources", {}).get("GPU", 0)) >= 1 for one in types.values())
 
     def up(self) -> None:
         self._run("up", "--yes", str(self.path))

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 
 from orchestrator import config, launch, plan, report, results
 from orchestrator.anytime import Anytime
+from orchestrator.budget import Meter
 from orchestrator.fusing import fuse
 from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Executor, Outcome
@@ -89,7 +90,7 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     try:
         pool = options.make_pool(team) if todo.todo else None
         follow = Anytime(todo, options.watch, options.say)
-        outcomes = launch.supervise(todo.todo, pool, uri, runs.by_signature(), team.retries, follow) if pool else {}
+        outcomes = _train(todo, pool, uri, runs, follow) if pool else {}
         follow.close()
         members = results.judge(todo, outcomes)
         student = results.judge_student(todo, outcomes)
@@ -119,6 +120,11 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     report.write(folder, team, summary, details, results.histories(todo), todo.store)
     runs.end(summary, folder, details)
     return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
+
+
+def _train(todo: Plan, pool: Pool, uri: str, runs: Runs, watch: launch.Watch) -> dict[str, Outcome]:
+    meter = Meter.of(todo, watch)
+    return launch.supervise(todo.todo, pool, uri, runs.by_signature(), todo.team.retries, meter, meter.reached)
 
 
 def _close(

@@ -20,9 +20,6 @@ from workers.spec import Job, MemberSpec, StudentSpec, flatten
 
 RECIPE_VERSION = 2  # raise it when the same team gives other weights than before
 
-# Work per image and second that a plan assumes before anything was measured: one core, resnet18.
-ASSUMED_FLOPS = 1.0e11
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -142,42 +139,3 @@ def _code_sha256(module: str, import_paths: tuple[str, ...]) -> str:
             if path.is_file():
                 return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
     raise Rejected(f"arch: the module {module} is not found beside the team file or on the Python path.")
-
-
-def seconds(plan: Plan, slots: int) -> tuple[float, str]:
-    """An estimate of the time for what is to do, and what it rests on."""
-    measured = _measured(plan)
-    total, basis = 0.0, "measured on fits that are done here"
-    for job in plan.todo:
-        key = (job.member.arch, job.member.width, job.member.stem)
-        if key not in measured:
-            basis = "rough: from the network's size alone"
-        total += _images(plan, job) * measured.get(key, _assumed(job, plan.store.size))
-    return total / max(1, min(slots, len(plan.todo) or 1)), basis
-
-
-def _images(plan: Plan, job: Job) -> float:
-    rows = float((~plan.store.tested).sum()) * (1 - job.data.fuse_fraction)
-    if not plan.store.tested.any():
-        rows *= 1 - job.data.test_fraction
-    first, end = job.epochs
-    teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
-    return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
-
-
-def _measured(plan: Plan) -> dict[tuple[str, int, str], float]:
-    """Seconds an image, by kind of network, from done fits on images of this size."""
-    found: dict[tuple[str, int, str], float] = {}
-    for job in plan.jobs:
-        if job.signature in plan.done:
-            history = MemberArtifact.of(job.home, job.signature).manifest()["history"]
-            rates = sorted(1 / epoch["train/images_per_second"] for epoch in history)
-            found[(job.member.arch, job.member.width, job.member.stem)] = rates[len(rates) // 2]
-    return found
-
-
-def _assumed(job: Job, size: int) -> float:
-    """Seconds an image: forward and backward of a ResNet18 of this width at this size."""
-    small = job.member.stem == "cifar" or (job.member.stem == "auto" and size < 64)
-    flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if small else 1.82e9 * (size / 224) ** 2)
-    return flops * (job.member.width / 64) ** 2 / ASSUMED_FLOPS

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator import config
 from orchestrator.home import Home
 from orchestrator.launcher import Cluster
+from orchestrator.machines import GPUS_COME
 from orchestrator.team import Team
 from workers.errors import ConclaveError
 
@@ -38,7 +39,8 @@ def sweep(team_file: Path, remote: Remote) -> int:
     remote.cluster.up()
     with remote.cluster.tunnel() as address, tempfile.TemporaryDirectory() as work:
         folder = bundle(team, team_file, Path(work))
-        job = _Job.submit(address, command(team_file.name, remote), folder)
+        gpus = {GPUS_COME: "1"} if remote.cluster.brings_gpus else {}
+        job = _Job.submit(address, command(team_file.name, remote), folder, gpus)
         remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` gives a shell beside it")
         try:
             job.follow(remote.say)
@@ -87,11 +89,11 @@ class _Job:
     name: str
 
     @classmethod
-    def submit(cls, address: str, entrypoint: str, folder: Path) -> _Job:
+    def submit(cls, address: str, entrypoint: str, folder: Path, env: dict[str, str]) -> _Job:
         from ray.job_submission import JobSubmissionClient
 
         client = JobSubmissionClient(address)
-        return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder)}))
+        return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder), "env_vars": env}))
 
     def follow(self, say: Callable[[str], None]) -> None:
         """Say what it says, line by line, until it ends."""

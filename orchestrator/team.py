@@ -53,6 +53,14 @@ class Heartbeat(Strict):
     stall_minutes: float = Field(30, gt=0)
 
 
+class Budget(Strict):
+    """Where it is used up, no new fit starts; those that run end, and what there is is fused."""
+
+    max_hours: float | None = Field(None, gt=0)  # by the clock, of one run of the command
+    max_cost: float | None = Field(None, gt=0)  # of all runs together, in the unit of `prices`
+    price: Name | None = None  # which of `prices` counts; needed where there are several
+
+
 class OwnServer(Strict):
     """A machine of one's own: what an hour of one of its trainers costs, by amortisation."""
 
@@ -81,6 +89,7 @@ class Team(Strict):
     tracking: Tracking = Tracking()
     quorum: int = Field(2, ge=1)
     prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field({})
+    budget: Budget = Budget()
     retries: Annotated[Retries, BeforeValidator(_errors)] = Retries()
     checkpoint: Checkpoint = Checkpoint()
     heartbeat: Heartbeat = Heartbeat()
@@ -90,6 +99,11 @@ class Team(Strict):
     def hourly(self) -> dict[str, float]:
         """The price of one trainer for an hour, by kind of machine."""
         return {name: price.hour if isinstance(price, OwnServer) else price for name, price in self.prices.items()}
+
+    @property
+    def hour(self) -> float:
+        """The price of one trainer for an hour that `budget.max_cost` counts by."""
+        return self.hourly[self.budget.price or next(iter(self.hourly))]
 
     @property
     def recipes(self) -> tuple[MemberSpec, ...]:
@@ -107,6 +121,13 @@ class Team(Strict):
             raise ValueError("data.folds is 0 (no fold fits) or at least 2")
         if len(set(self.fusion)) < len(self.fusion):
             raise ValueError("fusion names a method twice")
+        if self.budget.max_cost and not self.prices:
+            raise ValueError("budget.max_cost needs `prices:`, what a trainer costs an hour, like {spot: 0.16}")
+        if self.budget.max_cost and self.budget.price is None and len(self.prices) > 1:
+            raise ValueError(f"budget.price: say which price counts: {', '.join(self.prices)}")
+        if self.budget.price is not None and self.budget.price not in self.prices:
+            known = ", ".join(self.prices) or "there are none"
+            raise ValueError(f"budget.price: {self.budget.price} is none of `prices`: {known}")
         if "stack_bag" in self.fusion and not self.data.folds:
             raise ValueError("fusion: stack_bag is a bag of fold fits: set data.folds to 2 or more")
         if self.student and "student" not in self.fusion:

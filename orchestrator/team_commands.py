@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.options import DEFAULT_HOME, AsJson, ClusterFile, DataPath, HomeDir, TeamFile
 from workers.errors import Rejected
+
+if TYPE_CHECKING:
+    from orchestrator.launcher import Cluster
+    from orchestrator.plan import Plan
 
 app = typer.Typer()
 
@@ -41,13 +45,21 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: `conclave plan team.yaml`")
-def plan(team_file: TeamFile, home: HomeDir = DEFAULT_HOME, data: DataPath = None, as_json: AsJson = False) -> None:
+def plan(
+    team_file: TeamFile,
+    home: HomeDir = DEFAULT_HOME,
+    data: DataPath = None,
+    on: Annotated[Path | None, typer.Option(help="A cluster file: its machines, hours, money.", metavar="CLUSTER.YAML")] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the jobs, what is already done, and an estimate of the time. Reads the home only."""
     from orchestrator import config
     from orchestrator import plan as planning
+    from orchestrator.launcher import Cluster
     from workers.data import find
 
     team = config.load(team_file, data)
+    cluster = Cluster.read(on) if on else None
     store = find(team.data, home)
     if store is None:
         folds = team.folds
@@ -56,11 +68,24 @@ def plan(team_file: TeamFile, home: HomeDir = DEFAULT_HOME, data: DataPath = Non
         _show_plan([(label, "to do") for label in jobs], "unknown until the data is packed: `conclave sweep` packs it", as_json)
         return
     made = planning.make(team, store, home, (str(team_file.resolve().parent),))
-    seconds, basis = planning.seconds(made, os.cpu_count() or 1)
     rows = [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
-    _show_plan(
-        rows, f"about {seconds / 60:.1f} minutes on this machine's cores ({basis})" if made.todo else "nothing to do", as_json
-    )
+    _show_plan(rows, _time(made, cluster) if made.todo else "nothing to do", as_json)
+
+
+def _time(made: Plan, cluster: Cluster | None) -> str:
+    """In words: on this machine, or on the machines of a cluster file."""
+    from orchestrator import estimate
+
+    if cluster is None:
+        seconds, basis = estimate.here(made, os.cpu_count() or 1)
+        return f"about {seconds / 60:.1f} minutes on this machine's cores ({basis})"
+    try:
+        found = estimate.on_cluster(made, cluster.config)
+    except Rejected as error:
+        raise Rejected(f"{cluster.path}: {error}") from None
+    machines = ", ".join(f"{count} {name} ({hours:.1f} hours)" for name, (count, hours) in found.machines.items() if count)
+    money = f", {found.money:.2f} by `prices`" if found.money is not None else ", money unknown: name their types in `prices`"
+    return f"about {found.hours:.1f} hours on {machines}{money} ({found.basis})"
 
 
 def _show_plan(rows: list[tuple[str, str]], time: str, as_json: bool) -> None:
@@ -116,7 +141,7 @@ def _sweep_on(
     from orchestrator.home import Home
     from orchestrator.launcher import Cluster
 
-    cluster = Cluster.read(cluster_file)
+    cluster = Cluster.ready(cluster_file)
     asked = remote.Remote(cluster, Home(home), print, str(data) if data else None, restart=restart)
     try:
         return remote.sweep(team_file, asked)
@@ -130,7 +155,7 @@ def up(cluster_file: ClusterFile) -> None:
     """Start a cluster's head by Ray's launcher; its workers come when members wait."""
     from orchestrator.launcher import Cluster
 
-    Cluster.read(cluster_file).up()
+    Cluster.ready(cluster_file).up()
 
 
 @app.command(epilog="Example: `conclave down cluster.yaml`")
@@ -138,7 +163,7 @@ def down(cluster_file: ClusterFile) -> None:
     """End all machines of a cluster."""
     from orchestrator.launcher import Cluster
 
-    Cluster.read(cluster_file).down()
+    Cluster.ready(cluster_file).down()
 
 
 @app.command(epilog="Example: `conclave attach cluster.yaml`")
@@ -146,7 +171,7 @@ def attach(cluster_file: ClusterFile) -> None:
     """A shell on a cluster's head."""
     from orchestrator.launcher import Cluster
 
-    raise typer.Exit(Cluster.read(cluster_file).attach())
+    raise typer.Exit(Cluster.ready(cluster_file).attach())
 
 
 @app.command(epilog="Example: `conclave status cifar-team`")

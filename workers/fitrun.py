@@ -23,6 +23,7 @@ from workers.watcher import Epoch
 
 BATCH = 50
 LONGEST_PAUSE = 30.0
+LEAVING = 60.0  # seconds for the last checkpoint of a fit that was told to stop; a spot machine has two minutes
 ON_THE_WAY = 60.0  # seconds that a fit made elsewhere may take to arrive
 
 
@@ -67,11 +68,9 @@ class Sender(threading.Thread):
             try:
                 deliver(self.spool, self.tracking)
                 self.failing = False
-                upload, self.upload = self.upload, None
-                if upload:
-                    upload()
+                self._upload()
                 pause = 0.5
-                if self.ending.is_set() and not self.spool.unsent():
+                if self.ending.is_set() and not (self.upload or self.spool.unsent()):
                     return
                 self.wake.wait(1.0)
                 self.wake.clear()
@@ -79,6 +78,16 @@ class Sender(threading.Thread):
                 self.failing = True
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _upload(self) -> None:
+        """What was asked for, once; again where the store did not take it."""
+        asked, self.upload = self.upload, None
+        try:
+            if asked:
+                asked()
+        except Exception:
+            self.upload = asked
+            raise
 
     def close(self, seconds: float) -> None:
         """Wait that long for the last entries, unless the store is away; then the thread is left to itself."""
@@ -98,7 +107,7 @@ class FitRun:
         self.known = self.spool.steps()
         self.tracking = Tracking(uri)
         self.sender = Sender(self.spool, self.tracking)
-        self.uploaded, self.slot = time.monotonic(), 0
+        self.uploaded, self.slot, self.patience = time.monotonic(), 0, 5.0
         self.sender.start()
 
     def fetch_teachers(self) -> None:
@@ -163,8 +172,13 @@ class FitRun:
         self.spool.tags(self.run, tags)
         self.spool.status(self.run, "FINISHED", _now())
 
+    def left(self) -> None:
+        """The fit wrote a checkpoint and leaves its machine, maybe for another one: that checkpoint goes to the run at once."""
+        self.sender.upload = self._upload
+        self.patience = LEAVING
+
     def close(self) -> None:
-        self.sender.close(5.0)
+        self.sender.close(self.patience)
 
     def _add(self, epoch: int, metrics: Epoch) -> None:
         """One point a step: an epoch that was trained before, and again after a crash, keeps its first."""

@@ -148,7 +148,7 @@ class Resources(Strict):
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1, gt=0)
-    wait_minutes: float = Field(0, ge=0)  # for a machine that could hold the job, under an autoscaler
+    wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
 
 
 class DataSpec(Strict):

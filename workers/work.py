@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workers import faults
 from workers.artifact import MemberArtifact
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, Stopped
 from workers.spec import Job
 from workers.watcher import Epoch, Watcher
 
@@ -75,6 +75,8 @@ def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: s
             told.done(artifact.folder, manifest)
         return manifest
     except ConclaveError as error:
+        if told and isinstance(error, Stopped):
+            told.left()
         return {"error": str(error), "kind": type(error).__name__}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "kind": "error", "trace": traceback.format_exc()}

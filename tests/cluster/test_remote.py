@@ -34,7 +34,7 @@ def cluster(tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Clu
     path = tmp_path / "cluster.yaml"
     path.write_text(OWN.read_text().replace("192.0.2.", "10.0.0.").replace("ghcr.io/conclave-ensembles/", "registry.example/"))
     monkeypatch.setenv("FAKE_RAY_LOG", str(tmp_path / "log"))
-    read = Cluster.read(path)
+    read = Cluster.ready(path)
     return Cluster(read.path, read.config, FAKE)
 
 
@@ -45,22 +45,22 @@ def told(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [AWS, OWN], ids=lambda path: path.name)
 def test_a_file_that_was_not_edited_is_refused_with_its_line(path: Path, token: Path) -> None:
     with pytest.raises(Rejected, match=r":\d+: .* is a placeholder"):
-        Cluster.read(path)
+        Cluster.ready(path)
 
 
 def test_a_token_that_is_not_there_or_that_others_can_read_is_refused(cluster: Cluster, token: Path) -> None:
     token.chmod(0o644)
     with pytest.raises(Rejected, match="chmod 600"):
-        Cluster.read(cluster.path)
+        Cluster.ready(cluster.path)
     token.unlink()
     with pytest.raises(Rejected, match="get-auth-token"):
-        Cluster.read(cluster.path)
+        Cluster.ready(cluster.path)
 
 
 def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
     (tmp_path / "team.yaml").write_text(TEAM)
     with pytest.raises(Rejected, match="cluster_name and provider are needed"):
-        Cluster.read(tmp_path / "team.yaml")
+        Cluster.ready(tmp_path / "team.yaml")
 
 
 @pytest.mark.parametrize(

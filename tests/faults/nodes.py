@@ -52,15 +52,17 @@ class Nodes:
         """For whoever is to be let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
 
-    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}")
+    def add(self, cpus: int = 1, node: str = "") -> subprocess.Popen[bytes]:
+        """A machine; `node` is its id in Ray, 56 hexadecimal digits."""
+        named = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node} if node else {}
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **named)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *arguments]
         with open(self.folder / f"log{len(self.started)}", "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", *words],
-                env={**os.environ, **self.more, **self.env},
+                env={**os.environ, **self.more, **self.env, **env},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -1,0 +1,92 @@
+"""Which machines a Ray has, which are being taken away, whether an autoscaler may bring more, and what could hold a job."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from orchestrator.connection import Connection
+from workers.spec import Job
+
+REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
+GPUS_COME = "CONCLAVE_GPUS_COME"  # set where an autoscaler brings machines with GPUs, of which there is none yet
+
+
+class Size(NamedTuple):
+    """Of a machine, or of what a job asks for on one."""
+
+    gpus: float
+    cpus: float
+
+    @classmethod
+    def of(cls, resources: dict[str, float]) -> Size:
+        return cls(resources.get("GPU", 0.0), resources.get("CPU", 0.0))
+
+    def holds(self, other: Size) -> bool:
+        return other.gpus <= self.gpus and other.cpus <= self.cpus
+
+    def __str__(self) -> str:
+        return f"{self.gpus:g} GPUs and {self.cpus:g} CPUs"
+
+
+@dataclass
+class Machines:
+    """Looked up at most once a second."""
+
+    connection: Connection
+    there: list[Size] = field(default_factory=list)  # those that take work
+    alive: set[str] = field(default_factory=set)
+    leaving: set[str] = field(default_factory=set)  # told to go: drained, as after the notice of a spot machine
+    scaled: bool = False  # whether an autoscaler brings and ends them
+    refused: set[Size] = field(default_factory=set)  # what no machine of the autoscaler's could hold
+    looked: float = -1.0
+    lost: float = -REPLACED_SECONDS
+
+    def look(self) -> Machines:
+        if time.monotonic() - self.looked > 1:
+            nodes, refused = self.connection.nodes(), self.connection.refused()
+            self.alive, self.leaving = set(nodes), self.connection.draining() & set(nodes)
+            self.scaled, self.refused = refused is not None, {Size.of(request) for request in refused or ()}
+            before, self.there = self.there, [Size.of(r) for node, r in nodes.items() if node not in self.leaving]
+            self.looked = time.monotonic()
+            if len(self.there) < len(before):
+                self.lost = self.looked
+        return self
+
+    def asked(self, job: Job) -> Size:
+        """What it asks for; one GPU, where it says nothing of them and machines have some, or will have."""
+        wanted = job.member.resources
+        some = GPUS_COME in os.environ or any(size.gpus >= 1 for size in self.look().there)
+        return Size(float(some) if wanted.gpus is None else wanted.gpus, wanted.cpus)
+
+    def total(self) -> Size:
+        return Size(*(sum(size[i] for size in self.look().there) for i in (0, 1)))
+
+    def fit(self, job: Job) -> bool:
+        """Whether some machine that there is could hold the job."""
+        return any(size.holds(self.asked(job)) for size in self.look().there)
+
+    def patience(self, job: Job) -> float:
+        """Seconds that a job may wait for a machine that could hold it: as the team says; where it says nothing, for ever if
+        an autoscaler may bring one; a while where one just went away."""
+        replaced, said = self.lost + REPLACED_SECONDS - time.monotonic(), job.member.resources.wait_minutes
+        may_come = self.look().scaled and self.asked(job) not in self.refused
+        return max((math.inf if may_come else 0.0) if said is None else said * 60, replaced)
+
+    def why_impossible(self, job: Job) -> str:
+        there = ", ".join(str(size) for size in sorted(set(self.look().there), reverse=True)[:3])
+        waited, scaled = job.member.resources.wait_minutes, self.asked(job) in self.refused
+        more = (
+            f", and after {waited:g} minutes no other came"
+            if waited
+            else ", and the autoscaler has none larger"
+            if scaled
+            else ""
+        )
+        return (
+            f"UNSCHEDULABLE: asks for {self.asked(job)} on one machine; there are machines with {there}{more}. "
+            "Lower `resources`, or add a machine."
+        )

@@ -1,0 +1,47 @@
+"""A team on Ray's real autoscaler, from no machine to one a member and back to none, one of them lost in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.autoscaler import Autoscaler
+from tests.faults.place import TEAM, Place, same
+
+FOUR = TEAM.replace("name: a}", "name: a}\n  - {name: c, seed: 7}\n  - {name: d, seed: 9}") + "resources: {gpus: 1, cpus: 1}\n"
+NO_ERRORS = FOUR + "retries: {errors: 0}\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path / "p", NO_ERRORS)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def cluster(place: Place) -> Iterator[Autoscaler]:
+    """The trainer of `a` stops in its second epoch, once."""
+    made = Autoscaler(4, place.env(fault="fit.step@a:30:stop"))
+    yield made
+    made.end()
+
+
+def test_from_no_machine_to_four_and_back_with_one_lost_in_between(place: Place, cluster: Autoscaler, tmp_path: Path) -> None:
+    reference = Place(tmp_path / "undisturbed", FOUR).sweep("--inline")
+    assert cluster.workers() == 0
+    began, told = time.monotonic(), {}
+    process = place.start("--address", cluster.address, **cluster.env)
+    cluster.wait_for(lambda: bool(place.happened()) and cluster.workers() == 4, 150, "four machines, and `a` in training")
+    told["four machines, and the first member in its second epoch"] = time.monotonic() - began
+    cluster.kill_node_of(int((place.folder / "faults" / place.happened()[0]).read_text()))
+    assert process.wait(timeout=240) == 0, place.said()
+    told["trained and fused"] = time.monotonic() - began
+    assert "a: retry  its machine went away" in place.said()
+    same(place.printed(), reference, ("a", "b", "c", "d"))
+    cluster.wait_for(lambda: cluster.workers() == 0, 90, "back to the head alone")
+    told["back to the head alone"] = time.monotonic() - began
+    print("\n".join(f"{what} after {seconds:.0f} s" for what, seconds in told.items()))

@@ -1,0 +1,108 @@
+"""The notice that a spot machine is taken away: read from a local stand-in for the provider's, and obeyed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.nodes import Nodes
+from tests.faults.place import TEAM, Place, same
+from workers import notice
+
+LONG = TEAM.replace("epochs: 3", "epochs: 150").replace("  - {name: b, seed: 5}\n", "") + "retries: {errors: 0}\n"
+
+
+class Provider(ThreadingHTTPServer):
+    """EC2's metadata service, as far as it matters here: a token is needed, and there is no notice until there is one."""
+
+    notice: Any = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Provider
+
+    def do_PUT(self) -> None:
+        wanted = self.path == "/latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds" in self.headers
+        self._answer(*((200, "secret") if wanted else (400, "")))
+
+    def do_GET(self) -> None:
+        if self.headers.get("X-aws-ec2-metadata-token") != "secret":
+            self._answer(401, "")
+        elif self.path != "/latest/meta-data/spot/instance-action" or self.server.notice is None:
+            self._answer(404, "")
+        else:
+            self._answer(200, json.dumps(self.server.notice))
+
+    def _answer(self, code: int, text: str) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    made = Provider(("127.0.0.1", 0), _Answers)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield made
+    made.shutdown()
+    made.server_close()
+
+
+def _in(seconds: int) -> dict[str, str]:
+    return {"action": "terminate", "time": (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+
+def test_the_notice_tells_how_long_there_is(provider: Provider) -> None:
+    assert notice.seconds_left(provider.address) is None
+    provider.notice = _in(100)
+    left = notice.seconds_left(provider.address)
+    assert left is not None
+    assert 95 <= left <= 100
+    provider.notice = _in(-50)
+    assert notice.seconds_left(provider.address) == 0
+    provider.notice = {"action": "stop"}
+    assert notice.seconds_left(provider.address) == notice.WARNING_SECONDS
+
+
+def test_a_machine_with_a_notice_is_left_before_it_goes(provider: Provider, tmp_path: Path) -> None:
+    reference = Place(tmp_path / "undisturbed", LONG).sweep("--inline")
+    place, nodes = Place(tmp_path / "p", LONG), Nodes()
+    try:
+        [taken, other] = ["a" * 56, "b" * 56]
+        nodes.add(node=taken)
+        watcher = subprocess.Popen(
+            [sys.executable, "-m", "workers.notice", "--address", provider.address, "--node-id", taken, "--every", "0.2"],
+            env=place.env(RAY_ADDRESS=nodes.address, **nodes.env),
+        )
+        process = place.start("--address", nodes.address, **nodes.env)
+        place.wait_for("a: epoch 20/150", 120)
+        nodes.add(node=other)
+        provider.notice = _in(60)
+        assert watcher.wait(timeout=60) == 0
+        place.wait_for("a: retry  its machine is being taken away", 60)
+        before = int(max(place.checkpoints("a")).name.partition("-")[0])
+        assert before >= 19, "the checkpoint that it goes on from"
+        nodes.remove(nodes.started[1])
+        assert process.wait(timeout=400) == 0, place.said()
+        same(place.printed(), reference, ("a",))
+        assert "went away" not in place.said()
+        [manifest] = [json.loads(p.read_text()) for p in place.home.glob("jobs/*/fit/manifest.json")]
+        assert manifest["resumed_from"] >= 19
+    finally:
+        place.end()
+        nodes.end()

@@ -1,0 +1,89 @@
+"""The budget: what counts, by which clock, and what a sweep does once it is used up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator import config, pipeline, teamfile
+from orchestrator.budget import Meter
+from orchestrator.home import Home
+from orchestrator.launch import Event
+from orchestrator.team import Team
+from tests.conftest import TEAM
+from tests.orchestrator.test_launch import job
+
+MEMBERS = "name: t\nmembers: [{name: a}, {name: b}]\n"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def metered(text: str, paid: float = 0.0) -> tuple[Meter, Clock]:
+    clock = Clock()
+    return Meter(team(text), lambda event: None, paid, clock), clock
+
+
+def team(text: str) -> Team:
+    return config.resolve(teamfile.parse(MEMBERS + text, Path("/somewhere/team.yaml")))
+
+
+def test_hours_are_by_the_clock() -> None:
+    meter, clock = metered("budget: {max_hours: 2}\n")
+    clock.now += 7199
+    assert meter.reached() is None
+    clock.now += 1
+    assert "max_hours 2 is reached" in str(meter.reached())
+
+
+def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
+    """Two trainers at 3 an hour: one works half an hour and fails, the other still runs; earlier runs paid 0.5 hours."""
+    meter, clock = metered("prices: {spot: 3, own: 1}\nbudget: {max_cost: 6, price: spot}\n", paid=1800)
+    first, second = job("a"), job("b")
+    meter(Event(first, "started"))
+    clock.now += 900
+    meter(Event(second, "started"))
+    clock.now += 900
+    meter(Event(first, "epoch", 1))
+    meter(Event(first, "retry"))
+    clock.now += 1799
+    assert meter.reached() is None, "0.5 + 0.5 + 0.75 hours at 3"
+    clock.now += 901
+    assert "max_cost 6 is reached" in str(meter.reached())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("budget: {max_cost: 1}\n", "budget.max_cost needs `prices:`"),
+        ("budget: {max_cost: 1}\nprices: {spot: 1, own: 2}\n", "say which price counts: spot, own"),
+        ("budget: {max_cost: 1, price: sport}\nprices: {spot: 1}\n", "sport is none of `prices`: spot"),
+        ("budget: {max_hours: 0}\n", "greater than 0"),
+    ],
+)
+def test_a_budget_that_means_nothing_is_refused(text: str, expected: str) -> None:
+    with pytest.raises(config.Rejected, match=expected):
+        team(text)
+
+
+def test_a_used_up_budget_leaves_a_partial_team_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    """The first fit uses it up: the second member and all fold fits wait for the next run."""
+    file = tmp_path / "team.yaml"
+    file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1.0e-9}\n")
+    options = pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool)
+    first = pipeline.sweep(file, options)
+    assert first.exit_code == 3
+    states = [member["state"] for member in first.summary["members"].values()]
+    assert states == ["done", "skipped"]
+    assert "max_cost 1e-09 is reached; raise it and run again" in first.summary["members"]["b"]["reason"]
+    again = pipeline.sweep(file, options)
+    assert (again.summary["trained"], again.summary["reused"]) == (0, 1), "what earlier runs paid counts"
+    file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1000}\n")
+    last = pipeline.sweep(file, options)
+    assert (last.exit_code, last.summary["trained"], last.summary["reused"]) == (0, 5, 1)

@@ -1,0 +1,66 @@
+"""What a plan is said to take on a cluster: which machines, how long, for how much."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator import config, estimate, plan, teamfile
+from orchestrator.estimate import GPU, STARTING
+from tests.orchestrator.test_plan import FakeStore
+from workers.errors import Rejected
+
+TEAM = "name: t\ndata: {dataset: cifar10, folds: 0}\ntrain: {epochs: 100}\nmembers: [{name: a, count: 3}]\n"
+TYPES = {
+    "head": {"resources": {"CPU": 0}},
+    "spot": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "labels": {"market": "cheap"}},
+    "dear": {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 1},
+}
+CLUSTER = {"cluster_name": "c", "max_workers": 3, "idle_timeout_minutes": 6, "head_node_type": "head"}
+HOURS = 40_000 * 0.9 * 100 * 6 * 0.56e9 / GPU / 3600  # of one full fit: rows, epochs, operations an image
+
+
+class Store(FakeStore):
+    tested = np.arange(50_000) >= 40_000
+    size = 32
+
+
+def on(text: str, tmp_path: Path, **cluster: Any) -> estimate.Estimate:
+    team = config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+    made = plan.make(team, Store(tmp_path / "store"), tmp_path)
+    return estimate.on_cluster(made, {**CLUSTER, "available_node_types": TYPES, **cluster})
+
+
+def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: Path) -> None:
+    found = on(TEAM + "prices: {cheap: 0.2, dear: 3}\n", tmp_path)
+    assert {name: count for name, (count, _) in found.machines.items()} == {"spot": 2, "dear": 1}
+    assert found.hours == pytest.approx(STARTING + HOURS)
+    each = STARTING + HOURS + 0.1
+    assert found.machines["spot"][1] == pytest.approx(2 * each)
+    assert found.money == pytest.approx(2 * each * 0.2 + each * 3)
+    assert found.basis == estimate.ROUGH
+
+
+def test_where_no_more_machines_may_come_jobs_wait_for_the_first_that_is_free(tmp_path: Path) -> None:
+    found = on(TEAM, tmp_path, max_workers=2)
+    assert {name: count for name, (count, _) in found.machines.items()} == {"spot": 2, "dear": 0}
+    assert found.hours == pytest.approx(STARTING + 2 * HOURS)
+    assert found.money is None, "the team has no prices"
+
+
+def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path: Path) -> None:
+    halves = on(TEAM + "resources: {gpus: 0.5}\n", tmp_path, max_workers=1)
+    assert halves.machines["spot"][0] == 1
+    assert halves.hours == pytest.approx(STARTING + 2 * HOURS)
+    large = on(TEAM + "resources: {gpus: 2}\n", tmp_path)
+    assert {name: count for name, (count, _) in large.machines.items()} == {"spot": 0, "dear": 1}
+    with pytest.raises(Rejected, match="a-1: asks for 3 GPUs and 1 CPUs on one machine"):
+        on(TEAM + "resources: {gpus: 3}\n", tmp_path)
+
+
+def test_own_machines_say_nothing_before_they_run(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="names no machine types"):
+        on(TEAM, tmp_path, available_node_types={})

@@ -1,0 +1,81 @@
+"""Which job may wait for which machine, by a connection that says what a Ray would."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from orchestrator import machines
+from orchestrator.machines import GPUS_COME, Machines, Size
+from tests.orchestrator.test_launch import job
+from workers.spec import Job
+
+
+class Ray:
+    def __init__(self, nodes: dict[str, dict[str, float]], refused: list[dict[str, float]] | None = None) -> None:
+        self.now, self.refused_, self.drained = nodes, refused, set[str]()
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        return self.now
+
+    def draining(self) -> set[str]:
+        return self.drained
+
+    def refused(self) -> list[dict[str, float]] | None:
+        return self.refused_
+
+
+def of(ray: Ray) -> Machines:
+    return Machines(ray)  # type: ignore[arg-type]
+
+
+def asks(gpus: float | None, wait: float | None = None) -> Job:
+    one = job("a")
+    resources = one.member.resources.model_copy(update={"gpus": gpus, "wait_minutes": wait})
+    return one.model_copy(update={"member": one.member.model_copy(update={"resources": resources})})
+
+
+@pytest.mark.parametrize(
+    ("refused", "wait", "expected"),
+    [
+        (None, None, 0.0),
+        (None, 2, 120.0),
+        ([], None, math.inf),
+        ([], 2, 120.0),
+        ([{"GPU": 8.0, "CPU": 1.0}], None, 0.0),
+        ([{"GPU": 4.0, "CPU": 1.0}], None, math.inf),
+    ],
+)
+def test_a_job_waits_as_long_as_a_machine_may_come(refused: Any, wait: float | None, expected: float) -> None:
+    """Of eight GPUs where there are none: without an autoscaler, with one, and with one that has nothing so large."""
+    made = of(Ray({"head": {"CPU": 2.0}}, refused))
+    assert not made.fit(asks(8, wait))
+    assert made.patience(asks(8, wait)) == expected
+    if refused:
+        assert ("the autoscaler has none larger" in made.why_impossible(asks(8, wait))) == (expected == 0)
+
+
+def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(None)) == Size(0, 1)
+    assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).asked(asks(None)) == Size(1, 1)
+    monkeypatch.setenv(GPUS_COME, "1")
+    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(None)) == Size(1, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(0)) == Size(0, 1)
+
+
+def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(machines.time, "monotonic", lambda: now)
+    ray = Ray({"a": {"CPU": 1.0}, "b": {"CPU": 2.0}})
+    made = of(ray)
+    assert (made.look().total(), made.patience(asks(0))) == (Size(0, 3), 0.0)
+    ray.drained.add("b")
+    now += 2
+    assert (made.look().total(), made.leaving, made.alive) == (Size(0, 1), {"b"}, {"a", "b"})
+    assert made.patience(asks(0)) == machines.REPLACED_SECONDS
+    now += machines.REPLACED_SECONDS + 1
+    assert made.patience(asks(0)) == 0
