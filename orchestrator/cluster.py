@@ -11,6 +11,7 @@ from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
 from orchestrator.machines import Machines
 from orchestrator.team import Heartbeat
+from workers.elsewhere import Disk
 from workers.environment import environment
 from workers.errors import ConclaveError, OtherEnvironment, Stopped
 from workers.spec import Job
@@ -58,6 +59,7 @@ class RayExecutor:
     address: str | None = None
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     strict: bool = False  # whether a machine with other versions than this one's ends the sweep
+    disk: Disk | None = None  # the one that the home is on, where machines may have others
     trainers: list[_Trainer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -163,7 +165,7 @@ class RayExecutor:
         gpus, cpus, threads = shape
         pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         asked = {"num_gpus": gpus, "num_cpus": cpus, "runtime_env": {"env_vars": pinned}}
-        actor = _remote(TrainerActor).options(**asked).remote(environment(), self.strict)
+        actor = _remote(TrainerActor).options(**asked).remote(environment(), self.strict, self.disk)
         self.trainers.append(_Trainer(actor, shape))
         return self.trainers[-1]
 

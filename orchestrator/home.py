@@ -66,6 +66,11 @@ class SweepFolder:
     def outputs(self) -> Path:
         return self.path / "outputs.npz"
 
+    @property
+    def holder(self) -> Path:
+        """Who sweeps here; gone where nobody does."""
+        return self.path / ".holder"
+
     def state(self) -> dict[str, Any]:
         return _json(self.path / "sweep.json")
 
@@ -85,7 +90,7 @@ class SweepFolder:
     def held(self) -> Iterator[None]:
         """Only one process sweeps here at a time. Raises Rejected naming the holder; a dead holder's lock is free."""
         self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / ".lock"), self.path / ".holder"
+        lock, holder = FileLock(self.path / ".lock"), self.holder
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -41,7 +41,7 @@ class Options:
     """What a caller of `sweep` may choose."""
 
     home: Home
-    make_pool: Callable[[Team], Pool]
+    make_pool: Callable[[Team, SweepFolder], Pool]
     watch: launch.Watch = lambda event: None
     say: Callable[[str], None] = lambda text: None
     packed: data.Progress = lambda rows, expected: None
@@ -88,10 +88,11 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     pool: Pool | None = None
     team = todo.team
     try:
-        pool = options.make_pool(team) if todo.todo else None
+        pool = options.make_pool(team, folder) if todo.todo else None
         follow = Anytime(todo, options.watch, options.say)
         outcomes = _train(todo, pool, uri, runs, follow) if pool else {}
         follow.close()
+        outcomes = runs.gather(outcomes)
         members = results.judge(todo, outcomes)
         student = results.judge_student(todo, outcomes)
         runs.finish_members(todo, {**members, **({"student": student} if student else {})})
@@ -217,19 +218,22 @@ class Inline(launch.InlineExecutor):
         return function(*arguments)
 
 
-def inline_pool(team: Team) -> Pool:
+def inline_pool(team: Team, folder: SweepFolder) -> Pool:
     """Without Ray."""
     return Inline()
 
 
-def ray_pool(address: str | None) -> Callable[[Team], Pool]:
+def ray_pool(address: str | None) -> Callable[[Team, SweepFolder], Pool]:
     """A pool on Ray, imported only when it is needed."""
 
-    def make(team: Team) -> Pool:
+    def make(team: Team, folder: SweepFolder) -> Pool:
         from orchestrator.cluster import RayExecutor
+        from workers.elsewhere import Disk
 
         cluster = address or os.environ.get("RAY_ADDRESS")
+        holder = folder.holder.absolute()
+        disk = Disk(holder, holder.read_text(encoding="utf-8")) if cluster else None
         strict = team.environment == "strict" or (team.environment is None and cluster is not None)
-        return RayExecutor(cluster, team.heartbeat, strict)
+        return RayExecutor(cluster, team.heartbeat, strict, disk)
 
     return make

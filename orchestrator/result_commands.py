@@ -124,15 +124,30 @@ def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = Fals
 def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000) -> None:
     """Open the MLflow UI on this home, on this machine only. Ctrl-C ends it."""
     from orchestrator.home import Home
+    from orchestrator.server import SAFE
 
     place = Home(home)
     if not (home / "mlflow.db").is_file():
         raise Rejected(f"{home}: no runs yet. `conclave sweep` makes some.")
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
-    safe = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
     hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
-    os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **safe})
+    os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
+
+
+@app.command(epilog="Example: `conclave server --host 0.0.0.0 --allow tracking.lab:5000`")
+def server(
+    home: HomeDir = DEFAULT_HOME,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 5000,
+    database: Annotated[str | None, typer.Option(help="postgresql://...; SQLite in the home where left out.")] = None,
+    artifacts: Annotated[str | None, typer.Option(help="A folder or s3://...; in the home where left out.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A name that clients may call it by, NAME:PORT.")] = None,
+) -> None:
+    """The team's tracking server, behind a password (MLFLOW_AUTH_ADMIN_PASSWORD, for the first start). Ctrl-C ends it."""
+    from orchestrator.server import Server
+
+    Server(home, host, port, database, artifacts, tuple(allow or ())).start()
 
 
 @app.command(epilog="Example: `conclave sync`")

@@ -12,10 +12,11 @@ from typing import Any
 
 from orchestrator import plan
 from orchestrator.home import Home, SweepFolder
+from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
 from orchestrator.team import Team
 from workers.artifact import MemberArtifact
-from workers.fitrun import deliver
+from workers.fitrun import deliver, take
 from workers.spec import Job, flatten
 from workers.spool import Spool
 from workers.tracking import Tracking
@@ -111,11 +112,20 @@ class Runs:
         """Take finished fits that only the tracking store has; gives the plan with them done."""
         for job in todo.todo:
             run = self.tracking.finished_fit(self.experiment, job.signature)
-            found = self.tracking.fetch(run, "fit") if run else None
-            artifact = MemberArtifact.of(job.home, job.signature)
-            if found and MemberArtifact(found.parent).done:
-                artifact.adopt(found)
+            take(MemberArtifact.of(job.home, job.signature), self.tracking, run)
         return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
+
+    def gather(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+        """Take the fits that machines with another disk made: their runs have them. Gives the outcomes, corrected."""
+        corrected = dict(outcomes)
+        for signature, one in outcomes.items():
+            artifact = MemberArtifact.of(one.job.home, signature)
+            if one.kind != "done" or artifact.done:
+                continue
+            if not take(artifact, self.tracking, self.jobs[signature]):
+                why = "it was trained on a machine with another disk, and never came to the tracking store"
+                corrected[signature] = Outcome(one.job, None, "failed", why)
+        return corrected
 
     def by_signature(self) -> dict[str, str]:
         return self.jobs

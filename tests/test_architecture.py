@@ -32,7 +32,7 @@ def test_no_source_loads_a_pickle() -> None:
 
 
 def test_every_command_shows_an_example() -> None:
-    for name in ("init", "validate", "plan", "sweep", "status", "fuse", "predict", "export", "report", "ui", "doctor"):
+    for name in ("init", "validate", "plan", "sweep", "status", "fuse", "predict", "export", "report", "ui", "server", "doctor"):
         found = subprocess.run(
             [sys.executable, "-m", "orchestrator", name, "--help"], capture_output=True, text=True, check=False
         )

@@ -42,6 +42,7 @@ Check = Callable[["Store"], object]
 class Store:
     """A packed data set: `images` (N, size, size, 3) uint8 and `labels` (N,) int64, both memory-mapped."""
 
+    FILES = ("images.npy", "labels.npy", "tested.npy", "ids.json", "store.json")
     folder: Path
 
     @cached_property

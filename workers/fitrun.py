@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from workers.watcher import Epoch
 BATCH = 50
 LONGEST_PAUSE = 30.0
 LEAVING = 60.0  # seconds for the last checkpoint of a fit that was told to stop; a spot machine has two minutes
+DELIVERY = 1800.0  # seconds that a fit waits for a tracking store that has to have it
 ON_THE_WAY = 60.0  # seconds that a fit made elsewhere may take to arrive
 
 
@@ -50,6 +52,18 @@ def _one_by_one(spool: Spool, tracking: Tracking, batch: list[tuple[dict[str, An
         with contextlib.suppress(Refused):
             tracking.send([entry])
         spool.mark(end)
+
+
+def take(artifact: MemberArtifact, tracking: Tracking, run: str | None) -> bool:
+    """Make a finished fit of a run this home's own. Gives whether the run has it, whole."""
+    if run is None:
+        return False
+    with tempfile.TemporaryDirectory() as work:
+        found = tracking.fetch(run, "fit", Path(work))
+        whole = found is not None and MemberArtifact(found.parent).done
+        if found and whole:
+            artifact.adopt(found)
+    return whole
 
 
 class Sender(threading.Thread):
@@ -89,19 +103,19 @@ class Sender(threading.Thread):
             self.upload = asked
             raise
 
-    def close(self, seconds: float) -> None:
-        """Wait that long for the last entries, unless the store is away; then the thread is left to itself."""
+    def close(self, seconds: float, insist: bool = False) -> None:
+        """Wait that long for the last entries, unless the store is away and nobody insists; then the thread is left to itself."""
         self.ending.set()
         self.wake.set()
-        if not self.failing:
+        if insist or not self.failing:
             self.join(seconds)
 
 
 class FitRun:
-    """The tracking run of one job."""
+    """The tracking run of one job. `alone`: what was made has no other way to the driver than this run."""
 
-    def __init__(self, job: Job, uri: str, run: str) -> None:
-        self.job, self.run = job, run
+    def __init__(self, job: Job, uri: str, run: str, alone: bool = False) -> None:
+        self.job, self.run, self.alone = job, run, alone
         self.artifact = MemberArtifact.of(job.home, job.signature)
         self.spool = Spool.of(job.home, run, uri)
         self.known = self.spool.steps()
@@ -116,15 +130,13 @@ class FitRun:
             artifact, until = MemberArtifact.of(self.job.home, signature), time.monotonic() + ON_THE_WAY
             while not artifact.done:
                 run = self.tracking.finished_fit(self.tracking.experiment_of(self.run), signature)
-                found = self.tracking.fetch(run, "fit") if run else None
-                if found and MemberArtifact(found.parent).done:
-                    artifact.adopt(found)
-                elif time.monotonic() > until:
+                if take(artifact, self.tracking, run):
+                    continue
+                if time.monotonic() > until:
                     raise RuntimeError(
                         f"the fit {signature}, which this one learns from, is neither here nor in the tracking store"
                     )
-                else:
-                    time.sleep(1)
+                time.sleep(1)
 
     def fetch_checkpoint(self) -> None:
         """Take the checkpoints that the run has, where this machine has none of its own."""
@@ -178,7 +190,7 @@ class FitRun:
         self.patience = LEAVING
 
     def close(self) -> None:
-        self.sender.close(self.patience)
+        self.sender.close(DELIVERY if self.alone else self.patience, self.alone)
 
     def _add(self, epoch: int, metrics: Epoch) -> None:
         """One point a step: an epoch that was trained before, and again after a crash, keeps its first."""

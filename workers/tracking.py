@@ -87,10 +87,13 @@ class Tracking:
         else:
             self.client.log_artifact(run, str(path), folder)
 
-    def fetch(self, run: str, folder: str) -> Path | None:
-        """The local path of a run's artifact folder: in place where the store is local. None where it isn't there."""
+    def fetch(self, run: str, folder: str, into: Path | None = None) -> Path | None:
+        """The local path of a run's artifact folder: copied below `into`; else in place where the store is local, or in a
+        temporary folder. None where it isn't there."""
+        target = str(into) if into else None
         try:
-            return Path(mlflow.artifacts.download_artifacts(run_id=run, artifact_path=folder, tracking_uri=self.uri))
+            found = mlflow.artifacts.download_artifacts(run_id=run, artifact_path=folder, tracking_uri=self.uri, dst_path=target)
+            return Path(found)
         except (MlflowException, OSError):
             return None
 

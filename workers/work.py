@@ -54,15 +54,15 @@ class Progress(Watcher):
         return self.stop
 
 
-def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: str = "") -> dict[str, Any]:
+def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: str = "", alone: bool = False) -> dict[str, Any]:
     """Do one job and tell its tracking run, with a note to begin with. Gives the manifest; {"error", "kind"} where the
-    member itself failed."""
+    member itself failed. `alone`: on a disk that nobody else sees, so that the run has to have it all before this ends."""
     from workers import member
     from workers.fitrun import FitRun
 
     faults.subject(job.label)
     artifact = MemberArtifact.of(job.home, job.signature)
-    told = FitRun(job, uri, run) if uri and run else None
+    told = FitRun(job, uri, run, alone) if uri and run else None
     progress.run = told
     if note:
         progress.note(note)

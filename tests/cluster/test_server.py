@@ -1,0 +1,143 @@
+"""The team's tracking server on PostgreSQL: behind a password, artifacts through it, eight members at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.postgres import MISSING, Postgres, available
+from workers.fitrun import Sender
+from workers.spool import Spool
+from workers.tracking import Tracking
+
+WRITERS, STEPS = 8, 40
+COMMAND = (sys.executable, "-m", "orchestrator", "server")
+
+
+@dataclass
+class Running:
+    uri: str
+    home: Path
+    password: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": self.password}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if not available():
+        pytest.skip(MISSING)
+    postgres, home, password = Postgres(), tmp_path_factory.mktemp("server") / "home", secrets.token_hex(12)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    log = home.parent / "log"
+    with open(log, "wb") as told:
+        process = subprocess.Popen(
+            [*COMMAND, "--home", str(home), "--port", str(port), "--database", postgres.uri],
+            env={**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": password}, stdout=told, stderr=told, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + 120
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield Running(f"http://127.0.0.1:{port}", home, password)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        postgres.end()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _status(url: str, **headers: str) -> int:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_nobody_gets_in_without_the_password_or_by_another_name(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiments = f"{server.uri}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert _status(experiments) == 401
+    assert _status(f"{server.uri}/api/2.0/mlflow-artifacts/artifacts") == 401
+    assert _status(experiments, Host="evil.example") == 403
+    for path in (server.home / "server-secret", server.home / "server-auth.ini"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, "the database's password is in it"
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    assert [e.name for e in Tracking(server.uri).client.search_experiments()] == ["Default"]
+
+
+def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> None:
+    os.environ.update(env)
+    artifact = Path(home) / f"fit{writer}"
+    artifact.mkdir()
+    (artifact / "weights").write_bytes(bytes([writer]) * 100_000)
+    spool = Spool.of(Path(home), f"w{writer}", uri)
+    sender = Sender(spool, Tracking(uri))
+    sender.start()
+    for step in range(STEPS):
+        spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
+        sender.wake.set()
+    spool.artifact(run, artifact, f"fit{writer}")
+    sender.close(120)
+
+
+def test_eight_members_write_at_once_and_nothing_is_lost(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    tracking = Tracking(server.uri)
+    run = tracking.start(tracking.experiment("team", None), "r", {})
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write, args=(str(tmp_path), server.uri, run, i, server.env)) for i in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(200)
+    assert [spool.unsent() for spool in Spool.all(tmp_path)] == [[]] * WRITERS
+    for i in range(WRITERS):
+        assert [(p.step, p.value) for p in tracking.client.get_metric_history(run, f"m{i}")] == [(s, s / 7) for s in range(STEPS)]
+        found = tracking.fetch(run, f"fit{i}")
+        assert found
+        assert (found / "weights").read_bytes() == bytes([i]) * 100_000
+
+
+@pytest.mark.parametrize("password", [None, "short"])
+def test_a_first_start_without_a_real_password_is_refused(password: str | None, tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_AUTH_ADMIN_PASSWORD"}
+    if password:
+        env["MLFLOW_AUTH_ADMIN_PASSWORD"] = password
+    found = subprocess.run(
+        [*COMMAND, "--home", str(tmp_path / "home")], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 2
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD: set it" in found.stderr
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,104 @@
+"""A machine with another disk: what it borrows, verifies, keeps and throws away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.orchestrator.test_launch import job
+from workers import data, elsewhere
+from workers.data import Store
+from workers.elsewhere import Disk
+from workers.errors import ConclaveError
+from workers.spec import DataSpec, Job
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return data.pack(DataSpec(), tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CONCLAVE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def borrowing(packed: Store) -> tuple[Job, list[str], elsewhere.Read]:
+    asked: list[str] = []
+
+    def read(name: str, offset: int) -> bytes:
+        asked.append(name)
+        return elsewhere.read_chunk(packed.folder, name, offset)
+
+    return job("a").model_copy(update={"store": packed.folder}), asked, read
+
+
+def test_the_data_comes_once_and_is_the_same(packed: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elsewhere, "CHUNK", 10_000)
+    one, asked, read = borrowing(packed)
+    there = elsewhere.here(one, read)
+    assert (there.home, there.store) == (cache / "home", cache / "data" / packed.digest)
+    assert elsewhere.content_digest(Store(there.store)) == packed.digest
+    for name in Store.FILES:
+        assert (there.store / name).read_bytes() == (packed.folder / name).read_bytes()
+    assert asked.count("images.npy") > 10, "in pieces"
+    asked.clear()
+    assert elsewhere.here(one, read) == there
+    assert asked == ["store.json"], "nothing comes over twice"
+
+
+def test_what_was_changed_on_the_way_is_not_taken(packed: Store, cache: Path) -> None:
+    one, _, read = borrowing(packed)
+
+    def spoiled(name: str, offset: int) -> bytes:
+        chunk = read(name, offset)
+        return chunk[:-1] + bytes([chunk[-1] ^ 1]) if name == "images.npy" and chunk else chunk
+
+    with pytest.raises(ConclaveError, match="came over with digest"):
+        elsewhere.here(one, spoiled)
+    assert list((cache / "data").glob("[!.]*")) == []
+    assert elsewhere.here(one, read).store.is_dir()
+
+
+def test_no_other_file_is_lent(packed: Store) -> None:
+    (packed.folder.parent / "secret").write_text("secret")
+    for name in ("../secret", "/etc/passwd", "secret"):
+        with pytest.raises(ConclaveError, match="not a file of a packed store"):
+            elsewhere.read_chunk(packed.folder, name, 0)
+
+
+def test_a_digest_that_is_none_never_becomes_a_path(packed: Store, cache: Path) -> None:
+    one, _, _ = borrowing(packed)
+    with pytest.raises(ConclaveError, match="no digest"):
+        elsewhere.here(one, lambda name, offset: b'{"digest": "../../outside"}')
+    assert not cache.exists()
+
+
+def test_the_longest_unused_goes_first_and_what_is_in_use_stays(cache: Path) -> None:
+    places = [
+        cache / "data" / "old",
+        cache / "home/jobs/middle",
+        cache / "data/new",
+        cache / "home/jobs/busy",
+        cache / "data/own",
+    ]
+    for age, place in zip((50, 40, 30, 60, 70), places, strict=True):
+        place.mkdir(parents=True)
+        (place / "content").write_bytes(bytes(1000))
+        os.utime(place, (1e9 - age, 1e9 - age))
+    with FileLock(cache / "home/jobs/busy/.lock"):
+        elsewhere.evict(cache, 3500, {cache / "data/own"})
+    assert [place.name for place in places if place.exists()] == ["new", "busy", "own"]
+
+
+def test_a_disk_is_known_by_what_its_marker_says(tmp_path: Path) -> None:
+    marker = tmp_path / ".holder"
+    assert not Disk(marker, "process 1 on here").is_here()
+    marker.write_text("process 2 on there")
+    assert not Disk(marker, "process 1 on here").is_here(), "a home of the same name on another machine"
+    marker.write_text("process 1 on here")
+    assert Disk(marker, "process 1 on here").is_here()
