@@ -1,0 +1,96 @@
+"""Build the images for real, without a container engine, and use them: `python -m benchmarks.images BASE`. Linux, root, buildah.
+
+BASE is a tar of a Debian root file system, as of `debootstrap --variant=minbase bookworm`. `--pip` names a pip.conf for the
+builds, and `--volume` a folder that they may see: a machine's own package index is no part of an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import write_result
+
+ROOT = Path(__file__).parent.parent
+BASE, TRAINER, TRACKING = "localhost/conclave-base", "localhost/conclave:cuda", "localhost/conclave-tracking"
+DEMO = "conclave sweep /usr/share/conclave/examples/digits.yaml --home /tmp/demo --json"
+SERVER = (
+    "timeout 120 conclave server --home /tmp/tracking & for i in $(seq 100); do sleep 1; python3 -c '{}' && exit 0; done; exit 1"
+)
+ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:5000/health", timeout=4).read())'
+
+
+def buildah(*words: str, **env: str) -> str:
+    """With the settings that need no engine and no kernel module. Raises with what it said."""
+    without = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+    found = subprocess.run(["buildah", *words], env={**os.environ, **without, **env}, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SystemExit(
+            f"buildah {' '.join(words[:3])}: exit {found.returncode}\n{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
+        )
+    return found.stdout
+
+
+def base(tar: Path) -> None:
+    container = buildah("from", "scratch").strip()
+    buildah("add", container, str(tar), "/")
+    buildah("commit", "--rm", container, BASE)
+
+
+def build(name: str, file: str, pip: Path | None, volumes: list[str], *more: str) -> dict[str, Any]:
+    """Seconds to build, and megabytes."""
+    began = time.monotonic()
+    secret = [f"--secret=id=pip,src={pip}"] if pip else []
+    seen = [f"--volume={volume}" for volume in volumes]
+    buildah(
+        "bud", "--pull-never", "--build-arg", f"BASE={BASE}", *secret, *seen, *more,
+        "--ignorefile", str(ROOT / ".dockerignore"), "--file", str(ROOT / "docker" / file), "--tag", name, str(ROOT),
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    [image] = json.loads(buildah("images", "--json", name))
+    return {"seconds": round(seconds), "size": image["size"]}
+
+
+def run(name: str, command: str, **env: str) -> tuple[float, str]:
+    """Seconds, and what it printed, in a container that is thrown away."""
+    container = buildah("from", "--pull-never", name).strip()
+    try:
+        began = time.monotonic()
+        given = [f"--env={key}={value}" for key, value in env.items()]
+        out = buildah("run", "--isolation", "chroot", *given, container, "--", "bash", "-c", command)
+        return time.monotonic() - began, out
+    finally:
+        buildah("rm", container)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.images")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--pip", type=Path)
+    parser.add_argument("--volume", action="append", default=[])
+    given = parser.parse_args()
+    base(given.base)
+    result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", given.pip, given.volume)}
+    result["tracking"]["seconds_to_answer"] = round(run(TRACKING, SERVER.format(ASK), MLFLOW_AUTH_ADMIN_PASSWORD="x" * 16)[0], 1)
+    print(result, flush=True)
+    result["trainer"] = build(TRAINER, "Dockerfile", given.pip, given.volume, "--target", "trainer")
+    print(result, flush=True)
+    seconds, said = run(TRAINER, "id --user && conclave doctor")
+    assert said.startswith("1000\n"), said
+    assert "Healthy" in said, said
+    result["trainer"]["doctor_seconds"] = round(seconds, 1)
+    seconds, said = run(TRAINER, DEMO)
+    summary = json.loads(said.splitlines()[-1])
+    assert summary["state"] == "done", summary
+    result["trainer"] |= {"demo_seconds": round(seconds, 1), "demo_recommends": summary["recommended"]}
+    write_result("images", "python -m benchmarks.images BASE", result)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
