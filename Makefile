@@ -18,7 +18,7 @@ demo: install
 	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
 
 test: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install

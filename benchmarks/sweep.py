@@ -95,7 +95,7 @@ def no_ops() -> dict[str, Any]:
     rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}
     with tempfile.TemporaryDirectory() as work:
         plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
-        supervise(plans[10].jobs, executor, None, {}, plans[10].team.retries, lambda event: None)
+        supervise(plans[10].jobs, executor, None, lambda job: None, plans[10].team.retries, lambda event: None)
         pool = [idle.remote() for _ in range(2)]
         ray.get([one.run.remote() for one in pool])
         for _ in range(ROUNDS):
@@ -104,7 +104,9 @@ def no_ops() -> dict[str, Any]:
             rates["pool of two actors"].append(1000 / (time.perf_counter() - began))
             for count in (100, 1000):
                 began = time.perf_counter()
-                ended = supervise(plans[count].jobs, executor, None, {}, plans[count].team.retries, lambda event: None)
+                ended = supervise(
+                    plans[count].jobs, executor, None, lambda job: None, plans[count].team.retries, lambda event: None
+                )
                 rates[str(count)].append(count / (time.perf_counter() - began))
                 assert len(ended) == count
         executor.close()

@@ -64,7 +64,7 @@ def supervise(
     jobs: Sequence[Job],
     executor: Executor,
     uri: str | None,
-    runs: Mapping[str, str],
+    run_of: Callable[[Job], str | None],
     retries: Retries,
     watch: Watch,
     closed: Callable[[], str | None] = lambda: None,
@@ -92,7 +92,7 @@ def supervise(
             end(Outcome(job, None, "unschedulable", reason))
         for job in waiting.startable(executor):
             running.add(job.signature)
-            executor.submit(job, uri, runs.get(job.signature))
+            executor.submit(job, uri, run_of(job))
             watch(Event(job, "started"))
         for item in executor.poll(POLL_SECONDS) if running else ():
             if isinstance(item, Event):

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,15 @@ class Plan:
         return next((job for job in self.jobs if job.teachers), None)
 
     def of(self, member: str) -> list[Job]:
-        return [job for job in self.jobs if job.member.name == member]
+        """The full fit, then the fold fits."""
+        return self._by_member.get(member, [])
+
+    @cached_property
+    def _by_member(self) -> dict[str, list[Job]]:
+        found: dict[str, list[Job]] = {}
+        for job in self.jobs:
+            found.setdefault(job.member.name, []).append(job)
+        return found
 
 
 def make(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> Plan:

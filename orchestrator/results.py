@@ -128,5 +128,10 @@ def brief(test: dict[str, float] | None) -> dict[str, float] | None:
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    """Of our own code, where it lies in a repository and git is there."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # an image has no git
+        return "unknown"
     return found.stdout.strip() or "unknown"

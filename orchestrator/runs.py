@@ -21,6 +21,8 @@ from workers.spec import Job, flatten
 from workers.spool import Spool
 from workers.tracking import Tracking
 
+SHOWN = 100  # jobs whose runs are made before any starts
+
 
 @dataclass
 class Runs:
@@ -49,9 +51,8 @@ class Runs:
         )
         name = f"sweep-{team.name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
         spool = Spool.of(home.path, name, uri)
-        runs = cls(
-            tracking, folder, team, todo, str(experiment), str(parent), team_file, home, spool, dict(known.get("runs", {}))
-        )
+        jobs = {**known["runs"], **tracking.tagged(str(experiment), "sweep", str(parent))} if known else {}
+        runs = cls(tracking, folder, team, todo, str(experiment), str(parent), team_file, home, spool, jobs)
         if not known:
             tracking.params(
                 parent,
@@ -61,7 +62,7 @@ class Runs:
         spool.artifact(parent, folder.team)
         for job in [job for name in restart for job in todo.of(name)]:
             runs._forget(job)
-        runs._create_missing()
+        runs._create_first()
         runs._save(state.get("fingerprint"))
         return runs
 
@@ -73,27 +74,35 @@ class Runs:
             self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
         MemberArtifact.of(job.home, job.signature).forget()
 
-    def _create_missing(self) -> None:
-        """A run for each job that has none; members before their fold fits, which are nested under them."""
-        full = {job.member.name: job.signature for job in self.todo.jobs if job.fold is None}
-        for job in self.todo.jobs:
-            if job.signature in self.jobs:
-                continue
-            parent = self.parent if job.fold is None else self.jobs[full[job.member.name]]
-            tags = {
-                "team": self.team.name,
-                "member": job.member.name,
-                "role": "student" if job.teachers else "member" if job.fold is None else "fold",
-                "signature": job.signature,
-                "state": "pending",
-                "mlflow.note.content": f"**{job.label}**: {job.member.arch}, {job.member.optimizer.kind}, seed {job.seed}",
-            }
-            run = self.tracking.start(self.experiment, job.label, tags, parent)
-            recipe = {"fold": job.fold, "fit_seed": job.seed, **job.member.model_dump(mode="json")}
-            self.tracking.params(run, flatten({**recipe, "train": job.train.model_dump(mode="json")}))
-            self.jobs[job.signature] = run
+    def run(self, job: Job) -> str:
+        """The job's run, made where there is none; members' before those of their fold fits, which are nested under them."""
+        if job.signature not in self.jobs:
+            self.jobs[job.signature] = self._create(job)
             if MemberArtifact.of(job.home, job.signature).done:
-                self._publish(job, run, "this home")
+                self._publish(job, self.jobs[job.signature], "this home")
+        return self.jobs[job.signature]
+
+    def _create_first(self) -> None:
+        """So that people see what waits; of a plan of thousands the other runs are made as their jobs start."""
+        done = [job for job in self.todo.jobs if job.signature in self.todo.done]
+        for job in (*done, *self.todo.jobs[:SHOWN]):
+            self.run(job)
+
+    def _create(self, job: Job) -> str:
+        parent = self.parent if job.fold is None else self.run(self.todo.of(job.member.name)[0])
+        tags = {
+            "team": self.team.name,
+            "member": job.member.name,
+            "role": "student" if job.teachers else "member" if job.fold is None else "fold",
+            "signature": job.signature,
+            "sweep": self.parent,
+            "state": "pending",
+            "mlflow.note.content": f"**{job.label}**: {job.member.arch}, {job.member.optimizer.kind}, seed {job.seed}",
+        }
+        run = self.tracking.start(self.experiment, job.label, tags, parent)
+        recipe = {"fold": job.fold, "fit_seed": job.seed, **job.member.model_dump(mode="json")}
+        self.tracking.params(run, flatten({**recipe, "train": job.train.model_dump(mode="json")}), new=True)
+        return run
 
     def _publish(self, job: Job, run: str, source: str) -> None:
         """Fill the run of a fit that was finished elsewhere."""
@@ -110,9 +119,9 @@ class Runs:
 
     def adopt_elsewhere(self, todo: Plan) -> Plan:
         """Take finished fits that only the tracking store has; gives the plan with them done."""
+        made = self.tracking.tagged(self.experiment, "state", "done") if todo.todo else {}
         for job in todo.todo:
-            run = self.tracking.finished_fit(self.experiment, job.signature)
-            take(MemberArtifact.of(job.home, job.signature), self.tracking, run)
+            take(MemberArtifact.of(job.home, job.signature), self.tracking, made.get(job.signature))
         return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
 
     def gather(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
@@ -122,7 +131,7 @@ class Runs:
             artifact = MemberArtifact.of(one.job.home, signature)
             if one.kind != "done" or artifact.done:
                 continue
-            if not take(artifact, self.tracking, self.jobs[signature]):
+            if not take(artifact, self.tracking, self.run(one.job)):
                 why = "it was trained on a machine with another disk, and never came to the tracking store"
                 corrected[signature] = Outcome(one.job, None, "failed", why)
         return corrected
@@ -138,7 +147,7 @@ class Runs:
     def finish_members(self, todo: Plan, members: dict[str, dict[str, Any]]) -> None:
         for name, member in members.items():
             if member["state"] != "done":
-                run = self.jobs[todo.of(name)[0].signature]
+                run = self.run(todo.of(name)[0])
                 self.spool.tags(run, {"state": member["state"], "reason": str(member["reason"])[:500]})
                 self.spool.status(run, "FAILED", _now())
 
@@ -185,7 +194,7 @@ class Runs:
                 scores = {f"test/{key}": value for key, value in member["test"].items()}
                 job = self.todo.of(name)[0]
                 fitted = MemberArtifact.of(job.home, job.signature).manifest()["history"][-1]["time"]
-                self.spool.metrics(self.jobs[job.signature], scores, 0, int(fitted))  # the same point in every sweep
+                self.spool.metrics(self.run(job), scores, 0, int(fitted))  # the same point in every sweep
         chosen = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
         values |= {f"test/{key}": value for key, value in (chosen or {}).items()}
         self.spool.metrics(self.parent, values, 0, _now())
@@ -199,7 +208,7 @@ class Runs:
                 path = self.folder.path / "per_class" / name / "per_class.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
-                self.spool.artifact(self.jobs[jobs[0].signature], path)
+                self.spool.artifact(self.run(jobs[0]), path)
 
     def interrupted(self) -> None:
         self._stop("KILLED", "interrupted")
@@ -210,7 +219,7 @@ class Runs:
     def _stop(self, status: str, state: str) -> None:
         """End what would otherwise stay RUNNING for ever in the UI."""
         for job in self.todo.todo:
-            if not MemberArtifact.of(job.home, job.signature).done:
+            if job.signature in self.jobs and not MemberArtifact.of(job.home, job.signature).done:
                 self.spool.status(self.jobs[job.signature], status, _now())
         self.spool.tags(self.parent, {"state": state})
         self.spool.status(self.parent, status, _now())

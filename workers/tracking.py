@@ -32,6 +32,7 @@ logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+OLDEST_FIRST = ["attributes.start_time ASC"]
 EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
 
 
@@ -73,12 +74,12 @@ class Tracking:
         except MlflowException:
             return False
 
-    def params(self, run: str, values: Mapping[str, object]) -> None:
-        """Parameters can't change in MLflow; those that the run has already are left as they are."""
-        known = self.client.get_run(run).data.params
-        new = [Param(k, str(v)[:6000]) for k, v in values.items() if k not in known]
-        for at in range(0, len(new), 100):
-            self.client.log_batch(run, params=new[at : at + 100])
+    def params(self, run: str, values: Mapping[str, object], new: bool = False) -> None:
+        """Parameters can't change in MLflow; those that the run has already are left as they are. A `new` run has none."""
+        known = {} if new else self.client.get_run(run).data.params
+        missing = [Param(k, str(v)[:6000]) for k, v in values.items() if k not in known]
+        for at in range(0, len(missing), 100):
+            self.client.log_batch(run, params=missing[at : at + 100])
 
     def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file or a folder into the run, replacing what is there."""
@@ -158,6 +159,16 @@ class Tracking:
         """A run of the experiment that holds the finished fit with this signature."""
         found = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(found[0].info.run_id) if found else None
+
+    def tagged(self, experiment: str, tag: str, value: str) -> dict[str, str]:
+        """The runs of the experiment with this tag, by the signature of the fit that they tell of; the newest of each."""
+        found: dict[str, str] = {}
+        wanted, token = f"tags.{tag} = '{value}' and tags.state != 'restarted'", None
+        while token != "":
+            page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
+            found |= {r.data.tags["signature"]: str(r.info.run_id) for r in page if "signature" in r.data.tags}
+            token = page.token or ""
+        return found
 
     def register(self, run: str, name: str, onnx_file: Path) -> str:
         """Log the fused ONNX file as a model of the run and register it as champion, once. Gives its version."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ class Fake:
     def close(self) -> None: ...
 
 
-def run(jobs: list[Job], fake: Fake, **retries: Any) -> dict[str, Outcome]:
-    return supervise(jobs, fake, None, {}, Retries(**retries), lambda event: None)
+def run(jobs: list[Job], fake: Fake, closed: Callable[[], str | None] = lambda: None, **retries: Any) -> dict[str, Outcome]:
+    return supervise(jobs, fake, None, lambda job: None, Retries(**retries), lambda event: None, closed)
 
 
 def test_jobs_start_in_the_order_of_the_plan_and_what_needs_another_after_it() -> None:
@@ -115,7 +115,9 @@ def test_supervision_costs_as_much_a_job_in_a_large_plan_as_in_a_small_one() -> 
 def test_what_is_closed_starts_nothing_more_and_lets_what_runs_end() -> None:
     fake = Fake()
     jobs = [job("a"), job("b"), job("c"), job("b.2", after="b"), job("s", teachers=("a", "c"))]
-    ended = supervise(jobs, fake, None, {}, Retries(), lambda event: None, lambda: "used up" if fake.started else None)
+    ended = supervise(
+        jobs, fake, None, lambda job: None, Retries(), lambda event: None, lambda: "used up" if fake.started else None
+    )
     assert fake.started == ["a", "b"]
     skipped = {name for name, one in ended.items() if one.kind == "skipped"}
     assert skipped == {"c", "b.2", "s"}
@@ -125,6 +127,8 @@ def test_what_is_closed_starts_nothing_more_and_lets_what_runs_end() -> None:
 
 def test_a_retry_after_the_budget_is_used_up_is_skipped() -> None:
     fake = Fake({"a": [("failed", "errors"), ("done", None)]})
-    ended = supervise([job("a")], fake, None, {}, Retries(), lambda event: None, lambda: "used up" if fake.started else None)
+    ended = supervise(
+        [job("a")], fake, None, lambda job: None, Retries(), lambda event: None, lambda: "used up" if fake.started else None
+    )
     assert (ended["a"].kind, ended["a"].reason) == ("skipped", "used up")
     assert fake.started == ["a"]

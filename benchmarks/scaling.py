@@ -1,0 +1,95 @@
+"""How cost grows with members x folds: supervision on a Ray of several machines, tracking runs, plans; jobs that do nothing.
+
+    python -m benchmarks.scaling [MEMBERS ...]        # results/scaling.json; 10, 100 and 1,000 members with 5 folds each
+
+The machines are raylets of this one. What a fit takes is left out: it is the sum of the fits over the machines.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import write_result
+from benchmarks.sweep import idle_trainer, planned
+from orchestrator import connection
+from orchestrator.home import Home
+from orchestrator.launch import supervise
+from orchestrator.plan import Plan
+from orchestrator.runs import Runs
+
+FOLDS, MACHINES = 5, 4
+MEMBERS = (10, 100, 1000)
+
+
+def machines() -> Any:
+    """A head without a core for trainers, and workers of one core each."""
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(connection._private_token(), "token"))
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(MACHINES):
+        cluster.add_node(num_cpus=1, object_store_memory=80_000_000)
+    return cluster
+
+
+def tracked(made: Plan, home: Path) -> dict[str, float]:
+    """Seconds a job to make its run, to look for fits that the store has already, and rows of the database."""
+    folder = Home(home).sweep("t")
+    folder.path.mkdir(parents=True)
+    (home / "team.yaml").write_text("name: t\n")
+    began = time.perf_counter()
+    runs = Runs.open(home / "team.yaml", made, folder, Home(home).tracking_uri, Home(home))
+    opened = time.perf_counter()
+    runs.adopt_elsewhere(made)
+    looked = time.perf_counter()
+    count = len(made.jobs)
+    size = (home / "mlflow.db").stat().st_size
+    return {
+        "run_ms_a_job": 1000 * (opened - began) / count,
+        "look_ms_a_job": 1000 * (looked - opened) / count,
+        "database_kb_a_job": size / 1000 / count,
+    }
+
+
+def measure(members: int, executor: Any) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as work:
+        began = time.perf_counter()
+        made = planned(members, FOLDS, Path(work))
+        plan_seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        ended = supervise(made.jobs, executor, None, lambda job: None, made.team.retries, lambda event: None)
+        seconds = time.perf_counter() - began
+        assert len(ended) == len(made.jobs) == members * (1 + FOLDS)
+        return {
+            "jobs": len(made.jobs),
+            "plan_ms_a_job": 1000 * plan_seconds / len(made.jobs),
+            "supervised_ms_a_job": 1000 * seconds / len(made.jobs),
+            **tracked(made, Path(work)),
+        }
+
+
+def main() -> None:
+    sizes = [int(word) for word in sys.argv[1:]] or MEMBERS
+    cluster = machines()
+    try:
+        from orchestrator.cluster import RayExecutor
+
+        executor = RayExecutor(cluster.address)
+        idle_trainer()
+        measure(2, executor)  # the actors are there, and the database's tables were made once
+        result = {str(members): measure(members, executor) for members in sizes}
+        executor.close()
+    finally:
+        cluster.shutdown()
+    write_result("scaling", "python -m benchmarks.scaling", {"folds": FOLDS, "machines": MACHINES, "members": result})
+    for members, row in result.items():
+        print(f"{members} members: " + ", ".join(f"{name} {value:.2f}" for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()
