@@ -11,12 +11,23 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workers.errors import Rejected
 
 OBJECT_STORE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Living machines: resources by id; those told to go; what was asked for and no machine type of the autoscaler can hold
+    (None without an autoscaler)."""
+
+    nodes: dict[str, dict[str, float]]
+    draining: set[str]
+    refused: list[dict[str, float]] | None
 
 
 class Connection:
@@ -38,20 +49,19 @@ class Connection:
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
 
-    def nodes(self) -> dict[str, dict[str, float]]:
-        """The resources of each living machine, by its id."""
-        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+    def seen(self) -> Seen | None:
+        """The machines as they are now; None where Ray is too busy to say."""
+        try:
+            nodes = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+            draining = set(self.ray._private.state.state.get_draining_nodes())  # Ray has no other way to ask for them
+            return Seen(nodes, draining & set(nodes), self._refused())
+        except self.ray.exceptions.RayError:
+            return None
 
-    def draining(self) -> set[str]:
-        """The machines that are told to go. Ray asks for them only in this way."""
-        return set(self.ray._private.state.state.get_draining_nodes())
-
-    def refused(self) -> list[dict[str, float]] | None:
-        """What was asked for and no machine type of the autoscaler can hold; None where there is no autoscaler."""
+    def _refused(self) -> list[dict[str, float]] | None:
         from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-        reply = GetClusterStatusReply.FromString(self.gcs.get_cluster_status(timeout_s=10))
-        state = reply.autoscaling_state
+        state = GetClusterStatusReply.FromString(self.gcs.get_cluster_status(timeout_s=10)).autoscaling_state
         if not state.autoscaler_state_version:
             return None
         return [dict(request.resources_bundle) for request in state.infeasible_resource_requests]

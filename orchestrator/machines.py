@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.connection import Connection
+from workers.errors import ConclaveError
 from workers.spec import Job
 
 REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
@@ -47,10 +48,14 @@ class Machines:
 
     def look(self) -> Machines:
         if time.monotonic() - self.looked > 1:
-            nodes, refused = self.connection.nodes(), self.connection.refused()
-            self.alive, self.leaving = set(nodes), self.connection.draining() & set(nodes)
-            self.scaled, self.refused = refused is not None, {Size.of(request) for request in refused or ()}
-            before, self.there = self.there, [Size.of(r) for node, r in nodes.items() if node not in self.leaving]
+            seen = self.connection.seen()
+            if seen is None and self.looked < 0:
+                raise ConclaveError("Ray does not say which machines it has. Run again; nothing is lost.")
+            if seen is None:
+                return self
+            self.alive, self.leaving = set(seen.nodes), seen.draining
+            self.scaled, self.refused = seen.refused is not None, {Size.of(request) for request in seen.refused or ()}
+            before, self.there = self.there, [Size.of(r) for node, r in seen.nodes.items() if node not in self.leaving]
             self.looked = time.monotonic()
             if len(self.there) < len(before):
                 self.lost = self.looked

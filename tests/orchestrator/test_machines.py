@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator import machines
+from orchestrator.connection import Seen
 from orchestrator.machines import GPUS_COME, Machines, Size
 from tests.orchestrator.test_launch import job
 from workers.spec import Job
@@ -15,16 +16,10 @@ from workers.spec import Job
 
 class Ray:
     def __init__(self, nodes: dict[str, dict[str, float]], refused: list[dict[str, float]] | None = None) -> None:
-        self.now, self.refused_, self.drained = nodes, refused, set[str]()
+        self.now, self.refused_, self.drained, self.busy = nodes, refused, set[str](), False
 
-    def nodes(self) -> dict[str, dict[str, float]]:
-        return self.now
-
-    def draining(self) -> set[str]:
-        return self.drained
-
-    def refused(self) -> list[dict[str, float]] | None:
-        return self.refused_
+    def seen(self) -> Seen | None:
+        return None if self.busy else Seen(self.now, self.drained, self.refused_)
 
 
 def of(ray: Ray) -> Machines:
@@ -79,3 +74,15 @@ def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_w
     assert made.patience(asks(0)) == machines.REPLACED_SECONDS
     now += machines.REPLACED_SECONDS + 1
     assert made.patience(asks(0)) == 0
+
+
+def test_where_ray_is_too_busy_to_say_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(machines.time, "monotonic", lambda: now)
+    ray = Ray({"a": {"CPU": 1.0}})
+    made = of(ray)
+    assert made.look().total() == Size(0, 1)
+    now += 2
+    ray.busy = True
+    assert made.look().total() == Size(0, 1)
+    assert made.patience(asks(0)) == 0, "nothing went away"
