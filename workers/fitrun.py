@@ -94,13 +94,13 @@ class Sender(threading.Thread):
                 pause = min(2 * pause, LONGEST_PAUSE)
 
     def _upload(self) -> None:
-        """What was asked for, once; again where the store did not take it."""
+        """What was asked for, once; the last one again where the store did not take it, for nothing newer will come."""
         asked, self.upload = self.upload, None
         try:
             if asked:
                 asked()
         except Exception:
-            self.upload = asked
+            self.upload = asked if self.ending.is_set() else None
             raise
 
     def close(self, seconds: float, insist: bool = False) -> None:
