@@ -11,6 +11,8 @@ from orchestrator.plan import Plan
 from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 
+_RAISE = "raise it and run again: what is done is kept"
+
 
 @dataclass
 class Meter:
@@ -56,6 +58,3 @@ class Meter:
             if cost >= budget.max_cost:
                 return f"budget: max_cost {budget.max_cost:g} is reached; {_RAISE}"
         return None
-
-
-_RAISE = "raise it and run again: what is done is kept"

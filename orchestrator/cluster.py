@@ -68,7 +68,9 @@ class RayExecutor:
         self.machines = Machines(self.connection)
 
     def impossible(self, job: Job) -> str | None:
-        return None if self.machines.fit(job) or self.machines.patience(job) > 0 else self.machines.why_impossible(job)
+        now = time.monotonic()
+        may_wait = self.machines.fit(job) or now < self.machines.until(job, now)
+        return None if may_wait else self.machines.why_impossible(job)
 
     def room(self, job: Job) -> bool:
         """Whether it could start now; jobs that wait for a machine to come are submitted, so that one does."""
@@ -212,7 +214,10 @@ class RayExecutor:
         assert trainer.job
         if trainer.life is not None or self.machines.fit(trainer.job):
             return False
-        return time.monotonic() - trainer.submitted > self.machines.patience(trainer.job)
+        said_nothing = trainer.job.member.resources.wait_minutes is None
+        if self.machines.scaled and said_nothing and any(t.job and t.life for t in self.trainers):
+            return False  # whose machines may go, where the cluster is at its limit, and make room for one that fits
+        return time.monotonic() > self.machines.until(trainer.job, trainer.submitted)
 
     def _end(self, trainer: _Trainer, reason: str) -> Outcome:
         """End a hung trainer by its process id, on its own node."""

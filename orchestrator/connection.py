@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,11 @@ OBJECT_STORE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Seen:
-    """Living machines: resources by id; those told to go; what was asked for and no machine type of the autoscaler can hold
-    (None without an autoscaler)."""
+    """Living machines: resources by id; those told to go; what the autoscaler brings nothing for (None without one).
+
+    It lists a demand as infeasible where no type could hold it, and also where a limit is reached: the second is told by
+    another demand of the same shape that is met, or by a machine on its way.
+    """
 
     nodes: dict[str, dict[str, float]]
     draining: set[str]
@@ -61,15 +66,24 @@ class Connection:
     def _refused(self) -> list[dict[str, float]] | None:
         from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
-        state = GetClusterStatusReply.FromString(self.gcs.get_cluster_status(timeout_s=10)).autoscaling_state
+        reply = GetClusterStatusReply.FromString(self.gcs.get_cluster_status(timeout_s=10))
+        state, waiting = reply.autoscaling_state, reply.cluster_resource_state.pending_resource_requests
         if not state.autoscaler_state_version:
             return None
-        return [dict(request.resources_bundle) for request in state.infeasible_resource_requests]
+        if state.pending_instance_requests or state.pending_instances:
+            return []
+        left = Counter(_shape(request.resources_bundle) for request in state.infeasible_resource_requests)
+        asked = Counter({_shape(one.request.resources_bundle): one.count for one in waiting})
+        return [dict(shape) for shape, count in left.items() if count >= asked[shape]]
 
     def close(self) -> None:
         self.ray.shutdown()
         if self.reaper and self.reaper.stdin:
             self.reaper.stdin.close()
+
+
+def _shape(bundle: Mapping[str, float]) -> frozenset[tuple[str, float]]:
+    return frozenset(bundle.items())
 
 
 def _init(ray: Any, address: str | None) -> None:

@@ -73,7 +73,7 @@ def on_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     machines: list[_Machine] = []
     for job in plan.todo:
         asked = job.member.resources
-        gpus, cpus = float(some) if asked.gpus is None else asked.gpus, asked.cpus
+        gpus, cpus = asked.gpus_where(some), asked.cpus
         able = [machine for machine in machines if machine.group.slots(gpus, cpus)]
         new = _next(groups, machines, limit, gpus, cpus)
         if not able and new is None:

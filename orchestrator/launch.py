@@ -85,11 +85,8 @@ def supervise(
             end(Outcome(job, None, "failed", f"{last.job.label}, {how}, is {last.kind}"))
 
     while waiting or running:
-        if waiting and (used_up := closed()):
-            for job in waiting.clear():
-                end(Outcome(job, None, "skipped", used_up))
-        for job, reason in waiting.hopeless(executor):
-            end(Outcome(job, None, "unschedulable", reason))
+        for given_up in (*waiting.skipped(closed()), *waiting.hopeless(executor)):
+            end(given_up)
         for job in waiting.startable(executor):
             running.add(job.signature)
             executor.submit(job, uri, run_of(job))
@@ -135,13 +132,15 @@ class Waiting:
     def add(self, job: Job) -> None:
         self.ready.setdefault((job.member.resources, job.train.threads), deque()).append(job)
 
-    def clear(self) -> list[Job]:
-        """All of them, which wait no more."""
-        left = [job for queue in self.ready.values() for job in queue]
-        left += {job.signature: job for jobs in self.needed_by.values() for job in jobs if job.signature in self.needs}.values()
+    def skipped(self, why: str | None) -> list[Outcome]:
+        """Where there is a reason, all of them, which wait no more."""
+        if why is None:
+            return []
+        jobs = {job.signature: job for queue in self.ready.values() for job in queue}
+        jobs |= {job.signature: job for of in self.needed_by.values() for job in of if job.signature in self.needs}
         self.ready.clear()
         self.needs.clear()
-        return left
+        return [Outcome(job, None, "skipped", why) for job in jobs.values()]
 
     def release(self, last: Outcome) -> list[Job]:
         """A fit ended: what needed it may be ready now; gives the jobs that can never be."""
@@ -159,12 +158,12 @@ class Waiting:
                 self.add(job)
         return hopeless
 
-    def hopeless(self, executor: Executor) -> list[tuple[Job, str]]:
-        """The ready jobs that no machine can hold, and why; those that ask for the same are told by one of them."""
+    def hopeless(self, executor: Executor) -> list[Outcome]:
+        """Of the ready jobs that no machine can hold; those that ask for the same are told by one of them."""
         found = []
         for queue in self.ready.values():
             if queue and (reason := executor.impossible(queue[0])):
-                found += [(job, reason) for job in queue]
+                found += [Outcome(job, None, "unschedulable", reason) for job in queue]
                 queue.clear()
         return found
 

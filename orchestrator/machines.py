@@ -13,6 +13,7 @@ from workers.errors import ConclaveError
 from workers.spec import Job
 
 REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
+REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first
 GPUS_COME = "CONCLAVE_GPUS_COME"  # set where an autoscaler brings machines with GPUs, of which there is none yet
 
 
@@ -42,9 +43,9 @@ class Machines:
     alive: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)  # told to go: drained, as after the notice of a spot machine
     scaled: bool = False  # whether an autoscaler brings and ends them
-    refused: set[Size] = field(default_factory=set)  # what no machine of the autoscaler's could hold
+    refused: dict[Size, float] = field(default_factory=dict)  # what the autoscaler brings nothing for, and since when
     looked: float = -1.0
-    lost: float = -REPLACED_SECONDS
+    lost: float = -math.inf
 
     def look(self) -> Machines:
         if time.monotonic() - self.looked > 1:
@@ -54,9 +55,10 @@ class Machines:
             if seen is None:
                 return self
             self.alive, self.leaving = set(seen.nodes), seen.draining
-            self.scaled, self.refused = seen.refused is not None, {Size.of(request) for request in seen.refused or ()}
             before, self.there = self.there, [Size.of(r) for node, r in seen.nodes.items() if node not in self.leaving]
             self.looked = time.monotonic()
+            self.scaled, refused = seen.refused is not None, [Size.of(request) for request in seen.refused or ()]
+            self.refused = {size: self.refused.get(size, self.looked) for size in refused}
             if len(self.there) < len(before):
                 self.lost = self.looked
         return self
@@ -65,7 +67,7 @@ class Machines:
         """What it asks for; one GPU, where it says nothing of them and machines have some, or will have."""
         wanted = job.member.resources
         some = GPUS_COME in os.environ or any(size.gpus >= 1 for size in self.look().there)
-        return Size(float(some) if wanted.gpus is None else wanted.gpus, wanted.cpus)
+        return Size(wanted.gpus_where(some), wanted.cpus)
 
     def total(self) -> Size:
         return Size(*(sum(size[i] for size in self.look().there) for i in (0, 1)))
@@ -74,23 +76,25 @@ class Machines:
         """Whether some machine that there is could hold the job."""
         return any(size.holds(self.asked(job)) for size in self.look().there)
 
-    def patience(self, job: Job) -> float:
-        """Seconds that a job may wait for a machine that could hold it: as the team says; where it says nothing, for ever if
-        an autoscaler may bring one; a while where one just went away."""
-        replaced, said = self.lost + REPLACED_SECONDS - time.monotonic(), job.member.resources.wait_minutes
-        may_come = self.look().scaled and self.asked(job) not in self.refused
-        return max((math.inf if may_come else 0.0) if said is None else said * 60, replaced)
+    def until(self, job: Job, since: float) -> float:
+        """When a job that waits since then for a machine that could hold it is given up (time.monotonic()): as the team says;
+        where it says nothing, not while an autoscaler may bring one; a while after one went away."""
+        said = job.member.resources.wait_minutes
+        if said is not None:
+            end = since + said * 60
+        elif self.look().scaled:
+            end = self.refused.get(self.asked(job), math.inf) + REFUSED_SECONDS
+        else:
+            end = since
+        return max(end, self.lost + REPLACED_SECONDS)
 
     def why_impossible(self, job: Job) -> str:
         there = ", ".join(str(size) for size in sorted(set(self.look().there), reverse=True)[:3])
-        waited, scaled = job.member.resources.wait_minutes, self.asked(job) in self.refused
-        more = (
-            f", and after {waited:g} minutes no other came"
-            if waited
-            else ", and the autoscaler has none larger"
-            if scaled
-            else ""
-        )
+        more, waited = "", job.member.resources.wait_minutes
+        if waited:
+            more = f", and after {waited:g} minutes no other came"
+        elif self.scaled:
+            more = ", and the autoscaler brings none that is larger"
         return (
             f"UNSCHEDULABLE: asks for {self.asked(job)} on one machine; there are machines with {there}{more}. "
             "Lower `resources`, or add a machine."

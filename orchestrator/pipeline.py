@@ -125,7 +125,7 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
 
 def _train(todo: Plan, pool: Pool, uri: str, runs: Runs, watch: launch.Watch) -> dict[str, Outcome]:
     meter = Meter.of(todo, watch)
-    return launch.supervise(todo.todo, pool, uri, runs.run, todo.team.retries, meter, meter.reached)
+    return launch.supervise(todo.todo, pool, uri, runs.run_now, todo.team.retries, meter, meter.reached)
 
 
 def _close(

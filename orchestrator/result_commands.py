@@ -140,7 +140,7 @@ def server(
     home: HomeDir = DEFAULT_HOME,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port.")] = 5000,
-    database: Annotated[str | None, typer.Option(help="postgresql://...; SQLite in the home where left out.")] = None,
+    database: Annotated[str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://...; else SQLite.")] = None,
     artifacts: Annotated[str | None, typer.Option(help="A folder or s3://...; in the home where left out.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A name that clients may call it by, NAME:PORT.")] = None,
 ) -> None:

@@ -21,6 +21,7 @@ from workers.spec import Job, flatten
 from workers.spool import Spool
 from workers.tracking import Tracking
 
+AWAY_SECONDS = 30.0
 SHOWN = 100  # jobs whose runs are made before any starts
 
 
@@ -38,6 +39,7 @@ class Runs:
     home: Home
     spool: Spool
     jobs: dict[str, str] = field(default_factory=dict)  # signature -> run id
+    away_until: float = 0.0
 
     @classmethod
     def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home, restart: Sequence[str] = ()) -> Runs:
@@ -82,6 +84,17 @@ class Runs:
                 self._publish(job, self.jobs[job.signature], "this home")
         return self.jobs[job.signature]
 
+    def run_now(self, job: Job) -> str | None:
+        """The same while jobs run. None where the store is away: the fit goes on untracked, and its run is made and filled at
+        the end, or by the next sweep. Who was not answered asks nothing more for a while."""
+        if job.signature not in self.jobs and time.monotonic() < self.away_until:
+            return None
+        try:
+            return self.run(job)
+        except Exception:  # whatever a network and a server can do
+            self.away_until = time.monotonic() + AWAY_SECONDS
+            return None
+
     def _create_first(self) -> None:
         """So that people see what waits; of a plan of thousands the other runs are made as their jobs start."""
         done = [job for job in self.todo.jobs if job.signature in self.todo.done]
@@ -125,13 +138,14 @@ class Runs:
         return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
 
     def gather(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-        """Take the fits that machines with another disk made: their runs have them. Gives the outcomes, corrected."""
+        """Take the fits that machines with another disk made: their runs have them. Gives the outcomes, corrected. Runs that
+        could not be made when their jobs started are."""
         corrected = dict(outcomes)
         for signature, one in outcomes.items():
-            artifact = MemberArtifact.of(one.job.home, signature)
-            if one.kind != "done" or artifact.done:
+            if one.kind != "done":
                 continue
-            if not take(artifact, self.tracking, self.run(one.job)):
+            run, artifact = self.run_now(one.job), MemberArtifact.of(one.job.home, signature)
+            if not artifact.done and not take(artifact, self.tracking, run):
                 why = "it was trained on a machine with another disk, and never came to the tracking store"
                 corrected[signature] = Outcome(one.job, None, "failed", why)
         return corrected
@@ -146,8 +160,7 @@ class Runs:
 
     def finish_members(self, todo: Plan, members: dict[str, dict[str, Any]]) -> None:
         for name, member in members.items():
-            if member["state"] != "done":
-                run = self.run(todo.of(name)[0])
+            if member["state"] != "done" and (run := self.run_now(todo.of(name)[0])):
                 self.spool.tags(run, {"state": member["state"], "reason": str(member["reason"])[:500]})
                 self.spool.status(run, "FAILED", _now())
 
@@ -194,7 +207,8 @@ class Runs:
                 scores = {f"test/{key}": value for key, value in member["test"].items()}
                 job = self.todo.of(name)[0]
                 fitted = MemberArtifact.of(job.home, job.signature).manifest()["history"][-1]["time"]
-                self.spool.metrics(self.run(job), scores, 0, int(fitted))  # the same point in every sweep
+                if run := self.run_now(job):
+                    self.spool.metrics(run, scores, 0, int(fitted))  # the same point in every sweep
         chosen = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
         values |= {f"test/{key}": value for key, value in (chosen or {}).items()}
         self.spool.metrics(self.parent, values, 0, _now())
@@ -204,11 +218,11 @@ class Runs:
 
         for name, row in details["candidates"].items():
             jobs = self.todo.of(name)
-            if jobs and "per_class" in row:
+            if jobs and "per_class" in row and (run := self.run_now(jobs[0])):
                 path = self.folder.path / "per_class" / name / "per_class.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
-                self.spool.artifact(self.run(jobs[0]), path)
+                self.spool.artifact(run, path)
 
     def interrupted(self) -> None:
         self._stop("KILLED", "interrupted")

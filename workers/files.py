@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes, point: str = "file") -> None:
+def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o644) -> None:
     """Temporary file beside `path`, fsync, rename, fsync of the folder. `point` names the faults that tests inject."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -29,7 +29,7 @@ def write_bytes(path: Path, content: bytes, point: str = "file") -> None:
             file.flush()
             reach(f"{point}.fsync")
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         reach(f"{point}.rename")
         os.replace(name, path)
     except BaseException:

@@ -150,6 +150,10 @@ class Resources(Strict):
     cpus: float = Field(1, gt=0)
     wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
 
+    def gpus_where(self, some: bool) -> float:
+        """How many GPUs a job asks for, by whether there are some."""
+        return float(some) if self.gpus is None else self.gpus
+
 
 class DataSpec(Strict):
     dataset: Literal["digits", "cifar10", "folder"] = "digits"

@@ -30,6 +30,18 @@ def cluster(place: Place) -> Iterator[Autoscaler]:
     made.end()
 
 
+def test_more_members_than_machines_take_their_turns(tmp_path: Path) -> None:
+    """The autoscaler calls a demand beyond its limit infeasible, as it does one that no machine could ever hold."""
+    place, cluster = Place(tmp_path / "p", TEAM + "resources: {gpus: 1, cpus: 1}\n"), Autoscaler(1)
+    try:
+        summary = place.sweep("--address", cluster.address, **cluster.env)
+        assert {member["state"] for member in summary["members"].values()} == {"done"}
+        assert cluster.workers() <= 1
+    finally:
+        place.end()
+        cluster.end()
+
+
 def test_from_no_machine_to_four_and_back_with_one_lost_in_between(place: Place, cluster: Autoscaler, tmp_path: Path) -> None:
     reference = Place(tmp_path / "undisturbed", FOUR).sweep("--inline")
     assert cluster.workers() == 0

@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from orchestrator.server import PASSWORD, Server
 from tests.cluster.postgres import MISSING, Postgres, available
+from workers.errors import Rejected
 from workers.fitrun import Sender
 from workers.spool import Spool
 from workers.tracking import Tracking
@@ -33,6 +36,7 @@ class Running:
     uri: str
     home: Path
     password: str
+    database: str
 
     @property
     def env(self) -> dict[str, str]:
@@ -50,8 +54,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     log = home.parent / "log"
     with open(log, "wb") as told:
         process = subprocess.Popen(
-            [*COMMAND, "--home", str(home), "--port", str(port), "--database", postgres.uri],
-            env={**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": password}, stdout=told, stderr=told, start_new_session=True,
+            [*COMMAND, "--home", str(home), "--port", str(port)],
+            env={**os.environ, PASSWORD: password, "CONCLAVE_DATABASE": postgres.uri},
+            stdout=told, stderr=told, start_new_session=True,
         )  # fmt: skip
     try:
         until = time.monotonic() + 120
@@ -59,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.5)
-        yield Running(f"http://127.0.0.1:{port}", home, password)
+        yield Running(f"http://127.0.0.1:{port}", home, password, postgres.uri)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -128,6 +133,27 @@ def test_eight_members_write_at_once_and_nothing_is_lost(
         found = tracking.fetch(run, f"fit{i}")
         assert found
         assert (found / "weights").read_bytes() == bytes([i]) * 100_000
+
+
+def test_no_secret_is_on_a_command_line_that_all_can_read(server: Running) -> None:
+    words = [word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()]
+    assert any(str(server.home) in word for word in words), "the server is among them"
+    assert not any(server.database in word for word in words)
+
+
+def test_another_database_has_no_admin_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda program, words, env: became.append([*words, env["MLFLOW_BACKEND_STORE_URI"]]))
+    monkeypatch.setenv(PASSWORD, "x" * 16)
+    Server(tmp_path, "127.0.0.1", 5000, "postgresql://one").start()
+    monkeypatch.delenv(PASSWORD)
+    Server(tmp_path, "127.0.0.1", 5000, "postgresql://one").start()
+    with pytest.raises(Rejected, match=PASSWORD):
+        Server(tmp_path, "127.0.0.1", 5000, "postgresql://other").start()
+    monkeypatch.setenv(PASSWORD, "x" * 16)
+    Server(tmp_path, "127.0.0.1", 5000, "postgresql://other").start()
+    assert [words[-1] for words in became] == ["postgresql://one", "postgresql://one", "postgresql://other"]
+    assert "postgresql://other" in (tmp_path / "server-auth.ini").read_text()
 
 
 @pytest.mark.parametrize("password", [None, "short"])

@@ -32,24 +32,45 @@ def asks(gpus: float | None, wait: float | None = None) -> Job:
     return one.model_copy(update={"member": one.member.model_copy(update={"resources": resources})})
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(machines.time, "monotonic", lambda: now[0])
+    return now
+
+
 @pytest.mark.parametrize(
     ("refused", "wait", "expected"),
     [
-        (None, None, 0.0),
-        (None, 2, 120.0),
+        (None, None, 900.0),
+        (None, 2, 1020.0),
         ([], None, math.inf),
-        ([], 2, 120.0),
-        ([{"GPU": 8.0, "CPU": 1.0}], None, 0.0),
+        ([], 2, 1020.0),
+        ([{"GPU": 8.0, "CPU": 1.0}], None, 1000 + machines.REFUSED_SECONDS),
         ([{"GPU": 4.0, "CPU": 1.0}], None, math.inf),
     ],
 )
-def test_a_job_waits_as_long_as_a_machine_may_come(refused: Any, wait: float | None, expected: float) -> None:
-    """Of eight GPUs where there are none: without an autoscaler, with one, and with one that has nothing so large."""
+def test_a_job_waits_as_long_as_a_machine_may_come(refused: Any, wait: float | None, expected: float, clock: list[float]) -> None:
+    """Of eight GPUs where there are none: without an autoscaler, with one, and with one that brings nothing so large."""
     made = of(Ray({"head": {"CPU": 2.0}}, refused))
     assert not made.fit(asks(8, wait))
-    assert made.patience(asks(8, wait)) == expected
-    if refused:
-        assert ("the autoscaler has none larger" in made.why_impossible(asks(8, wait))) == (expected == 0)
+    assert made.until(asks(8, wait), 900.0) == expected
+    assert ("the autoscaler brings none" in made.why_impossible(asks(8, wait))) == (refused is not None and wait is None)
+
+
+def test_a_limit_that_is_reached_for_a_while_is_no_refusal(clock: list[float]) -> None:
+    """The autoscaler lists the same demand while all its machines are taken: only one that lasts counts."""
+    ray = Ray({"head": {"CPU": 0.0}}, [{"GPU": 1.0, "CPU": 1.0}])
+    made = of(ray)
+    assert made.until(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS
+    clock[0] += 300
+    assert made.until(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS, "by the first time that it was seen"
+    ray.refused_ = []
+    clock[0] += 2
+    assert made.until(asks(1), 0.0) == math.inf
+    ray.refused_ = [{"GPU": 1.0, "CPU": 1.0}]
+    clock[0] += 2
+    assert made.until(asks(1), 0.0) == clock[0] + machines.REFUSED_SECONDS
 
 
 def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,29 +81,21 @@ def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.
     assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(0)) == Size(0, 1)
 
 
-def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(machines.time, "monotonic", lambda: now)
+def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(clock: list[float]) -> None:
     ray = Ray({"a": {"CPU": 1.0}, "b": {"CPU": 2.0}})
     made = of(ray)
-    assert (made.look().total(), made.patience(asks(0))) == (Size(0, 3), 0.0)
+    assert (made.look().total(), made.until(asks(0), 900.0)) == (Size(0, 3), 900.0)
     ray.drained.add("b")
-    now += 2
+    clock[0] += 2
     assert (made.look().total(), made.leaving, made.alive) == (Size(0, 1), {"b"}, {"a", "b"})
-    assert made.patience(asks(0)) == machines.REPLACED_SECONDS
-    now += machines.REPLACED_SECONDS + 1
-    assert made.patience(asks(0)) == 0
+    assert made.until(asks(0), 900.0) == clock[0] + machines.REPLACED_SECONDS, "however long it has waited by then"
 
 
-def test_where_ray_is_too_busy_to_say_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr(machines.time, "monotonic", lambda: now)
+def test_where_ray_is_too_busy_to_say_what_was_known_stays(clock: list[float]) -> None:
     ray = Ray({"a": {"CPU": 1.0}})
     made = of(ray)
     assert made.look().total() == Size(0, 1)
-    now += 2
+    clock[0] += 2
     ray.busy = True
     assert made.look().total() == Size(0, 1)
-    assert made.patience(asks(0)) == 0, "nothing went away"
+    assert made.until(asks(0), 900.0) == 900.0, "nothing went away"

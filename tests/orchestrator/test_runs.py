@@ -8,9 +8,13 @@ import pytest
 
 from orchestrator import runs
 from orchestrator.home import Home
+from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
 from orchestrator.runs import Runs
 from tests.orchestrator.test_plan import planned
+from workers.artifact import MemberArtifact
+from workers.fitrun import deliver
+from workers.tracking import Tracking
 
 TEAM = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: m, count: 3}]\n"
 
@@ -43,3 +47,29 @@ def test_a_restarted_fits_run_is_not_found_again(tmp_path: Path) -> None:
     mine = {job.signature for job in made.of("m-2")}
     assert {s for s in before if before[s] != after[s]} == mine
     assert opened(made, tmp_path).jobs == after
+
+
+def test_a_store_that_goes_away_ends_no_sweep_and_gets_its_runs_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "SHOWN", 1)
+    made = planned(TEAM, tmp_path)
+    one, asked, start = opened(made, tmp_path), [], Tracking.start
+
+    def away(*given: object) -> str:
+        asked.append(given)
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(Tracking, "start", away)
+    late = made.of("m-2")[0]
+    assert one.run_now(late) is None
+    assert one.run_now(made.of("m-3")[0]) is None
+    assert len(asked) == 1, "who was not answered does not hold up job after job"
+    assert one.run_now(made.of("m-1")[0]) == one.jobs[made.of("m-1")[0].signature], "what is known needs nobody"
+    monkeypatch.setattr(Tracking, "start", start)
+    monkeypatch.setattr(MemberArtifact, "done", property(lambda self: self.root.name == late.signature))
+    manifest = {"history": [{"train/loss": 0.5, "time": 7}], "weights_sha256": "w", "train_seconds": 3.0}
+    monkeypatch.setattr(MemberArtifact, "manifest", lambda self: manifest)
+    one.away_until = 0.0
+    one.gather({late.signature: Outcome(late, {})})
+    deliver(one.spool)
+    run = one.tracking.client.get_run(one.jobs[late.signature])
+    assert (run.info.status, run.data.tags["state"], run.data.metrics["train/loss"]) == ("FINISHED", "done", 0.5)
