@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.machines import GPUS_COME
 from orchestrator.team import Team
 from workers.errors import ConclaveError
 
+NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
 HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
 
 
@@ -92,8 +94,15 @@ class _Job:
     def submit(cls, address: str, entrypoint: str, folder: Path, env: dict[str, str]) -> _Job:
         from ray.job_submission import JobSubmissionClient
 
-        client = JobSubmissionClient(address)
-        return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(folder), "env_vars": env}))
+        client, until = JobSubmissionClient(address), time.monotonic() + READY_SECONDS
+        runtime_env = {"working_dir": str(folder), "env_vars": env}
+        while True:
+            try:
+                return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+            except RuntimeError as error:  # Ray's own for every answer that is none
+                if NOT_READY not in str(error) or time.monotonic() > until:
+                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}") from None
+                time.sleep(1)
 
     def follow(self, say: Callable[[str], None]) -> None:
         """Say what it says, line by line, until it ends."""

@@ -91,6 +91,26 @@ def test_a_user_s_own_modules_and_weights_travel_and_nothing_else(tmp_path: Path
     assert found == {"team.yaml", "net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors"}
 
 
+def test_a_head_that_has_just_started_is_asked_again_and_one_that_refuses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [f"Request failed with status code 500: {remote.NOT_READY} to submit job", "", "status code 403: no"]
+
+    class Client:
+        def __init__(self, address: str) -> None: ...
+
+        def submit_job(self, **asked: Any) -> str:
+            if answer := answers.pop(0):
+                raise RuntimeError(answer)
+            return "job-1"
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    assert remote._Job.submit("http://h", "conclave", tmp_path, {}).name == "job-1"
+    with pytest.raises(ConclaveError, match="took no job: status code 403"):
+        remote._Job.submit("http://h", "conclave", tmp_path, {})
+
+
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head of two cores with jobs; `conclave` is on its path, as in the image."""

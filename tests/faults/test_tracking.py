@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -155,9 +156,13 @@ def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, u
 
 
 def _sent(place: Place, owner: str) -> bool:
-    """Whether a checkpoint of this fit is whole in the tracking store."""
-    found = place.folder.glob("home/artifacts/**/checkpoint/*/manifest.json")
-    return any(f'"{owner}"' in path.read_text() for path in found)
+    """Whether a checkpoint of this fit from after its first epoch is whole in the tracking store."""
+    for path in place.folder.glob("home/artifacts/**/checkpoint/*/manifest.json"):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # on its way
+            record = json.loads(path.read_text())
+            if record["owner"] == owner and record["epoch"] >= 1:
+                return True
+    return False
 
 
 def _write(home: str, uri: str, run: str, writer: int) -> None:
