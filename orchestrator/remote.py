@@ -20,6 +20,7 @@ from orchestrator.team import Team
 from workers.errors import ConclaveError
 
 NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
+AGENT_PORT = " Where something else on the head holds port 52365, end it: the agent that starts jobs listens there."
 HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
 
 
@@ -101,7 +102,8 @@ class _Job:
                 return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
             except RuntimeError as error:  # Ray's own for every answer that is none
                 if NOT_READY not in str(error) or time.monotonic() > until:
-                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}") from None
+                    why = AGENT_PORT if NOT_READY in str(error) else ""
+                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{why}") from None
                 time.sleep(1)
 
     def follow(self, say: Callable[[str], None]) -> None:

@@ -107,7 +107,11 @@ def test_a_head_that_has_just_started_is_asked_again_and_one_that_refuses_is_tol
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     assert remote._Job.submit("http://h", "conclave", tmp_path, {}).name == "job-1"
-    with pytest.raises(ConclaveError, match="took no job: status code 403"):
+    with pytest.raises(ConclaveError, match=r"took no job: status code 403: no$"):
+        remote._Job.submit("http://h", "conclave", tmp_path, {})
+    monkeypatch.setattr(remote, "READY_SECONDS", 0.0)
+    answers[:] = [remote.NOT_READY]
+    with pytest.raises(ConclaveError, match="port 52365"):
         remote._Job.submit("http://h", "conclave", tmp_path, {})
 
 

@@ -35,10 +35,10 @@ class Nodes:
         self.token = self.folder / "token"
         self.token.write_text(secrets.token_hex(32))
         self.token.chmod(0o600)
-        with socket.socket() as found:
+        with socket.socket() as found, socket.socket() as other:
             found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-            self.dashboard_port = self.port + 1
+            other.bind(("127.0.0.1", 0))
+            self.port, self.dashboard_port = found.getsockname()[1], other.getsockname()[1]
         shown = ("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}")
         seen = shown if self.dashboard else ("--include-dashboard=false",)
         self._start("--head", f"--port={self.port}", f"--num-cpus={self.cpus}", f"--temp-dir={self.folder}", *seen)
@@ -58,7 +58,8 @@ class Nodes:
         return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **named)
 
     def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", *arguments]
+        words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
+        words += ["--dashboard-agent-listen-port=0", *arguments]  # of its own: where Ray's default is taken, no job is
         with open(self.folder / f"log{len(self.started)}", "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", *words],
