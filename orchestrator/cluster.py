@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.connection import Connection
 from orchestrator.launch import Cause, Event, Outcome, outcome
-from orchestrator.machines import Machines
+from orchestrator.machines import Machines, Size
 from orchestrator.team import Heartbeat
 from workers.elsewhere import Disk
 from workers.environment import environment
 from workers.errors import ConclaveError, OtherEnvironment, Stopped
-from workers.spec import Job
+from workers.spec import Job, Labels
 
 if TYPE_CHECKING:
     from workers.actor import Life
@@ -23,7 +23,28 @@ FUSION_TRIES = 3
 MACHINE_GONE = "its machine went away"
 MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
 WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
-Shape = tuple[float, float, int]  # GPUs, CPUs, threads
+
+
+class Shape(NamedTuple):
+    """What a trainer has: jobs that ask for just that may follow one another in it."""
+
+    gpus: float
+    cpus: float
+    threads: int
+    labels: tuple[Labels, ...]
+
+    @property
+    def size(self) -> Size:
+        return Size(self.gpus, self.cpus)
+
+    def options(self) -> dict[str, Any]:
+        """Of its actor, for Ray."""
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        asked: dict[str, Any] = {"num_gpus": self.gpus, "num_cpus": self.cpus, "runtime_env": {"env_vars": threads}}
+        if self.labels:
+            first, *others = [{"label_selector": dict(wish)} for wish in self.labels]
+            asked |= {**first, "fallback_strategy": others or None}
+        return asked
 
 
 @dataclass
@@ -77,8 +98,9 @@ class RayExecutor:
         shape = self._shape(job)
         if any(t.job is None and t.shape == shape for t in self._staying()):
             return True
-        busy, total = [t for t in self.trainers if t.job], self.machines.total()
-        if all(sum(t.shape[i] for t in busy) + shape[i] <= total[i] + 1e-9 for i in (0, 1)):
+        busy, total = [t for t in self.trainers if t.job], self.machines.total(job.member.resources)
+        rivals = [t.shape.size for t in busy if not shape.labels or t.shape.labels == shape.labels]
+        if total.holds(Size.sum([shape.size, *rivals])):
             return True
         if self.machines.scaled:
             return sum(t.life is None for t in busy) < WAITING
@@ -153,7 +175,7 @@ class RayExecutor:
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({died}). Run again: nothing is trained again.")
 
     def _shape(self, job: Job) -> Shape:
-        return (*self.machines.asked(job), job.train.threads)
+        return Shape(*self.machines.asked(job), job.train.threads, job.member.resources.labels)
 
     def _trainer(self, shape: Shape) -> _Trainer:
         """An idle actor of this shape, or a new one in the place of idle ones of other shapes."""
@@ -164,10 +186,7 @@ class RayExecutor:
                 return trainer
         for trainer in [t for t in self.trainers if t.job is None]:
             self._drop(trainer)
-        gpus, cpus, threads = shape
-        pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        asked = {"num_gpus": gpus, "num_cpus": cpus, "runtime_env": {"env_vars": pinned}}
-        actor = _remote(TrainerActor).options(**asked).remote(environment(), self.strict, self.disk)
+        actor = _remote(TrainerActor).options(**shape.options()).remote(environment(), self.strict, self.disk)
         self.trainers.append(_Trainer(actor, shape))
         return self.trainers[-1]
 

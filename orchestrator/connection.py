@@ -13,7 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Seen:
-    """Living machines: resources by id; those told to go; what the autoscaler brings nothing for (None without one).
+    """Living machines: resources and labels by id; those told to go; what the autoscaler brings nothing for (None without one).
 
     It lists a demand as infeasible where no type could hold it, and also where a limit is reached: the second is told by
     another demand of the same shape that is met, or by a machine on its way.
@@ -33,6 +33,7 @@ class Seen:
     nodes: dict[str, dict[str, float]]
     draining: set[str]
     refused: list[dict[str, float]] | None
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Connection:
@@ -57,9 +58,11 @@ class Connection:
     def seen(self) -> Seen | None:
         """The machines as they are now; None where Ray is too busy to say."""
         try:
-            nodes = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+            alive = [node for node in self.ray.nodes() if node["Alive"]]
+            nodes = {node["NodeID"]: node["Resources"] for node in alive}
+            labels = {node["NodeID"]: node["Labels"] for node in alive}
             draining = set(self.ray._private.state.state.get_draining_nodes())  # Ray has no other way to ask for them
-            return Seen(nodes, draining & set(nodes), self._refused())
+            return Seen(nodes, draining & set(nodes), self._refused(), labels)
         except self.ray.exceptions.RayError:
             return None
 

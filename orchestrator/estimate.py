@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.plan import Plan
 from workers.artifact import MemberArtifact
 from workers.errors import Rejected
-from workers.spec import Job
+from workers.spec import Job, Resources
 
 # Floating-point operations a second that a fit is assumed to reach before one was measured, of ResNet18.
 CORE = 1.0e11
@@ -36,9 +36,12 @@ class Group:
     cpus: float
     most: int
     price: float | None  # of a machine for an hour
+    labels: Mapping[str, str] = field(default_factory=dict)
 
-    def slots(self, gpus: float, cpus: float) -> int:
-        """How many jobs that ask for so much fit on one at a time."""
+    def slots(self, gpus: float, cpus: float, wanted: Resources) -> int:
+        """How many jobs that ask for so much fit on one at a time; none where they want another kind of machine."""
+        if wanted.preference(self.labels) is None:
+            return 0
         return int(min(self.gpus / gpus if gpus else math.inf, self.cpus / cpus))
 
 
@@ -74,17 +77,17 @@ def on_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     for job in plan.todo:
         asked = job.member.resources
         gpus, cpus = asked.gpus_where(some), asked.cpus
-        able = [machine for machine in machines if machine.group.slots(gpus, cpus)]
-        new = _next(groups, machines, limit, gpus, cpus)
+        able = [machine for machine in machines if machine.group.slots(gpus, cpus, asked)]
+        new = _next(groups, machines, limit, job, some)
         if not able and new is None:
             raise Rejected(f"{job.label}: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; no type in the file has that.")
         first = min(able, key=lambda machine: min(machine.slots), default=None)
-        if new and (first is None or min(first.slots) > 0):
-            first = _Machine(new, [STARTING] * new.slots(gpus, cpus))
+        if new and (first is None or min(first.slots) > STARTING):
+            first = _Machine(new, [STARTING] * new.slots(gpus, cpus, asked))
             machines.append(first)
         assert first
         slot = first.slots.index(min(first.slots))
-        first.slots[slot] = max(first.slots[slot], STARTING) + rates.seconds(job) / 3600
+        first.slots[slot] += rates.seconds(job) / 3600
     return _summed(machines, groups, idle, rates.basis)
 
 
@@ -106,20 +109,22 @@ def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[Grou
         raise Rejected("the cluster file names no machine types, so nothing can be said before its machines run.")
     found = []
     for name, one in types.items():
-        resources, market = one.get("resources", {}), one.get("labels", {}).get("market")
+        resources, labels = one.get("resources", {}), one.get("labels", {})
         if name != config.get("head_node_type") and one.get("max_workers", 0):
-            price = prices.get(name, prices.get(market))
+            price = prices.get(name, prices.get(labels.get("market")))
             sizes = float(resources.get("GPU", 0)), float(resources.get("CPU", 0))
-            found.append(Group(name, *sizes, int(one["max_workers"]), price))
+            found.append(Group(name, *sizes, int(one["max_workers"]), price, labels))
     return found
 
 
-def _next(groups: list[Group], machines: list[_Machine], limit: int, gpus: float, cpus: float) -> Group | None:
-    """The group of the next machine that may come for such a job."""
+def _next(groups: list[Group], machines: list[_Machine], limit: int, job: Job, some: bool) -> Group | None:
+    """The group of the next machine that may come for such a job: of those that it prefers, the file's first."""
     if len(machines) >= limit:
         return None
-    open_ = (g for g in groups if g.slots(gpus, cpus) and sum(m.group == g for m in machines) < g.most)
-    return next(open_, None)
+    asked = job.member.resources
+    able = [group for group in groups if group.slots(asked.gpus_where(some), asked.cpus, asked)]
+    open_ = [group for group in able if sum(machine.group == group for machine in machines) < group.most]
+    return min(open_, key=lambda group: asked.preference(group.labels) or 0, default=None)
 
 
 @dataclass(frozen=True)

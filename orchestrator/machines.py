@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from orchestrator.connection import Connection
 from workers.errors import ConclaveError
-from workers.spec import Job
+from workers.spec import Job, Resources
 
 REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
 REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first
@@ -27,6 +28,11 @@ class Size(NamedTuple):
     def of(cls, resources: dict[str, float]) -> Size:
         return cls(resources.get("GPU", 0.0), resources.get("CPU", 0.0))
 
+    @classmethod
+    def sum(cls, sizes: Iterable[Size]) -> Size:
+        """Of fractions of a GPU too: three thirds are one."""
+        return cls(*(round(sum(of), 9) for of in zip(*sizes, strict=True)))
+
     def holds(self, other: Size) -> bool:
         return other.gpus <= self.gpus and other.cpus <= self.cpus
 
@@ -34,12 +40,19 @@ class Size(NamedTuple):
         return f"{self.gpus:g} GPUs and {self.cpus:g} CPUs"
 
 
+class Machine(NamedTuple):
+    """One that takes work."""
+
+    size: Size
+    labels: Mapping[str, str]
+
+
 @dataclass
 class Machines:
     """Looked up at most once a second."""
 
     connection: Connection
-    there: list[Size] = field(default_factory=list)  # those that take work
+    there: list[Machine] = field(default_factory=list)  # those that take work
     alive: set[str] = field(default_factory=set)
     leaving: set[str] = field(default_factory=set)  # told to go: drained, as after the notice of a spot machine
     scaled: bool = False  # whether an autoscaler brings and ends them
@@ -55,7 +68,9 @@ class Machines:
             if seen is None:
                 return self
             self.alive, self.leaving = set(seen.nodes), seen.draining
-            before, self.there = self.there, [Size.of(r) for node, r in seen.nodes.items() if node not in self.leaving]
+            staying = [node for node in seen.nodes if node not in self.leaving]
+            before = self.there
+            self.there = [Machine(Size.of(seen.nodes[node]), seen.labels.get(node, {})) for node in staying]
             self.looked = time.monotonic()
             self.scaled, refused = seen.refused is not None, [Size.of(request) for request in seen.refused or ()]
             self.refused = {size: self.refused.get(size, self.looked) for size in refused}
@@ -66,15 +81,18 @@ class Machines:
     def asked(self, job: Job) -> Size:
         """What it asks for; one GPU, where it says nothing of them and machines have some, or will have."""
         wanted = job.member.resources
-        some = GPUS_COME in os.environ or any(size.gpus >= 1 for size in self.look().there)
+        some = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().there)
         return Size(wanted.gpus_where(some), wanted.cpus)
 
-    def total(self) -> Size:
-        return Size(*(sum(size[i] for size in self.look().there) for i in (0, 1)))
+    def total(self, wanted: Resources | None = None) -> Size:
+        """Of all machines together, or of those whose labels a job wants."""
+        wanted = wanted or Resources()
+        return Size.sum([m.size for m in self.look().there if wanted.preference(m.labels) is not None] or [Size(0, 0)])
 
     def fit(self, job: Job) -> bool:
         """Whether some machine that there is could hold the job."""
-        return any(size.holds(self.asked(job)) for size in self.look().there)
+        asked, wanted = self.asked(job), job.member.resources
+        return any(m.size.holds(asked) and wanted.preference(m.labels) is not None for m in self.look().there)
 
     def until(self, job: Job, since: float) -> float:
         """When a job that waits since then for a machine that could hold it is given up (time.monotonic()): as the team says;
@@ -89,13 +107,15 @@ class Machines:
         return max(end, self.lost + REPLACED_SECONDS)
 
     def why_impossible(self, job: Job) -> str:
-        there = ", ".join(str(size) for size in sorted(set(self.look().there), reverse=True)[:3])
+        there = ", ".join(str(size) for size in sorted({machine.size for machine in self.look().there}, reverse=True)[:3])
         more, waited = "", job.member.resources.wait_minutes
+        wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in job.member.resources.labels)
+        with_labels = f" with the labels {{{wishes}}}" if wishes else ""
         if waited:
             more = f", and after {waited:g} minutes no other came"
         elif self.scaled:
             more = ", and the autoscaler brings none that is larger"
         return (
-            f"UNSCHEDULABLE: asks for {self.asked(job)} on one machine; there are machines with {there}{more}. "
+            f"UNSCHEDULABLE: asks for {self.asked(job)} on one machine{with_labels}; there are machines with {there}{more}. "
             "Lower `resources`, or add a machine."
         )

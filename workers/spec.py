@@ -143,12 +143,37 @@ def _no_augment_twice(value: tuple[Augment, ...]) -> tuple[Augment, ...]:
 Augments = Annotated[tuple[Annotated[Augment, BeforeValidator(_augment)], ...], AfterValidator(_no_augment_twice)]
 
 
+Labels = tuple[tuple[str, str], ...]  # sorted pairs of a key and its value
+LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+
+
+def _labels(value: Any) -> Any:
+    """`{market: spot}`, or a list of such, the first being preferred."""
+    if value == () or (isinstance(value, tuple) and value and isinstance(value[0], tuple)):
+        return value
+    entries = value if isinstance(value, tuple | list) else (value,)
+    for entry in entries:
+        if not (isinstance(entry, Mapping) and entry and all(_is_label(word) for pair in entry.items() for word in pair)):
+            raise ValueError("expected labels of machines like {market: spot}, or a list of such, the preferred ones first")
+    return tuple(tuple(sorted(entry.items())) for entry in entries)
+
+
+def _is_label(word: object) -> bool:
+    return isinstance(word, str) and LABEL.fullmatch(word) is not None
+
+
 class Resources(Strict):
     """What one job asks of the scheduler. `gpus: null` means 1 where there are GPUs, else none."""
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1, gt=0)
+    labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels)] = ()  # of machines, the preferred first; none: any will do
     wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
+
+    def preference(self, labels: Mapping[str, str]) -> int | None:
+        """Which of the wishes, from 0, a machine with these labels meets first; None: none of them."""
+        wishes = self.labels or ((),)
+        return next((i for i, wish in enumerate(wishes) if all(labels.get(k) == v for k, v in wish)), None)
 
     def gpus_where(self, some: bool) -> float:
         """How many GPUs a job asks for, by whether there are some."""

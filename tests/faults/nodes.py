@@ -52,10 +52,11 @@ class Nodes:
         """For whoever is to be let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
 
-    def add(self, cpus: int = 1, node: str = "") -> subprocess.Popen[bytes]:
-        """A machine; `node` is its id in Ray, 56 hexadecimal digits."""
+    def add(self, cpus: int = 1, node: str = "", labels: str = "", **env: str) -> subprocess.Popen[bytes]:
+        """A machine; `node` is its id in Ray, 56 hexadecimal digits; `labels` are like market=spot."""
         named = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node} if node else {}
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", **named)
+        labelled = [f"--labels={labels}"] if labels else []
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", *labelled, **named, **env)
 
     def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]

@@ -45,3 +45,22 @@ def test_a_machine_removed_in_mid_fit_moves_the_fit_to_the_next(place: Place, no
     assert process.wait(timeout=400) == 0, place.said()
     assert "a: retry  its machine went away" in place.said()
     same(place.printed(), undisturbed)
+
+
+def test_spot_is_preferred_and_on_demand_the_fallback(place: Place) -> None:
+    """`a` wants spot alone, `b` spot first, `c` what nobody has; on machines where a fit must not be it would diverge."""
+    made = Nodes(place.env())
+    try:
+        made.add(CONCLAVE_FAULT="fit.step:1:nan")
+        made.add(labels="market=on-demand", CONCLAVE_FAULT="fit.step@a:1:nan")
+        made.add(labels="market=spot")
+        text = TEAM.replace("{name: a}", "{name: a, resources: {labels: {market: spot}}}")
+        text = text.replace("seed: 5}", "seed: 5, resources: {labels: [{market: spot}, {market: on-demand}]}}")
+        place.write(text + "  - {name: c, resources: {labels: {market: free}}}\n")
+        process = place.start("--address", made.address, **made.env)
+        assert process.wait(timeout=300) == 3, place.said()
+        members = place.printed()["members"]
+        assert {name: member["state"] for name, member in members.items()} == {"a": "done", "b": "done", "c": "unschedulable"}
+        assert "with the labels {market: free}" in members["c"]["reason"]
+    finally:
+        made.end()

@@ -64,3 +64,13 @@ def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path:
 def test_own_machines_say_nothing_before_they_run(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="names no machine types"):
         on(TEAM, tmp_path, available_node_types={})
+
+
+def test_machines_come_by_the_labels_that_jobs_prefer(tmp_path: Path) -> None:
+    types = {**TYPES, "dear": {**TYPES["dear"], "labels": {"market": "dear"}}}
+    either = on(TEAM + "resources: {labels: [{market: dear}, {market: cheap}]}\n", tmp_path, available_node_types=types)
+    assert {name: count for name, (count, _) in either.machines.items()} == {"spot": 1, "dear": 1}, "two jobs on the dear one"
+    alone = on(TEAM + "resources: {labels: {market: cheap}}\n", tmp_path, available_node_types=types, max_workers=1)
+    assert {name: count for name, (count, _) in alone.machines.items()} == {"spot": 1, "dear": 0}
+    with pytest.raises(Rejected, match="no type in the file has that"):
+        on(TEAM + "resources: {labels: {market: free}}\n", tmp_path, available_node_types=types)

@@ -11,24 +11,25 @@ from orchestrator import machines
 from orchestrator.connection import Seen
 from orchestrator.machines import GPUS_COME, Machines, Size
 from tests.orchestrator.test_launch import job
-from workers.spec import Job
+from workers.spec import Job, Resources
 
 
 class Ray:
     def __init__(self, nodes: dict[str, dict[str, float]], refused: list[dict[str, float]] | None = None) -> None:
         self.now, self.refused_, self.drained, self.busy = nodes, refused, set[str](), False
+        self.labels: dict[str, dict[str, str]] = {}
 
     def seen(self) -> Seen | None:
-        return None if self.busy else Seen(self.now, self.drained, self.refused_)
+        return None if self.busy else Seen(self.now, self.drained, self.refused_, self.labels)
 
 
 def of(ray: Ray) -> Machines:
     return Machines(ray)  # type: ignore[arg-type]
 
 
-def asks(gpus: float | None, wait: float | None = None) -> Job:
+def asks(gpus: float | None, wait: float | None = None, labels: object = ()) -> Job:
     one = job("a")
-    resources = one.member.resources.model_copy(update={"gpus": gpus, "wait_minutes": wait})
+    resources = Resources.model_validate({"gpus": gpus, "wait_minutes": wait, "labels": labels})
     return one.model_copy(update={"member": one.member.model_copy(update={"resources": resources})})
 
 
@@ -99,3 +100,25 @@ def test_where_ray_is_too_busy_to_say_what_was_known_stays(clock: list[float]) -
     ray.busy = True
     assert made.look().total() == Size(0, 1)
     assert made.until(asks(0), 900.0) == 900.0, "nothing went away"
+
+
+SPOT_FIRST = ({"market": "spot"}, {"market": "on-demand", "accelerator": "T4"})
+
+
+def test_a_job_that_wants_labels_fits_on_machines_with_one_of_them_alone(clock: list[float]) -> None:
+    ray = Ray({"own": {"CPU": 8.0}, "cloud": {"CPU": 2.0}})
+    ray.labels = {"cloud": {"market": "on-demand", "accelerator": "A10G"}}
+    made = of(ray)
+    assert made.fit(asks(0))
+    assert not made.fit(asks(0, labels=SPOT_FIRST)), "all labels of a wish have to be there"
+    told = made.why_impossible(asks(0, labels=SPOT_FIRST))
+    assert "with the labels {market: spot or accelerator: T4, market: on-demand}" in told
+    assert made.total(asks(0, labels=SPOT_FIRST).member.resources) == Size(0, 0)
+    ray.labels = {"cloud": {"market": "on-demand", "accelerator": "T4"}}
+    clock[0] += 2
+    assert made.fit(asks(0, labels=SPOT_FIRST))
+    assert made.total(asks(0, labels=SPOT_FIRST).member.resources) == Size(0, 2)
+
+
+def test_thirds_of_a_gpu_fill_it() -> None:
+    assert Size(1, 3).holds(Size.sum([Size(1 / 3, 1)] * 3))
