@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import boto3
 import pytest
 from moto import mock_aws
 from ruamel.yaml import YAML
+
+from orchestrator.machines import GPUS_COME
 
 ROOT = Path(__file__).parents[2]
 AWS = ROOT / "cluster.yaml"
@@ -151,3 +154,29 @@ def test_the_head_and_two_spot_workers_are_created_on_aws(aws: Any) -> None:
         [group] = instance["SecurityGroups"]
         rules = aws.describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"][0]["IpPermissions"]
         assert "0.0.0.0/0" not in str(rules), "no SSH from everywhere"
+
+
+def test_on_kubernetes_ray_reads_the_same_machines() -> None:
+    """By Ray's own reading of KubeRay's resource; the file was also held against KubeRay's schema, unknown keys refused."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    job = read(ROOT / "examples" / "clusters" / "kuberay-rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    assert job["spec"]["entrypoint"].startswith("conclave sweep ")
+    spec = job["spec"]["rayClusterSpec"]
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["rayVersion"] == version("ray")
+    resource = {"metadata": {"name": "conclave", "namespace": "default"}, "spec": spec}
+    made = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(resource), skip_content_hash=True)
+    types = made.get_node_type_configs()
+    assert types["headgroup"].resources["CPU"] == 0, "the head trains nothing"
+    found = {name: (one.resources["GPU"], one.max_worker_nodes, one.labels) for name, one in types.items() if name != "headgroup"}
+    assert found == {"spot": (1, 8, {"market": "spot"}), "on-demand": (1, 2, {"market": "on-demand"})}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        [container] = group["template"]["spec"]["containers"]
+        assert container["image"] == read(AWS)["docker"]["image"]
+        assert container["securityContext"]["runAsNonRoot"] is True
+        assert {"name": GPUS_COME, "value": "1"} in container["env"]
