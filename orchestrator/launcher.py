@@ -20,6 +20,7 @@ from workers.errors import ConclaveError, Rejected
 
 TUNNEL_SECONDS = 60.0
 UNEDITED = re.compile(r"(ami|sg|fs|subnet)-0{17}|192\.0\.2\.\d+|ghcr\.io/conclave-ensembles/\S+")
+PASSWORD = "(umask 077; openssl rand -hex 16 > {path})"
 TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
 
 
@@ -46,7 +47,8 @@ class Cluster:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if placeholder := UNEDITED.search(line.partition("#")[0]):
                 raise Rejected(f"{path}:{number}: {placeholder[0]} is a placeholder; put yours there (lines marked EDIT).")
-        _check_token()
+        for path, how in found.secrets():
+            _check_secret(path, how)
         return found
 
     @property
@@ -58,6 +60,18 @@ class Cluster:
         """Whether machines with GPUs come when jobs wait, where there may be none yet."""
         types = self.config.get("available_node_types") or {}
         return any(float(one.get("resources", {}).get("GPU", 0)) >= 1 for one in types.values())
+
+    def secrets(self) -> Iterator[tuple[Path, str]]:
+        """What has to be there before machines start, and how it is made: Ray's token; the tracking server's password."""
+        yield Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")), TOKEN
+        for source in map(str, (self.config.get("file_mounts") or {}).values()):
+            if source.endswith("tracking_password"):
+                yield Path(source).expanduser(), PASSWORD.format(path=source)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the head runs a tracking server."""
+        return any("conclave server" in str(command) for command in self.config.get("head_start_ray_commands") or ())
 
     def up(self) -> None:
         self._run("up", "--yes", str(self.path))
@@ -93,6 +107,8 @@ class Cluster:
 
     def ui_command(self, home: str) -> str:
         """What opens the MLflow UI of the head on this machine."""
+        if self.serves:
+            return f'ray exec {self.path} "echo sign in as admin; sleep infinity" --port-forward 5000'
         return f'ray exec {self.path} "conclave ui --home {home} --port 5000" --port-forward 5000'
 
     def _run(self, *words: str) -> None:
@@ -105,13 +121,12 @@ class Cluster:
         return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _check_token() -> None:
+def _check_secret(path: Path, how: str) -> None:
     """Every machine of the cluster gets a copy of it; nobody else may read it."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if not path.is_file() or not path.read_text(encoding="utf-8").strip():
-        raise Rejected(f"{path}: the cluster's token is not there. Make it once: {TOKEN}")
+        raise Rejected(f"{path}: this secret of the cluster's is not there. Make it once: {how}")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise Rejected(f"{path}: others can read the cluster's token. Run: chmod 600 {path}")
+        raise Rejected(f"{path}: others can read this secret of the cluster's. Run: chmod 600 {path}")
 
 
 def _free_port() -> int:

@@ -26,6 +26,7 @@ from workers.artifact import MemberArtifact
 from workers.data import split
 from workers.errors import Rejected
 
+TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself, for all that follows in the process
 STOP_SECONDS = 7.0  # for a fit to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
 
@@ -186,16 +187,20 @@ def _keep_team_file(team_file: Path, folder: SweepFolder) -> None:
 
 
 def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:
-    """The tracking store's URI. Refuses a server that doesn't answer, before anything starts, unless it is not required."""
-    if asked.uri is None:
+    """The tracking store's URI: the team's, else CONCLAVE_TRACKING_URI, else the home's.
+
+    Refuses a server that doesn't answer, before anything starts, unless it is not required.
+    """
+    named, uri = ("tracking.uri", asked.uri) if asked.uri else (TRACKING_URI, os.environ.get(TRACKING_URI))
+    if not uri:
         return home.tracking_uri
-    trouble = _trouble(asked.uri)
+    trouble = _trouble(uri)
     if trouble and asked.required:
-        raise Rejected(f"tracking.uri: {asked.uri} {trouble}. Start the server, or leave uri null.")
+        raise Rejected(f"{named}: {uri} {trouble}. Start the server, or leave it out.")
     if trouble:
-        say(f"tracking.uri: {asked.uri} {trouble}; tracked in {home.path} instead")
+        say(f"{named}: {uri} {trouble}; tracked in {home.path} instead")
         return home.tracking_uri
-    return asked.uri
+    return uri
 
 
 def _trouble(uri: str) -> str | None:

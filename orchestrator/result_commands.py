@@ -143,11 +143,17 @@ def server(
     database: Annotated[str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://...; else SQLite.")] = None,
     artifacts: Annotated[str | None, typer.Option(help="A folder or s3://...; in the home where left out.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A name that clients may call it by, NAME:PORT.")] = None,
+    postgres: Annotated[Path | None, typer.Option(help="A folder for a PostgreSQL of its own, made at the first start.")] = None,
+    background: Annotated[bool, typer.Option("--background", help="Come back once it answers; the log is in the home.")] = False,
 ) -> None:
     """The team's tracking server, behind a password (MLFLOW_AUTH_ADMIN_PASSWORD, for the first start). Ctrl-C ends it."""
     from orchestrator.server import Server
 
-    Server(home, host, port, database, artifacts, tuple(allow or ())).start()
+    asked = Server(home, host, port, database, artifacts, tuple(allow or ()), postgres)
+    if not background:
+        raise typer.Exit(asked.run())
+    asked.in_background([sys.executable, "-m", "orchestrator", *[word for word in sys.argv[1:] if word != "--background"]])
+    print(f"The server answers on port {port}; its log is {home / 'server.log'}.")
 
 
 @app.command(epilog="Example: `conclave sync`")

@@ -45,7 +45,7 @@ class Runs:
     def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home, restart: Sequence[str] = ()) -> Runs:
         """Continue the sweep's runs, or create experiment and runs. The database is made here, by the driver alone."""
         team, tracking, state = todo.team, Tracking(uri), folder.state()
-        local = home.artifacts if team.tracking.uri is None else None
+        local = home.artifacts if uri == home.tracking_uri else None
         known = state if state.get("tracking_uri") == uri and tracking.alive(state.get("parent_run_id")) else {}
         experiment = known.get("experiment_id") or tracking.experiment(team.tracking.experiment or team.name, local)
         parent = known.get("parent_run_id") or tracking.start(

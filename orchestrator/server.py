@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from workers.errors import Rejected
+from orchestrator.database import Database
+from workers.errors import ConclaveError, Rejected
 from workers.files import write_bytes
 
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable, as are the two of clients: MLFLOW_TRACKING_USERNAME, _PASSWORD
 SHORTEST = 12
+STARTING = 180.0
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,69 @@ class Server:
     database: str | None = None  # postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out
     artifacts: str | None = None  # a folder or s3://BUCKET/PATH; a folder of the home where left out
     allow: Sequence[str] = ()  # the names, with port, by which clients may call it
+    postgres: Path | None = None  # the folder of a PostgreSQL of its own, in the place of `database`
+
+    def run(self) -> int:
+        """The server until it is told to end; gives its exit code. Raises Rejected before anything is written."""
+        if self.postgres is None:
+            self.start()
+        assert self.postgres
+        own = self._own()
+        own.check()
+        with Database(self.postgres).running():
+            own.write()
+            process = subprocess.Popen(own.command(), env={**os.environ, **own.env()})
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: process.send_signal(number))
+            return process.wait()
+
+    def _own(self) -> Server:
+        """The same on the database of its own, where it is to have one."""
+        if self.postgres and self.database:
+            raise Rejected("--postgres brings a database of its own; it doesn't go together with --database.")
+        return replace(self, postgres=None, database=Database(self.postgres).uri) if self.postgres else self
+
+    def in_background(self, words: Sequence[str]) -> None:
+        """Start the same command without us, and come back once it answers. Raises ConclaveError where it does not."""
+        self._own().check()
+        self.home.mkdir(parents=True, exist_ok=True)
+        log, until = self.home / "server.log", time.monotonic() + STARTING
+        if self._answers():
+            return  # started before
+        with open(log, "ab") as told:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=told, stderr=told, start_new_session=True)
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > until:
+                raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
 
     def start(self) -> None:
         """Become the server. Raises Rejected where the password is missing, before anything is written."""
+        self.check()
+        self.write()
+        os.execve(sys.executable, self.command(), {**os.environ, **self.env()})
+
+    def check(self) -> None:
         if len(os.environ.get(PASSWORD, "")) < SHORTEST and not self._started_before():
             raise Rejected(
                 f"{PASSWORD}: set it to a password of at least {SHORTEST} characters, the admin's, for the first start."
             )
         if find_spec("flask_wtf") is None:  # MLflow's authentication would end in a traceback
             raise Rejected("the server needs packages of its own: pip install 'conclave-ensembles[server]'")
+
+    def write(self) -> None:
+        """What MLflow reads at its start, secrets among it."""
         self.home.mkdir(parents=True, exist_ok=True)
         if not self.secret.exists():
             write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
-        os.execve(sys.executable, self.command(), {**os.environ, **self.env()})
 
     @property
     def secret(self) -> Path:

@@ -63,12 +63,19 @@ def test_what_the_schema_misses(path: Path) -> None:
     assert not {"head_image", "worker_image"} & set(file["docker"]), "image alone: the two pass here and fail in autoscaler v2"
     options = " ".join(file["docker"]["run_options"])
     assert "RAY_AUTH_MODE=token" in options
-    assert file["file_mounts"] == {"/home/conclave/.ray/auth_token": "~/.ray/auth_token"}
+    secret = "/home/conclave/.ray/{}"
+    assert file["file_mounts"] == {secret.format(name): f"~/.ray/{name}" for name in ("auth_token", "tracking_password")}
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        assert file[key][0] == "chmod 600 /home/conclave/.ray/auth_token"
+        assert file[key][0] == f"chmod 600 {secret.format('auth_token')} {secret.format('tracking_password')}"
+        [start] = [c for c in file[key] if "ray start" in c]
+        assert "MLFLOW_TRACKING_USERNAME=admin MLFLOW_TRACKING_PASSWORD=$(cat ~/.ray/tracking_password)" in start
+    [server] = [c for c in file["head_start_ray_commands"] if "conclave server" in c]
+    assert {"--background", "--postgres", "--allow"} < set(server.split())
+    assert server.startswith("MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "), "in the environment: a command line can be read by all"
     [head] = [c for c in file["head_start_ray_commands"] if "ray start" in c]
     assert "--dashboard-host=127.0.0.1" in head
     assert "RAY_enable_autoscaler_v2=1" in head
+    assert head.startswith('CONCLAVE_TRACKING_URI=http://$(hostname -I | cut -d" " -f1):5000 ')
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     text = path.read_text()
     assert not re.search(r"AKIA|aws_secret|aws_access", text), "roles, no keys"

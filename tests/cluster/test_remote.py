@@ -32,7 +32,11 @@ def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cluster(tmp_path: Path, token: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     path = tmp_path / "cluster.yaml"
-    path.write_text(OWN.read_text().replace("192.0.2.", "10.0.0.").replace("ghcr.io/conclave-ensembles/", "registry.example/"))
+    text = OWN.read_text().replace("192.0.2.", "10.0.0.").replace("ghcr.io/conclave-ensembles/", "registry.example/")
+    password = tmp_path / "tracking_password"
+    path.write_text(text.replace("~/.ray/tracking_password\n\n", f"{password}\n\n"))
+    password.write_text("p" * 32)
+    password.chmod(0o600)
     monkeypatch.setenv("FAKE_RAY_LOG", str(tmp_path / "log"))
     read = Cluster.ready(path)
     return Cluster(read.path, read.config, FAKE)
@@ -55,6 +59,23 @@ def test_a_token_that_is_not_there_or_that_others_can_read_is_refused(cluster: C
     token.unlink()
     with pytest.raises(Rejected, match="get-auth-token"):
         Cluster.ready(cluster.path)
+
+
+def test_a_tracking_password_that_is_not_there_or_that_others_can_read_is_refused(cluster: Cluster) -> None:
+    password = cluster.path.with_name("tracking_password")
+    password.chmod(0o640)
+    with pytest.raises(Rejected, match="chmod 600"):
+        Cluster.ready(cluster.path)
+    password.unlink()
+    with pytest.raises(Rejected, match="openssl rand"):
+        Cluster.ready(cluster.path)
+
+
+def test_the_way_to_the_ui_is_the_head_s_server_where_it_has_one(cluster: Cluster) -> None:
+    assert cluster.serves
+    assert cluster.ui_command("/runs") == f'ray exec {cluster.path} "echo sign in as admin; sleep infinity" --port-forward 5000'
+    none = Cluster(cluster.path, {**cluster.config, "head_start_ray_commands": ["ray stop"]})
+    assert "conclave ui --home /runs" in none.ui_command("/runs")
 
 
 def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
@@ -131,7 +152,7 @@ def test_a_sweep_runs_as_a_job_on_the_head_and_comes_back(cluster: Cluster, head
     done = _on(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a: started" in done.stdout
-    assert "conclave ui --home" in done.stdout
+    assert "--port-forward 5000, then http://127.0.0.1:5000" in done.stdout
     fetched = tmp_path / "here" / "sweeps" / "tiny"
     assert (fetched / "fused.onnx").read_bytes() == (tmp_path / "there/sweeps/tiny/fused.onnx").read_bytes()
     assert (fetched / "report.html").is_file()

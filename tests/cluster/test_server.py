@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +25,8 @@ import pytest
 
 from orchestrator.server import PASSWORD, Server
 from tests.cluster.postgres import MISSING, Postgres, available
+from tests.cluster.test_files import AWS, read
+from tests.conftest import TEAM
 from workers.errors import Rejected
 from workers.fitrun import Sender
 from workers.spool import Spool
@@ -154,6 +159,51 @@ def test_another_database_has_no_admin_yet(tmp_path: Path, monkeypatch: pytest.M
     Server(tmp_path, "127.0.0.1", 5000, "postgresql://other").start()
     assert [words[-1] for words in became] == ["postgresql://one", "postgresql://one", "postgresql://other"]
     assert "postgresql://other" in (tmp_path / "server-auth.ini").read_text()
+
+
+def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Path) -> None:
+    """As `cluster.yaml` says it, with other folders and another port; a sweep tracks there, and a second start keeps it all."""
+    if not available():
+        pytest.skip(MISSING)
+    shared, password = Path(tempfile.mkdtemp(prefix="conclave-head-")), secrets.token_hex(12)
+    shared.chmod(0o755)  # its PostgreSQL runs as another user here
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "tracking_password").write_text(password)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    [line] = [command for command in read(AWS)["head_start_ray_commands"] if "conclave server" in command]
+    line = line.replace("/mnt/conclave", str(shared)).replace(":5000", f":{port} --port {port}")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+    uri = f"http://127.0.0.1:{port}"
+    client = {"CONCLAVE_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+    try:
+        for home in ("first", "second"):
+            subprocess.run(["bash", "-c", line], env=env, check=True, timeout=240, capture_output=True)
+            assert _status(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1") == 401
+            (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
+            words = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--inline", "--json", "--home", home]
+            done = subprocess.run(words, env={**env, **client}, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            summary = json.loads(done.stdout)
+            assert (summary["tracking_uri"], summary["unsent"]) == (uri, 0)
+            _end(port)
+        assert summary["reused"] == 2, "the second start has the first one's runs and fits"
+        assert list((shared / "artifacts").rglob("fused.onnx"))
+        assert not [p for p in psutil.process_iter(["cmdline"]) if str(shared) in " ".join(p.info["cmdline"] or ())]
+    finally:
+        _end(port)
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def _end(port: int) -> None:
+    """SIGTERM to the command that keeps the server; it takes its PostgreSQL along."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "orchestrator" in words and "server" in words and str(port) in words:
+            process.terminate()
+            process.wait(60)
 
 
 @pytest.mark.parametrize("password", [None, "short"])
