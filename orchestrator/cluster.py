@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.connection import Connection
-from orchestrator.launch import Cause, Event, Outcome, outcome
+from orchestrator.launch import MACHINE_GONE, Cause, Event, Outcome, outcome
 from orchestrator.machines import Machines, Size
 from orchestrator.team import Heartbeat
 from workers.elsewhere import Disk
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workers.actor import Life
 
 FUSION_TRIES = 3
-MACHINE_GONE = "its machine went away"
+ON_HEAD = {"node:__internal_head__": 0.001}
 MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
 WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
 
@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     cpus: float
     threads: int
     labels: tuple[Labels, ...]
+    processes: int
 
     @property
     def size(self) -> Size:
@@ -40,6 +41,8 @@ class Shape(NamedTuple):
     def options(self) -> dict[str, Any]:
         """Of its actor, for Ray."""
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        if self.processes > 1:  # which ask for themselves, where there is room for all; who starts them is with the driver
+            return {"num_cpus": 0, "resources": ON_HEAD, "runtime_env": {"env_vars": threads}}
         asked: dict[str, Any] = {"num_gpus": self.gpus, "num_cpus": self.cpus, "runtime_env": {"env_vars": threads}}
         if self.labels:
             first, *others = [{"label_selector": dict(wish)} for wish in self.labels]
@@ -112,7 +115,7 @@ class RayExecutor:
     def _begin(self, trainer: _Trainer, job: Job, uri: str | None, run: str | None) -> None:
         trainer.job, trainer.life, trainer.asked, trainer.notes = job, None, None, 0
         trainer.submitted, trainer.tracked = time.monotonic(), (uri, run)
-        trainer.result = trainer.actor.run.remote(job, uri, run)
+        trainer.result = trainer.actor.run.remote(job, uri, run, trainer.shape.gpus)
 
     def _hand_over(self) -> None:
         """An idle trainer takes the job of one that still waits for a machine, which else might wait for this one's cores."""
@@ -163,7 +166,7 @@ class RayExecutor:
         for trainer in [t for t in self.trainers if t.job is None]:
             self._drop(trainer)
         for _ in range(FUSION_TRIES):
-            actor = _remote(FusionActor).options(num_cpus=0, resources={"node:__internal_head__": 0.001}).remote()
+            actor = _remote(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote()
             try:
                 return self.ray.get(actor.call.remote(function, *arguments))
             except self.ray.exceptions.RayTaskError as error:
@@ -175,18 +178,18 @@ class RayExecutor:
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({died}). Run again: nothing is trained again.")
 
     def _shape(self, job: Job) -> Shape:
-        return Shape(*self.machines.asked(job), job.train.threads, job.member.resources.labels)
+        return Shape(*self.machines.asked(job), job.train.threads, job.member.resources.labels, job.member.resources.processes)
 
     def _trainer(self, shape: Shape) -> _Trainer:
         """An idle actor of this shape, or a new one in the place of idle ones of other shapes."""
-        from workers.actor import TrainerActor
+        from workers.actor import Start, TrainerActor
 
         for trainer in self._staying():
             if trainer.job is None and trainer.shape == shape:
                 return trainer
         for trainer in [t for t in self.trainers if t.job is None]:
             self._drop(trainer)
-        actor = _remote(TrainerActor).options(**shape.options()).remote(environment(), self.strict, self.disk)
+        actor = _remote(TrainerActor).options(**shape.options()).remote(Start(environment(), self.strict, self.disk))
         self.trainers.append(_Trainer(actor, shape))
         return self.trainers[-1]
 
@@ -205,6 +208,9 @@ class RayExecutor:
                 life: Life = self.ray.get(trainer.asked)
             except self.ray.exceptions.RayError:
                 return found  # the job's own result tells what happened
+            if life.waiting:
+                trainer.asked = None
+                return found
             before, trainer.life, trainer.asked = trainer.life, life, None
             trainer.answered, trainer.node = time.monotonic(), life.node
             if before is None or life.steps > before.steps:

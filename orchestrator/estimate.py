@@ -17,7 +17,7 @@ CORE = 1.0e11
 GPU = 2.5e12  # a third of what a T4 can do in float32
 STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
 MEASURED, ROUGH = "measured on fits that are done here", "rough: from the network's size alone"
-Kind = tuple[str, int, str]
+Kind = tuple[str, int, str, int]
 
 
 def here(plan: Plan, cores: int) -> tuple[float, str]:
@@ -167,8 +167,8 @@ class _Rates:
         size = self.plan.store.size
         small = job.member.stem == "cifar" or (job.member.stem == "auto" and size < 64)
         flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if small else 1.82e9 * (size / 224) ** 2)
-        return flops * (job.member.width / 64) ** 2 / self.speed
+        return flops * (job.member.width / 64) ** 2 / self.speed / job.member.resources.processes
 
 
 def _kind(job: Job) -> Kind:
-    return job.member.arch, job.member.width, job.member.stem
+    return job.member.arch, job.member.width, job.member.stem, job.member.resources.processes

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from orchestrator.team import Retries
+from workers.errors import Preempted
 from workers.spec import Job
 
 Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
 Cause = Literal["errors", "preemptions", "oom"]
 POLL_SECONDS = 0.5
+MACHINE_GONE = "its machine went away"
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ def outcome(job: Job, result: dict[str, Any]) -> Outcome:
         return Outcome(job, result)
     if result["kind"] == "Diverged":
         return Outcome(job, None, "diverged", result["error"])
+    if result["kind"] == Preempted.__name__:
+        return Outcome(job, None, "failed", MACHINE_GONE, "preemptions")
     # a full device or a bad file is the same the next time; anything else may not be
     return Outcome(job, None, "failed", result["error"], "errors" if result["kind"] == "error" else None)
 

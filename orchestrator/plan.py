@@ -116,7 +116,8 @@ def signature(
     import_paths: tuple[str, ...] = (),
     teachers: tuple[str, ...] = (),
 ) -> str:
-    """Hash of all that changes a fit's result, and of nothing else (no names, resources, hosts, paths)."""
+    """Hash of all that changes a fit's result, and of nothing else (no names, hosts, paths; of resources how many
+    processes train together, for they sum in another order)."""
     content = {
         "recipe_version": RECIPE_VERSION,
         "member": member.science(),
@@ -127,6 +128,7 @@ def signature(
         "weights": _file_sha256(member.weights) if member.weights else None,
         "code": _code_sha256(member.arch.partition(":")[0], import_paths) if ":" in member.arch else None,
         **({"teachers": teachers} if teachers else {}),
+        **({"processes": processes} if (processes := member.resources.processes) > 1 else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 

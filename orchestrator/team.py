@@ -143,6 +143,9 @@ class Team(Strict):
                 raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
             if member.average and (member.snapshots > 1 or self.train.stop or self.train.ema):
                 raise ValueError(f"member {member.name}: average doesn't go together with snapshots, train.stop or train.ema")
+            if self.train.batch_size < 2 * (processes := member.resources.processes):
+                why = f"train.batch_size {self.train.batch_size} gives each less than two images"
+                raise ValueError(f"member {member.name}: {processes} processes train together, and {why}")
             if member.averaged and not member.average:
                 raise ValueError(f"member {member.name}: averaged without saying how: set average to swa or ema")
             if member.snapshots > 1 and self.train.stop:

@@ -7,18 +7,21 @@ import os
 import platform
 import signal
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from workers import elsewhere, faults
 from workers.elsewhere import Disk
 from workers.environment import Environment, differences, environment
-from workers.errors import ConclaveError, OtherEnvironment
+from workers.errors import ConclaveError, OtherEnvironment, Preempted
 from workers.spec import Job
 from workers.work import Progress, work
+
+if TYPE_CHECKING:
+    from workers.together import Report
 
 NO_WAY_BACK = (
     "does not share the driver's disk, so its fits can come back by a tracking server alone, and `tracking.uri` names none. "
@@ -28,7 +31,7 @@ NO_WAY_BACK = (
 
 @dataclass(frozen=True)
 class Life:
-    """A trainer's sign of life."""
+    """A trainer's sign of life. `waiting`: its job is done by several processes, for which there is no machine yet."""
 
     pid: int
     node: str
@@ -36,56 +39,92 @@ class Life:
     metrics: dict[str, float]
     notes: list[str]
     steps: int
+    waiting: bool = False
 
 
-@ray.remote(max_restarts=0, max_concurrency=3)
-class TrainerActor:
-    """Runs one job after another. A second thread answers `life`, a third takes `stop`.
+@dataclass(frozen=True)
+class Start:
+    """How a job starts on the machine where it happens to be: compared with the head, and with the data at hand."""
 
-    `disk` is the driver's: a machine with another one borrows the data, and sends what it makes to the tracking store.
-    """
+    head: Environment
+    strict: bool
+    disk: Disk | None = None  # the driver's; a machine with another one borrows the data, and sends what it makes to the store
+    uri: str | None = None
 
-    def __init__(self, head: Environment, strict: bool, disk: Disk | None = None) -> None:
-        self.now = Progress()
-        self.lock = threading.Lock()
-        self.head, self.strict = head, strict
-        self.disk = disk
-
-    def run(self, job: Job, uri: str | None, run: str | None) -> dict[str, Any]:
-        """What `work` gives. Where this machine computes with other versions than the head: a note, or no work at all."""
-        with self.lock:
-            self.now = Progress()
-            faults.subject(job.label)
-            found = differences(self.head, environment())
-            told = f"the machine {platform.node()} is not like the head: {'; '.join(found)}" if found else ""
-            if told and self.strict:
-                return {"error": told, "kind": OtherEnvironment.__name__}
-            if self.disk and not self.disk.is_here():
-                return self._elsewhere(job, uri, run, told)
-            return work(job, uri, run, self.now, told)
-
-    def _elsewhere(self, job: Job, uri: str | None, run: str | None, told: str) -> dict[str, Any]:
-        """Without the driver's disk: what the fit comes to reaches the driver through the tracking store alone."""
-        if not str(uri).startswith("http"):
-            return {"error": f"the machine {platform.node()} {NO_WAY_BACK}", "kind": ConclaveError.__name__}
+    def __call__(self, job: Job) -> tuple[Job, str, bool]:
+        """The job as this machine has to do it, a note, and whether nobody else sees its disk. Raises ConclaveError."""
+        found = differences(self.head, environment())
+        told = f"the machine {platform.node()} is not like the head: {'; '.join(found)}" if found else ""
+        if told and self.strict:
+            raise OtherEnvironment(told)
+        if self.disk is None or self.disk.is_here():
+            return job, told, False
+        if not str(self.uri).startswith("http"):
+            raise ConclaveError(f"the machine {platform.node()} {NO_WAY_BACK}")
 
         def read(name: str, offset: int) -> bytes:
             return ray.get(lend.remote(job.store, name, offset))  # type: ignore[no-any-return]
 
+        return elsewhere.here(job, read), told, True
+
+
+@ray.remote(max_restarts=0, max_concurrency=4)
+class TrainerActor:
+    """Runs one job after another. Other threads answer `life`, take `stop`, and hear of a job that several processes do."""
+
+    def __init__(self, start: Start) -> None:
+        self.now = Progress()
+        self.lock = threading.Lock()
+        self.start = start
+        self.report: Report | None = None
+        self.waiting = False
+
+    def run(self, job: Job, uri: str | None, run: str | None, gpus: float = 0) -> dict[str, Any]:
+        """What `work` gives; on a machine that can't do the job, or should not, {"error", "kind"}."""
+        with self.lock:
+            self.now, self.report = Progress(), None
+            faults.subject(job.label)
+            start = replace(self.start, uri=uri)
+            if job.member.resources.processes > 1:
+                return self._together(job, (uri, run), gpus, start)
+            try:
+                here, note, alone = start(job)
+            except ConclaveError as error:
+                return {"error": str(error), "kind": type(error).__name__}
+            except OSError as error:
+                return {"error": f"the machine {platform.node()} got no data: {error}", "kind": "error"}
+            return work(here, uri, run, self.now, note, alone)
+
+    def _together(self, job: Job, tracked: tuple[str | None, str | None], gpus: float, start: Start) -> dict[str, Any]:
+        self.waiting = True
         try:
-            borrowed = elsewhere.here(job, read)
-        except (ConclaveError, OSError) as error:
-            return {"error": f"the machine {platform.node()} got no data: {error}", "kind": "error"}
-        return work(borrowed, uri, run, self.now, told, alone=True)
+            from workers import together
+
+            return together.run(together.Share(job, tracked, gpus, start, ray.get_runtime_context().current_actor))
+        except Exception as error:
+            lost = self.report is not None and self.report.node not in _alive()
+            return {"error": f"{type(error).__name__}: {error}", "kind": Preempted.__name__ if lost else "error"}
+        finally:
+            self.waiting = False
+
+    def heard(self, report: Report) -> bool:
+        """From the first of several processes; whether they are to stop."""
+        self.waiting, self.report = False, report
+        return self.now.stop
 
     def life(self) -> Life:
-        node = ray.get_runtime_context().get_node_id()
-        now = self.now
-        return Life(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps)
+        if told := self.report:
+            return Life(told.pid, told.node, told.epoch, told.metrics, told.notes, told.steps)
+        node, now = ray.get_runtime_context().get_node_id(), self.now
+        return Life(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps, self.waiting)
 
     def stop(self) -> None:
         """The running fit writes a checkpoint after its step and leaves."""
         self.now.stop = True
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own

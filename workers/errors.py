@@ -25,6 +25,10 @@ class OutOfDeviceMemory(ConclaveError):
     """Not even two images at a time fit on the device."""
 
 
+class Preempted(ConclaveError):
+    """The machine of a fit's processes went away."""
+
+
 class Corrupt(ConclaveError):
     """A file's content does not match the checksum in its manifest."""
 

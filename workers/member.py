@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from workers.data import Rows, Split, Store, split
 from workers.distill import Teacher
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
+from workers.group import ALONE, Group
 from workers.models import build, import_from
 from workers.restore import restore
 from workers.spec import Job
@@ -23,18 +25,22 @@ from workers.watcher import Watcher
 Weights = dict[str, torch.Tensor]
 
 
-def run(job: Job, watcher: Watcher, device: torch.device | None = None) -> dict[str, Any]:
-    """Do the job, unless its artifact is there; give the artifact's manifest. Raises ConclaveError."""
-    artifact = MemberArtifact.of(job.home, job.signature)
-    if artifact.done:
+def run(job: Job, watcher: Watcher, device: torch.device | None = None, group: Group | None = None) -> dict[str, Any]:
+    """Do the job, unless its artifact is there; give the artifact's manifest. Raises ConclaveError.
+
+    Of a `group` each process calls this; the first sees to the artifact.
+    """
+    artifact, group = MemberArtifact.of(job.home, job.signature), group or ALONE
+    if artifact.done and group.size == 1:
         return artifact.manifest()
-    with artifact.held(watcher):  # another sweep may train the same fit
-        if not artifact.done:
-            _train(job, artifact, watcher, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return artifact.manifest()
+    with artifact.held(watcher) if group.rank == 0 else nullcontext():  # another sweep may train the same fit
+        [to_do] = group.total(group.rank == 0 and not artifact.done)
+        if to_do:
+            _train(job, artifact, watcher, device or torch.device("cuda" if torch.cuda.is_available() else "cpu"), group)
+    return artifact.manifest() if group.rank == 0 else {}
 
 
-def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.device) -> None:
+def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.device, group: Group) -> None:
     torch.set_num_threads(job.train.threads)
     import_from(job.import_paths)
     store = Store(job.store)
@@ -43,9 +49,10 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     data = _fit_data(job, store, parts, device)
     checkpoints = Checkpoints(artifact.checkpoint, job.signature, watcher.note)
     before = MemberArtifact.of(job.home, job.after) if job.after else None
-    if before and job.after:
+    if before and job.after and group.rank == 0:
         average = job.member.averages() if job.member.averaged else None
         checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note), average)
+    group.total(0)  # the checkpoint is there for all from here on
     fitted = fit(
         lambda: build(member, len(store.classes), store.size),
         data,
@@ -56,10 +63,13 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
         checkpoints,
         watcher,
         job.checkpoint_seconds,
+        group,
     )
+    if group.rank:
+        return
     found = _outputs(job, fitted, data, parts, device)
     weights = {k: v.detach().cpu() for k, v in fitted.network.state_dict().items()}
-    artifact.publish(weights, found, _record(job, fitted, store, weights, device), keep=job.followed)
+    artifact.publish(weights, found, _record(job, fitted, store, weights, device, group.size), keep=job.followed)
     if before:
         before.drop_last()
 
@@ -106,7 +116,7 @@ def _outputs(job: Job, fitted: Fitted, data: FitData, parts: Split, device: torc
     return found
 
 
-def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: torch.device) -> dict[str, Any]:
+def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: torch.device, processes: int) -> dict[str, Any]:
     return {
         "signature": job.signature,
         "member": job.member.model_dump(mode="json"),
@@ -117,8 +127,9 @@ def _record(job: Job, fitted: Fitted, store: Store, weights: Weights, device: to
         "data_digest": store.digest,
         "image_size": store.size,
         "weights_sha256": tensors_sha256(weights),
-        "train_seconds": fitted.seconds(job.epochs[0]),
-        "seconds_before": fitted.seconds() - fitted.seconds(job.epochs[0]),  # of the cycles before this one
+        "processes": processes,
+        "train_seconds": processes * fitted.seconds(job.epochs[0]),  # of all processes
+        "seconds_before": processes * (fitted.seconds() - fitted.seconds(job.epochs[0])),  # of the cycles before this one
         "history": fitted.history,
         "micro_batch": fitted.micro_batch,
         "precision": fitted.precision,

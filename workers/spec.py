@@ -163,10 +163,11 @@ def _is_label(word: object) -> bool:
 
 
 class Resources(Strict):
-    """What one job asks of the scheduler. `gpus: null` means 1 where there are GPUs, else none."""
+    """What one job asks of the scheduler. `gpus: null` means one a process where there are GPUs, else none."""
 
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1, gt=0)
+    workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
     labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels)] = ()  # of machines, the preferred first; none: any will do
     wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
 
@@ -177,7 +178,13 @@ class Resources(Strict):
 
     def gpus_where(self, some: bool) -> float:
         """How many GPUs a job asks for, by whether there are some."""
-        return float(some) if self.gpus is None else self.gpus
+        return float(some) * (self.workers or 1) if self.gpus is None else self.gpus
+
+    @property
+    def processes(self) -> int:
+        """How many train one fit together, on one machine."""
+        whole = self.gpus is not None and self.gpus.is_integer()
+        return self.workers or (max(1, int(self.gpus or 0)) if whole else 1)
 
 
 class DataSpec(Strict):

@@ -6,10 +6,10 @@ bit.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -23,6 +23,7 @@ from workers.distill import Teacher, distance
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
 from workers.evaluate import outputs, resolve_precision
 from workers.faults import reach
+from workers.group import ALONE, Group
 from workers.models import Network, memory_format
 from workers.optim import learning_rate, load_slots, make_optimizer, slots
 from workers.spec import Ema, MemberSpec, StudentSpec, TrainSpec, derive_seed
@@ -66,16 +67,21 @@ def fit(
     checkpoints: Checkpoints | None = None,
     watcher: Watcher | None = None,
     checkpoint_seconds: float = 300.0,
+    group: Group = ALONE,
 ) -> Fitted:
     """Train from `make()`, or from the newest of `checkpoints`. Out of device memory: halve the micro-batch, go on.
+
+    Every process of a `group` calls this alike; the first alone writes checkpoints and is watched.
 
     Raises Diverged, OutOfDeviceMemory, Corrupt and Stopped.
     """
     micro, watcher = spec.batch_size, watcher or Watcher()
     while True:
         try:
-            return _Fit(make(), data, member, spec, seed, device, micro, checkpoints, watcher, checkpoint_seconds).run()
+            return _Fit(make(), data, member, spec, seed, device, micro, checkpoints, watcher, checkpoint_seconds, group).run()
         except torch.OutOfMemoryError:
+            if group.size > 1:  # the others are in the middle of the step
+                raise OutOfDeviceMemory("out of device memory; raise train.accumulate and lower train.batch_size") from None
             if micro <= 2:  # batch statistics need two images
                 raise OutOfDeviceMemory("out of device memory even with two images at a time") from None
             micro = math.ceil(micro / 2)
@@ -105,13 +111,15 @@ class _Fit:
     checkpoints: Checkpoints | None
     watcher: Watcher
     checkpoint_seconds: float
+    group: Group = ALONE
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.precision = resolve_precision(self.spec.precision, self.device)
         self.format = memory_format(self.network, self.device, self.precision)
-        self.network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
+        self.network = self.group.together(self.network.to(self.device, memory_format=self.format))  # type: ignore[call-overload]
+        self.model = self.group.model(self.network)
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.member, self.network)
@@ -170,52 +178,59 @@ class _Fit:
             step_loss, step_correct = self._step(epoch, step, rows[step * self.batch : (step + 1) * self.batch])
             loss += step_loss * _nan_at("fit.step")
             correct += step_correct
-            if (self.device.type == "cpu" or step % 16 == 0) and not math.isfinite(loss.item()):
-                raise Diverged(f"the loss is {step_loss.item()} in epoch {epoch + 1}, step {step + 1}")
             self.watcher.step()
-            self._maybe_leave(step + 1, loss, correct, began)
-        mean = loss.item() / self.steps
+            if self.device.type == "cpu" or step % 16 == 0:  # a look at the loss makes a GPU wait
+                self._look(step + 1, loss, correct, began)
+        total, right = self.group.total(loss, correct)
+        mean = total / self.steps
         if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in self.network.parameters())):
             raise Diverged(f"the loss or a weight is not finite after epoch {epoch + 1}")
         seconds, images = time.perf_counter() - began, self.steps * self.batch
         return {
             "train/loss": mean,
-            "train/accuracy": correct.item() / images,
+            "train/accuracy": right / images,
             "train/lr": rate,
             "train/images_per_second": images / seconds,
             "seconds": seconds,
         }
 
-    def _maybe_leave(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
-        """Between two steps: a checkpoint where one is due, or where somebody asked the fit to stop."""
-        stop = self.watcher.stop_asked()
+    def _look(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
+        """Between two steps, all together: is the loss finite, does somebody ask the fit to stop, is a checkpoint due?"""
+        late = time.monotonic() - self.saved > self.checkpoint_seconds
+        each = self.group.each(loss, correct, self.watcher.stop_asked(), late)
+        total, _, stop, due = (sum(of) for of in zip(*each, strict=True))
+        if not math.isfinite(total):
+            raise Diverged(f"the loss is {total} in epoch {len(self.history) + 1}, up to step {step}")
         if step == self.steps and not stop:
             return  # the epoch's own checkpoint follows
-        if stop or time.monotonic() - self.saved > self.checkpoint_seconds:
-            self._save(step, _Sums(loss.item(), correct.item(), time.perf_counter() - began))
+        if stop or due:
+            seconds = time.perf_counter() - began
+            self._save(step, [_Sums(one[0], one[1], seconds) for one in each])
         if stop:
             raise Stopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step on `rows`, in micro-batches. Gives its mean loss and its count of right answers."""
-        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout"))
+        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
         generator = self._generator(epoch, step, self.device)
         x, (first, second, share) = augment(images, labels, self.member.augment, generator)
         x = x.contiguous(memory_format=self.format)
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        for part in _parts(len(rows), self.micro):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                logits = self.network(x[part])
-                taught = self.data.teacher(x[part]) if self.data.teacher else None
-            logits = logits.float()
-            one = self._loss(logits, first[part])
-            if share < 1:
-                one = share * one + (1 - share) * self._loss(logits, second[part])
-            if taught is not None and isinstance(self.member, StudentSpec):
-                one = self.member.soft * distance(logits, taught, self.member.temperature) + (1 - self.member.soft) * one
-            one = one * (len(logits) / len(rows))
-            one.backward()  # type: ignore[no-untyped-call]
+        parts = self.group.parts(len(rows), self.micro)
+        for part in parts:
+            with self.group.not_yet(self.model) if part != parts[-1] else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    logits = self.model(x[part])
+                    taught = self.data.teacher(x[part]) if self.data.teacher else None
+                logits = logits.float()
+                one = self._loss(logits, first[part])
+                if share < 1:
+                    one = share * one + (1 - share) * self._loss(logits, second[part])
+                if taught is not None and isinstance(self.member, StudentSpec):
+                    one = self.member.soft * distance(logits, taught, self.member.temperature) + (1 - self.member.soft) * one
+                one = one * (len(logits) / len(rows))
+                (one * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
             loss += one.detach()
             correct += (logits.argmax(1) == first[part]).sum()
         if self.spec.clip:
@@ -257,9 +272,10 @@ class _Fit:
         losses = [epoch["stop/loss"] for epoch in self.history]
         return len(losses) - 1 - losses.index(min(losses)) >= self.spec.stop.patience
 
-    def _save(self, step: int = 0, sums: _Sums | None = None) -> None:
-        """A checkpoint after `step` steps of the current epoch; at an epoch's boundary `step` is 0."""
-        if self.checkpoints is None:
+    def _save(self, step: int = 0, sums: Sequence[_Sums] = ()) -> None:
+        """A checkpoint after `step` steps of the current epoch, with each process's sums; at an epoch's boundary `step` is 0."""
+        self.saved = time.monotonic()
+        if self.checkpoints is None or self.group.rank:
             return
         groups: dict[str, dict[str, Tensor]] = {"network": self.network.state_dict(), "optimizer": slots(self.optimizer)}
         groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
@@ -268,11 +284,10 @@ class _Fit:
         record = {
             "history": self.history,
             "micro_batch": self.micro,
-            "sums": asdict(sums) if sums else None,
+            "sums": [asdict(one) for one in sums],
             "average": self.member.averages() if "average" in self.averages else None,
         }
         self.checkpoints.save(len(self.history), step, groups, record)
-        self.saved = time.monotonic()
         self.watcher.saved()
 
     def _resume(self) -> tuple[int, _Sums | None]:
@@ -293,14 +308,7 @@ class _Fit:
         self.micro = min(self.micro, state.record["micro_batch"])
         self.history = state.record["history"]
         sums = state.record["sums"]
-        return state.record["step"], _Sums(**sums) if sums else None
-
-
-def _parts(count: int, largest: int) -> list[slice]:
-    """Slices of equal length (give or take one), none longer than `largest`: batch statistics want no odd rest."""
-    pieces = math.ceil(count / largest)
-    bounds = [round(i * count / pieces) for i in range(pieces + 1)]
-    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
+        return state.record["step"], _Sums(**sums[self.group.rank]) if sums else None
 
 
 def _nan_at(point: str) -> float:

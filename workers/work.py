@@ -13,7 +13,10 @@ from workers.spec import Job
 from workers.watcher import Epoch, Watcher
 
 if TYPE_CHECKING:
+    import torch
+
     from workers.fitrun import FitRun
+    from workers.group import Group
 
 
 @dataclass
@@ -54,7 +57,16 @@ class Progress(Watcher):
         return self.stop
 
 
-def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: str = "", alone: bool = False) -> dict[str, Any]:
+def work(
+    job: Job,
+    uri: str | None,
+    run: str | None,
+    progress: Progress,
+    note: str = "",
+    alone: bool = False,
+    device: torch.device | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
     """Do one job and tell its tracking run, with a note to begin with. Gives the manifest; {"error", "kind"} where the
     member itself failed. `alone`: on a disk that nobody else sees, so that the run has to have it all before this ends."""
     from workers import member
@@ -70,7 +82,7 @@ def work(job: Job, uri: str | None, run: str | None, progress: Progress, note: s
         if told:
             told.fetch_teachers()
             told.fetch_checkpoint()
-        manifest = member.run(job, progress)
+        manifest = member.run(job, progress, device, group)
         if told:
             told.done(artifact.folder, manifest)
         return manifest
