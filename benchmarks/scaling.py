@@ -81,12 +81,14 @@ def main() -> None:
     cluster = machines()
     try:
         from orchestrator.cluster import RayExecutor
+        from orchestrator.connection import Connection
 
-        executor = RayExecutor(cluster.address)
+        executor = RayExecutor(Connection(cluster.address))
         idle_trainer()
         measure(2, executor)  # the actors are there, and the database's tables were made once
         result = {str(members): measure(members, executor) for members in sizes}
         executor.close()
+        executor.connection.close()
     finally:
         cluster.shutdown()
     write_result("scaling", "python -m benchmarks.scaling", {"folds": FOLDS, "machines": MACHINES, "members": result})

@@ -87,8 +87,9 @@ def idle_trainer() -> Any:
 def no_ops() -> dict[str, Any]:
     """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
     from orchestrator.cluster import RayExecutor
+    from orchestrator.connection import Connection
 
-    executor = RayExecutor()  # before anybody imports Ray, which reads its token's settings then
+    executor = RayExecutor(Connection(None))  # before anybody imports Ray, which reads its token's settings then
     import ray
 
     idle = idle_trainer()
@@ -110,6 +111,7 @@ def no_ops() -> dict[str, Any]:
                 rates[str(count)].append(count / (time.perf_counter() - began))
                 assert len(ended) == count
         executor.close()
+        executor.connection.close()
     found = {name: median(values) for name, values in rates.items()}
     return {
         "no_op_jobs_a_second": found["1000"],

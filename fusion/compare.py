@@ -29,6 +29,7 @@ class Seconds:
     folds: tuple[float, ...] = ()
     before: float = 0.0
     chain: str = ""
+    search: float = 0.0  # this member's share of what finding its recipe took
 
 
 def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[str, Seconds]) -> dict[str, Row]:
@@ -59,9 +60,10 @@ def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, S
     """Training seconds that had to be paid for: a single pays for itself, a stack for its fold fits too, a bag for them alone, a
     student for its teachers too."""
     if name in gathered.names:
-        return seconds[name].before + seconds[name].full
+        return seconds[name].before + seconds[name].full + seconds[name].search
     members = gathered.names if fusion.members is None else [gathered.names[i] for i in fusion.members]
     full = 0.0 if name == "stack_bag" else sum(_chains(members, seconds).values())
+    full += sum(seconds[m].search for m in members)
     if name == "student":
         return full + seconds[name].full
     return full + (sum(sum(seconds[m].folds) for m in members) if name in STACKS else 0.0)

@@ -36,7 +36,7 @@ class Meter:
         paid = 0.0
         if todo.team.budget.max_cost:
             done = [MemberArtifact.of(job.home, job.signature) for job in todo.jobs if job.signature in todo.done]
-            paid = sum(artifact.manifest()["train_seconds"] for artifact in done)
+            paid = sum(artifact.manifest()["train_seconds"] for artifact in done) + sum(todo.searched.values())
         return cls(todo.team, watch, paid)
 
     def __call__(self, event: Event) -> None:

@@ -78,16 +78,15 @@ class _Trainer:
 
 @dataclass
 class RayExecutor:
-    """Jobs in Ray actors. Starts a private local Ray unless `address` names a cluster."""
+    """Jobs in Ray actors."""
 
-    address: str | None = None
+    connection: Connection
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     strict: bool = False  # whether a machine with other versions than this one's ends the sweep
     disk: Disk | None = None  # the one that the home is on, where machines may have others
     trainers: list[_Trainer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.connection = Connection(self.address)
         self.ray = self.connection.ray
         self.machines = Machines(self.connection)
 
@@ -157,7 +156,6 @@ class RayExecutor:
         for trainer in self.trainers:
             self.ray.kill(trainer.actor)
         self.trainers.clear()
-        self.connection.close()
 
     def call_on_head(self, function: Any, *arguments: Any) -> Any:
         """Run a function in the fusion actor, which is pinned to the head."""

@@ -17,7 +17,7 @@ SHARED = {
 }
 
 
-NOT_A_STUDENTS = ("name", "count", "snapshots", "cycle", "average", "averaged")
+NOT_A_STUDENTS = ("name", "count", "snapshots", "cycle", "average", "averaged", "search", "pick")
 
 
 def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
@@ -118,6 +118,16 @@ def _made_of(member: Any) -> list[Any]:
     """`{name: cyclic, snapshots: 3}` -> cyclic.1, cyclic.2, cyclic.3, each going on from the one before; `{name: plain,
     average: swa}` -> plain, and plain.swa, whose weights are averages along plain's training."""
     name, count, average = member.get("name"), member.get("snapshots"), _as_kind(member.get("average"))
+    search = member.get("search")
+    keep = search.get("keep", 1) if isinstance(search, dict) else 1
+    if (
+        isinstance(keep, int)
+        and not isinstance(keep, bool)
+        and 1 < keep <= 100
+        and "pick" not in member
+        and isinstance(name, str)
+    ):
+        return [{**member, "name": f"{name}-{k}", "pick": k, "seed": _seed_of(member, k)} for k in range(1, keep + 1)]
     whole = isinstance(count, int) and not isinstance(count, bool)
     if whole and 1 < count <= 100 and "cycle" not in member:
         named = [{"name": f"{name}.{k}"} if isinstance(name, str) else {} for k in range(1, count + 1)]
@@ -126,6 +136,12 @@ def _made_of(member: Any) -> list[Any]:
     if kind in ("ema", "swa") and isinstance(name, str) and "averaged" not in member:
         return [member, {**member, "name": f"{name}.{kind}", "averaged": True}]
     return [member]
+
+
+def _seed_of(member: dict[str, Any], pick: int) -> Any:
+    """Of the members that one search finds: each its own, as with `count`."""
+    seed = member.get("seed")
+    return seed + pick - 1 if isinstance(seed, int) and not isinstance(seed, bool) else seed
 
 
 def _merge(base: Any, over: Any) -> Any:

@@ -67,6 +67,7 @@ class Request:
     provenance: Mapping[str, Any]
     student: tuple[MemberSpec, Place] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)  # of one trainer for an hour, by kind of machine
+    searched: Mapping[str, float] = field(default_factory=dict)  # seconds of search that a member's recipe took
 
 
 def fuse(request: Request) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store,
     partial.replace(target)
 
 
-def _train_seconds(made: Prepared) -> dict[str, Seconds]:
+def _train_seconds(made: Prepared, searched: Mapping[str, float]) -> dict[str, Seconds]:
     def of(root: Path) -> float:
         return float(MemberArtifact(root).manifest()["train_seconds"])
 
@@ -179,7 +180,8 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
         record = MemberArtifact(root).manifest()
         recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle", "averaged")}
         folds = tuple(map(of, made.folds.get(name, ())))
-        found[name] = Seconds(of(root), folds, float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True))
+        before, chain = float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True)
+        found[name] = Seconds(of(root), folds, before, chain, searched.get(name, 0.0))
     if made.student:
         found["student"] = Seconds(of(made.student))
     return found
@@ -187,7 +189,7 @@ def _train_seconds(made: Prepared) -> dict[str, Seconds]:
 
 def _table(made: Prepared, request: Request) -> dict[str, Any]:
     """Each candidate's row: what `fusion.compare` says, measured inference times, money where there are prices."""
-    rows = compare(made.gathered, made.fitted, _train_seconds(made))
+    rows = compare(made.gathered, made.fitted, _train_seconds(made, request.searched))
     rows_timed = made.gathered.fuse_rows[np.linspace(0, len(made.gathered.fuse_rows) - 1, TIMED_BATCH).astype(int)]
     images = torch.from_numpy(np.asarray(Store(request.store).images[rows_timed]))
     times = _inference_seconds({n: assemble(f, made.networks) for n, f in made.fitted.items()}, images)

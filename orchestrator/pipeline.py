@@ -7,12 +7,13 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlparse
 
-from orchestrator import config, launch, plan, report, results
+from orchestrator import config, launch, plan, report, results, search
 from orchestrator.anytime import Anytime
 from orchestrator.budget import Meter
 from orchestrator.fusing import fuse
@@ -20,11 +21,16 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Executor, Outcome
 from orchestrator.plan import Plan
 from orchestrator.runs import Runs
+from orchestrator.search import Search
 from orchestrator.team import Team, Tracking
 from workers import data
 from workers.artifact import MemberArtifact
 from workers.data import split
+from workers.elsewhere import Disk
 from workers.errors import Rejected
+
+if TYPE_CHECKING:
+    from orchestrator.connection import Connection
 
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself, for all that follows in the process
 STOP_SECONDS = 7.0  # for a fit to finish its step and write a checkpoint
@@ -48,6 +54,7 @@ class Options:
     packed: data.Progress = lambda rows, expected: None
     data: Path | None = None
     restart: tuple[str, ...] = ()  # members to train afresh
+    make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None  # where recipes are to be found
 
 
 @dataclass
@@ -63,6 +70,8 @@ def sweep(team_file: Path, options: Options) -> Result:
     known = [m.name for m in team.recipes]
     for name in set(options.restart) - set(known):
         raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
+    if options.make_search is None and (searched := [m.name for m in team.members if m.search]):
+        raise Rejected(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
     preflight(team, paths)
@@ -71,14 +80,19 @@ def sweep(team_file: Path, options: Options) -> Result:
         options.say(note)
     folder = options.home.sweep(team.name)
     with folder.held():
-        todo = plan.make(team, store, options.home.path, paths)
+        find = options.make_search(team, folder) if options.make_search else search.nothing
+        found = search.resolved(team, store, options.home.path, paths, find)
+        todo = replace(plan.make(found.team, store, options.home.path, paths), searched=found.seconds)
         for line in changes(folder.state().get("settings", {}), todo):
             options.say(line)
         _keep_team_file(team_file, folder)
         for job in todo.jobs:
             MemberArtifact.of(job.home, job.signature).tidy()
         runs = Runs.open(team_file, todo, folder, uri, options.home, options.restart)
-        todo = runs.adopt_elsewhere(plan.make(team, store, options.home.path, paths))
+        for one in found.searches:
+            runs.tell(one)
+        again = plan.make(found.team, store, options.home.path, paths)  # without what is to be trained afresh
+        todo = runs.adopt_elsewhere(replace(again, searched=found.seconds))
         if not todo.todo and _unchanged(folder, todo):
             return _again(folder, todo)
         return _run(todo, runs, folder, uri, options)
@@ -228,17 +242,38 @@ def inline_pool(team: Team, folder: SweepFolder) -> Pool:
     return Inline()
 
 
-def ray_pool(address: str | None) -> Callable[[Team, SweepFolder], Pool]:
-    """A pool on Ray, imported only when it is needed."""
+class OnRay:
+    """A pool and searches on Ray: on the one at `address`, else on one of our own. Ray is imported only once it is needed."""
 
-    def make(team: Team, folder: SweepFolder) -> Pool:
+    def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
+        self.address, self.say = address or os.environ.get("RAY_ADDRESS"), say
+
+    @cached_property
+    def connection(self) -> Connection:
+        """One for all: Ray keeps the token of the first in its process for good."""
+        from orchestrator.connection import Connection
+
+        return Connection(self.address)
+
+    def pool(self, team: Team, folder: SweepFolder) -> Pool:
         from orchestrator.cluster import RayExecutor
-        from workers.elsewhere import Disk
 
-        cluster = address or os.environ.get("RAY_ADDRESS")
-        holder = folder.holder.absolute()
+        return RayExecutor(self.connection, team.heartbeat, *self._machines(team, folder))
+
+    def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
+        from orchestrator.tuning import Tuner
+
+        def find(search: Search) -> None:
+            Tuner(self.connection, self.say, *self._machines(team, folder))(search)
+
+        return find
+
+    def close(self) -> None:
+        if "connection" in self.__dict__:
+            self.connection.close()
+
+    def _machines(self, team: Team, folder: SweepFolder) -> tuple[bool, Disk | None]:
+        """Whether they have to be like this one, and the disk that the home is on, where they may have others."""
+        cluster, holder = self.address is not None, folder.holder.absolute()
         disk = Disk(holder, holder.read_text(encoding="utf-8")) if cluster else None
-        strict = team.environment == "strict" or (team.environment is None and cluster is not None)
-        return RayExecutor(cluster, team.heartbeat, strict, disk)
-
-    return make
+        return team.environment == "strict" or (team.environment is None and cluster), disk

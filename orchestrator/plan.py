@@ -6,8 +6,8 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Plan:
     store: Store
     jobs: tuple[Job, ...]
     done: frozenset[str]
+    searched: Mapping[str, float] = field(default_factory=dict)  # seconds of search that a member's recipe took
 
     @property
     def todo(self) -> tuple[Job, ...]:

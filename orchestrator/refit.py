@@ -65,7 +65,7 @@ def request_of(home: Path, name: str, methods: list[str] | None = None) -> Reque
     folder = Home(home).existing(name)
     made = _plan_of(home, name)
     if methods:
-        made = type(made)(made.team.model_copy(update={"fusion": tuple(methods)}), made.store, made.jobs, made.done)
+        made = replace(made, team=made.team.model_copy(update={"fusion": tuple(methods)}))
     members = results.judge(made, {})
     missing = [n for n, m in members.items() if m["state"] != "done"]
     if len(missing) == len(members):
@@ -74,7 +74,7 @@ def request_of(home: Path, name: str, methods: list[str] | None = None) -> Reque
 
 
 def _plan_of(home: Path, name: str) -> Plan:
-    from orchestrator import config, teamfile
+    from orchestrator import config, search, teamfile
     from orchestrator import plan as planning
     from orchestrator.home import Home
     from workers.data import Store, find
@@ -86,7 +86,11 @@ def _plan_of(home: Path, name: str) -> Plan:
     store = Store(Path(home, "data", state["store"])) if state.get("store") else find(team.data, home)
     if store is None or not (store.folder / "store.json").is_file():
         raise Rejected(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
-    return planning.make(team, store, home, (str(origin.parent),))
+    paths = (str(origin.parent),)
+    found = search.as_far_as_known(team, store, home, paths)
+    if undone := [one.label for one in found.searches if one.left]:
+        raise Rejected(f"sweep {name}: the search of {undone[0]} is not done. Run `conclave sweep` again.")
+    return replace(planning.make(found.team, store, home, paths), searched=found.seconds)
 
 
 def _parsed(path: Path) -> tuple[dict[str, Any], Any]:

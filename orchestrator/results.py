@@ -75,6 +75,7 @@ def make_request(
         },
         student=(student.member, place(student)) if student and taught else None,
         prices=todo.team.hourly,
+        searched=todo.searched,
     )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from orchestrator import plan
 from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
+from orchestrator.search import Search, described
 from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.fitrun import deliver, take
@@ -135,7 +136,26 @@ class Runs:
         made = self.tracking.tagged(self.experiment, "state", "done") if todo.todo else {}
         for job in todo.todo:
             take(MemberArtifact.of(job.home, job.signature), self.tracking, made.get(job.signature))
-        return plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths)
+        return replace(plan.make(todo.team, todo.store, todo.jobs[0].home, todo.jobs[0].import_paths), searched=todo.searched)
+
+    def tell(self, search: Search) -> None:
+        """A run for a search, and one nested under it for each of its trials; those that there are stay as they are."""
+        if search.signature not in self.jobs:
+            self.jobs[search.signature] = self._searched(search.signature, f"{search.label} search", self.parent)
+        for name, trial in search.trials.items():
+            if name in self.jobs or not trial.epochs:
+                continue
+            run = self.jobs[name] = self._searched(name, described(trial.choice), self.jobs[search.signature])
+            self.tracking.params(run, trial.choice, new=True)
+            for epoch, point in enumerate(trial.epochs):
+                self.spool.metrics(run, {f"stop/{key}": value for key, value in point.items()}, epoch + 1, _now())
+            self.spool.tags(run, {"state": trial.state})
+            self.spool.status(run, "FAILED" if trial.state == "failed" else "FINISHED", _now())
+        self.spool.status(self.jobs[search.signature], "FINISHED", _now())
+
+    def _searched(self, signature: str, name: str, parent: str) -> str:
+        tags = {"team": self.team.name, "role": "search", "signature": signature, "sweep": self.parent}
+        return self.tracking.start(self.experiment, name, tags, parent)
 
     def gather(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
         """Take the fits that machines with another disk made: their runs have them. Gives the outcomes, corrected. Runs that

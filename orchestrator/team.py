@@ -146,6 +146,10 @@ class Team(Strict):
             if self.train.batch_size < 2 * (processes := member.resources.processes):
                 why = f"train.batch_size {self.train.batch_size} gives each less than two images"
                 raise ValueError(f"member {member.name}: {processes} processes train together, and {why}")
+            if member.search and (member.snapshots > 1 or member.average or member.resources.processes > 1):
+                raise ValueError(f"member {member.name}: search finds recipes of one process, without snapshots and average")
+            if member.pick > (member.search.keep if member.search else 1):
+                raise ValueError(f"member {member.name}: pick {member.pick} of fewer that are kept")
             if member.averaged and not member.average:
                 raise ValueError(f"member {member.name}: averaged without saying how: set average to swa or ema")
             if member.snapshots > 1 and self.train.stop:

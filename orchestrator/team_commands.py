@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the jobs, what is already done, and an estimate of the time. Reads the home only."""
-    from orchestrator import config
+    from orchestrator import config, search
     from orchestrator import plan as planning
     from orchestrator.launcher import Cluster
     from workers.data import find
@@ -67,8 +68,11 @@ def plan(
         jobs += ["student"] if team.student else []
         _show_plan([(label, "to do") for label in jobs], "unknown until the data is packed: `conclave sweep` packs it", as_json)
         return
-    made = planning.make(team, store, home, (str(team_file.resolve().parent),))
-    rows = [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
+    paths = (str(team_file.resolve().parent),)
+    found = search.as_far_as_known(team, store, home, paths)
+    made = planning.make(found.team, store, home, paths)
+    rows = [(f"{one.label} search: {one.left} of {one.space.trials} trials", "to do") for one in found.searches if one.left]
+    rows += [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
     _show_plan(rows, _time(made, cluster) if made.todo else "nothing to do", as_json)
 
 
@@ -123,9 +127,9 @@ def sweep(
     from orchestrator.screen import Screen
     from orchestrator.tables import print_summary
 
-    with Screen() as screen:
-        pool = pipeline.inline_pool if inline else pipeline.ray_pool(address)
-        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, tuple(restart or ()))
+    with Screen() as screen, closing(pipeline.OnRay(address, screen.say)) as ray:
+        pool, find = (pipeline.inline_pool, None) if inline else (ray.pool, ray.search)
+        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, tuple(restart or ()), find)
         result = pipeline.sweep(team_file, options)
     if as_json:
         print(json.dumps(result.summary))

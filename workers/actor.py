@@ -49,7 +49,7 @@ class Start:
     head: Environment
     strict: bool
     disk: Disk | None = None  # the driver's; a machine with another one borrows the data, and sends what it makes to the store
-    uri: str | None = None
+    comes_back: bool = True  # whether a tracking server takes what is made on another disk
 
     def __call__(self, job: Job) -> tuple[Job, str, bool]:
         """The job as this machine has to do it, a note, and whether nobody else sees its disk. Raises ConclaveError."""
@@ -59,7 +59,7 @@ class Start:
             raise OtherEnvironment(told)
         if self.disk is None or self.disk.is_here():
             return job, told, False
-        if not str(self.uri).startswith("http"):
+        if not self.comes_back:
             raise ConclaveError(f"the machine {platform.node()} {NO_WAY_BACK}")
 
         def read(name: str, offset: int) -> bytes:
@@ -84,7 +84,7 @@ class TrainerActor:
         with self.lock:
             self.now, self.report = Progress(), None
             faults.subject(job.label)
-            start = replace(self.start, uri=uri)
+            start = replace(self.start, comes_back=str(uri).startswith("http"))
             if job.member.resources.processes > 1:
                 return self._together(job, (uri, run), gpus, start)
             try:

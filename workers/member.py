@@ -46,7 +46,7 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     store = Store(job.store)
     parts = split(store, job.data, job.team_seed)
     member = job.member.model_copy(update={"seed": job.seed})
-    data = _fit_data(job, store, parts, device)
+    data = fit_data(job, store, parts, device)
     checkpoints = Checkpoints(artifact.checkpoint, job.signature, watcher.note)
     before = MemberArtifact.of(job.home, job.after) if job.after else None
     if before and job.after and group.rank == 0:
@@ -74,7 +74,7 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
         before.drop_last()
 
 
-def _fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:
+def fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:
     """On a GPU the whole store is on the device where it takes less than a quarter of the memory."""
     images = torch.from_numpy(store.images)
     labels = torch.from_numpy(np.array(store.labels))

@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from workers.networks import check_arch
 
@@ -226,6 +226,49 @@ class TrainSpec(Strict):
         return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
 
 
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] < value[1]:
+        raise ValueError("expected a range like [0.001, 0.3]: two numbers above 0, the smaller one first")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_range)]
+
+
+def _augment_range(value: Mapping[str, Range]) -> Mapping[str, Range]:
+    for name, (_, high) in value.items():
+        if name not in AUGMENTS:
+            raise ValueError(f"unknown augmentation {name!r}; known are {', '.join(AUGMENTS)}")
+        if high > AUGMENTS[name][1]:
+            raise ValueError(f"the strength of {name} is its {AUGMENTS[name][2]}: at most {AUGMENTS[name][1]:g}")
+    return value
+
+
+class SearchSpec(Strict):
+    """What to try instead of the member's own settings. Trials are scored on a tenth of the *fit* rows, set apart; the best
+    become members."""
+
+    trials: int = Field(ge=2, le=1000)
+    keep: int = Field(1, ge=1, le=100)
+    epochs: int | None = Field(None, ge=1)  # the most that a trial trains; as many as a member where left out
+    grace: int = Field(1, ge=1)  # epochs that each trial trains before it may be stopped
+    lr: Range | None = None  # searched by its logarithm, as is the next
+    weight_decay: Range | None = None
+    optimizer: tuple[Literal["sgd", "adamw"], ...] = ()
+    augment: Annotated[dict[str, Range], AfterValidator(_augment_range)] = Field({})  # of strengths
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not (self.lr or self.weight_decay or self.optimizer or self.augment):
+            raise ValueError("nothing to search; give lr, weight_decay, optimizer or augment")
+        if self.keep > self.trials:
+            raise ValueError(f"keep: {self.keep} of {self.trials} trials")
+        return self
+
+
+Choice = dict[str, float | str]  # lr, weight_decay, optimizer, augment.NAME
+
+
 class MemberSpec(Strict):
     """One recipe, resolved: nothing in it is left to a default any more."""
 
@@ -243,13 +286,28 @@ class MemberSpec(Strict):
     average: Average | None = None  # of the weights along the training: a second member that costs no training of its own
     averaged: bool = False  # whether this is that second one
     resources: Resources = Resources()
+    search: SearchSpec | None = None  # where this recipe is still to be found
+    pick: int = Field(1, ge=1)  # which of the found ones this is
 
     def science(self) -> dict[str, Any]:
         """What changes the result, and nothing else: no name, no resources, no path."""
         without = {"name", "resources", "weights"}
         without |= {"snapshots", "cycle"} if self.snapshots == 1 else set()
+        without |= set() if self.search else {"search", "pick"}
         without |= set() if self.averaged else {"average", "averaged"}
         return self.model_dump(mode="json", exclude=without)
+
+    def chosen(self, choice: Choice) -> MemberSpec:
+        """The recipe with what a search chose in the place of its own settings."""
+        optimizer: dict[str, Any] = self.optimizer.model_dump()
+        if choice.get("optimizer", optimizer["kind"]) != optimizer["kind"]:
+            optimizer = {"kind": choice["optimizer"]}
+        optimizer |= {key: choice[key] for key in ("lr", "weight_decay") if key in choice}
+        strengths: dict[str, Any] = {one.name: one.strength for one in self.augment}
+        strengths |= {key.removeprefix("augment."): value for key, value in choice.items() if key.startswith("augment.")}
+        augment = tuple({name: strength} for name, strength in strengths.items())
+        found = {**dict(self), "optimizer": optimizer, "augment": augment, "search": None, "pick": 1}
+        return type(self).model_validate(found)
 
     def averages(self) -> dict[str, Any] | None:
         """How weights are averaged along the training, as a checkpoint records it."""

@@ -32,12 +32,13 @@ from workers.watcher import Epoch, Watcher
 
 @dataclass(frozen=True)
 class FitData:
-    """Images (N, H, W, 3) uint8 and labels (N,) of the whole store; the rows to fit, and those to watch; a student's teacher."""
+    """Images (N, H, W, 3) uint8 and labels (N,) of the whole store; the rows to fit, those to watch, those to stop or to score
+    by; a student's teacher."""
 
     images: Tensor
     labels: Tensor
     fit: Tensor
-    watch: Tensor
+    watch: Tensor | None
     stop: Tensor | None = None
     teacher: Teacher | None = None
 
@@ -249,10 +250,11 @@ class _Fit:
 
     def _watch(self) -> Epoch:
         """Loss and accuracy on *fuse* rows, to be looked at; on the rows of `train.stop`, to stop by."""
-        loss, accuracy = self._evaluate(self.data.watch)
-        watched = {"fuse/loss": loss, "fuse/accuracy": accuracy}
-        if self.data.stop is not None:
-            watched["stop/loss"] = self._evaluate(self.data.stop)[0]
+        watched: Epoch = {}
+        for name, rows in (("fuse", self.data.watch), ("stop", self.data.stop)):
+            if rows is not None:
+                loss, accuracy = self._evaluate(rows)
+                watched |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
         return watched
 
     def _evaluate(self, rows: Tensor) -> tuple[float, float]:
