@@ -19,10 +19,9 @@ from benchmarks.machine import write_result
 ROOT = Path(__file__).parent.parent
 BASE, TRAINER, TRACKING = "localhost/conclave-base", "localhost/conclave:cuda", "localhost/conclave-tracking"
 DEMO = "conclave sweep /usr/share/conclave/examples/digits.yaml --home /tmp/demo --json"
-SERVER = (
-    "timeout 120 conclave server --home /tmp/tracking & for i in $(seq 100); do sleep 1; python3 -c '{}' && exit 0; done; exit 1"
-)
-ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:5000/health", timeout=4).read())'
+WAITED = "& for i in $(seq 100); do sleep 1; python3 -c '{}' && exit 0; done; exit 1"
+SERVER = "timeout 120 conclave server --home /tmp/tracking "
+ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{}/health", timeout=4).read())'
 
 
 def buildah(*words: str, **env: str) -> str:
@@ -68,6 +67,12 @@ def run(name: str, command: str, **env: str) -> tuple[float, str]:
         buildah("rm", container)
 
 
+def answers(image: str, port: int, more: str = "") -> float:
+    """Seconds until the tracking server of an image answers."""
+    command = f"{SERVER} --port {port} {more} {WAITED.format(ASK.format(port))}"
+    return round(run(image, command, MLFLOW_AUTH_ADMIN_PASSWORD="x" * 16)[0], 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.images")
     parser.add_argument("base", type=Path)
@@ -76,7 +81,7 @@ def main() -> None:
     given = parser.parse_args()
     base(given.base)
     result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", given.pip, given.volume)}
-    result["tracking"]["seconds_to_answer"] = round(run(TRACKING, SERVER.format(ASK), MLFLOW_AUTH_ADMIN_PASSWORD="x" * 16)[0], 1)
+    result["tracking"]["seconds_to_answer"] = answers(TRACKING, 5000)
     print(result, flush=True)
     result["trainer"] = build(TRAINER, "Dockerfile", given.pip, given.volume, "--target", "trainer")
     print(result, flush=True)
@@ -84,6 +89,7 @@ def main() -> None:
     assert said.startswith("1000\n"), said
     assert "Healthy" in said, said
     result["trainer"]["doctor_seconds"] = round(seconds, 1)
+    result["trainer"]["seconds_to_answer_on_postgresql"] = answers(TRAINER, 5001, "--postgres /tmp/postgres")
     seconds, said = run(TRAINER, DEMO)
     summary = json.loads(said.splitlines()[-1])
     assert summary["state"] == "done", summary

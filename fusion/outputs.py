@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from workers.artifact import MemberArtifact, class_order
 from workers.errors import ConclaveError
+from workers.spec import NO_RECIPE
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -138,7 +139,7 @@ def gather(
 
 
 def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record["member"].items() if k not in ("name", "seed", "resources", "cycle", "averaged")}
+    return {k: v for k, v in record["member"].items() if k not in (*NO_RECIPE, "seed")}
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:

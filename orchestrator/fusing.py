@@ -27,7 +27,7 @@ from workers.data import Store, split
 from workers.faults import reach
 from workers.models import Network, import_from
 from workers.restore import restore
-from workers.spec import DataSpec, MemberSpec
+from workers.spec import NO_RECIPE, DataSpec, MemberSpec
 from workers.tracking import Tracking
 
 PARITY_ROWS = 256
@@ -178,7 +178,7 @@ def _train_seconds(made: Prepared, searched: Mapping[str, float]) -> dict[str, S
     found = {}
     for name, root in made.full.items():
         record = MemberArtifact(root).manifest()
-        recipe = {k: v for k, v in record["member"].items() if k not in ("name", "resources", "cycle", "averaged")}
+        recipe = {k: v for k, v in record["member"].items() if k not in NO_RECIPE}
         folds = tuple(map(of, made.folds.get(name, ())))
         before, chain = float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True)
         found[name] = Seconds(of(root), folds, before, chain, searched.get(name, 0.0))

@@ -266,6 +266,9 @@ class SearchSpec(Strict):
         return self
 
 
+NO_RECIPE = ("name", "resources", "cycle", "averaged", "search", "pick")  # keys of a member that say nothing of one training's
+
+
 Choice = dict[str, float | str]  # lr, weight_decay, optimizer, augment.NAME
 
 
