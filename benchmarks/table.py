@@ -34,11 +34,12 @@ from orchestrator import config, plan
 from orchestrator.plan import Plan
 from workers import data
 from workers.artifact import MemberArtifact
-from workers.augment import augment
 from workers.data import Split, split
+from workers.distill import Teacher
 from workers.models import build
-from workers.optim import make_optimizer
-from workers.spec import Job
+from workers.spec import NO_RECIPE, Job
+from workers.train import FitData, _Fit
+from workers.watcher import Watcher
 from workers.work import Progress, work
 
 HERE = Path(__file__).parent
@@ -127,24 +128,25 @@ def _keep_rows(job: Job, parts: Split) -> None:
 
 
 def cost() -> None:
-    """Seconds an image of each recipe, forward, backward, step and augmentation, interleaved on one thread."""
+    """Seconds an image of each recipe, whole steps of the trainer on one thread, interleaved; a student's with its teachers."""
     torch.set_num_threads(1)
     team = config.load(TEAM)
-    batch = team.train.batch_size
-    images = torch.randint(0, 255, (batch, 32, 32, 3), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (batch,))
-    generator = torch.Generator().manual_seed(0)
-    networks = {m.name: build(m, 10, 32).to(memory_format=torch.channels_last).train() for m in team.members}
-    optimizers = {m.name: make_optimizer(m, networks[m.name]) for m in team.members}
-    times: dict[str, list[float]] = {m.name: [] for m in team.members}
-    for _ in range(COST_STEPS):
-        for member in team.members:
+    assert team.student
+    rows = torch.arange(team.train.batch_size)
+    images = torch.randint(0, 255, (len(rows), 32, 32, 3), dtype=torch.uint8)
+    teacher = Teacher([build(member, 10, 32).eval() for member in team.members])
+    fits = {}
+    for member in (*(m for m in team.members if not m.averaged), team.student):
+        data = FitData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
+        fits[member.name] = _Fit(
+            build(member, 10, 32).train(), data, member, team.train, 0, torch.device("cpu"), len(rows), None, Watcher(), 300.0
+        )
+    times: dict[str, list[float]] = {name: [] for name in fits}
+    for step in range(COST_STEPS):
+        for name, one in fits.items():
             began = time.perf_counter()
-            x, _ = augment(images, labels, member.augment, generator)
-            torch.nn.functional.cross_entropy(networks[member.name](x), labels).backward()  # type: ignore[no-untyped-call]
-            optimizers[member.name].step()
-            optimizers[member.name].zero_grad()
-            times[member.name].append((time.perf_counter() - began) / batch)
+            one._step(0, step, rows)
+            times[name].append((time.perf_counter() - began) / len(rows))
     result = {name: median(values) for name, values in times.items()}
     write_result("table-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})
     print(json.dumps(result, indent=1))
@@ -160,6 +162,7 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
     paths = {n: [KEPT / f"{n}-fold-{k}.npz" for k in range(team.data.folds)] for n in full}
     fold_fits = {n: [np.load(p) for p in of] for n, of in paths.items() if all(p.is_file() for p in of)}
     names = tuple(full)
+    student = np.load(KEPT / "student.npz") if (KEPT / "student.npz").is_file() else None
     with_oof = tuple(i for i, n in enumerate(names) if n in fold_fits)
 
     def table(part: str) -> Table:
@@ -168,10 +171,11 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
         of_folds = {n: np.stack([f[f"{part}_logits"] for f in of]) for n, of in fold_fits.items()}
         missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
         every = np.stack([of_folds.get(n, missing) for n in names]).astype(np.float64) if of_folds else None
-        return Table(logits, features, labels[rows[part]], every)
+        taught = None if student is None else student[f"{part}_logits"].astype(np.float64)
+        return Table(logits, features, labels[rows[part]], every, taught)
 
     heads = tuple((full[n]["head_weight"].astype(np.float64), full[n]["head_bias"].astype(np.float64)) for n in names)
-    recipes = [{k: v for k, v in _record(full[n])["member"].items() if k not in ("name", "seed")} for n in names]
+    recipes = [{k: v for k, v in _record(full[n])["member"].items() if k not in (*NO_RECIPE, "seed")} for n in names]
     evidence = Evidence(
         table("fuse"),
         _oof([fold_fits[names[i]] for i in with_oof], folds, labels[rows["fit"]]),
@@ -180,15 +184,22 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
         with_oof,
         all(recipe == recipes[0] for recipe in recipes),
     )
-    seconds = {
-        n: Seconds(
-            per_image[n] * _images(full[n], len(rows["fit"])),
-            tuple(per_image[n] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits.get(n, ()))),
-        )
-        for n in names
-    }
+    seconds = {n: _seconds(full[n], fold_fits.get(n, ()), per_image, folds) for n in names}
+    if student is not None:
+        seconds["student"] = _seconds(student, (), per_image, folds)
     found = Gathered(names, tuple(map(str, rows["classes"])), evidence, table("test"), rows["fit"], rows["fuse"], rows["test"])
     return found, seconds
+
+
+def _seconds(full: Any, fold_fits: Sequence[Any], per_image: dict[str, float], folds: Any) -> Seconds:
+    """Averaged weights cost nothing beside the training that they are averaged along."""
+    member = _record(full)["member"]
+    trained = member["name"].removesuffix(f".{(member['average'] or {}).get('kind')}")
+    spent = per_image[trained] * _images(full, len(folds))
+    if member["averaged"]:
+        return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
+    each = (per_image[trained] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits))
+    return Seconds(spent, tuple(each), chain=trained)
 
 
 def _record(kept_fit: Any) -> dict[str, Any]:
