@@ -20,6 +20,7 @@ from orchestrator.team import Team
 from workers.errors import ConclaveError
 
 NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
+STOP_SECONDS = 30  # that a sweep which is told to stop may take; Ray would give it three
 AGENT_PORT = " Where something else on the head holds port 52365, end it: the agent that starts jobs listens there."
 HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
 
@@ -43,7 +44,9 @@ def sweep(team_file: Path, remote: Remote) -> int:
     with remote.cluster.tunnel() as address, tempfile.TemporaryDirectory() as work:
         folder = bundle(team, team_file, Path(work))
         gpus = {GPUS_COME: "1"} if remote.cluster.brings_gpus else {}
-        job = _Job.submit(address, command(team_file.name, remote), folder, gpus)
+        job = _Job.submit(
+            address, command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
+        )
         remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` gives a shell beside it")
         try:
             job.follow(remote.say)
@@ -120,8 +123,11 @@ class _Job:
             say(rest)
 
     def stop(self) -> None:
-        """It writes checkpoints and leaves."""
+        """It writes checkpoints and leaves; come back once it has, for the machines may be ended next."""
         self.client.stop_job(self.name)
+        until = time.monotonic() + STOP_SECONDS
+        while not self.client.get_job_status(self.name).is_terminal() and time.monotonic() < until:
+            time.sleep(0.5)
 
     def exit_code(self) -> int:
         details = self.client.get_job_info(self.name)

@@ -1,6 +1,7 @@
 """`sweep --on` in a process that reads the token afresh, with the stand-in for the launcher: TEAM CLUSTER HERE THERE."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from orchestrator import remote
@@ -14,9 +15,11 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_ray.py")))
 def main() -> None:
     team, cluster, here, there = map(Path, sys.argv[1:])
     read = Cluster.read(cluster)
-    asked = remote.Remote(Cluster(read.path, read.config, FAKE), Home(here), print, head_home=str(there))
+    asked = remote.Remote(Cluster(read.path, read.config, FAKE), Home(here), partial(print, flush=True), head_home=str(there))
     try:
         sys.exit(remote.sweep(team, asked))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ConclaveError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,25 @@ def test_a_head_that_has_just_started_is_asked_again_and_one_that_refuses_is_tol
         remote._Job.submit("http://h", "conclave", tmp_path, {})
 
 
+def test_a_stopped_job_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.job_submission import JobStatus
+
+    asked: list[object] = []
+    answers = [JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.STOPPED]
+
+    class Client:
+        def stop_job(self, name: str) -> None:
+            asked.append("stop")
+
+        def get_job_status(self, name: str) -> JobStatus:
+            asked.append(answers.pop(0))
+            return asked[-1]  # type: ignore[return-value]
+
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    remote._Job(Client(), "job-1").stop()
+    assert asked == ["stop", JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.STOPPED]
+
+
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head of two cores with jobs; `conclave` is on its path, as in the image."""
@@ -164,15 +186,37 @@ def test_a_sweep_runs_as_a_job_on_the_head_and_comes_back(cluster: Cluster, head
     _without_the_token(head, tmp_path)
 
 
+def test_ctrl_c_here_stops_the_sweep_there_which_goes_on_later(cluster: Cluster, head: Nodes, tmp_path: Path) -> None:
+    """It has the time that it needs: checkpoints are written, and its runs are not left running."""
+    text = TEAM.replace("folds: 2", "folds: 0")
+    (tmp_path / "team.yaml").write_text(text.replace("epochs: 2", "epochs: 400"))
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen(_words(tmp_path), env=_env(), cwd=tmp_path, stdout=said, stderr=said)
+        until = time.monotonic() + 120
+        while ": epoch" not in (tmp_path / "said").read_text():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < until, (tmp_path / "said").read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130, (tmp_path / "said").read_text()
+    assert "stopping the sweep on the cluster" in (tmp_path / "said").read_text()
+    summary = json.loads((tmp_path / "there/sweeps/tiny/summary.json").read_text())
+    assert summary["state"] == "interrupted"
+    assert [p for p in (tmp_path / "there").glob("jobs/*/checkpoint/*") if not p.name.endswith("-00000000")], "between two steps"
+    assert told(tmp_path) == ["up", "dashboard"], "nothing was fetched, and no machine ended unasked"
+
+
+def _words(folder: Path) -> list[str]:
+    paths = [str(folder / name) for name in ("team.yaml", "cluster.yaml", "here", "there")]
+    return [sys.executable, "-m", "tests.cluster.on", *paths]
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
+
+
 def _on(folder: Path) -> subprocess.CompletedProcess[str]:
-    words = [
-        sys.executable,
-        "-m",
-        "tests.cluster.on",
-        *(str(folder / name) for name in ("team.yaml", "cluster.yaml", "here", "there")),
-    ]
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(_words(folder), env=_env(), cwd=folder, capture_output=True, text=True, timeout=240, check=False)
 
 
 def _without_the_token(head: Nodes, tmp_path: Path) -> None:
