@@ -6,6 +6,7 @@ alone, in seconds to minutes. Every setting is chosen on *fuse*; *test* is read 
 
     python -m benchmarks.table train [FIT ...]     # plain, "plain fold 0", ...; all that is missing where left out
     python -m benchmarks.table cost                # seconds an image of each recipe, interleaved
+    python -m benchmarks.table tune                # concat_tuned, which needs the members' weights: where they are at hand
     python -m benchmarks.table                     # results/table.json and the table on screen
 """
 
@@ -27,9 +28,10 @@ import torch
 from benchmarks.machine import describe, write_result
 from fusion.compare import Seconds, compare
 from fusion.diversity import diversity
-from fusion.fit import best_single, fit_all, recommend
+from fusion.fit import Fitted, best_single, fit_all, fit_one, recommend
 from fusion.names import KNOWN
-from fusion.outputs import Evidence, Gathered, Table
+from fusion.outputs import Evidence, Gathered, Table, gather
+from fusion.tuned import ConcatTuned, with_stages
 from orchestrator import config, plan
 from orchestrator.plan import Plan
 from workers import data
@@ -37,6 +39,7 @@ from workers.artifact import MemberArtifact
 from workers.data import Split, split
 from workers.distill import Teacher
 from workers.models import build
+from workers.restore import restore
 from workers.spec import NO_RECIPE, Job
 from workers.train import FitData, _Fit
 from workers.watcher import Watcher
@@ -45,6 +48,7 @@ from workers.work import Progress, work
 HERE = Path(__file__).parent
 TEAM = HERE / "table.yaml"
 KEPT = HERE / "results" / "table"
+TUNED = KEPT / "concat_tuned.npz"
 HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", "table-runs"))
 COST_STEPS = 12
 
@@ -220,9 +224,39 @@ def _oof(fold_fits: Sequence[Sequence[Any]], folds: Any, labels: Any) -> Table |
     return Table(logits, (), labels)
 
 
+class Kept:
+    """A fusion whose probabilities on *test* were kept, because what it was made of was too large to keep."""
+
+    def __init__(self, on_test: Any) -> None:
+        self.on_test = on_test
+
+    def predict_proba(self, table: Table) -> Any:
+        assert len(table.labels) == len(self.on_test)
+        return self.on_test
+
+
+def tune() -> None:
+    """concat_tuned from the members' weights: its nested probabilities on *fuse*, and those on *test*."""
+    made, parts = planned()
+    root = {job.member.name: MemberArtifact.of(job.home, job.signature) for job in made.jobs if job.fold is None}
+    members = [member.name for member in made.team.members]
+    full = {name: root[name].root for name in members}
+    labels = np.asarray(made.store.labels)
+    found = gather(full, {}, made.store.classes, labels, parts.folds, parts.fit)
+    networks = [restore(root[name], made.store.classes, made.store.size) for name in members]
+    found = with_stages(found, networks, made.store.images)
+    fitted = fit_one("concat_tuned", ConcatTuned, found.evidence)
+    arrays = {"fuse": fitted.nested.astype(np.float32), "test": fitted.predict_proba(found.test).astype(np.float32)}
+    np.savez_compressed(TUNED, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
+    print(f"concat_tuned: penalty {fitted.method.penalty_:g}")
+
+
 def fuse() -> None:
     found, seconds = gathered()
     fitted = fit_all(found, KNOWN)
+    if TUNED.is_file() and list(np.load(TUNED)["members"]) == list(found.names):
+        tuned = np.load(TUNED)
+        fitted["concat_tuned"] = Fitted("concat_tuned", Kept(tuned["test"].astype(float)), 1.0, tuned["fuse"].astype(float))
     chosen, why = recommend(found, fitted)
     result = {
         "members": list(found.names),
@@ -242,7 +276,7 @@ def fuse() -> None:
 
 def main() -> None:
     word, *more = [*sys.argv[1:], "fuse"] if len(sys.argv) < 2 else sys.argv[1:]
-    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "fuse": fuse}[word]()
+    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "tune": tune, "fuse": fuse}[word]()
 
 
 if __name__ == "__main__":

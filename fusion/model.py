@@ -15,6 +15,7 @@ from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.fit import Fitted
 from fusion.stacking import PlainStack, Stack, StackBag
+from fusion.tuned import ConcatTuned, moved
 from fusion.voting import Student, VoteLogits
 from workers.augment import to_float
 from workers.models import Network
@@ -51,7 +52,7 @@ class LogitAverage(nn.Module):
 
 
 class Linear(nn.Module):
-    """One head on the concatenated features: concat."""
+    """One head on the concatenated features: concat, concat_tuned."""
 
     def __init__(self, coef: Tensor, intercept: Tensor) -> None:
         super().__init__()
@@ -175,8 +176,10 @@ class Networks(Generic[N]):
 
 def assemble(fitted: Fitted, networks: Networks[nn.Module]) -> FusedModel:
     """The fusion as a module."""
-    combiner = _combiner(fitted.method, used_members(fitted, len(networks.full)))
-    return FusedModel(networks.used(fitted), combiner, fitted.temperature).eval()
+    combiner, members = _combiner(fitted.method, used_members(fitted, len(networks.full))), networks.used(fitted)
+    if isinstance(fitted.method, ConcatTuned):
+        members = [moved(cast(Network, m), stage) for m, stage in zip(members, fitted.method.stages_, strict=True)]
+    return FusedModel(members, combiner, fitted.temperature).eval()
 
 
 def used_members(fitted: Fitted, count: int) -> list[int]:
@@ -188,7 +191,7 @@ def used_members(fitted: Fitted, count: int) -> list[int]:
 
 
 def _combiner(method: Any, used: list[int]) -> nn.Module:
-    if isinstance(method, Concat):
+    if isinstance(method, Concat | ConcatTuned):
         return Linear(_float(method.coef_), _float(method.intercept_))
     if isinstance(method, Cascade):
         return Cascaded(_float(method.temperatures_), _float(method.threshold_))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from fusion.names import DEFAULT
 from orchestrator.teamfile import Document, Path_
 from workers.spec import NAME, DataSpec, TrainSpec, derive_seed
 
@@ -44,7 +45,9 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
             members.append({**member, "resources": _resources(values, member)})
             sources.append(index)
     _seed(values.get("seed", 0), members)
-    asked = values.get("fusion")
+    concat, asked = values.get("concat"), values.get("fusion", DEFAULT)
+    if isinstance(concat, dict) and concat.get("finetune") is True and isinstance(asked, tuple) and "concat_tuned" not in asked:
+        values["fusion"] = asked = (*asked, "concat_tuned")
     if "student" in values or (isinstance(asked, tuple) and "student" in asked):
         values["student"] = _student(document, values, defaults, problems)
     members, sources = _derived(members, sources)

@@ -21,6 +21,7 @@ from fusion.model import FusedModel, Networks, assemble
 from fusion.names import STACKS
 from fusion.outputs import Gathered, gather
 from fusion.stacking import FEW_ROWS
+from fusion.tuned import with_stages
 from orchestrator.home import SweepFolder
 from workers.artifact import MemberArtifact
 from workers.data import Store, split
@@ -120,14 +121,17 @@ def prepare(request: Request) -> Prepared:
     folds = {name: [place.fetch(request.uri) for place in places] for name, places in request.folds.items()}
     student = request.student[1].fetch(request.uri) if request.student else None
     gathered = gather(full, folds, store.classes, np.asarray(store.labels), parts.folds, parts.fit, student)
-    fitted = fit_all(gathered, request.fusions)
 
     def network(root: Path, spec: MemberSpec) -> Network:
         return restore(MemberArtifact(root), store.classes, store.size, spec)
 
+    members = [network(full[name], request.members[name]) for name in gathered.names]
+    if "concat_tuned" in request.fusions:
+        gathered = with_stages(gathered, members, store.images)
+    fitted = fit_all(gathered, request.fusions)
     bagged = gathered.names if "stack_bag" in fitted else ()
     networks = Networks(
-        [network(full[name], request.members[name]) for name in gathered.names],
+        members,
         [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
         network(student, request.student[0]) if request.student and student else None,
     )

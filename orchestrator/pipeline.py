@@ -163,6 +163,7 @@ def changes(before: dict[str, str], todo: Plan) -> list[str]:
 
 def preflight(team: Team, paths: Sequence[str]) -> None:
     """Build every member's network once, before anything is written. Raises Rejected with every problem."""
+    from fusion.tuned import tail
     from workers.models import build, import_from, linear_head
 
     import_from(paths)
@@ -170,10 +171,15 @@ def preflight(team: Team, paths: Sequence[str]) -> None:
     for member in team.recipes:
         try:
             network = build(member, 2 if member.weights is None else 10, team.data.size)
-            if "concat" in team.fusion and not linear_head(network):
+            if "concat" in team.fusion and member in team.members and not linear_head(network):
                 problems.append(
                     f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
                     "Take concat out of `fusion:`, or give another network."
+                )
+            if "concat_tuned" in team.fusion and member in team.members and tail(network) is None:
+                problems.append(
+                    f"member {member.name}: {member.arch} is no ResNet; concat_tuned trains the last stage of those. "
+                    "Leave `concat: {finetune: true}` out, or give another network."
                 )
         except Rejected as error:
             problems.append(str(error))

@@ -1,0 +1,177 @@
+"""concat_tuned: concat whose members' last stages move too, under the same rule: they pay for the distance to where they were.
+
+Minimise the mean NLL on *fuse* of the concatenated head over the last stages' features, plus penalty times the squared
+distance of both to their start (L2-SP: Li, Grandvalet and Davoine 2018): of a stage's tensors relative to their size, of the head
+in standardised features. An infinite penalty, one of the candidates, is the calibrated logit vote. Batch statistics stay.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Self, cast
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion.concat import start
+from fusion.outputs import Evidence, Floats, Gathered, Inputs, Labels, Table, log_softmax, softmax
+from fusion.shrunken import Problem
+from workers.augment import to_float
+from workers.errors import ConclaveError
+from workers.models import Network
+
+PENALTIES = (float("inf"), 1.0, 0.1, 0.01)
+EPOCHS, BATCH, RATE = 3, 128, 3e-4
+EVALUATED = 1024
+
+
+class ConcatTuned:
+    """Attributes after fit: `penalty_`, `stages_` (a module a member), `coef_` (C, sum of D_m) and `intercept_` (C,)."""
+
+    def __init__(self, penalty: float | None = None) -> None:
+        self.penalty = penalty
+
+    def fit(self, evidence: Evidence) -> Self:
+        if not evidence.stages:
+            raise ConclaveError("concat_tuned needs ResNets: it trains their last stage and their head.")
+        rows = np.arange(len(evidence.fuse.labels))
+        self.penalty_ = self._best(evidence, rows) if self.penalty is None else self.penalty
+        self.stages_, self.coef_, self.intercept_ = _Training(evidence, rows).run(self.penalty_)
+        return self
+
+    @staticmethod
+    def _best(evidence: Evidence, rows: Labels) -> float:
+        """The strongest of those with the lowest NLL on a fifth of the rows, by a training on the others."""
+        kept, out = train_test_split(rows, test_size=0.2, random_state=0, stratify=_or_none(evidence.fuse.labels))
+        training, losses = _Training(evidence, kept), {}
+        held = evidence.fuse.take(out)
+        for penalty in PENALTIES:
+            stages, coef, intercept = training.run(penalty)
+            log_p = log_softmax(features(stages, held.stages) @ coef.T + intercept)
+            losses[penalty] = -float(log_p[np.arange(len(out)), held.labels].mean())
+        return min(losses, key=lambda penalty: (losses[penalty], -penalty))
+
+    def predict_proba(self, table: Table) -> Floats:
+        """(n, C)."""
+        return softmax(features(self.stages_, table.stages) @ self.coef_.T + self.intercept_)
+
+
+def _or_none(labels: Labels) -> Labels | None:
+    return labels if np.bincount(labels).min() >= 2 else None
+
+
+@torch.no_grad()
+def features(stages: Sequence[nn.Module], inputs: Sequence[Inputs]) -> Floats:
+    """(n, sum of D_m): what the last stages make of their inputs, M x (n, c, h, w)."""
+    found = []
+    for stage, x in zip(stages, inputs, strict=True):
+        parts = [stage(torch.from_numpy(x[at : at + EVALUATED]).float()) for at in range(0, len(x), EVALUATED)]
+        found.append(torch.cat(parts).double().numpy())
+    return np.concatenate(found, axis=1)
+
+
+class _Training:
+    """Trainings on the same rows, from the same start."""
+
+    def __init__(self, evidence: Evidence, rows: Labels) -> None:
+        self.evidence, part = evidence, evidence.fuse.take(rows)
+        self.labels = torch.from_numpy(part.labels)
+        self.inputs = [torch.from_numpy(np.ascontiguousarray(x)).float() for x in part.stages]
+        self.problem = Problem(features(evidence.stages, part.stages), part.labels, start(evidence))
+
+    def run(self, penalty: float) -> tuple[list[nn.Module], Floats, Floats]:
+        """The stages, and the head on raw features, where this penalty ends."""
+        stages = [copy.deepcopy(stage).eval() for stage in self.evidence.stages]
+        if math.isinf(penalty):
+            return stages, self.problem.coef, self.problem.intercept
+        moved = torch.zeros(self.problem.shape, requires_grad=True)
+        tensors = [p for stage in stages for p in stage.parameters()]
+        at_start = [p.detach().clone() for p in tensors]
+        sizes = [1 / max(float(p.square().sum()), 1e-12) for p in at_start]
+        optimizer = torch.optim.Adam([*tensors, moved], RATE)
+        steps = EPOCHS * math.ceil(len(self.labels) / BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+        for rows in self._batches():
+            loss = F.cross_entropy(self._logits(stages, moved, rows), self.labels[rows])
+            stray = sum(s * (p - q).square().sum() for p, q, s in zip(tensors, at_start, sizes, strict=True))
+            optimizer.zero_grad()
+            (loss + penalty * (moved.square().sum() + stray)).backward()
+            optimizer.step()
+            schedule.step()
+        coef, intercept = self.problem.head(moved.detach().double().numpy())
+        return stages, coef, intercept
+
+    def _batches(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(EPOCHS):
+            yield from torch.split(torch.randperm(len(self.labels), generator=generator), BATCH)
+
+    def _logits(self, stages: Sequence[nn.Module], moved: Tensor, rows: Tensor) -> Tensor:
+        """By the head at its start, plus its move in standardised features."""
+        x = torch.cat([stage(inputs[rows]) for stage, inputs in zip(stages, self.inputs, strict=True)], 1)
+        base = x @ _float(self.problem.coef).T + _float(self.problem.intercept)
+        standardised = (x - _float(self.problem.mean)) / _float(self.problem.scale)
+        return base + standardised @ moved[:, :-1].T + moved[:, -1]
+
+
+def _float(values: Floats) -> Tensor:
+    return torch.from_numpy(np.asarray(values)).float()
+
+
+class Tail(nn.Module):
+    """A ResNet's last stage: (n, c, h, w) -> (n, D) features."""
+
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.stage(x)).mean((2, 3))
+
+
+def tail(network: Network) -> Tail | None:
+    """The last stage of a ResNet; None of any other network."""
+    stage = getattr(network.trunk, "layer4", None)
+    return Tail(stage) if isinstance(stage, nn.Module) and isinstance(network.head, nn.Linear) else None
+
+
+def moved(network: Network, stage: nn.Module) -> Network:
+    """A copy of the network with another last stage."""
+    found = copy.deepcopy(network)
+    found.trunk.layer4 = copy.deepcopy(cast(Tail, stage).stage)
+    return found
+
+
+def with_stages(gathered: Gathered, networks: Sequence[Network], images: Any) -> Gathered:
+    """The same with the members' last stages and what these read; as it was where one is no ResNet. `images` (N, H, W, 3) uint8
+    of all rows."""
+    stages = tuple(tail(network) for network in networks)
+    if None in stages:
+        return gathered
+
+    def table(one: Table, rows: Labels) -> Table:
+        parts = [to_float(torch.from_numpy(images[rows[at : at + EVALUATED]])) for at in range(0, len(rows), EVALUATED)]
+        found = (torch.cat([stage_inputs(network, x) for x in parts]).numpy() for network in networks)
+        return replace(one, stages=tuple(found))
+
+    evidence = replace(gathered.evidence, fuse=table(gathered.evidence.fuse, gathered.fuse_rows), stages=stages)
+    return replace(gathered, evidence=evidence, test=table(gathered.test, gathered.test_rows))
+
+
+@torch.no_grad()
+def stage_inputs(network: Network, images: Tensor) -> Tensor:
+    """What the last stage reads: (n, 3, H, W) in [0, 1] -> (n, c, h, w)."""
+    seen: list[Tensor] = []
+    stage = cast(nn.Module, network.trunk.layer4)
+    handle = stage.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        network.eval().features(images)
+    finally:
+        handle.remove()
+    return seen[0]
