@@ -18,6 +18,7 @@ from benchmarks.machine import write_result
 
 ROOT = Path(__file__).parent.parent
 BASE, TRAINER, TRACKING = "localhost/conclave-base", "localhost/conclave:cuda", "localhost/conclave-tracking"
+NOTEBOOK = "localhost/conclave-notebook:cuda"
 DEMO = "conclave sweep /usr/share/conclave/examples/digits.yaml --home /tmp/demo --json"
 WAITED = "& for i in $(seq 100); do sleep 1; python3 -c '{}' && exit 0; done; exit 1"
 SERVER = "timeout 120 conclave server --home /tmp/tracking "
@@ -26,8 +27,8 @@ ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{}/
 
 def buildah(*words: str, **env: str) -> str:
     """With the settings that need no engine and no kernel module. Raises with what it said."""
-    without = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
-    found = subprocess.run(["buildah", *words], env={**os.environ, **without, **env}, capture_output=True, text=True, check=False)
+    without = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}  # where nothing else is said
+    found = subprocess.run(["buildah", *words], env={**without, **os.environ, **env}, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(
             f"buildah {' '.join(words[:3])}: exit {found.returncode}\n{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
@@ -81,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     base(given.base)
     result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", given.pip, given.volume)}
-    result["tracking"]["seconds_to_answer"] = answers(TRACKING, 5000)
+    result["tracking"]["seconds_to_answer"] = answers(TRACKING, 5000, "--postgres /tmp/postgres")
     print(result, flush=True)
     result["trainer"] = build(TRAINER, "Dockerfile", given.pip, given.volume, "--target", "trainer")
     print(result, flush=True)
@@ -94,6 +95,8 @@ def main() -> None:
     summary = json.loads(said.splitlines()[-1])
     assert summary["state"] == "done", summary
     result["trainer"] |= {"demo_seconds": round(seconds, 1), "demo_recommends": summary["recommended"]}
+    result["notebook"] = build(NOTEBOOK, "Dockerfile", given.pip, given.volume, "--target", "notebook")
+    result["notebook"]["jupyterlab"] = run(NOTEBOOK, "jupyter lab --version")[1].strip()
     write_result("images", "python -m benchmarks.images BASE", result)
     print(json.dumps(result, indent=1))
 

@@ -56,7 +56,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_every_service_is_watched_and_only_this_machine_can_call(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"postgres", "tracking", "head", "worker", "gpu-worker", "notebook"}
+    assert set(compose["services"]) == {"tracking", "head", "worker", "gpu-worker", "notebook"}
     for name, service in compose["services"].items():
         assert "healthcheck" in service, name
         assert re.search(r":[\w.${}-]+$", service["image"]) or "build" in service, name
@@ -68,7 +68,7 @@ def test_every_service_is_watched_and_only_this_machine_can_call(compose: dict[s
 
 def test_no_secret_stands_in_the_file_and_ray_has_its_token_everywhere(compose: dict[str, Any]) -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
-    for secret in ("RAY_AUTH_TOKEN", "TRACKING_PASSWORD", "POSTGRES_PASSWORD"):
+    for secret in ("RAY_AUTH_TOKEN", "TRACKING_PASSWORD"):
         assert f"${{{secret}:?" in text, "refused where it is not set"
     for name in ("head", "worker", "gpu-worker", "notebook"):
         assert compose["services"][name]["environment"]["RAY_AUTH_MODE"] == "token"
