@@ -1,0 +1,151 @@
+"""Our fusions beside other people's, on the same outputs of the same members, `results/table/`: `python -m benchmarks.peers`.
+
+scikit-learn's VotingClassifier and StackingClassifier are asked as their users would, by estimators that give a member's kept
+outputs; AutoGluon's greedy selection is its own class, where `autogluon.core` is installed. Every fusion is fitted on *fuse*
+(stacks: on out-of-fold outputs) and scored on *test*. Seconds are of fitting and answering; ours choose their strength by
+cross-validation in them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import PredefinedSplit
+
+from benchmarks import table
+from benchmarks.machine import describe, write_result
+from fusion.calibration import apply_temperature, fit_temperature, logs
+from fusion.fit import METHODS
+from fusion.outputs import Floats, Gathered, Labels, softmax
+from fusion.score import scores
+
+MAX_ROUNDS = 40  # of greedy selection, as ours
+Fusion = Callable[[], Floats]  # fits, and gives probabilities on *test*
+
+
+class Kept(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A member as an estimator of scikit-learn's, whose inputs are row numbers. Fitted on all *fit* rows it gives the full fit's
+    outputs, on all but one fold those of that fold's fit.
+
+    `logits` (N, C) of the full fit, `oof` (N, C), `folds` (N,), -1 outside of *fit*.
+    """
+
+    def __init__(self, logits: Any = None, oof: Any = None, folds: Any = None) -> None:
+        self.logits, self.oof, self.folds = logits, oof, folds
+
+    def fit(self, x: Labels, y: Labels) -> Kept:
+        self.classes_ = np.arange(self.logits.shape[1])
+        left_out = set(self.folds[self.folds >= 0].tolist()) - set(self.folds[x[:, 0]].tolist())
+        self.given_ = self.oof if left_out and self.oof is not None else self.logits
+        return self
+
+    def predict_proba(self, x: Labels) -> Floats:
+        return softmax(self.given_[x[:, 0]])
+
+
+def estimators(found: Gathered) -> list[tuple[str, Kept]]:
+    """Rows are counted *fit*, *fuse*, *test*, one after another. Members without fold fits have no `oof`."""
+    evidence, fit = found.evidence, len(found.fit_rows)
+    rest = len(found.fuse_rows) + len(found.test_rows)
+    folds = np.concatenate([evidence.folds, np.full(rest, -1)])
+    made = []
+    for i, name in enumerate(found.names):
+        nothing = np.zeros((fit, evidence.fuse.logits.shape[2]))
+        logits = np.concatenate([nothing, evidence.fuse.logits[i], found.test.logits[i]])
+        oof = None
+        if evidence.oof is not None and i in evidence.with_oof:
+            at = evidence.oof.logits[evidence.with_oof.index(i)]
+            oof = np.concatenate([at, np.zeros((rest, at.shape[1]))])
+        made.append((name, Kept(logits, oof, folds)))
+    return made
+
+
+def rows_of(found: Gathered) -> tuple[Labels, Labels, Labels]:
+    """Row numbers of *fit*, *fuse* and *test*, each (n, 1)."""
+    ends = np.cumsum([0, len(found.fit_rows), len(found.fuse_rows), len(found.test_rows)])
+    fit, fuse, test = (np.arange(a, b)[:, None] for a, b in itertools.pairwise(ends))
+    return fit, fuse, test
+
+
+def peers(found: Gathered) -> dict[str, Fusion]:
+    """Other people's, by name."""
+    made, (fit, fuse, test) = estimators(found), rows_of(found)
+    labels = found.evidence.fuse.labels
+
+    def voting() -> Floats:
+        return np.asarray(VotingClassifier(made, voting="soft").fit(fuse, labels).predict_proba(test))
+
+    def blending() -> Floats:
+        ready = [(name, one.fit(fuse, labels)) for name, one in made]
+        stack = StackingClassifier(ready, LogisticRegression(max_iter=2000), cv="prefit")
+        return np.asarray(stack.fit(fuse, labels).predict_proba(test))
+
+    def stacking() -> Floats:
+        stack = StackingClassifier(
+            [(n, one) for n, one in made if one.oof is not None],
+            LogisticRegression(max_iter=2000),
+            cv=PredefinedSplit(found.evidence.folds),
+        )
+        assert found.evidence.oof is not None
+        return np.asarray(stack.fit(fit, found.evidence.oof.labels).predict_proba(test))
+
+    def greedy() -> Floats:
+        from autogluon.core.metrics import log_loss
+        from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
+
+        chosen = EnsembleSelection(ensemble_size=MAX_ROUNDS, problem_type="multiclass", metric=log_loss)
+        chosen.fit([softmax(z) for z in found.evidence.fuse.logits], labels)
+        weighted = (weight * softmax(z) for weight, z in zip(chosen.weights_, found.test.logits, strict=True))
+        return np.asarray(sum(weighted))
+
+    known: dict[str, Fusion] = {"scikit-learn VotingClassifier": voting, "scikit-learn StackingClassifier, prefit": blending}
+    if found.evidence.oof is not None:
+        known["scikit-learn StackingClassifier, folds"] = stacking
+    if importlib.util.find_spec("autogluon") is not None:
+        known["AutoGluon EnsembleSelection"] = greedy
+    return known
+
+
+def ours(found: Gathered) -> dict[str, Fusion]:
+    """The same steps, with the temperature that is the last stage of each."""
+
+    def of(name: str) -> Fusion:
+        def fusion() -> Floats:
+            members = found.evidence.with_oof if name == "stack" and found.evidence.oof is not None else None
+            evidence = found.evidence if members is None else found.evidence.only(members)
+            method = METHODS[name]().fit(evidence)
+            temperature = fit_temperature(logs(method.predict_proba(evidence.fuse)), evidence.fuse.labels)
+            return apply_temperature(
+                method.predict_proba(found.test if members is None else found.test.only(members)), temperature
+            )
+
+        return fusion
+
+    return {f"conclave {name}": of(name) for name in ("vote", "weighted", "concat", "stack")}
+
+
+def main() -> None:
+    found, _ = table.gathered()
+    result = {}
+    for name, fusion in {**peers(found), **ours(found)}.items():
+        began = time.perf_counter()
+        probabilities = fusion()
+        seconds = time.perf_counter() - began
+        result[name] = {**scores(probabilities, found.test.labels), "seconds": seconds}
+        row = result[name]
+        print(f"{name:40} {row['accuracy']:.2%}  NLL {row['nll']:.4f}  ECE {row['ece']:.4f}  {seconds:.2f} s", flush=True)
+    write_result("peers", "python -m benchmarks.peers", {"members": list(found.names), "rows": result})
+    print(json.dumps(describe()))
+
+
+if __name__ == "__main__":
+    main()
