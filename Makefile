@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test check chaos table lock
+.PHONY: install demo test check guard bench chaos table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -27,6 +27,18 @@ chaos: install
 # The accuracy table from the outputs that are kept under benchmarks/results/table/; `python -m benchmarks.table train` adds to them.
 table: install
 	$(BIN)/python -m benchmarks.table
+
+# Ratios that hold on any machine, with wide margins: part of CI.
+guard: install
+	$(BIN)/python -m benchmarks.guard
+
+# Outside CI, under half an hour on a quiet machine: every figure of README's table of speed, and the table.
+bench: install
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.fusion
+	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.summary
 
 check: install
 	$(BIN)/ruff check .

@@ -1,0 +1,133 @@
+"""README's table of speed, from what the other files here have measured: peer, ours, ratio, goal. `make bench` ends with it.
+
+Prints Markdown; a file that is missing is a row that is missing. A goal that is missed says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.machine import RESULTS
+
+Row = tuple[str, str, str, str, str]
+STEMS = {"imagenet": "torchvision's stem", "cifar": "3x3 stem"}
+
+
+def result(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return None
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {**kept["result"], "machine": kept["machine"]}
+
+
+def at_least(value: float, goal: float) -> str:
+    return f"{goal:g}" + ("" if value >= goal else ": missed")
+
+
+def at_most(value: float, goal: float) -> str:
+    return f"{goal:g}" + ("" if value <= goal else ": missed")
+
+
+def training(stem: str, found: dict[str, Any]) -> Iterator[Row]:
+    rates, where = found["images_per_second"], STEMS[stem]
+    names = {"common": "usual script (DataLoader, 2 workers)", "torchensemble": "TorchEnsemble's own fit"}
+    for peer, ratio in found["ours_over"].items():
+        goal = at_least(ratio, found["goals"]["common"]) if peer == "common" else ""
+        what = f"training, all members at once, images/s, {where}"
+        yield what, f"{rates[peer]:,.0f}: {names[peer]}", f"{rates['ours']:,.0f}", f"{ratio:.1f}x", goal
+    share, efficiency = found["roof_fraction"], found["pipeline_efficiency"]
+    yield (
+        f"share of what a large matrix product reaches, {where}",
+        "1",
+        f"{share:.2f}",
+        "",
+        at_least(share, found["goals"]["roof"]),
+    )
+    goal = at_least(efficiency, found["goals"]["pipeline_efficiency"])
+    yield f"over forward, backward and step alone, {where}", "1", f"{efficiency:.3f}", "", goal
+    ratio, one = found["outputs_over_training"], found["one_core"]
+    of_training = f"{rates['ours'] / found['machine']['cores']:,.0f}"
+    yield (
+        f"outputs over training, images/s a core, {where}",
+        of_training,
+        f"{one['outputs']:,.0f}",
+        f"{ratio:.1f}x",
+        at_least(ratio, 3),
+    )
+    if stem == "imagenet":
+        for key, what, goal_rate in (("flip_crop", "flip and crop", 30_000), ("every_augmentation", "every kind", 10_000)):
+            yield f"augmentation, {what}, images/s a core", "", f"{one[key]:,.0f}", "", at_least(one[key], goal_rate)
+
+
+def orchestration(found: dict[str, Any]) -> Iterator[Row]:
+    ours, pool = found["no_op_jobs_a_second"], found["pool_of_two_actors_a_second"]
+    goal = at_least(ours, found["goals"]["no_op_jobs_a_second"])
+    yield (
+        "jobs that do nothing, supervised, a second",
+        f"{pool:,.0f}: bare pool of two actors",
+        f"{ours:,.0f}",
+        f"{ours / pool:.2f}x",
+        goal,
+    )
+    for key, what in (
+        ("a_job_at_1000_over_100", "a job among 1,000 over one among 100"),
+        ("plan_of_10000_seconds", "plan of 10,000 jobs, s"),
+        ("status_of_1000_seconds", "status over 1,000 members, s"),
+        ("help_over_imports", "`conclave --help` over importing its libraries"),
+        ("validate_seconds", "`conclave validate`, s"),
+        ("plan_seconds", "`conclave plan`, s"),
+        ("start_existing_home_seconds", "until the first step, home there, s"),
+        ("start_new_home_seconds", "until the first step, new home, s"),
+        ("nothing_to_do_seconds", "sweep with nothing to do, s"),
+    ):
+        yield what, "", f"{found[key]:.2f}", "", at_most(found[key], found["goals"][key])
+
+
+def inference(found: dict[str, Any]) -> Iterator[Row]:
+    for batch, goals in (("1", found["goals"]["1"]), ("256", found["goals"]["256"])):
+        times, ratio = found["milliseconds"][batch], max(found["over_eager"][batch][k] for k in ("fused.onnx", "torch"))
+        best = min(("fused.onnx", "torch"), key=lambda kind: times[kind])
+        eager = f"{times['eager']:.1f}: three networks in turn"
+        goal = at_least(ratio, goals["fused_over_eager"])
+        yield f"answers for {batch} images, ms ({best})", eager, f"{times[best]:.1f}", f"{ratio:.1f}x", goal
+        of_student = found["student_over_fused"][batch]
+        goal = at_least(of_student, found["goals"]["student_over_fused"])
+        yield (
+            f"student for {batch} images, ms",
+            f"{times[best]:.1f}: fused",
+            f"{times['student']:.1f}",
+            f"{of_student:.1f}x",
+            goal,
+        )
+
+
+def fusing(found: dict[str, Any]) -> Iterator[Row]:
+    seconds, gib = found["total"], found["peak_gib"]
+    yield "all fusions of ten members, 50,000 rows, nested, s", "", f"{seconds:.0f} ({gib:.1f} GiB)", "", at_most(seconds, 60)
+
+
+def rows() -> Iterator[Row]:
+    for stem in STEMS:
+        if found := result(f"train-{stem}"):
+            yield from training(stem, found)
+    for name, make in (("sweep", orchestration), ("fusion", fusing), ("inference", inference)):
+        if found := result(name):
+            yield from make(found)
+
+
+def main() -> None:
+    print("| what | peer | ours | ratio | goal |\n|---|---|---|---|---|")
+    for row in rows():
+        print(f"| {' | '.join(row)} |")
+    for name in (*(f"train-{stem}" for stem in STEMS), "sweep", "fusion", "inference"):
+        if found := result(name):
+            machine = found["machine"]
+            print(f"\n{name}: {machine['cores']} cores, {machine['processor']}, torch {machine['torch']}", end="")
+    print()
+
+
+if __name__ == "__main__":
+    main()
