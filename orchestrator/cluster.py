@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workers.actor import Life
 
 FUSION_TRIES = 3
+TOLD_SECONDS = 20.0  # after which people are told that a job waits
 ON_HEAD = {"node:__internal_head__": 0.001}
 MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
 WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
@@ -74,6 +75,7 @@ class _Trainer:
     death: _Death | None = None
     node: str = ""  # where it is, once it gave a sign of life
     told_to_leave: bool = False
+    told_to_wait: bool = False
 
 
 @dataclass
@@ -112,7 +114,7 @@ class RayExecutor:
         self._begin(self._trainer(self._shape(job)), job, uri, run)
 
     def _begin(self, trainer: _Trainer, job: Job, uri: str | None, run: str | None) -> None:
-        trainer.job, trainer.life, trainer.asked, trainer.notes = job, None, None, 0
+        trainer.job, trainer.life, trainer.asked, trainer.notes, trainer.told_to_wait = job, None, None, 0, False
         trainer.submitted, trainer.tracked = time.monotonic(), (uri, run)
         trainer.result = trainer.actor.run.remote(job, uri, run, trainer.shape.gpus)
 
@@ -201,6 +203,9 @@ class RayExecutor:
         assert trainer.job
         if trainer.death:
             return found
+        if trainer.life is None and not trainer.told_to_wait and time.monotonic() - trainer.submitted > TOLD_SECONDS:
+            trainer.told_to_wait = True
+            found.append(Event(trainer.job, "note", text=f"waits for a machine with room for {trainer.shape.size}"))
         if trainer.asked is not None and self._ready(trainer.asked):
             try:
                 life: Life = self.ray.get(trainer.asked)
