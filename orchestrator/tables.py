@@ -44,4 +44,6 @@ def print_summary(home: Home, summary: dict[str, Any]) -> None:
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
     for line in (report.verdict(details), details["diversity"]["verdict"], *details["warnings"]):
         print(line)
-    print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  conclave ui --home {home.path}")
+    uri = str(summary["tracking_uri"])
+    browse = uri if uri.startswith("http") else f"conclave ui --home {home.path}"
+    print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  {browse}")

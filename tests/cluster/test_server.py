@@ -188,6 +188,9 @@ def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Pat
             assert done.returncode == 0, done.stderr
             summary = json.loads(done.stdout)
             assert (summary["tracking_uri"], summary["unsent"]) == (uri, 0)
+            words = [sys.executable, "-m", "orchestrator", "report", "tiny", "--home", home]
+            told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+            assert f"Browse:  {uri}\n" in told
             _end(port)
         assert summary["reused"] == 2, "the second start has the first one's runs and fits"
         assert list((shared / "artifacts").rglob("fused.onnx"))
