@@ -5,50 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.connection import Connection
 from orchestrator.launch import MACHINE_GONE, Cause, Event, Outcome, outcome
-from orchestrator.machines import Machines, Size
+from orchestrator.machines import ON_HEAD, Machines, Shape, Size
 from orchestrator.team import Heartbeat
 from workers.elsewhere import Disk
 from workers.environment import environment
 from workers.errors import ConclaveError, OtherEnvironment, Stopped
-from workers.spec import Job, Labels
+from workers.spec import Job
 
 if TYPE_CHECKING:
     from workers.actor import Life
 
 FUSION_TRIES = 3
 TOLD_SECONDS = 20.0  # after which people are told that a job waits
-ON_HEAD = {"node:__internal_head__": 0.001}
 MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
 WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
-
-
-class Shape(NamedTuple):
-    """What a trainer has: jobs that ask for just that may follow one another in it."""
-
-    gpus: float
-    cpus: float
-    threads: int
-    labels: tuple[Labels, ...]
-    processes: int
-
-    @property
-    def size(self) -> Size:
-        return Size(self.gpus, self.cpus)
-
-    def options(self) -> dict[str, Any]:
-        """Of its actor, for Ray."""
-        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        if self.processes > 1:  # which ask for themselves, where there is room for all; who starts them is with the driver
-            return {"num_cpus": 0, "resources": ON_HEAD, "runtime_env": {"env_vars": threads}}
-        asked: dict[str, Any] = {"num_gpus": self.gpus, "num_cpus": self.cpus, "runtime_env": {"env_vars": threads}}
-        if self.labels:
-            first, *others = [{"label_selector": dict(wish)} for wish in self.labels]
-            asked |= {**first, "fallback_strategy": others or None}
-        return asked
 
 
 @dataclass
@@ -99,7 +73,7 @@ class RayExecutor:
 
     def room(self, job: Job) -> bool:
         """Whether it could start now; jobs that wait for a machine to come are submitted, so that one does."""
-        shape = self._shape(job)
+        shape = self.machines.shape(job)
         if any(t.job is None and t.shape == shape for t in self._staying()):
             return True
         busy, total = [t for t in self.trainers if t.job], self.machines.total(job.member.resources)
@@ -111,7 +85,7 @@ class RayExecutor:
         return not self.machines.fit(job)
 
     def submit(self, job: Job, uri: str | None, run: str | None) -> None:
-        self._begin(self._trainer(self._shape(job)), job, uri, run)
+        self._begin(self._trainer(self.machines.shape(job)), job, uri, run)
 
     def _begin(self, trainer: _Trainer, job: Job, uri: str | None, run: str | None) -> None:
         trainer.job, trainer.life, trainer.asked, trainer.notes, trainer.told_to_wait = job, None, None, 0, False
@@ -176,9 +150,6 @@ class RayExecutor:
             finally:
                 self.ray.kill(actor)
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({died}). Run again: nothing is trained again.")
-
-    def _shape(self, job: Job) -> Shape:
-        return Shape(*self.machines.asked(job), job.train.threads, job.member.resources.labels, job.member.resources.processes)
 
     def _trainer(self, shape: Shape) -> _Trainer:
         """An idle actor of this shape, or a new one in the place of idle ones of other shapes."""

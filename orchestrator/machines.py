@@ -7,14 +7,15 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestrator.connection import Connection
 from workers.errors import ConclaveError
-from workers.spec import Job, Resources
+from workers.spec import Job, Labels, Resources
 
 REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
 REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first
+ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that is Ray's own, of the head alone
 GPUS_COME = "CONCLAVE_GPUS_COME"  # set where an autoscaler brings machines with GPUs, of which there is none yet
 
 
@@ -38,6 +39,31 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.gpus:g} GPUs and {self.cpus:g} CPUs"
+
+
+class Shape(NamedTuple):
+    """What a trainer has: jobs that ask for just that may follow one another in it."""
+
+    gpus: float
+    cpus: float
+    threads: int
+    labels: tuple[Labels, ...]
+    processes: int
+
+    @property
+    def size(self) -> Size:
+        return Size(self.gpus, self.cpus)
+
+    def options(self) -> dict[str, Any]:
+        """Of its actor, for Ray."""
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        if self.processes > 1:  # which ask for themselves, where there is room for all; who starts them is with the driver
+            return {"num_cpus": 0, "resources": ON_HEAD, "runtime_env": {"env_vars": threads}}
+        asked: dict[str, Any] = {"num_gpus": self.gpus, "num_cpus": self.cpus, "runtime_env": {"env_vars": threads}}
+        if self.labels:
+            first, *others = [{"label_selector": dict(wish)} for wish in self.labels]
+            asked |= {**first, "fallback_strategy": others or None}
+        return asked
 
 
 class Machine(NamedTuple):
@@ -83,6 +109,11 @@ class Machines:
         wanted = job.member.resources
         some = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().there)
         return Size(wanted.gpus_where(some), wanted.cpus)
+
+    def shape(self, job: Job) -> Shape:
+        """Of the trainer that it needs."""
+        asked = job.member.resources
+        return Shape(*self.asked(job), job.train.threads, asked.labels, asked.processes)
 
     def total(self, wanted: Resources | None = None) -> Size:
         """Of all machines together, or of those whose labels a job wants."""

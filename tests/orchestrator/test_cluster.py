@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import TOLD_SECONDS, RayExecutor, Shape, _Trainer
+from orchestrator.cluster import TOLD_SECONDS, RayExecutor, _Trainer
 from orchestrator.launch import Event
+from orchestrator.machines import Shape
 from tests.orchestrator.test_launch import job
 
 
