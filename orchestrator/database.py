@@ -56,8 +56,8 @@ class Database:
         """Both folders are its user's alone; somebody else's of that name are refused."""
         for path in (self.folder, self.socket):
             path.mkdir(parents=True, exist_ok=True)
-            if path.stat().st_uid not in {os.getuid(), _user_id()}:
-                raise Rejected(f"{path}: belongs to somebody else; remove it, or name another folder.")
+            if path.is_symlink() or path.stat().st_uid not in {os.getuid(), _user_id()}:
+                raise Rejected(f"{path}: a link, or somebody else's; remove it, or name another folder.")
             os.chown(path, _user_id(), -1)
             path.chmod(0o700)
 

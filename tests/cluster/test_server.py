@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.database import Database
 from orchestrator.server import PASSWORD, Server
 from tests.cluster.postgres import MISSING, Postgres, available
 from tests.cluster.test_files import AWS, read
@@ -198,6 +199,21 @@ def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Pat
     finally:
         _end(port)
         shutil.rmtree(shared, ignore_errors=True)
+
+
+def test_a_database_in_somebody_else_s_place_is_refused(tmp_path: Path) -> None:
+    """Its socket's folder has a name that anybody can work out."""
+    if not available():
+        pytest.skip(MISSING)
+    database = Database(tmp_path / "postgres")
+    database.socket.symlink_to(tmp_path)
+    try:
+        with pytest.raises(Rejected, match="a link, or somebody else's"), database.running():
+            pass
+    finally:
+        database.socket.unlink()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700, "what the link leads to is as it was"
+    assert not (tmp_path / "postgres" / "data").exists()
 
 
 def _end(port: int) -> None:
