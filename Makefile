@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.fusion
 	$(BIN)/python -m benchmarks.inference
+	$(BIN)/python -m benchmarks.predict
 	$(BIN)/python -m benchmarks.summary
 
 check: install
