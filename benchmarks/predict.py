@@ -91,7 +91,6 @@ def main() -> None:
                 leg()
                 times[name].append(time.perf_counter() - began)
     seconds = {name: median(values) for name, values in times.items()}
-    slower = max(seconds["decoding"], seconds["running"])
     result = {"files": len(paths), "members": COUNT, "seconds": seconds, "goal": 1.2}
     result["over_the_slower"] = seconds["predict"] / max(seconds["decoding"], seconds["running"])
     result["over_the_sum"] = seconds["predict"] / (seconds["decoding"] + seconds["running"])
