@@ -1,8 +1,9 @@
 """The accuracy table on the real CIFAR-10: members of benchmarks/table.yaml, every fusion, costs: `make table`.
 
-Training takes hours and may be spread over days and machines. `train` runs what is missing, one fit a core; the outputs of
-a fit that ends go to results/table/ and count as done from then on. Without a word, everything is fused from those outputs
-alone, in seconds to minutes. Every setting is chosen on *fuse*; *test* is read here, for the table.
+CONCLAVE_TABLE=snapshots makes that of benchmarks/snapshots.yaml. Training takes hours and may be spread over days and machines.
+`train` runs what is missing, one fit a core; the outputs of a fit that ends go to results/table/ and count as done from then on.
+Without a word, everything is fused from those outputs alone, in seconds to minutes. Every setting is chosen on *fuse*; *test* is
+read here, for the table.
 
     python -m benchmarks.table train [FIT ...]     # plain, "plain fold 0", ...; all that is missing where left out
     python -m benchmarks.table cost                # seconds an image of each recipe, interleaved
@@ -46,10 +47,11 @@ from workers.watcher import Watcher
 from workers.work import Progress, work
 
 HERE = Path(__file__).parent
-TEAM = HERE / "table.yaml"
-KEPT = HERE / "results" / "table"
+NAME = os.environ.get("CONCLAVE_TABLE", "table")  # table.yaml, or another team file that stands beside it
+TEAM = HERE / f"{NAME}.yaml"
+KEPT = HERE / "results" / NAME
 TUNED = KEPT / "concat_tuned.npz"
-HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", "table-runs"))
+HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", f"{NAME}-runs"))
 COST_STEPS = 12
 
 
@@ -135,14 +137,15 @@ def cost() -> None:
     """Seconds an image of each recipe, whole steps of the trainer on one thread, interleaved; a student's with its teachers."""
     torch.set_num_threads(1)
     team = config.load(TEAM)
-    assert team.student
     rows = torch.arange(team.train.batch_size)
     images = torch.randint(0, 255, (len(rows), 32, 32, 3), dtype=torch.uint8)
     teacher = Teacher([build(member, 10, 32).eval() for member in team.members])
     fits = {}
-    for member in (*(m for m in team.members if not m.averaged), team.student):
+    for member in team.recipes:
+        if member.averaged or member.cycle > 1:
+            continue  # of another one's training
         data = FitData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
-        fits[member.name] = _Fit(
+        fits[_trained(member.model_dump(mode="json"))] = _Fit(
             build(member, 10, 32).train(), data, member, team.train, 0, torch.device("cpu"), len(rows), None, Watcher(), 300.0
         )
     times: dict[str, list[float]] = {name: [] for name in fits}
@@ -152,7 +155,7 @@ def cost() -> None:
             one._step(0, step, rows)
             times[name].append((time.perf_counter() - began) / len(rows))
     result = {name: median(values) for name, values in times.items()}
-    write_result("table-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})
+    write_result(f"{NAME}-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})
     print(json.dumps(result, indent=1))
 
 
@@ -161,7 +164,7 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
     team = config.load(TEAM)
     rows = np.load(KEPT / "rows.npz")
     labels, folds = rows["labels"].astype(np.int64), rows["folds"].astype(np.int64)
-    per_image = json.loads((HERE / "results" / "table-cost.json").read_text())["result"]["seconds_an_image"]
+    per_image = json.loads((HERE / "results" / f"{NAME}-cost.json").read_text())["result"]["seconds_an_image"]
     full = {m.name: np.load(KEPT / f"{m.name}.npz") for m in team.members if (KEPT / f"{m.name}.npz").is_file()}
     paths = {n: [KEPT / f"{n}-fold-{k}.npz" for k in range(team.data.folds)] for n in full}
     fold_fits = {n: [np.load(p) for p in of] for n, of in paths.items() if all(p.is_file() for p in of)}
@@ -196,14 +199,21 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
 
 
 def _seconds(full: Any, fold_fits: Sequence[Any], per_image: dict[str, float], folds: Any) -> Seconds:
-    """Averaged weights cost nothing beside the training that they are averaged along."""
-    member = _record(full)["member"]
-    trained = member["name"].removesuffix(f".{(member['average'] or {}).get('kind')}")
+    """Averaged weights cost nothing beside the training that they are averaged along; a snapshot costs its own cycle beside those
+    before it."""
+    member, trained = _record(full)["member"], _trained(_record(full)["member"])
     spent = per_image[trained] * _images(full, len(folds))
     if member["averaged"]:
         return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
+    before = spent * (member["cycle"] - 1) / member["cycle"]  # cycles are of one length
     each = (per_image[trained] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits))
-    return Seconds(spent, tuple(each), chain=trained)
+    return Seconds(spent - before, tuple(each), before, trained)
+
+
+def _trained(member: dict[str, Any]) -> str:
+    """The training that this member comes of, by the name that the team file has for it."""
+    suffix = str(member["cycle"]) if member["snapshots"] > 1 else (member["average"] or {}).get("kind")
+    return str(member["name"]).removesuffix(f".{suffix}")
 
 
 def _record(kept_fit: Any) -> dict[str, Any]:
@@ -266,7 +276,7 @@ def fuse() -> None:
         "rows": compare(found, fitted, seconds),
         "diversity": diversity(found.names, found.evidence.fuse),
     }
-    write_result("table", "python -m benchmarks.table", result)
+    write_result(NAME, "python -m benchmarks.table", result)
     for name, row in result["rows"].items():  # type: ignore[attr-defined]
         points, (low, high), _ = row["against_single"]
         gain = f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
