@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.launch import Event
 
@@ -48,7 +49,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         self._packing_ended()
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)  # an error's text may have brackets
 
     def pack(self, rows: int, expected: int | None) -> None:
         """A bar on a terminal, a line every two seconds elsewhere."""
@@ -105,6 +106,6 @@ class Screen:
                 f"{m['fuse/accuracy']:.1%}" if m else "",
                 f"{m['train/images_per_second']:.0f}" if m else "",
                 row.left,
-                f"{row.state} {row.text}".strip(),
+                Text(f"{row.state} {row.text}".strip()),
             )
         return table

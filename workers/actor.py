@@ -103,7 +103,8 @@ class TrainerActor:
             return together.run(together.Share(job, tracked, gpus, start, ray.get_runtime_context().current_actor))
         except Exception as error:
             lost = self.report is not None and self.report.node not in _alive()
-            return {"error": f"{type(error).__name__}: {error}", "kind": Preempted.__name__ if lost else "error"}
+            told = " ".join(str(error).split())[-300:]  # Train's own are pages, and end with the cause
+            return {"error": f"{type(error).__name__}: {told}", "kind": Preempted.__name__ if lost else "error"}
         finally:
             self.waiting = False
 

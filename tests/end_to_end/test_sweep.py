@@ -270,7 +270,7 @@ def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     assert list(rows) == ["a", "b", "student", "vote"]
     paid = sum(m["train_seconds"] for m in (*summary["members"].values(), summary["student"]))
     assert rows["student"]["train_seconds"] == pytest.approx(paid), "its teachers had to be trained too"
-    assert 0.5 < rows["student"]["inference_cost"] < 1.5 < rows["vote"]["inference_cost"]
+    assert 0 < rows["student"]["inference_cost"] < rows["vote"]["inference_cost"], "one network against two"
     runs = Tracking(Home(tmp_path / "home").tracking_uri).client.search_runs(["1"], "tags.role = 'student'")
     assert [run.data.metrics["test/accuracy"] for run in runs] == [summary["student"]["test"]["accuracy"]]
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
@@ -337,10 +337,10 @@ def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Pat
 
     run = member.run
 
-    def no_fold_of_b(job: Any, watcher: Any, device: Any = None) -> Any:
+    def no_fold_of_b(job: Any, *given: Any) -> Any:
         if job.member.name == "b" and job.fold == 1:
             raise ConclaveError("broken by the test")
-        return run(job, watcher, device)
+        return run(job, *given)
 
     monkeypatch.setattr(member, "run", no_fold_of_b)
     (tmp_path / "team.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")

@@ -50,6 +50,6 @@ def test_an_end_of_the_driver_leaves_no_process_and_loses_nothing(
 
 
 def test_more_processes_than_any_machine_has_room_for_are_told(place: Place) -> None:
-    place.write(PAIR.replace("workers: 2, cpus: 2", "workers: 64, cpus: 64") + "quorum: 1\n")
+    place.write(PAIR.replace("workers: 2, cpus: 2", "workers: 8, cpus: 64") + "quorum: 1\n")
     summary = place.sweep(code=3)
     assert summary["members"]["a"]["reason"].startswith("UNSCHEDULABLE: asks for 0 GPUs and 64 CPUs on one machine")
