@@ -16,7 +16,7 @@ KEPT = ("choice", "state", "epochs")
 def test_a_search_goes_on_after_its_driver_was_killed_and_its_best_are_members(place: Place) -> None:
     place.write(TEXT)
     process = place.start()
-    place.wait_for(": done after 3 epochs")
+    place.wait_for(": done after 3 epochs", 240)
     everybody = place.watch()
     process.kill()
     process.wait()

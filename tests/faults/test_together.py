@@ -36,7 +36,7 @@ def test_an_end_of_the_driver_leaves_no_process_and_loses_nothing(
 ) -> None:
     place.write(PAIR.replace("epochs: 3", "epochs: 300"))
     process = place.start()
-    place.wait_for("a: epoch")
+    place.wait_for("a: epoch", 240)
     everybody = place.watch()
     began = time.monotonic()
     process.send_signal(number)
