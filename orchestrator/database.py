@@ -51,6 +51,7 @@ class Database:
             if process:
                 process.send_signal(signal.SIGINT)  # its fast way to stop
                 process.wait()
+                shutil.rmtree(self.socket, ignore_errors=True)
 
     def _private(self) -> None:
         """Both folders are its user's alone; somebody else's of that name are refused."""

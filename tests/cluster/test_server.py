@@ -195,6 +195,7 @@ def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Pat
             _end(port)
         assert summary["reused"] == 2, "the second start has the first one's runs and fits"
         assert list((shared / "artifacts").rglob("fused.onnx"))
+        assert not Database(shared / "postgres").socket.exists()
         assert not [p for p in psutil.process_iter(["cmdline"]) if str(shared) in " ".join(p.info["cmdline"] or ())]
     finally:
         _end(port)
