@@ -24,6 +24,7 @@ from orchestrator.home import Home
 from orchestrator.launch import supervise
 from orchestrator.plan import Plan
 from workers.data import Store
+from workers.work import Life
 
 ROUNDS = 3
 IMPORTS = "import typer, rich, pydantic, ruamel.yaml"
@@ -75,8 +76,8 @@ def idle_trainer() -> Any:
         def run(self, *given: Any) -> dict[str, Any]:
             return {"train_seconds": 0.0}
 
-        def life(self) -> actor.Life:
-            return actor.Life(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
+        def life(self) -> Life:
+            return Life(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
 
         def stop(self) -> None: ...
 

@@ -17,7 +17,7 @@ from workers.errors import ConclaveError, OtherEnvironment, Stopped
 from workers.spec import Job
 
 if TYPE_CHECKING:
-    from workers.actor import Life
+    from workers.work import Life
 
 FUSION_TRIES = 3
 TOLD_SECONDS = 20.0  # after which people are told that a job waits

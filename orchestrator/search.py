@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator import plan
 from orchestrator.team import Team
@@ -178,8 +177,3 @@ def nothing(search: Search) -> None:
 
 def described(choice: Choice) -> str:
     return ", ".join(f"{key} {value if isinstance(value, str) else format(value, 'g')}" for key, value in choice.items())
-
-
-def shown(search: Search) -> dict[str, Any]:
-    """For the report and the summary."""
-    return {"trials": len(search.trials), "seconds": search.seconds, "found": search.best()}

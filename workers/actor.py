@@ -9,7 +9,7 @@ import signal
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
@@ -18,28 +18,12 @@ from workers.elsewhere import Disk
 from workers.environment import Environment, differences, environment
 from workers.errors import ConclaveError, OtherEnvironment, Preempted
 from workers.spec import Job
-from workers.work import Progress, work
-
-if TYPE_CHECKING:
-    from workers.together import Report
+from workers.work import Life, Progress, work
 
 NO_WAY_BACK = (
     "does not share the driver's disk, so its fits can come back by a tracking server alone, and `tracking.uri` names none. "
     "Name one, or put --home on a shared disk."
 )
-
-
-@dataclass(frozen=True)
-class Life:
-    """A trainer's sign of life. `waiting`: its job is done by several processes, for which there is no machine yet."""
-
-    pid: int
-    node: str
-    epoch: int
-    metrics: dict[str, float]
-    notes: list[str]
-    steps: int
-    waiting: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,13 +60,13 @@ class TrainerActor:
         self.now = Progress()
         self.lock = threading.Lock()
         self.start = start
-        self.report: Report | None = None
+        self.told: Life | None = None
         self.waiting = False
 
     def run(self, job: Job, uri: str | None, run: str | None, gpus: float = 0) -> dict[str, Any]:
         """What `work` gives; on a machine that can't do the job, or should not, {"error", "kind"}."""
         with self.lock:
-            self.now, self.report = Progress(), None
+            self.now, self.told = Progress(), None
             faults.subject(job.label)
             start = replace(self.start, comes_back=str(uri).startswith("http"))
             if job.member.resources.processes > 1:
@@ -102,20 +86,20 @@ class TrainerActor:
 
             return together.run(together.Share(job, tracked, gpus, start, ray.get_runtime_context().current_actor))
         except Exception as error:
-            lost = self.report is not None and self.report.node not in _alive()
-            told = " ".join(str(error).split())[-300:]  # Train's own are pages, and end with the cause
-            return {"error": f"{type(error).__name__}: {told}", "kind": Preempted.__name__ if lost else "error"}
+            lost = self.told is not None and self.told.node not in _alive()
+            text = " ".join(str(error).split())[-300:]  # Train's own are pages, and end with the cause
+            return {"error": f"{type(error).__name__}: {text}", "kind": Preempted.__name__ if lost else "error"}
         finally:
             self.waiting = False
 
-    def heard(self, report: Report) -> bool:
+    def heard(self, life: Life) -> bool:
         """From the first of several processes; whether they are to stop."""
-        self.waiting, self.report = False, report
+        self.waiting, self.told = False, life
         return self.now.stop
 
     def life(self) -> Life:
-        if told := self.report:
-            return Life(told.pid, told.node, told.epoch, told.metrics, told.notes, told.steps)
+        if self.told:
+            return self.told
         node, now = ray.get_runtime_context().get_node_id(), self.now
         return Life(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps, self.waiting)
 

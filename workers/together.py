@@ -23,7 +23,7 @@ from workers import faults, member
 from workers.group import Several
 from workers.spec import Job
 from workers.watcher import Watcher
-from workers.work import Progress, work
+from workers.work import Life, Progress, work
 
 TELL_SECONDS = 1.0
 TIMEOUT = 24 * 3600  # of a step that waits for another process; one that hangs is ended by its heartbeat before
@@ -38,18 +38,6 @@ class Share:
     gpus: float
     start: Callable[[Job], tuple[Job, str, bool]]  # the job on its machine, a note, and whether nobody else sees its disk
     asker: Any  # the trainer actor
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the first process tells of itself."""
-
-    pid: int
-    node: str
-    epoch: int
-    metrics: dict[str, float]
-    notes: list[str]
-    steps: int
 
 
 def run(share: Share) -> dict[str, Any]:
@@ -113,5 +101,5 @@ class _Told:
         while not last:
             last = self.ended.wait(TELL_SECONDS)
             now = self.progress
-            report = Report(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps)
-            now.stop = ray.get(self.asker.heard.remote(report))
+            life = Life(os.getpid(), node, now.epoch_, now.metrics, list(now.notes), now.steps)
+            now.stop = ray.get(self.asker.heard.remote(life))

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from workers.group import Group
 
 
+@dataclass(frozen=True)
+class Life:
+    """A trainer's sign of life. `waiting`: its job is done by several processes, for which there is no machine yet."""
+
+    pid: int
+    node: str
+    epoch: int
+    metrics: dict[str, float]
+    notes: list[str]
+    steps: int
+    waiting: bool = False
+
+
 @dataclass
 class Progress(Watcher):
     """What the live table shows of a running fit, and the way to ask it to stop. Tells the tracking run too."""
