@@ -259,8 +259,8 @@ class SearchSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not (self.lr or self.weight_decay or self.optimizer or self.augment):
-            raise ValueError("nothing to search; give lr, weight_decay, optimizer or augment")
+        if not (self.lr or self.weight_decay or self.augment):  # by names alone the same would be tried again and again
+            raise ValueError("nothing to search; give a range of lr, weight_decay or augment (optimizers alone: write members)")
         if self.keep > self.trials:
             raise ValueError(f"keep: {self.keep} of {self.trials} trials")
         return self

@@ -147,6 +147,11 @@ BAD = {
     "a student that nobody asks for": (HEAD + ONE + "student: {soft: 0.5}\n", 1, "add student there"),
     "a batch too small to share": (HEAD + ONE + "resources: {gpus: 4}\ntrain: {batch_size: 7}\n", 1, "less than two images"),
     "a search of nothing": (HEAD + "members:\n  - {name: a, search: {trials: 5}}\n", 3, "nothing to search"),
+    "a search by names alone": (
+        HEAD + "members:\n  - {name: a, search: {trials: 2, optimizer: [sgd, adamw]}}\n",
+        3,
+        "optimizers alone: write members",
+    ),
     "a range the wrong way": (
         HEAD + "members:\n  - {name: a, search: {trials: 5, lr: [0.3, 0.1]}}\n",
         3,
