@@ -102,11 +102,11 @@ def _student(
 ) -> Job:
     """Learns from the full fits of all members, whatever order they stand in."""
     teachers = tuple(sorted(job.signature for job in members if job.fold is None))
+    start = next((job.signature for job in members if job.fold is None and job.member.name == student.start), None)
     own = team.model_copy(update={"train": team.train.model_copy(update={"epochs": student.epochs or team.train.epochs})})
     job = _job(own, store, home, student, None, import_paths)
-    return job.model_copy(
-        update={"signature": signature(own, store, student, None, import_paths, teachers), "teachers": teachers}
-    )
+    found = signature(own, store, student, None, import_paths, teachers, start)
+    return job.model_copy(update={"signature": found, "teachers": teachers, "start": start})
 
 
 def signature(
@@ -116,6 +116,7 @@ def signature(
     fold: int | None,
     import_paths: tuple[str, ...] = (),
     teachers: tuple[str, ...] = (),
+    start: str | None = None,
 ) -> str:
     """Hash of all that changes a fit's result, and of nothing else (no names, hosts, paths; of resources how many
     processes train together, for they sum in another order)."""
@@ -129,6 +130,7 @@ def signature(
         "weights": _file_sha256(member.weights) if member.weights else None,
         "code": _code_sha256(member.arch.partition(":")[0], import_paths) if ":" in member.arch else None,
         **({"teachers": teachers} if teachers else {}),
+        **({"start": start} if start else {}),
         **({"processes": processes} if (processes := member.resources.processes) > 1 else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]

@@ -141,6 +141,8 @@ class Team(Strict):
             raise ValueError("student: is described, and `fusion:` doesn't ask for it: add student there")
         if self.student and self.student.snapshots > 1:
             raise ValueError("student: snapshots are for members; a student is one network")
+        if self.student and self.student.start is not None:
+            self._check_start(self.student, self.student.start)
         for member in self.members:
             if member.name in KNOWN:
                 raise ValueError(f"member {member.name}: that is a fusion's name; give the member another one")
@@ -164,3 +166,10 @@ class Team(Strict):
         if self.data.dataset == "folder" and self.data.root is None:
             raise ValueError("data.root is needed with `dataset: folder`: the folder or archive of images")
         return self
+
+    def _check_start(self, student: StudentSpec, start: str) -> None:
+        member = next((member for member in self.members if member.name == start), None)
+        if member is None:
+            raise ValueError(f"student.start: {start} is no member; there are {', '.join(m.name for m in self.members)}")
+        if (member.arch, member.width, member.stem) != (student.arch, student.width, student.stem):
+            raise ValueError(f"student.start: {start} is another network (arch, width and stem have to be the student's)")

@@ -16,9 +16,9 @@ from workers.distill import Teacher
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.group import ALONE, Group
-from workers.models import build, import_from
+from workers.models import Network, build, import_from
 from workers.restore import restore
-from workers.spec import Job
+from workers.spec import Job, MemberSpec
 from workers.train import FitData, Fitted, fit
 from workers.watcher import Watcher
 
@@ -54,7 +54,7 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
         checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note), average)
     group.total(0)  # the checkpoint is there for all from here on
     fitted = fit(
-        lambda: build(member, len(store.classes), store.size),
+        lambda: _network(job, member, store),
         data,
         member,
         job.train,
@@ -94,6 +94,14 @@ def fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitD
         None if stop is None else torch.from_numpy(stop),
         _teacher(job, store),
     )
+
+
+def _network(job: Job, member: MemberSpec, store: Store) -> Network:
+    """With fresh weights, or with those that a student begins from."""
+    network = build(member, len(store.classes), store.size)
+    if job.start:
+        network.load_state_dict(restore(MemberArtifact.of(job.home, job.start), store.classes, store.size).state_dict())
+    return network
 
 
 def _teacher(job: Job, store: Store) -> Teacher | None:

@@ -327,9 +327,11 @@ class StudentSpec(MemberSpec):
     epochs: int | None = Field(None, ge=1)  # as many as the members' where left out
     soft: float = Field(1.0, gt=0, le=1)  # share of the loss that is the distance to the members' answers; the rest: labels
     temperature: float = Field(1.0, gt=0, le=100)  # above 1 the small probabilities count for more
+    start: Name | None = None  # the member whose weights it begins from; fresh ones where left out
 
     def science(self) -> dict[str, Any]:
-        return {k: v for k, v in super().science().items() if k != "epochs"}  # the training's own say how many
+        """How many epochs is the training's own to say; whose weights, a signature, for names are no part of a fit."""
+        return {k: v for k, v in super().science().items() if k not in ("epochs", "start")}
 
 
 class Job(Strict):
@@ -348,6 +350,7 @@ class Job(Strict):
     after: str | None = None  # the fit from whose last checkpoint this one goes on
     followed: bool = False  # whether another job of the plan goes on from this one
     teachers: tuple[str, ...] = ()  # the full fits whose pooled answers a student learns
+    start: str | None = None  # the one of them whose weights it begins from
 
     @property
     def label(self) -> str:

@@ -20,6 +20,7 @@ from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import TEAM, snapshot
 from workers import train
+from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected
 from workers.tracking import Tracking
@@ -279,6 +280,22 @@ def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     assert "student was left out" in alone
     (tmp_path / "team.yaml").write_text(STUDENT.replace("epochs: 3, ", "epochs: 3, temperature: 2, "))
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 1
+
+
+def test_a_student_begins_from_the_member_that_it_names(tmp_path: Path) -> None:
+    still = STUDENT.replace("epochs: 3, ", "epochs: 1, start: b, optimizer: {kind: sgd, lr: 1.0e-12}, ")
+    (tmp_path / "team.yaml").write_text(still)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    a, b, student = (
+        next(
+            artifact.weights()["head.weight"]
+            for folder in (tmp_path / "home" / "jobs").iterdir()
+            if (artifact := MemberArtifact(folder)).manifest()["member"]["name"] == name
+        )
+        for name in ("a", "b", "student")
+    )
+    assert torch.allclose(student, b, atol=1e-7)
+    assert not torch.allclose(student, a, atol=1e-3)
 
 
 def test_a_student_whose_teacher_failed_is_named_and_the_rest_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,12 @@ BAD = {
     "labels of nothing": (HEAD + ONE + "resources: {labels: [{}]}\n", 3, "labels of machines like"),
     "a student with a batch size": (HEAD + ONE + "fusion: [student]\nstudent: {batch_size: 5}\n", 4, "Set it under `train:`"),
     "a student with a name": (HEAD + ONE + "fusion: [student]\nstudent: {name: x}\n", 4, "leave it out"),
+    "a student that begins from nobody": (HEAD + ONE + "fusion: [student]\nstudent: {start: x}\n", 1, "x is no member"),
+    "a student that begins from another network": (
+        HEAD + ONE + "fusion: [student]\nstudent: {start: a, width: 8}\n",
+        1,
+        "another network",
+    ),
     "a student that is none": (HEAD + ONE + "fusion: [student]\nstudent: 3\n", 4, "expected a mapping"),
     "a student's unknown key": (HEAD + ONE + "fusion: [student]\nstudent: {temprature: 3}\n", 4, "did you mean temperature?"),
     "a student's hard labels alone": (HEAD + ONE + "fusion: [student]\nstudent: {soft: 0}\n", 4, "greater than 0"),

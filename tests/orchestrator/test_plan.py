@@ -77,3 +77,13 @@ def test_a_student_learns_from_all_full_fits_whatever_their_order(tmp_path: Path
     assert signatures(two, tmp_path)[-1] == signatures(swapped, tmp_path)[-1]
     assert len({signatures(text, tmp_path)[-1] for text in (two, STUDENT, two.replace("epochs: 5", "soft: 0.5"))}) == 3
     assert signatures(STUDENT, tmp_path)[:-1] == signatures(BASE, tmp_path), "no member is another one for it"
+
+
+def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_path: Path) -> None:
+    two = STUDENT.replace("[{name: a, seed: 1}]", "[{name: a, seed: 1}, {name: b, seed: 2}]")
+    from_a, from_b = (two.replace("epochs: 5", f"epochs: 5, start: {name}") for name in "ab")
+    renamed = from_a.replace("name: a", "name: c").replace("start: a", "start: c")
+    assert planned(from_a, tmp_path).student.start == planned(two, tmp_path).of("a")[0].signature  # type: ignore[union-attr]
+    found = [signatures(text, tmp_path)[-1] for text in (two, from_a, from_b, renamed)]
+    assert len(set(found)) == 3
+    assert found[3] == found[1], "names say nothing of a fit"
