@@ -34,6 +34,7 @@ from fusion.names import KNOWN
 from fusion.outputs import Evidence, Gathered, Table, gather
 from fusion.tuned import ConcatTuned, with_stages
 from orchestrator import config, plan
+from orchestrator.machines import trainer_environment
 from orchestrator.plan import Plan
 from workers import data
 from workers.artifact import MemberArtifact
@@ -80,7 +81,7 @@ def train(labels: Sequence[str]) -> None:
         running = [p for p in running if p.poll() is None]
         while todo and len(running) < (os.cpu_count() or 1):
             command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
-            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+            running.append(subprocess.Popen(command, env={**os.environ, **trainer_environment(1)}))
         time.sleep(1)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import describe, median_seconds, write_result
+from orchestrator.machines import trainer_environment
 from workers.augment import augment
 from workers.evaluate import outputs, resolve_precision
 from workers.models import Network, build
@@ -137,7 +138,7 @@ def bare(stem: str) -> float:
 def _processes(what: str, stem: str) -> list[float]:
     """A process of one thread a core, all at once."""
     command = [sys.executable, "-m", "benchmarks.train", what, stem]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    env = {**os.environ, **trainer_environment(1)}
     started = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(CORES)]
     return [float(process.communicate()[0]) for process in started]
 
