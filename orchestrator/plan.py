@@ -123,7 +123,7 @@ def signature(
     content = {
         "recipe_version": RECIPE_VERSION,
         "member": member.science(),
-        "train": team.train.of_fold(fold).model_dump(mode="json", exclude={"fold_epochs"}),
+        "train": team.train.of_fold(fold).science(),
         "data": store.digest,
         "split": [team.seed, team.data.fuse_fraction, None if store.tested.any() else team.data.test_fraction],
         "fold": None if fold is None else [fold, team.data.folds],

@@ -208,6 +208,11 @@ class StopSpec(Strict):
     patience: int = Field(ge=1)
 
 
+def _compile(value: Any) -> Any:
+    """`true` stands for torch's own default, `false` for none."""
+    return {True: "default", False: None}.get(value, value) if isinstance(value, bool) else value
+
+
 class TrainSpec(Strict):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(128, ge=1)
@@ -219,11 +224,16 @@ class TrainSpec(Strict):
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
     fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold fit runs
+    compile: Annotated[Literal["default", "max-autotune"] | None, BeforeValidator(_compile)] = None  # by torch.compile
 
     def of_fold(self, fold: int | None) -> TrainSpec:
         """What one fit does: the share is resolved into a number of epochs, and is no part of what a fit is."""
         epochs = self.epochs if fold is None else max(1, round(self.epochs * self.fold_epochs))
         return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
+
+    def science(self) -> dict[str, Any]:
+        """What changes a fit's result; what came later counts where it is used, so that finished fits stay what they are."""
+        return self.model_dump(mode="json", exclude={"fold_epochs", *(() if self.compile else ("compile",))})
 
 
 def _range(value: tuple[float, float]) -> tuple[float, float]:

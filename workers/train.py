@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from workers.augment import augment, to_float
 from workers.average import Averaged
 from workers.checkpoint import Checkpoints
+from workers.compiled import compiled
 from workers.distill import Teacher, distance
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
 from workers.evaluate import outputs, resolve_precision
@@ -121,6 +122,8 @@ class _Fit:
         self.format = memory_format(self.network, self.device, self.precision)
         self.network = self.group.together(self.network.to(self.device, memory_format=self.format))  # type: ignore[call-overload]
         self.model = self.group.model(self.network)
+        if self.spec.compile:
+            self.model = compiled(self.model, self.spec.compile, self.device)
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.member, self.network)

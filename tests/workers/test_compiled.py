@@ -1,0 +1,39 @@
+"""torch.compile: the same training up to rounding, the same bits each time, cut off and resumed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workers.test_training import CPU, Cut, data, digest, fitted, member
+from workers import train
+from workers.checkpoint import Checkpoints
+from workers.compiled import compiled
+from workers.errors import ConclaveError, Stopped
+from workers.models import build
+from workers.spec import TrainSpec
+from workers.watcher import Watcher
+
+SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
+
+
+def test_a_compiled_training_is_the_plain_one_up_to_rounding_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    spec = member(optimizer={"kind": "sgd", "lr": 0.01}, augment=("flip", "crop"))
+
+    def run(folder: Path, watcher: Watcher) -> train.Fitted:
+        settings = TrainSpec.model_validate({**SETTINGS, "compile": True})
+        return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(folder, "me"), watcher)
+
+    whole, plain = run(tmp_path / "whole", Watcher()), fitted(spec, **SETTINGS)
+    for name, value in plain.network.state_dict().items():
+        assert torch.allclose(whole.network.state_dict()[name], value, atol=1e-4), name
+    assert digest(whole) != digest(plain), "it was not compiled at all"
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", Cut(7))
+    assert digest(run(tmp_path / "cut", Watcher())) == digest(whole)
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ConclaveError, match="needs a C\\+\\+ compiler"):
+        compiled(torch.nn.Linear(2, 2), "default", CPU)
