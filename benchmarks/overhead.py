@@ -1,0 +1,133 @@
+"""What a sweep's wall time has beside its fits: `python -m benchmarks.overhead [MINUTES]`; results/overhead.json.
+
+Twelve equal fits (three members, three folds) of ResNet18 on digits, so long that the sweep takes about MINUTES (10). The same
+fits are made bare, without Ray, MLflow, checkpoints and artifacts: half of them before the sweep, half after it, as many at once
+as there are cores. Their durations packed on the cores are the peer; the sweep is counted from its first fit's first step to its
+last fit's end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from benchmarks.machine import describe, write_result
+from orchestrator import config, plan
+from orchestrator.machines import trainer_environment
+from orchestrator.plan import Plan
+from workers import data
+from workers.data import Store, split
+from workers.evaluate import outputs
+from workers.member import fit_data
+from workers.models import build
+from workers.spec import Job
+from workers.train import fit
+
+TEAM = """\
+version: 1
+name: overhead
+data: {{dataset: digits, folds: 3}}
+train: {{epochs: {epochs}, batch_size: 64}}
+defaults: {{stem: imagenet}}
+members: [{{name: m, count: 3}}]
+fusion: [vote, stack]
+"""
+CPU = torch.device("cpu")
+CORES = os.cpu_count() or 1
+TRIED = 4  # epochs of the fit that says how many are needed
+GOAL = 0.05
+
+
+def planned(team: Path, home: Path) -> Plan:
+    found = config.load(team)
+    return plan.make(found, data.pack(found.data, home, check=lambda store: split(store, found.data, found.seed)), home)
+
+
+def bare(team: Path, home: Path, labels: list[str]) -> None:
+    """Fit one after another, in this process; prints the seconds of each."""
+    made = planned(team, home)
+    print(json.dumps([_bare(job, made.store) for job in made.jobs if job.label in labels]))
+
+
+def _bare(job: Job, store: Store) -> float:
+    torch.set_num_threads(job.train.threads)
+    parts, member = split(store, job.data, job.team_seed), job.member.model_copy(update={"seed": job.seed})
+    began = time.perf_counter()
+    rows = fit_data(job, store, parts, CPU)
+    fitted = fit(lambda: build(member, len(store.classes), store.size), rows, member, job.train, job.seed, CPU)
+    for part in (parts.fuse, parts.test, *([] if job.fold is None else [parts.fit[parts.folds == job.fold]])):
+        outputs(fitted.network, rows.images, part, CPU)
+    return time.perf_counter() - began
+
+
+def bare_at_once(team: Path, home: Path, labels: list[str]) -> list[float]:
+    """Seconds of these fits, in a process a core."""
+    env = {**os.environ, **trainer_environment(1)}
+    shares = [labels[core::CORES] for core in range(CORES)]
+    command = [sys.executable, "-m", "benchmarks.overhead", "bare", str(team), str(home)]
+    started = [subprocess.Popen([*command, *share], env=env, stdout=subprocess.PIPE, text=True) for share in shares]
+    return [seconds for process in started for seconds in json.loads(process.communicate()[0].splitlines()[-1])]
+
+
+def packed(seconds: list[float]) -> float:
+    """When the last of these ends, each begun on the core that is free first, the longest first."""
+    free = [0.0] * CORES
+    for one in sorted(seconds, reverse=True):
+        free[free.index(min(free))] += one
+    return max(free)
+
+
+def swept(team: Path, home: Path) -> tuple[float, float]:
+    """Seconds from the first fit's first step to the last fit's end, and of the whole command."""
+    began = time.time()
+    command = [sys.executable, "-m", "orchestrator", "sweep", str(team), "--home", str(home)]
+    subprocess.run(command, capture_output=True, check=True)
+    whole = time.time() - began
+    manifests = list(home.glob("jobs/*/fit/manifest.json"))
+    firsts = [json.loads(path.read_text())["history"][0] for path in manifests]
+    first = min(epoch["time"] / 1000 - epoch["seconds"] for epoch in firsts)
+    return max(path.stat().st_mtime for path in manifests) - first, whole
+
+
+def main(minutes: float) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        team = folder / "team.yaml"
+        team.write_text(TEAM.format(epochs=TRIED))
+        labels = [job.label for job in planned(team, folder / "bare").jobs]
+        tried = median(bare_at_once(team, folder / "bare", labels[:CORES]))
+        epochs = max(TRIED, round(TRIED * minutes * 60 * CORES / (len(labels) * tried)))
+        team.write_text(TEAM.format(epochs=epochs))
+        seconds = bare_at_once(team, folder / "bare", labels[::2])
+        span, whole = swept(team, folder / "home")
+        seconds += bare_at_once(team, folder / "bare", labels[1::2])
+    best = packed(seconds)
+    result = {
+        "fits": len(labels),
+        "epochs": epochs,
+        "bare_seconds": seconds,
+        "bare_packed_seconds": best,
+        "sweep_seconds": span,
+        "whole_command_seconds": whole,
+        "overhead": span / best - 1,
+        "goal": GOAL,
+    }
+    write_result("overhead", f"python -m benchmarks.overhead {minutes:g}", result)
+    print(json.dumps(result, indent=1))
+    print(json.dumps(describe()))
+
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    if words[:1] == ["bare"]:
+        bare(Path(words[1]), Path(words[2]), words[3:])
+    else:
+        main(float(words[0]) if words else 10)
