@@ -36,6 +36,8 @@ guard: install
 bench: install
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.overhead 3
+	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.fusion
 	$(BIN)/python -m benchmarks.inference
 	$(BIN)/python -m benchmarks.predict

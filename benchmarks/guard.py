@@ -23,7 +23,7 @@ from benchmarks.sweep import IMPORTS, planned
 from workers.models import build
 from workers.optim import make_optimizer
 from workers.spec import MemberSpec, TrainSpec
-from workers.train import FitData, _Fit
+from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
 
 TURNS = 7
@@ -70,7 +70,7 @@ def step_over_bare() -> float:
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8)
     rows, labels = torch.arange(BATCH), torch.arange(BATCH) % 10
     network = build(member, 10, SIDE).train()
-    one = _Fit(
+    one = Trainer(
         network, FitData(images, labels, rows, None), member, TrainSpec(), 1, torch.device("cpu"), BATCH, None, Watcher(), 300
     )
     bare = build(member, 10, SIDE).to(memory_format=one.format).train()

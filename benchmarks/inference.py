@@ -4,13 +4,17 @@
 
 `eager`: three torchvision networks, one after another, probabilities averaged (five scripts and ten files come down to this).
 `sessions`: the same three as ONNX files of their own. `fused.onnx`: our one file. `torch`: our fused model as torch runs it,
-folded, in channels_last (in bfloat16 too where the processor has it). `student`: one network of a member's size in one file.
-`cascade`: asked one after another, as in torch, where the first is sure of a given share of the rows.
+folded, in channels_last (in bfloat16 too where the processor has it). `student`: one network of a member's size in one file, by
+the same three ways. `cascade`: asked one after another, as in torch, where the first is sure of a given share of the rows.
+
+Every turn of a way is a process of its own: the threads of one runtime wait busily for their next call, on the others' cores.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,19 +28,21 @@ from torch import Tensor
 
 from benchmarks.machine import describe, write_result
 from benchmarks.train import CLASSES, SIDE, plain
-from fusion.export import export, session
-from fusion.frozen import frozen
+from fusion.export import export, load
 from fusion.model import Average, Cascaded, FusedModel
+from fusion.runtimes import Run, in_torch, session
 from workers.augment import to_float
 from workers.evaluate import resolve_precision
 from workers.models import Network, build
 from workers.spec import MemberSpec
 
 COUNT = 3
-TURNS = {1: 60, 256: 12}
+ROUNDS = 3
+CALLS = {1: 60, 256: 8}  # of a round, after two that warm up
 SURE = 0.75  # share of the rows of which the cascade's first member is sure enough
 GOALS = {"1": {"fused_over_eager": 5.0}, "256": {"fused_over_eager": 2.2}, "student_over_fused": 2.5}
-Run = Callable[[np.ndarray[Any, Any]], Any]
+WAYS = ("fused.onnx", "torch", "torch bfloat16")  # of one file
+STUDENTS = {"fused.onnx": "student", "torch": "student torch", "torch bfloat16": "student torch bfloat16"}
 
 
 def specs() -> list[MemberSpec]:
@@ -53,84 +59,113 @@ def settled(spec: MemberSpec) -> Network:
     return network.eval()
 
 
-def eager(networks: list[Network]) -> Run:
+def pictures() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(0).integers(0, 256, (256, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def write(model: FusedModel, members: list[MemberSpec], path: Path) -> None:
+    images = pictures()
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).double().numpy()
+    export(model, members, [str(c) for c in range(CLASSES)], {}, path, images, expected)
+
+
+def prepare(folder: Path) -> None:
+    """FOLDER/fused, cascade, 0, 1 and 2, each in every form."""
+    networks, members = [settled(spec) for spec in specs()], specs()
+    write(FusedModel(networks, Average(torch.full((COUNT,), 1 / COUNT)), 1.0).eval(), members, folder / "fused.onnx")
+    write(cascade(networks), members, folder / "cascade.onnx")
+    for i, (network, member) in enumerate(zip(networks, members, strict=True)):
+        write(FusedModel([network], Average(torch.ones(1)), 1.0).eval(), [member], folder / f"{i}.onnx")
+
+
+def cascade(networks: list[Network]) -> FusedModel:
+    """With the threshold of which the first member is above for SURE of these rows."""
+    with torch.inference_mode():
+        first: Tensor = networks[0](to_float(torch.from_numpy(pictures()))).softmax(1).amax(1)
+    return FusedModel(networks, Cascaded(torch.ones(COUNT), first.quantile(1 - SURE)), 1.0).eval()
+
+
+def eager(folder: Path) -> Run:
     """torchvision's own networks with the same weights."""
     theirs = []
-    for network in networks:
+    for network in load(folder / "fused.onnx").members:
+        assert isinstance(network, Network)
         model = plain("imagenet").eval()
         state = {k.removeprefix("trunk."): v for k, v in network.state_dict().items() if k.startswith("trunk.")}
         model.load_state_dict({**state, "fc.weight": network.head.weight, "fc.bias": network.head.bias})
-        theirs.append(model)
+        theirs.append((network.mean, network.std, model))
 
     def run(images: np.ndarray[Any, Any]) -> Any:
-        answers = []
-        for network, model in zip(networks, theirs, strict=True):
-            x = (to_float(torch.from_numpy(images)) - network.mean) / network.std
-            answers.append(model(x).softmax(1))
-        return torch.stack(answers).mean(0).numpy()
+        with torch.inference_mode():
+            x = to_float(torch.from_numpy(images))
+            return torch.stack([model((x - mean) / std).softmax(1) for mean, std, model in theirs]).mean(0).numpy()
 
     return run
 
 
-def in_torch(model: FusedModel, bf16: bool = False) -> Run:
-    fast = frozen(model, SIDE).to(memory_format=torch.channels_last)
-
-    def run(images: np.ndarray[Any, Any]) -> Any:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return fast(torch.from_numpy(images)).float().numpy()
-
-    return run
-
-
-def onnx(model: FusedModel, members: list[MemberSpec], folder: Path, images: np.ndarray[Any, Any]) -> Run:
-    with torch.inference_mode():
-        expected = model(torch.from_numpy(images)).double().numpy()
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    export(model, members, [str(c) for c in range(CLASSES)], {}, path, images, expected)
+def onnx(path: Path) -> Run:
     found = session(str(path))
-    return lambda batch: found.run(None, {"images": batch})[0]
+    return lambda images: found.run(None, {"images": images})[0]
 
 
-def cascade(networks: list[Network], images: np.ndarray[Any, Any]) -> FusedModel:
-    """With the threshold of which the first member is above for SURE of these rows."""
-    with torch.inference_mode():
-        first: Tensor = networks[0](to_float(torch.from_numpy(images))).softmax(1).amax(1)
-    threshold = first.quantile(1 - SURE)
-    combiner = Cascaded(torch.ones(COUNT), threshold)
-    return FusedModel(networks, combiner, 1.0).eval()
+def sessions(folder: Path) -> Run:
+    parts = [onnx(folder / f"{i}.onnx") for i in range(COUNT)]
+    return lambda images: np.mean([part(images) for part in parts], axis=0)
+
+
+def ways() -> dict[str, Callable[[Path], Run]]:
+    found: dict[str, Callable[[Path], Run]] = {
+        "eager": eager,
+        "sessions": sessions,
+        "fused.onnx": lambda folder: onnx(folder / "fused.onnx"),
+        "torch": lambda folder: in_torch(folder / "fused.onnx", SIDE, False),
+        "student": lambda folder: onnx(folder / "0.onnx"),
+        "student torch": lambda folder: in_torch(folder / "0.onnx", SIDE, False),
+        "cascade": lambda folder: in_torch(folder / "cascade.onnx", SIDE, False),
+    }
+    if resolve_precision("auto", torch.device("cpu")) == "bfloat16":
+        found["torch bfloat16"] = lambda folder: in_torch(folder / "fused.onnx", SIDE, True)
+        found["student torch bfloat16"] = lambda folder: in_torch(folder / "0.onnx", SIDE, True)
+    return found
+
+
+def turn(name: str, folder: Path) -> None:
+    """Prints median milliseconds by batch; FOLDER/NAME.npy is what it answers."""
+    run, images, found = ways()[name](folder), pictures(), {}
+    np.save(folder / f"{name}.npy", run(images))
+    for batch, calls in CALLS.items():
+        times = []
+        for call in range(calls + 2):
+            began = time.perf_counter()
+            run(images[:batch])
+            if call >= 2:
+                times.append((time.perf_counter() - began) * 1000)
+        found[str(batch)] = median(times)
+    print(json.dumps(found))
 
 
 def main() -> None:
-    networks, members = [settled(spec) for spec in specs()], specs()
-    draw = np.random.default_rng(0)
-    sample = draw.integers(0, 256, (256, SIDE, SIDE, 3), dtype=np.uint8)
-    fused = FusedModel(networks, Average(torch.full((COUNT,), 1 / COUNT)), 1.0).eval()
-    alone = [FusedModel([network], Average(torch.ones(1)), 1.0).eval() for network in networks]
-    with tempfile.TemporaryDirectory() as work, torch.inference_mode():
-        parts = [onnx(model, [spec], Path(work), sample) for model, spec in zip(alone, members, strict=True)]
-        runs: dict[str, Run] = {
-            "eager": eager(networks),
-            "sessions": lambda images: np.mean([part(images) for part in parts], axis=0),
-            "fused.onnx": onnx(fused, members, Path(work), sample),
-            "torch": in_torch(fused),
-            "student": parts[0],
-            "cascade": in_torch(cascade(networks, sample)),
-        }
-        if resolve_precision("auto", torch.device("cpu")) == "bfloat16":
-            runs["torch bfloat16"] = in_torch(fused, bf16=True)
-        expected = runs["eager"](sample)
-        differ = {n: float(np.abs(runs[n](sample) - expected).max()) for n in runs if n not in ("student", "cascade")}
-        times = {str(batch): _milliseconds(runs, sample[:batch], turns) for batch, turns in TURNS.items()}
-    ours = ("fused.onnx", "torch", "torch bfloat16")
-    ratios = {b: {n: t["eager"] / t[n] for n in t if n != "eager"} for b, t in times.items()}
-    best = {b: min((n for n in ours if n in t), key=lambda n: t[n]) for b, t in times.items()}
-    student = {b: t[best[b]] / t["student"] for b, t in times.items()}
+    times: dict[str, dict[str, list[float]]] = {str(batch): {name: [] for name in ways()} for batch in CALLS}
+    with tempfile.TemporaryDirectory() as work:
+        prepare(Path(work))
+        for _ in range(ROUNDS):
+            for name in ways():
+                command = [sys.executable, "-m", "benchmarks.inference", "turn", name, work]
+                told = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+                for batch, milliseconds in json.loads(told.splitlines()[-1]).items():
+                    times[batch][name].append(milliseconds)
+        answers = {name: np.load(Path(work, f"{name}.npy")) for name in ("eager", "sessions", *WAYS) if name in ways()}
+    found = {batch: {name: median(values) for name, values in of.items()} for batch, of in times.items()}
+    best = {b: min((n for n in WAYS if n in t), key=lambda n: t[n]) for b, t in found.items()}
+    students = {b: min((n for n in STUDENTS.values() if n in t), key=lambda n: t[n]) for b, t in found.items()}
     result = {
-        "milliseconds": times,
-        "over_eager": ratios,
+        "milliseconds": found,
+        "over_eager": {b: {n: t["eager"] / t[n] for n in t if n != "eager"} for b, t in found.items()},
         "fastest": best,
-        "student_over_fused": student,
-        "differ": differ,
+        "fastest_student": students,
+        "student_over_fused": {b: t[best[b]] / t[students[b]] for b, t in found.items()},
+        "differ": {name: float(np.abs(values - answers["eager"]).max()) for name, values in answers.items()},
         "goals": GOALS,
     }
     write_result("inference", "python -m benchmarks.inference", result)
@@ -138,16 +173,8 @@ def main() -> None:
     print(json.dumps(describe()))
 
 
-def _milliseconds(runs: dict[str, Run], images: np.ndarray[Any, Any], turns: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(turns + 2):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run(images)
-            if turn >= 2:
-                times[name].append((time.perf_counter() - began) * 1000)
-    return {name: median(values) for name, values in times.items()}
-
-
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["turn"]:
+        turn(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

@@ -59,7 +59,7 @@ def bare(team: Path, home: Path, labels: list[str]) -> None:
 
 def _bare(job: Job, store: Store) -> float:
     torch.set_num_threads(job.train.threads)
-    parts, member = split(store, job.data, job.team_seed), job.member.model_copy(update={"seed": job.seed})
+    parts, member = split(store, job.data, job.team_seed), job.recipe
     began = time.perf_counter()
     rows = fit_data(job, store, parts, CPU)
     fitted = fit(lambda: build(member, len(store.classes), store.size), rows, member, job.train, job.seed, CPU)
@@ -91,10 +91,14 @@ def swept(team: Path, home: Path) -> tuple[float, float]:
     command = [sys.executable, "-m", "orchestrator", "sweep", str(team), "--home", str(home)]
     subprocess.run(command, capture_output=True, check=True)
     whole = time.time() - began
+    return spread(home), whole
+
+
+def spread(home: Path) -> float:
+    """Seconds from the first fit's first step to the last fit's end."""
     manifests = list(home.glob("jobs/*/fit/manifest.json"))
     firsts = [json.loads(path.read_text())["history"][0] for path in manifests]
-    first = min(epoch["time"] / 1000 - epoch["seconds"] for epoch in firsts)
-    return max(path.stat().st_mtime for path in manifests) - first, whole
+    return max(path.stat().st_mtime for path in manifests) - min(float(e["time"] / 1000 - e["seconds"]) for e in firsts)
 
 
 def main(minutes: float) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.inference import COUNT, onnx, settled, specs
+from benchmarks.inference import COUNT, settled, specs, write
 from benchmarks.machine import describe, write_result
 from benchmarks.train import SIDE
 from fusion.model import Average, FusedModel
@@ -61,8 +61,8 @@ def _model(folder: Path) -> Path:
     """Three ResNet18 in one file."""
     folder.mkdir()
     fused = FusedModel([settled(spec) for spec in specs()], Average(torch.full((COUNT,), 1 / COUNT)), 1.0).eval()
-    onnx(fused, specs(), folder, np.random.default_rng(0).integers(0, 256, (256, SIDE, SIDE, 3), dtype=np.uint8))
-    return next(folder.glob("*.onnx"))
+    write(fused, specs(), folder / "fused.onnx")
+    return folder / "fused.onnx"
 
 
 def main() -> None:

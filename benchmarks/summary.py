@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 Row = tuple[str, str, str, str, str]
+NAMES = {"compiled": "the same with train.compile", "packed": "the same, two members a process, packed"}
 STEMS = {"imagenet": "torchvision's stem", "cifar": "3x3 stem"}
 
 
@@ -38,6 +39,8 @@ def training(stem: str, found: dict[str, Any]) -> Iterator[Row]:
         goal = at_least(ratio, found["goals"]["common"]) if peer == "common" else ""
         what = f"training, all members at once, images/s, {where}"
         yield what, f"{rates[peer]:,.0f}: {names[peer]}", f"{rates['ours']:,.0f}", f"{ratio:.1f}x", goal
+    for way, ratio in found.get("over_ours", {}).items():
+        yield f"{NAMES[way]}, {where}", f"{rates['ours']:,.0f}: ours", f"{rates[way]:,.0f}", f"{ratio:.2f}x", ""
     share, efficiency = found["roof_fraction"], found["pipeline_efficiency"]
     yield (
         f"share of what a large matrix product reaches, {where}",
@@ -86,6 +89,31 @@ def orchestration(found: dict[str, Any]) -> Iterator[Row]:
         yield what, "", f"{found[key]:.2f}", "", at_most(found[key], found["goals"][key])
 
 
+def overhead(found: dict[str, Any]) -> Iterator[Row]:
+    best, ours = found["bare_packed_seconds"], found["sweep_seconds"]
+    what = f"sweep of {found['fits']} fits, s, first step to last fit's end"
+    yield (
+        what,
+        f"{best:.0f}: the bare fits, packed",
+        f"{ours:.0f}",
+        f"{ours / best:.3f}x",
+        at_most(ours / best, 1 + found["goal"]),
+    )
+
+
+def tracking(found: dict[str, Any]) -> Iterator[Row]:
+    what = f"an epoch's metrics, {found['members']} members at once, ms of processor time each"
+    cost = found["held_milliseconds"] + found["processor_milliseconds"]
+    yield what, "", f"{cost:.1f} (training held for {found['held_milliseconds']:.1f})", "", at_most(cost, found["goal"])
+
+
+def packing(found: dict[str, Any]) -> Iterator[Row]:
+    seconds, again = found["seconds"], found["second_use_seconds"]
+    what, peer = f"packing {found['images']:,} JPEGs, s", f"{seconds['decoding']:.1f}: decoding them in threads"
+    yield what, peer, f"{seconds['packing']:.1f}", f"{found['over_decoding']:.2f}x", ""
+    yield "its second use, s", "", f"{again:.3f}", "", at_most(again, found["goals"]["second_use_seconds"])
+
+
 def inference(found: dict[str, Any]) -> Iterator[Row]:
     for batch, goals in (("1", found["goals"]["1"]), ("256", found["goals"]["256"])):
         times, best = found["milliseconds"][batch], found["fastest"][batch]
@@ -93,12 +121,15 @@ def inference(found: dict[str, Any]) -> Iterator[Row]:
         eager = f"{times['eager']:.1f}: three networks in turn"
         goal = at_least(ratio, goals["fused_over_eager"])
         yield f"answers for {batch} images, ms ({best})", eager, f"{times[best]:.1f}", f"{ratio:.1f}x", goal
-        of_student = found["student_over_fused"][batch]
+        asked = times["torch"] / times["cascade"]
+        peer = f"{times['torch']:.1f}: all members, torch"
+        yield f"cascade for {batch} images, ms", peer, f"{times['cascade']:.1f}", f"{asked:.1f}x", ""
+        of_student, fastest = found["student_over_fused"][batch], found["fastest_student"][batch]
         goal = at_least(of_student, found["goals"]["student_over_fused"])
         yield (
             f"student for {batch} images, ms",
             f"{times[best]:.1f}: fused",
-            f"{times['student']:.1f}",
+            f"{times[fastest]:.1f}",
             f"{of_student:.1f}x",
             goal,
         )
@@ -116,11 +147,22 @@ def fusing(found: dict[str, Any]) -> Iterator[Row]:
     yield "all fusions of ten members, 50,000 rows, nested, s", "", f"{seconds:.0f} ({gib:.1f} GiB)", "", at_most(seconds, 60)
 
 
+OTHERS = {
+    "sweep": orchestration,
+    "overhead": overhead,
+    "tracking": tracking,
+    "packing": packing,
+    "fusion": fusing,
+    "inference": inference,
+    "predict": predicting,
+}
+
+
 def rows() -> Iterator[Row]:
     for stem in STEMS:
         if found := result(f"train-{stem}"):
             yield from training(stem, found)
-    for name, make in (("sweep", orchestration), ("fusion", fusing), ("inference", inference), ("predict", predicting)):
+    for name, make in OTHERS.items():
         if found := result(name):
             yield from make(found)
 
@@ -129,7 +171,7 @@ def main() -> None:
     print("| what | peer | ours | ratio | goal |\n|---|---|---|---|---|")
     for row in rows():
         print(f"| {' | '.join(row)} |")
-    for name in (*(f"train-{stem}" for stem in STEMS), "sweep", "fusion", "inference", "predict"):
+    for name in (*(f"train-{stem}" for stem in STEMS), *OTHERS):
         if found := result(name):
             machine = found["machine"]
             print(f"\n{name}: {machine['cores']} cores, {machine['processor']}, torch {machine['torch']}", end="")

@@ -164,6 +164,7 @@ def _status(folder: Path) -> float:
         fit.mkdir(parents=True)
         (fit / "manifest.json").write_text("{}")
     members = {job.member.name: [job.signature] for job in made.jobs}
+    Home(home).sweep("t").team.parent.mkdir(parents=True)
     Home(home).sweep("t").write("sweep.json", {"team": "t", "members": members, "runs": {}})
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))
 

@@ -43,7 +43,7 @@ from workers.distill import Teacher
 from workers.models import build
 from workers.restore import restore
 from workers.spec import NO_RECIPE, Job
-from workers.train import FitData, _Fit
+from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
 from workers.work import Progress, work
 
@@ -146,7 +146,7 @@ def cost() -> None:
         if member.averaged or member.cycle > 1:
             continue  # of another one's training
         data = FitData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
-        fits[_trained(member.model_dump(mode="json"))] = _Fit(
+        fits[_trained(member.model_dump(mode="json"))] = Trainer(
             build(member, 10, 32).train(), data, member, team.train, 0, torch.device("cpu"), len(rows), None, Watcher(), 300.0
         )
     times: dict[str, list[float]] = {name: [] for name in fits}

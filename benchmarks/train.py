@@ -5,7 +5,8 @@
 
 Legs: `common`, the usual script (torchvision transforms a sample, DataLoader with two workers, float32); `torchensemble`, its
 VotingClassifier's own fit over the same loader; `ours`, a trainer process a core; `bare`, forward, backward and step on one
-constant batch in the same processes, which bounds `ours`. Each is told in images a second over all members.
+constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`; `packed`, ours with two members
+a process, `packed`. Each is told in images a second over all members.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from workers.augment import augment
 from workers.evaluate import outputs, resolve_precision
 from workers.models import Network, build
 from workers.optim import make_optimizer
+from workers.packed import Pack
 from workers.spec import Augments, MemberSpec, TrainSpec
-from workers.train import FitData, fit
+from workers.train import fit
+from workers.trainer import FitData
 
 BATCH, CLASSES, SIDE = 128, 10, 32
 ROUNDS = 3
 CORES = os.cpu_count() or 1
 STEPS = {"imagenet": 10, "cifar": 3}  # a leg's measured steps a process, after a quarter as many to warm up
-LEGS = ("common", "torchensemble", "ours", "bare")
+LEGS = ("common", "torchensemble", "ours", "bare", "compiled", "packed")
 GOALS = {"imagenet": {"common": 2.2, "roof": 0.55}, "cifar": {"common": 3.0, "roof": 0.85}}
 FULL = ("flip", "crop", "rotate", "cutout", "color", "erase", "mixup")
 
@@ -135,6 +138,14 @@ def bare(stem: str) -> float:
     return sum(_processes("constant", stem))
 
 
+def compiled(stem: str) -> float:
+    return sum(_processes("compile", stem))
+
+
+def packed(stem: str) -> float:
+    return sum(_processes("pack", stem))
+
+
 def _processes(what: str, stem: str) -> list[float]:
     """A process of one thread a core, all at once."""
     command = [sys.executable, "-m", "benchmarks.train", what, stem]
@@ -143,15 +154,22 @@ def _processes(what: str, stem: str) -> list[float]:
     return [float(process.communicate()[0]) for process in started]
 
 
-def one(stem: str) -> float:
-    """A member by the trainer's own `fit`: the second epoch's rate."""
+def one(stem: str, compile: bool = False, lanes: int = 1) -> float:
+    """A member, or `lanes` of a pack, by the trainer's own `fit`: the second epoch's rate."""
     torch.set_num_threads(1)
     images, labels = synthetic(STEPS[stem] * BATCH)
-    rows = torch.arange(len(images))
+    rows, seeds = torch.arange(len(images)), tuple(range(1, lanes + 1))
     data, member = FitData(images, labels, rows, rows[:BATCH]), spec(stem)
-    settings = TrainSpec(epochs=2, batch_size=BATCH)
-    fitted = fit(lambda: build(member, CLASSES, SIDE), data, member, settings, 1, torch.device("cpu"))
-    return fitted.history[1]["train/images_per_second"]
+    if lanes > 1:
+        member = member.model_copy(update={"packed": seeds})
+    settings = TrainSpec.model_validate({"epochs": 2, "batch_size": BATCH, "compile": compile})
+
+    def make() -> Network:
+        networks = [build(member.model_copy(update={"seed": seed}), CLASSES, SIDE) for seed in seeds]
+        return Pack(networks) if member.packed else networks[0]
+
+    fitted = fit(make, data, member, settings, 1, torch.device("cpu"))
+    return lanes * fitted.history[1]["train/images_per_second"]
 
 
 def constant(stem: str) -> float:
@@ -264,6 +282,7 @@ def _ratios(stem: str, rates: dict[str, float]) -> dict[str, Any]:
     top, beside = roof(stem), around(stem)
     return {
         "ours_over": {peer: rates["ours"] / rates[peer] for peer in ("common", "torchensemble") if peer in rates},
+        "over_ours": {way: rates[way] / rates["ours"] for way in ("compiled", "packed")},
         "pipeline_efficiency": rates["ours"] / rates["bare"],
         "roof_fraction": rates["ours"] / CORES * top["flops_an_image"] / top["matmul_flops"],
         "goals": {**GOALS[stem], "pipeline_efficiency": 0.97},
@@ -275,10 +294,16 @@ def _ratios(stem: str, rates: dict[str, float]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    every: dict[str, Callable[[str], float]] = {"common": common, "torchensemble": torchensemble, "ours": ours, "bare": bare}
+    every: dict[str, Callable[[str], float]] = dict(zip(LEGS, (common, torchensemble, ours, bare, compiled, packed), strict=True))
+    inner: dict[str, Callable[[str], float]] = {
+        "one": one,
+        "constant": constant,
+        "compile": lambda stem: one(stem, compile=True),
+        "pack": lambda stem: one(stem, lanes=2),
+    }
     if words[:1] == ["leg"]:
         print(json.dumps({"images_per_second": every[words[1]](words[2])}))
-    elif words[:1] in (["one"], ["constant"]):
-        print({"one": one, "constant": constant}[words[0]](words[1]))
+    elif words and words[0] in inner:
+        print(inner[words[0]](words[1]))
     else:
         main(words or tuple(STEPS))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fusion.frozen import frozen
 from fusion.model import FusedModel, combiner_like
 from fusion.outputs import Floats
+from fusion.runtimes import session
 from workers.errors import ConclaveError, Corrupt
 from workers.files import tensors_sha256, write_bytes, write_json
 from workers.models import build, import_from
@@ -82,7 +83,7 @@ def load(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
 
 
 def _spec(entry: dict[str, Any]) -> MemberSpec:
-    return MemberSpec.model_validate({**entry, "augment": tuple(entry["augment"]), "weights": None})
+    return MemberSpec.model_validate_json(json.dumps({**entry, "weights": None}))
 
 
 def _text(provenance: dict[str, Any]) -> dict[str, str]:
@@ -109,15 +110,6 @@ def _onnx(model: FusedModel, size: int, metadata: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory() as work:
         program.save(str(Path(work, "model.onnx")))
         return Path(work, "model.onnx").read_bytes()
-
-
-def session(content: bytes | str) -> Any:
-    """An ONNX Runtime session on the CPU, quiet."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def _run(content: bytes, images: np.ndarray[Any, np.dtype[np.uint8]]) -> Floats:

@@ -18,7 +18,7 @@ SHARED = {
 }
 
 
-NOT_A_STUDENTS = ("name", "count", "snapshots", "cycle", "average", "averaged", "search", "pick")
+NOT_A_STUDENTS = ("name", "count", "packed", "snapshots", "cycle", "average", "averaged", "search", "pick")
 
 
 def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
@@ -45,6 +45,7 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
             members.append({**member, "resources": _resources(values, member)})
             sources.append(index)
     _seed(values.get("seed", 0), members)
+    _pack(members, sources)
     concat, asked = values.get("concat"), values.get("fusion", DEFAULT)
     if isinstance(concat, dict) and concat.get("finetune") is True and isinstance(asked, tuple) and "concat_tuned" not in asked:
         values["fusion"] = asked = (*asked, "concat_tuned")
@@ -95,6 +96,12 @@ def _copies(
     document: Document, where: Path_, member: dict[str, Any], problems: list[tuple[int, str]]
 ) -> Iterator[dict[str, Any]]:
     """`{name: seeds, count: 3, seed: s}` -> seeds-1, seeds-2, seeds-3 with seeds s, s+1, s+2."""
+    packed = member.get("packed", False)
+    if not isinstance(packed, bool):
+        problems.append((document.line((*where, "packed")), f"{dotted(where)}.packed: expected true or false"))
+        packed = member["packed"] = False
+    if packed and member.get("count", 1) == 1:
+        problems.append((document.line(where), f"{dotted(where)}.packed: trains the members of one `count: 2` or more at once"))
     if "count" not in member:
         yield member
         return
@@ -109,6 +116,13 @@ def _copies(
         if isinstance(member.get("seed"), int):
             copy["seed"] = member["seed"] + i
         yield copy
+
+
+def _pack(members: list[Any], sources: list[int]) -> None:
+    """Each of the members that are trained at once gets to know the seeds of all of them."""
+    for member, source in zip(members, sources, strict=True):
+        if member.pop("packed", False) is True:
+            member["packed"] = tuple(other["seed"] for other, of in zip(members, sources, strict=True) if of == source)
 
 
 def _derived(members: list[Any], sources: list[int]) -> tuple[list[Any], list[int]]:

@@ -20,6 +20,7 @@ from fusion.fit import Fitted, best_single, fit_all, recommend
 from fusion.model import FusedModel, Networks, assemble
 from fusion.names import STACKS
 from fusion.outputs import Gathered, gather
+from fusion.quantize import SEEN, Loss, loss, quantize
 from fusion.stacking import FEW_ROWS
 from fusion.tuned import with_stages
 from orchestrator.home import SweepFolder
@@ -149,6 +150,13 @@ def write_model(request: Request, made: Prepared, name: str, target: Path) -> fl
     provenance = {**request.provenance, "method": name}
     model = assemble(fitted, made.networks)
     return export(model, specs.used(fitted), gathered.classes, provenance, target, images, fitted.predict_proba(table))
+
+
+def write_integers(request: Request, made: Prepared, source: Path, target: Path) -> Loss:
+    """Write the 8-bit form of the exported model SOURCE; its ranges are those of *fuse* rows, its loss is that on *test* rows."""
+    images, gathered = Store(request.store).images, made.gathered
+    quantize(source, target, np.asarray(images[gathered.fuse_rows[:SEEN]]))
+    return loss(source, target, np.asarray(images[gathered.test_rows]), gathered.test.labels)
 
 
 def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store, target: Path) -> None:

@@ -94,6 +94,8 @@ def _before(member: MemberSpec) -> MemberSpec | None:
     """The recipe whose fit leaves the checkpoint from which this one's goes on."""
     if member.averaged:
         return member.model_copy(update={"averaged": False})
+    if member.packed and member.seed != member.packed[0]:
+        return member.model_copy(update={"seed": member.packed[member.packed.index(member.seed) - 1]})
     return member.model_copy(update={"cycle": member.cycle - 1}) if member.cycle > 1 else None
 
 

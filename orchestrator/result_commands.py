@@ -47,17 +47,21 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A fused.onnx.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
     out: Annotated[Path | None, typer.Option(help="CSV to write; stdout where left out.")] = None,
+    runtime: Annotated[str, typer.Option(help="auto (onnx, or torch where it is faster), onnx, torch, torch-bfloat16.")] = "auto",
 ) -> None:
     """Class probabilities of images, as CSV: file, class, probability."""
     import csv
     import io
 
     from fusion.predict import Predictor
+    from fusion.runtimes import NAMES
 
+    if runtime not in NAMES:
+        raise Rejected(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["file", "class", "probability"])
-    for name, label, probability in Predictor(model).rows(images):
+    for name, label, probability in Predictor(model, runtime).rows(images):
         writer.writerow([name, label, f"{probability:.7g}"])
     if out is None:
         sys.stdout.write(buffer.getvalue())
@@ -76,6 +80,7 @@ def export(
     method: Annotated[str | None, typer.Option(help="A fusion or a member to export.")] = None,
     out: Annotated[Path | None, typer.Option(help="The model file; SWEEP-METHOD.onnx where left out.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="Write what every fusion was made from, FILE.npz.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="In 8-bit integers; says what that costs in accuracy.")] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
@@ -93,15 +98,19 @@ def export(
         print(f"{outputs} is written.")
     if method is not None:
         from orchestrator import refit
-        from orchestrator.fusing import prepare, write_model
+        from orchestrator.fusing import prepare, write_integers, write_model
 
         request = refit.request_of(home, name)
         known = [*request.members, *request.fusions]
         if method not in known:
             raise Rejected(f"--method {method}: not in this sweep; there are {', '.join(known)}.")
         target = out or Path(f"{name}-{method}.onnx")
-        difference = write_model(request, prepare(request), method, target)
+        made = prepare(request)
+        difference = write_model(request, made, method, target)
         print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
+        if int8:
+            small = target.with_suffix(".int8.onnx")
+            print(f"{small} is written: right on {write_integers(request, made, target, small)}.")
 
 
 @app.command(epilog="Example: `conclave report digits`")

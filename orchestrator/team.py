@@ -157,6 +157,8 @@ class Team(Strict):
                 raise ValueError(f"member {member.name}: {processes} processes train together, and {why}")
             if member.search and (member.snapshots > 1 or member.average or member.resources.processes > 1):
                 raise ValueError(f"member {member.name}: search finds recipes of one process, without snapshots and average")
+            if member.packed and self._unpackable(member):
+                raise ValueError(f"member {member.name}: packed doesn't go together with {self._unpackable(member)}")
             if member.pick > (member.search.keep if member.search else 1):
                 raise ValueError(f"member {member.name}: pick {member.pick} of fewer that are kept")
             if member.averaged and not member.average:
@@ -166,6 +168,20 @@ class Team(Strict):
         if self.data.dataset == "folder" and self.data.root is None:
             raise ValueError("data.root is needed with `dataset: folder`: the folder or archive of images")
         return self
+
+    def _unpackable(self, member: MemberSpec) -> str:
+        """What of the team's and the member's settings a pack can't do, in words."""
+        hindrances = {
+            "snapshots": member.snapshots > 1,
+            "average": member.average is not None,
+            "search": member.search is not None,
+            "several processes a member": member.resources.processes > 1,
+            "train.ema": self.train.ema is not None,
+            "train.stop": self.train.stop is not None,
+            "train.clip": self.train.clip is not None,
+            "train.compile": self.train.compile is not None,
+        }
+        return ", ".join(name for name, there in hindrances.items() if there)
 
     def _check_start(self, student: StudentSpec, start: str) -> None:
         member = next((member for member in self.members if member.name == start), None)

@@ -17,9 +17,11 @@ from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.group import ALONE, Group
 from workers.models import Network, build, import_from
+from workers.packed import Pack
 from workers.restore import restore
-from workers.spec import Job, MemberSpec
-from workers.train import FitData, Fitted, fit
+from workers.spec import Job
+from workers.train import fit
+from workers.trainer import FitData, Fitted
 from workers.watcher import Watcher
 
 Weights = dict[str, torch.Tensor]
@@ -45,7 +47,6 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     import_from(job.import_paths)
     store = Store(job.store)
     parts = split(store, job.data, job.team_seed)
-    member = job.member.model_copy(update={"seed": job.seed})
     data = fit_data(job, store, parts, device)
     checkpoints = Checkpoints(artifact.checkpoint, job.signature, watcher.note)
     before = MemberArtifact.of(job.home, job.after) if job.after else None
@@ -54,9 +55,9 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
         checkpoints.take_over(Checkpoints(before.last, job.after, watcher.note), average)
     group.total(0)  # the checkpoint is there for all from here on
     fitted = fit(
-        lambda: _network(job, member, store),
+        lambda: _network(job, store),
         data,
-        member,
+        job.recipe,
         job.train,
         job.seed,
         device,
@@ -96,9 +97,12 @@ def fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitD
     )
 
 
-def _network(job: Job, member: MemberSpec, store: Store) -> Network:
-    """With fresh weights, or with those that a student begins from."""
-    network = build(member, len(store.classes), store.size)
+def _network(job: Job, store: Store) -> Network:
+    """With fresh weights, or with those that a student begins from; all of a pack."""
+    member, classes = job.recipe, len(store.classes)
+    if member.packed:
+        return Pack([build(member.model_copy(update={"seed": seed}), classes, store.size) for seed in member.packed])
+    network = build(member, classes, store.size)
     if job.start:
         network.load_state_dict(restore(MemberArtifact.of(job.home, job.start), store.classes, store.size).state_dict())
     return network

@@ -298,6 +298,7 @@ class MemberSpec(Strict):
     cycle: int = Field(1, ge=1)  # which of them this is
     average: Average | None = None  # of the weights along the training: a second member that costs no training of its own
     averaged: bool = False  # whether this is that second one
+    packed: tuple[int, ...] = ()  # the seeds of all that are trained at once, in one process; none: it is trained alone
     resources: Resources = Resources()
     search: SearchSpec | None = None  # where this recipe is still to be found
     pick: int = Field(1, ge=1)  # which of the found ones this is
@@ -308,6 +309,7 @@ class MemberSpec(Strict):
         without |= {"snapshots", "cycle"} if self.snapshots == 1 else set()
         without |= set() if self.search else {"search", "pick"}
         without |= set() if self.averaged else {"average", "averaged"}
+        without |= set() if self.packed else {"packed"}
         return self.model_dump(mode="json", exclude=without)
 
     def chosen(self, choice: Choice) -> MemberSpec:
@@ -382,8 +384,16 @@ class Job(Strict):
 
     @property
     def seed(self) -> int:
+        return self._seed_of(self.member.seed)
+
+    @property
+    def recipe(self) -> MemberSpec:
+        """The member's, with the seeds of this fit."""
+        return self.member.model_copy(update={"seed": self.seed, "packed": tuple(map(self._seed_of, self.member.packed))})
+
+    def _seed_of(self, seed: int) -> int:
         """The full fit's seed is the member's; a fold fit's derives from it."""
-        return self.member.seed if self.fold is None else derive_seed(self.member.seed, "fold", self.fold)
+        return seed if self.fold is None else derive_seed(seed, "fold", self.fold)
 
 
 def derive_seed(*parts: object) -> int:

@@ -1,62 +1,20 @@
-"""One fit, from fresh weights to final ones: pure of Ray and MLflow, readable from top to bottom.
-
-Everything random derives from (seed, epoch, step), so a fit resumed from a checkpoint between two steps goes on bit for
-bit.
-"""
+"""One fit: which trainer does it, and what happens where the device has too little memory."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from workers.augment import augment, to_float
-from workers.average import Averaged
 from workers.checkpoint import Checkpoints
-from workers.compiled import compiled
-from workers.distill import Teacher, distance
-from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Stopped
-from workers.evaluate import outputs, resolve_precision
-from workers.faults import reach
+from workers.errors import OutOfDeviceMemory
 from workers.group import ALONE, Group
-from workers.models import Network, memory_format
-from workers.optim import learning_rate, load_slots, make_optimizer, slots
-from workers.spec import Ema, MemberSpec, StudentSpec, TrainSpec, derive_seed
-from workers.watcher import Epoch, Watcher
-
-
-@dataclass(frozen=True)
-class FitData:
-    """Images (N, H, W, 3) uint8 and labels (N,) of the whole store; the rows to fit, those to watch, those to stop or to score
-    by; a student's teacher."""
-
-    images: Tensor
-    labels: Tensor
-    fit: Tensor
-    watch: Tensor | None
-    stop: Tensor | None = None
-    teacher: Teacher | None = None
-
-
-@dataclass
-class Fitted:
-    """What `fit` gives: the network with its final weights, the history, and how it came about."""
-
-    network: Network
-    history: list[Epoch]
-    micro_batch: int
-    precision: str
-    resumed_from: int
-
-    def seconds(self, first: int = 0) -> float:
-        """Seconds of training from epoch `first` on, those before an interruption included, evaluation left out."""
-        return sum(epoch["seconds"] for epoch in self.history[first:])
+from workers.models import Network
+from workers.packed import PackTrainer
+from workers.spec import MemberSpec, TrainSpec
+from workers.trainer import FitData, Fitted, Trainer
+from workers.watcher import Watcher
 
 
 def fit(
@@ -78,9 +36,10 @@ def fit(
     Raises Diverged, OutOfDeviceMemory, Corrupt and Stopped.
     """
     micro, watcher = spec.batch_size, watcher or Watcher()
+    kind = PackTrainer if member.packed else Trainer
     while True:
         try:
-            return _Fit(make(), data, member, spec, seed, device, micro, checkpoints, watcher, checkpoint_seconds, group).run()
+            return kind(make(), data, member, spec, seed, device, micro, checkpoints, watcher, checkpoint_seconds, group).run()
         except torch.OutOfMemoryError:
             if group.size > 1:  # the others are in the middle of the step
                 raise OutOfDeviceMemory("out of device memory; raise train.accumulate and lower train.batch_size") from None
@@ -90,232 +49,3 @@ def fit(
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             watcher.note(f"out of device memory: micro-batch halved to {micro}, the effective batch stays")
-
-
-@dataclass
-class _Sums:
-    """What the steps of an unfinished epoch gave so far."""
-
-    loss: float = 0.0
-    correct: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
-class _Fit:
-    network: Network
-    data: FitData
-    member: MemberSpec
-    spec: TrainSpec
-    seed: int
-    device: torch.device
-    micro: int
-    checkpoints: Checkpoints | None
-    watcher: Watcher
-    checkpoint_seconds: float
-    group: Group = ALONE
-    history: list[Epoch] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.precision = resolve_precision(self.spec.precision, self.device)
-        self.format = memory_format(self.network, self.device, self.precision)
-        self.network = self.group.together(self.network.to(self.device, memory_format=self.format))  # type: ignore[call-overload]
-        self.model = self.group.model(self.network)
-        if self.spec.compile:
-            self.model = compiled(self.model, self.spec.compile, self.device)
-        if self.data.teacher:
-            self.data.teacher.to(self.device, self.format)
-        self.optimizer = make_optimizer(self.member, self.network)
-        self.averages: dict[str, Averaged] = {}
-        if self.spec.ema:
-            self.averages["ema"] = Averaged(self.network, Ema(decay=self.spec.ema), self.spec.epochs)
-        if self.member.average:
-            self.averages["average"] = Averaged(self.network, self.member.average, self.spec.epochs)
-        self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
-        self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
-
-    def run(self) -> Fitted:
-        step, sums = self._resume()
-        start = len(self.history)
-        self.saved = time.monotonic()
-        self.watcher.resumed(self.history)
-        last = self.member.cycle_ends(self.spec.epochs)[self.member.cycle - 1]
-        for epoch in range(start, last):
-            if self._stopped():
-                break
-            metrics = self._epoch(epoch, step, sums or _Sums()) | self._watch()
-            step, sums = 0, None
-            self.history.append(metrics | {"time": round(time.time() * 1000)})
-            for average in self.averages.values():
-                average.epoch(self.network, len(self.history))
-            self._remember()
-            self._save()
-            self.watcher.epoch(epoch, self.history[-1])
-        if self.best:
-            self._final().load_state_dict(self.best)
-        if self.member.averaged:
-            self.averages["average"].settle(self._fit_images(), self.device)
-        return Fitted(self._final(), self.history, self.micro, self.precision, start)
-
-    def _final(self) -> Network:
-        return self.averages["average"].network if self.member.averaged else self._watched()
-
-    def _watched(self) -> Network:
-        return self.averages["ema"].network if "ema" in self.averages else self.network
-
-    def _fit_images(self) -> Iterator[Tensor]:
-        for rows in torch.split(self.data.fit, self.spec.batch_size):
-            yield to_float(self.data.images[rows].to(self.device)).contiguous(memory_format=self.format)
-
-    def _epoch(self, epoch: int, first: int, sums: _Sums) -> Epoch:
-        """The epoch's steps from `first` on; `sums` are what those before it gave."""
-        self.network.train()
-        order = self._generator(epoch, "order", "cpu")
-        rows = self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
-        loss, correct = torch.tensor(sums.loss, device=self.device), torch.tensor(sums.correct, device=self.device)
-        rate = learning_rate(self.spec, self.member, (epoch + 1) * self.steps - 1, self.steps)
-        began = time.perf_counter() - sums.seconds
-        for step in range(first, self.steps):
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.spec, self.member, epoch * self.steps + step, self.steps)
-            step_loss, step_correct = self._step(epoch, step, rows[step * self.batch : (step + 1) * self.batch])
-            loss += step_loss * _nan_at("fit.step")
-            correct += step_correct
-            self.watcher.step()
-            if self.device.type == "cpu" or step % 16 == 0:  # a look at the loss makes a GPU wait
-                self._look(step + 1, loss, correct, began)
-        total, right = self.group.total(loss, correct)
-        mean = total / self.steps
-        if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in self.network.parameters())):
-            raise Diverged(f"the loss or a weight is not finite after epoch {epoch + 1}")
-        seconds, images = time.perf_counter() - began, self.steps * self.batch
-        return {
-            "train/loss": mean,
-            "train/accuracy": right / images,
-            "train/lr": rate,
-            "train/images_per_second": images / seconds,
-            "seconds": seconds,
-        }
-
-    def _look(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
-        """Between two steps, all together: is the loss finite, does somebody ask the fit to stop, is a checkpoint due?"""
-        late = time.monotonic() - self.saved > self.checkpoint_seconds
-        each = self.group.each(loss, correct, self.watcher.stop_asked(), late)
-        total, _, stop, due = (sum(of) for of in zip(*each, strict=True))
-        if not math.isfinite(total):
-            raise Diverged(f"the loss is {total} in epoch {len(self.history) + 1}, up to step {step}")
-        if step == self.steps and not stop:
-            return  # the epoch's own checkpoint follows
-        if stop or due:
-            seconds = time.perf_counter() - began
-            self._save(step, [_Sums(one[0], one[1], seconds) for one in each])
-        if stop:
-            raise Stopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
-
-    def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step on `rows`, in micro-batches. Gives its mean loss and its count of right answers."""
-        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
-        images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
-        generator = self._generator(epoch, step, self.device)
-        x, (first, second, share) = augment(images, labels, self.member.augment, generator)
-        x = x.contiguous(memory_format=self.format)
-        loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        parts = self.group.parts(len(rows), self.micro)
-        for part in parts:
-            with self.group.not_yet(self.model) if part != parts[-1] else nullcontext():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    logits = self.model(x[part])
-                    taught = self.data.teacher(x[part]) if self.data.teacher else None
-                logits = logits.float()
-                one = self._loss(logits, first[part])
-                if share < 1:
-                    one = share * one + (1 - share) * self._loss(logits, second[part])
-                if taught is not None and isinstance(self.member, StudentSpec):
-                    one = self.member.soft * distance(logits, taught, self.member.temperature) + (1 - self.member.soft) * one
-                one = one * (len(logits) / len(rows))
-                (one * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
-            loss += one.detach()
-            correct += (logits.argmax(1) == first[part]).sum()
-        if self.spec.clip:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for average in self.averages.values():
-            average.step(self.network)
-        return loss, correct
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.member.label_smoothing)
-
-    def _generator(self, epoch: int, what: object, device: torch.device | str) -> torch.Generator:
-        return torch.Generator(device).manual_seed(derive_seed(self.seed, epoch, what))
-
-    def _watch(self) -> Epoch:
-        """Loss and accuracy on *fuse* rows, to be looked at; on the rows of `train.stop`, to stop by."""
-        watched: Epoch = {}
-        for name, rows in (("fuse", self.data.watch), ("stop", self.data.stop)):
-            if rows is not None:
-                loss, accuracy = self._evaluate(rows)
-                watched |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
-        return watched
-
-    def _evaluate(self, rows: Tensor) -> tuple[float, float]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits, _ = outputs(self._watched(), self.data.images, rows, self.device)
-        labels = self.data.labels[rows].cpu()
-        loss = F.cross_entropy(logits, labels).item()
-        return (loss if math.isfinite(loss) else 1e9), (logits.argmax(1) == labels).float().mean().item()
-
-    def _remember(self) -> None:
-        if self.data.stop is not None and self.history[-1]["stop/loss"] <= min(e["stop/loss"] for e in self.history):
-            self.best = {k: v.detach().clone() for k, v in self._final().state_dict().items()}
-
-    def _stopped(self) -> bool:
-        if self.spec.stop is None or not self.history:
-            return False
-        losses = [epoch["stop/loss"] for epoch in self.history]
-        return len(losses) - 1 - losses.index(min(losses)) >= self.spec.stop.patience
-
-    def _save(self, step: int = 0, sums: Sequence[_Sums] = ()) -> None:
-        """A checkpoint after `step` steps of the current epoch, with each process's sums; at an epoch's boundary `step` is 0."""
-        self.saved = time.monotonic()
-        if self.checkpoints is None or self.group.rank:
-            return
-        groups: dict[str, dict[str, Tensor]] = {"network": self.network.state_dict(), "optimizer": slots(self.optimizer)}
-        groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
-        if self.best:
-            groups["best"] = self.best
-        record = {
-            "history": self.history,
-            "micro_batch": self.micro,
-            "sums": [asdict(one) for one in sums],
-            "average": self.member.averages() if "average" in self.averages else None,
-        }
-        self.checkpoints.save(len(self.history), step, groups, record)
-        self.watcher.saved()
-
-    def _resume(self) -> tuple[int, _Sums | None]:
-        """Take up the newest checkpoint: how many steps of the current epoch are done, and what they summed up to."""
-        state = self.checkpoints.newest() if self.checkpoints else None
-        if state is None:
-            return 0, None
-        try:
-            self.network.load_state_dict(state.tensors["network"])
-            load_slots(self.optimizer, self.network, state.tensors["optimizer"])
-            if "average" in self.averages and state.record.get("average") != self.member.averages():
-                del self.averages["average"]  # asked for, or asked for otherwise, when this fit was under way already
-            for name, average in self.averages.items():
-                average.model.load_state_dict(state.tensors[name])
-        except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            raise Corrupt(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
-        self.best = state.tensors.get("best", {})
-        self.micro = min(self.micro, state.record["micro_batch"])
-        self.history = state.record["history"]
-        sums = state.record["sums"]
-        return state.record["step"], _Sums(**sums[self.group.rank]) if sums else None
-
-
-def _nan_at(point: str) -> float:
-    """1, or NaN where a test asks for it."""
-    return math.nan if reach(point) == "nan" else 1.0

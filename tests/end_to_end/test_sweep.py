@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from fusion.calibration import apply_temperature, logs, nll
-from fusion.export import load, session
+from fusion.export import load
 from fusion.outputs import softmax
+from fusion.runtimes import session
 from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import TEAM, snapshot
-from workers import train
+from workers import train, trainer
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected
@@ -217,14 +218,37 @@ def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
     assert all("vote" in line and "weighted" in line for line in lines)
 
 
+def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) -> None:
+    """In 8-bit integers but for heads and combiner; what is said of it is what comes out of the file."""
+    folder, summary = done
+    words = ("export", "tiny", "--method", "stack", "--int8", "--out", "i.onnx", "--outputs", "i.npz", "--home", "home")
+    said = conclave(*words, cwd=folder).stdout.splitlines()[-1]
+    outputs = np.load(folder / "i.npz", allow_pickle=False)
+    store = Store(next((folder / "home" / "data").iterdir()))
+    images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
+    answers = [session(str(folder / name)).run(None, {"images": images})[0] for name in ("i.onnx", "i.int8.onnx")]
+    right = [float((of.argmax(1) == outputs["test_labels"]).mean()) for of in answers]
+    assert right[0] == summary["fusions"]["stack"]["test"]["accuracy"]
+    changed = float((answers[0].argmax(1) != answers[1].argmax(1)).mean())
+    assert f"{right[1]:.2%} of {len(images):,} test rows, {100 * (right[1] - right[0]):+.2f} points" in said
+    assert f"{changed:.2%} of the answers changed" in said
+    assert 0 < np.abs(answers[0] - answers[1]).mean() < 0.05, "other numbers, and nearly the same"
+    graph = onnx.load(str(folder / "i.int8.onnx")).graph
+    weights = {t.name: t.data_type for t in graph.initializer if len(t.dims) == 4 and min(t.dims[:2]) > 1}
+    assert set(weights.values()) == {onnx.TensorProto.INT8}
+    heads = [t for t in graph.initializer if len(t.dims) == 2 and 10 in t.dims]
+    assert heads
+    assert {t.data_type for t in heads} == {onnx.TensorProto.FLOAT}
+
+
 def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three snapshots of six epochs train six epochs, not twelve; a second sweep trains none."""
     text = TEAM.replace("folds: 2", "folds: 0").replace("epochs: 2", "epochs: 6")
     text = text.replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 3}")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
-    whole = train._Fit._epoch
-    monkeypatch.setattr(train._Fit, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    whole = trainer.Trainer._epoch
+    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a", "cyc.1", "cyc.2", "cyc.3"]
     assert [epochs.count(name) for name in summary["members"]] == [6, 2, 2, 2]
@@ -234,12 +258,27 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
     assert len(epochs) == 12
 
 
+def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TEAM.replace("{name: a}", "{name: a, count: 3, packed: true}").replace("  - {name: b, seed: 5}\n", "")
+    (tmp_path / "team.yaml").write_text(text)
+    epochs: list[str] = []
+    whole = trainer.Trainer._epoch
+    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert list(summary["members"]) == ["a-1", "a-2", "a-3"]
+    assert (summary["trained"], set(epochs), len(epochs)) == (9, {"a-1"}, 6), "a full fit and two fold fits of two epochs"
+    assert len({m["weights_sha256"] for m in summary["members"].values()}) == 3
+    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(3.0), "three shares of one training"
+    assert not list((tmp_path / "home").glob("jobs/*/last"))
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+
+
 def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = TEAM.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
-    whole = train._Fit._epoch
-    monkeypatch.setattr(train._Fit, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    whole = trainer.Trainer._epoch
+    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a", "a.swa"]
     assert (summary["trained"], set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
@@ -373,11 +412,11 @@ def test_shuffled_training_labels_leave_oof_accuracy_at_chance(tmp_path: Path, m
     (tmp_path / "team.yaml").write_text(TEAM.replace("epochs: 2", "epochs: 8").replace("width: 4", "width: 8"))
     real = train.fit
 
-    def shuffled(make: Any, data: train.FitData, *rest: Any) -> train.Fitted:
+    def shuffled(make: Any, data: trainer.FitData, *rest: Any) -> trainer.Fitted:
         labels = data.labels.clone()
         mixed = torch.randperm(len(data.fit), generator=torch.Generator().manual_seed(0))
         labels[data.fit] = data.labels[data.fit[mixed]]
-        return real(make, train.FitData(data.images, labels, data.fit, data.watch), *rest)
+        return real(make, trainer.FitData(data.images, labels, data.fit, data.watch), *rest)
 
     monkeypatch.setattr("workers.member.fit", shuffled)
     inline(tmp_path / "team.yaml", tmp_path / "home")

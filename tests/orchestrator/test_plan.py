@@ -63,6 +63,22 @@ def test_an_average_leaves_the_signature_of_its_member_and_comes_after_it(tmp_pa
     assert by_label["a.swa"].epochs == (9, 9), "it trains nothing"
 
 
+def test_members_trained_at_once_follow_one_another_and_know_each_others_seeds(tmp_path: Path) -> None:
+    pack = BASE.replace("{name: a, seed: 1}", "{name: a, seed: 1, count: 3, packed: true}")
+    jobs = {job.label: job for job in planned(pack, tmp_path).jobs}
+    assert [jobs[label].member.packed for label in ("a-1", "a-3")] == [(1, 2, 3)] * 2
+    assert jobs["a-1"].after is None
+    assert jobs["a-2 fold 1"].after == jobs["a-1 fold 1"].signature
+    assert jobs["a-3"].after == jobs["a-2"].signature
+    assert [jobs[f"a-{k}"].followed for k in (1, 2, 3)] == [True, True, False]
+    fold = jobs["a-2 fold 1"].recipe
+    assert fold.packed.index(fold.seed) == 1, "each fold's seeds are its own"
+    assert not {*fold.packed} & {1, 2, 3}
+    apart = signatures(pack.replace(", packed: true", ""), tmp_path)
+    assert apart == signatures(pack.replace("packed: true", "packed: false"), tmp_path)
+    assert not {*apart} & {job.signature for job in jobs.values()}, "up to rounding is not bit for bit"
+
+
 STUDENT = BASE.replace("members:", "fusion: [vote, stack, student]\nstudent: {epochs: 5}\nmembers:")
 
 

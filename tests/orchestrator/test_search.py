@@ -17,7 +17,7 @@ from workers import data, trial
 from workers.data import split
 from workers.errors import ConclaveError, Rejected
 from workers.spec import AdamW, Sgd
-from workers.train import FitData
+from workers.trainer import FitData
 from workers.watcher import Watcher
 
 SEARCH = "search: {trials: 3, keep: 2, lr: [0.01, 0.3], optimizer: [sgd, adamw], augment: {rotate: [1, 30]}}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.workers.test_training import CPU, Cut, data, digest, fitted, member
-from workers import train
+from workers import train, trainer
 from workers.checkpoint import Checkpoints
 from workers.compiled import compiled
 from workers.errors import ConclaveError, Stopped
@@ -20,7 +20,7 @@ SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
 def test_a_compiled_training_is_the_plain_one_up_to_rounding_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     spec = member(optimizer={"kind": "sgd", "lr": 0.01}, augment=("flip", "crop"))
 
-    def run(folder: Path, watcher: Watcher) -> train.Fitted:
+    def run(folder: Path, watcher: Watcher) -> trainer.Fitted:
         settings = TrainSpec.model_validate({**SETTINGS, "compile": True})
         return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(folder, "me"), watcher)
 

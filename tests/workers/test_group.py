@@ -18,7 +18,8 @@ from workers.errors import Diverged, Stopped
 from workers.group import ALONE, Group, Several, SummedBatchNorm
 from workers.models import build
 from workers.spec import MemberSpec, TrainSpec
-from workers.train import FitData, fit
+from workers.train import fit
+from workers.trainer import FitData
 from workers.watcher import Watcher
 
 RECIPE = {

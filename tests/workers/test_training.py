@@ -1,6 +1,7 @@
 """One fit: schedule, augmentation, networks, resume, memory, divergence, checksums."""
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from workers import checkpoint, train
+from workers import checkpoint, train, trainer
 from workers.augment import augment, to_float
 from workers.checkpoint import Checkpoints
 from workers.distill import Teacher, distance
@@ -28,22 +29,22 @@ def member(**keys: object) -> MemberSpec:
     return MemberSpec.model_validate({"name": "m", "seed": 1, "width": 4, **keys})
 
 
-def data(n: int = 96) -> train.FitData:
+def data(n: int = 96) -> trainer.FitData:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (n, 8, 8, 3), dtype=torch.uint8, generator=generator)
     labels = torch.arange(n) % 3
     images[labels == 1] //= 2
-    return train.FitData(images, labels, torch.arange(n - 16), torch.arange(n - 16, n))
+    return trainer.FitData(images, labels, torch.arange(n - 16), torch.arange(n - 16, n))
 
 
-def fitted(spec: MemberSpec | None = None, **keys: object) -> train.Fitted:
+def fitted(spec: MemberSpec | None = None, **keys: object) -> trainer.Fitted:
     torch.set_num_threads(1)
     spec = spec or member(augment=("flip", "crop", "mixup"))
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, **keys})
     return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, CPU)
 
 
-def digest(result: train.Fitted) -> str:
+def digest(result: trainer.Fitted) -> str:
     return tensors_sha256(result.network.state_dict())
 
 
@@ -65,7 +66,7 @@ class Cut(Watcher):
         return self.left <= 0
 
 
-def chained(cycle: int, tmp_path: Path, epochs: int = 5) -> tuple[train.Fitted, Checkpoints]:
+def chained(cycle: int, tmp_path: Path, epochs: int = 5) -> tuple[trainer.Fitted, Checkpoints]:
     """A fit of `cycle` of three snapshots, which goes on from that of the cycle before, if that has been made."""
     spec = member(augment=("flip", "crop"), snapshots=3, cycle=cycle)
     own = Checkpoints(tmp_path / str(cycle), str(cycle))
@@ -93,7 +94,7 @@ def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
     assert all(a >= b for i in (0, 20, 40) for a, b in itertools.pairwise(rates[i : i + 20]))
 
 
-def averaged(how: dict[str, object], second: bool, folder: Path, after: Path | None = None, cut: int = 0) -> train.Fitted:
+def averaged(how: dict[str, object], second: bool, folder: Path, after: Path | None = None, cut: int = 0) -> trainer.Fitted:
     """A fit along which weights are averaged, or (`second`) the one that they are, going on from the first's checkpoints."""
     spec = member(augment=("flip", "crop"), average=how, averaged=second)
     own = Checkpoints(folder, str(second))
@@ -131,7 +132,7 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_s
             ends.append({k: v.clone() for k, v in fit.network.state_dict().items()})
 
     spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5}, averaged=True)
-    fit = train._Fit(build(spec, 3, 8), data(), spec, TrainSpec(epochs=4, batch_size=16), 1, CPU, 16, None, Ends(), 300.0)
+    fit = trainer.Trainer(build(spec, 3, 8), data(), spec, TrainSpec(epochs=4, batch_size=16), 1, CPU, 16, None, Ends(), 300.0)
     state = fit.run().network.state_dict()
     by_hand = build(spec, 3, 8)
     by_hand.load_state_dict({k: (ends[2][k] + ends[3][k]) / 2 if "weight" in k or "bias" in k else v for k, v in ends[3].items()})
@@ -155,7 +156,9 @@ def student(**keys: object) -> StudentSpec:
     return StudentSpec.model_validate({"name": "student", "seed": 1, "width": 4, "augment": (), **keys})
 
 
-def taught(spec: StudentSpec, rows: train.FitData, teacher: Teacher, folder: Path | None = None, cut: int = 0) -> train.Fitted:
+def taught(
+    spec: StudentSpec, rows: trainer.FitData, teacher: Teacher, folder: Path | None = None, cut: int = 0
+) -> trainer.Fitted:
     checkpoints, watcher = (Checkpoints(folder, "me"), Cut(cut) if cut else Watcher()) if folder else (None, None)
     settings = TrainSpec(epochs=4, batch_size=16)
     rows = replace(rows, teacher=teacher)
@@ -194,6 +197,26 @@ def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was(tmp_pat
     assert digest(taught(student(), rows, Teacher(networks), tmp_path)) == digest(whole), "resumed bit for bit"
 
 
+def test_checkpoints_that_take_long_are_written_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch here takes some milliseconds: a slow disk must not make it half a second."""
+    real, written = Checkpoints.save, list[int]()
+
+    def slow(self: Checkpoints, epoch: int, *rest: object) -> None:
+        time.sleep(0.15)
+        written.append(epoch)
+        real(self, epoch, *rest)  # type: ignore[arg-type]
+
+    settings = TrainSpec(epochs=12, batch_size=16)
+    spec = member(augment=())
+    train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(tmp_path / "fast", "me"))
+    assert len(Checkpoints(tmp_path / "fast", "me").found()) == 2
+    monkeypatch.setattr(Checkpoints, "save", slow)
+    train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(tmp_path / "slow", "me"))
+    assert written[0] == 1
+    assert written[-1] == 12, "the last one is there for whoever goes on from it"
+    assert len(written) < 12
+
+
 @pytest.mark.parametrize("steps", [7, 10])
 @pytest.mark.parametrize("keys", [{}, {"ema": 0.9}, {"clip": 0.5}, {"stop": {"patience": 9}}])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -204,9 +227,9 @@ def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, "schedule": "one_cycle", **keys})
     rows = data()
     if "stop" in keys:
-        rows = train.FitData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
+        rows = trainer.FitData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
 
-    def run(folder: Path, watcher: Watcher, seconds: float = 300) -> train.Fitted:
+    def run(folder: Path, watcher: Watcher, seconds: float = 300) -> trainer.Fitted:
         checkpoints = Checkpoints(folder, "me")
         return train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU, checkpoints, watcher, seconds)
 
@@ -260,14 +283,14 @@ def test_accumulation_keeps_the_effective_batch(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, notes = train._Fit._loss, []
+    real, notes = trainer.Trainer._loss, []
 
-    def small_device(self: train._Fit, logits: Tensor, labels: Tensor) -> Tensor:
+    def small_device(self: trainer.Trainer, logits: Tensor, labels: Tensor) -> Tensor:
         if len(logits) > 4 and len(self.history) == 1:
             raise torch.OutOfMemoryError("raised by the test")
         return real(self, logits, labels)
 
-    monkeypatch.setattr(train._Fit, "_loss", small_device)
+    monkeypatch.setattr(trainer.Trainer, "_loss", small_device)
     spec = member(augment=())
     watcher = Watcher()
     watcher.note = notes.append  # type: ignore[method-assign]
@@ -283,7 +306,7 @@ def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatc
     def no_memory(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("raised by the test")
 
-    monkeypatch.setattr(train._Fit, "_loss", no_memory)
+    monkeypatch.setattr(trainer.Trainer, "_loss", no_memory)
     with pytest.raises(OutOfDeviceMemory):
         fitted()
 
@@ -295,7 +318,7 @@ def test_nan_stops_the_member_at_once() -> None:
 
 def test_early_stopping_uses_rows_of_its_own() -> None:
     rows = data()
-    rows = train.FitData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
+    rows = trainer.FitData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
     spec = member(optimizer={"kind": "sgd", "lr": 1e-12})
     settings = TrainSpec.model_validate({"epochs": 30, "batch_size": 16, "stop": {"patience": 2}, "precision": "float32"})
     result = train.fit(lambda: build(spec, 3, 8), rows, spec, settings, 1, CPU)

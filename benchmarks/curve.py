@@ -1,0 +1,50 @@
+"""Learning curves of kept fits as one picture for the README: `python -m benchmarks.curve`; docs/images/curves.png.
+
+The 3x3 stem (`CONCLAVE_TABLE=stem python -m benchmarks.table fit stem` makes it) beside torchvision's stem (`plain` of the
+accuracy table): accuracy on the *fuse* rows by epoch, and by hours of one core.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+PICTURE = HERE.parent / "docs" / "images" / "curves.png"
+FITS = {"3x3 stem": "stem/stem", "torchvision's stem": "table/plain"}
+
+
+def history(name: str) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads(str(np.load(HERE / "results" / f"{name}.npz")["record"]))["history"]
+    return found
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    plots: list[Any] = list(axes)
+    for name, fit in FITS.items():
+        epochs = history(fit)
+        accuracy = [100 * epoch["fuse/accuracy"] for epoch in epochs]
+        hours = np.cumsum([epoch["seconds"] for epoch in epochs]) / 3600
+        plots[0].plot(range(1, len(epochs) + 1), accuracy, marker=".", label=f"{name}: {accuracy[-1]:.1f} %")
+        plots[1].plot(hours, accuracy, marker=".")
+        print(f"{name}: {len(epochs)} epochs, {hours[-1]:.2f} h, {accuracy[-1]:.2f} % of the fuse rows")
+    plots[0].set(xlabel="epoch", ylabel="accuracy on fuse, %")
+    plots[1].set(xlabel="hours of one core")
+    plots[0].legend(frameon=False, loc="lower right")
+    for plot in plots:
+        plot.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What runs an exported model: ONNX Runtime, or torch where the model's torch form lies beside it.
+
+Which is faster depends on the batch and on the processor: at one image ONNX Runtime is, at many torch may be, by far where the
+processor multiplies bfloat16. `benchmarks/inference.py` measures them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workers.errors import ConclaveError, Rejected
+
+Images = np.ndarray[Any, np.dtype[np.uint8]]  # (N, S, S, 3)
+Probabilities = np.ndarray[Any, np.dtype[np.float32]]  # (N, C)
+Run = Callable[[Images], Probabilities]
+
+# How far a runtime's probabilities may be from ONNX Runtime's; checked on the first batch that it answers.
+TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
+NAMES = ("auto", "onnx", *TOLERANCES)
+
+
+def named(name: str, onnx: Run, model: Path, images: Images) -> Run:
+    """The way that was asked for, for such batches. Raises Rejected where there is no torch form, or it answers otherwise."""
+    if name == "onnx":
+        return onnx
+    for form in (model.with_suffix(".json"), model.with_suffix(".safetensors")):
+        if not form.is_file():
+            raise Rejected(f"--runtime {name}: needs {form} beside the model; `conclave export` writes it.")
+    try:
+        run = in_torch(model, images.shape[1], name == "torch-bfloat16")
+    except (ConclaveError, ImportError) as error:
+        raise Rejected(f"--runtime {name}: torch can't run this model ({error}). Use --runtime onnx.") from None
+    differs = _difference(run(images), onnx(images))
+    if not differs <= TOLERANCES[name]:
+        raise Rejected(
+            f"--runtime {name}: differs by {differs:.2g} from the model, at most {TOLERANCES[name]:g} is allowed. Use onnx."
+        )
+    return run
+
+
+def faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
+    """Of ONNX Runtime and torch in float32, whose answers are alike to seven digits or it is not taken, the one that is faster on
+    this batch. Never bfloat16: nobody's answers shall depend on what was timed."""
+    try:
+        run = named("torch", onnx, model, images)
+    except (ConclaveError, OSError, ValueError, KeyError):  # no torch form, a damaged one, one of another version
+        return "onnx", onnx
+    return ("torch", run) if _seconds(run, images) < _seconds(onnx, images) else ("onnx", onnx)
+
+
+def session(content: bytes | str, waits_busily: bool = True) -> Any:
+    """ONNX Runtime's, on the CPU, quiet. Its threads wait busily for the next call unless told otherwise: quicker for one image,
+    and on the cores of whoever else computes."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not waits_busily:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def in_torch(model: Path, size: int, bfloat16: bool) -> Run:
+    """The torch form of MODEL.onnx, folded, in channels_last."""
+    import torch
+
+    from fusion.export import load
+    from fusion.frozen import frozen
+
+    fused = frozen(load(model), size).to(memory_format=torch.channels_last)
+
+    def run(images: Images) -> Probabilities:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return fused(torch.from_numpy(images)).float().numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+def _difference(ours: Probabilities, theirs: Probabilities) -> float:
+    return float(np.abs(ours - theirs).max())
+
+
+def _seconds(run: Run, images: Images) -> float:
+    began = time.perf_counter()
+    run(images)
+    return time.perf_counter() - began

@@ -1,0 +1,84 @@
+"""One exported model, several ways to run it: the same answers, within what is stated."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusion import predict, runtimes
+from fusion.export import export
+from fusion.model import Average, FusedModel
+from fusion.predict import BATCH, Predictor
+from fusion.runtimes import TOLERANCES, Images, Probabilities
+from workers.errors import Rejected
+from workers.models import build
+from workers.spec import MemberSpec
+
+SIZE = 16
+SPECS = [MemberSpec(name=f"m{seed}", seed=seed, width=8) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return np.random.default_rng(0).integers(0, 256, (BATCH, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def model(tmp_path: Path, images: Images) -> Path:
+    networks = [build(spec, 3, SIZE).eval() for spec in SPECS]
+    fused = FusedModel(networks, Average(torch.full((2,), 0.5)), 1.3).eval()
+    with torch.inference_mode():
+        expected = fused(torch.from_numpy(images)).double().numpy()
+    export(fused, SPECS, ["x", "y", "z"], {}, tmp_path / "fused.onnx", images, expected)
+    return tmp_path / "fused.onnx"
+
+
+@pytest.mark.parametrize("runtime", ["torch", "torch-bfloat16"])
+def test_torch_answers_as_onnx_runtime_does(runtime: str, model: Path, images: Images) -> None:
+    expected = Predictor(model, "onnx").answers(images)
+    found = Predictor(model, runtime).answers(images)
+    assert 0 < np.abs(found - expected).max() <= TOLERANCES[runtime], "another way, and the same answers"
+
+
+def slow(self: Predictor, images: Images) -> Probabilities:
+    time.sleep(0.2)
+    return self.session.run(None, {"images": images})[0]  # type: ignore[no-any-return]
+
+
+def test_the_faster_one_is_taken_where_there_is_much_to_do(model: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Predictor, "_onnx", slow)
+    few = Predictor(model)
+    first = few.answers(images)
+    assert few.run is None, "too little to load torch for"
+    monkeypatch.setattr(predict, "PATIENCE", 0.1)
+    second = few.answers(images)
+    assert few.runtime == "torch"
+    assert np.abs(first - second).max() <= TOLERANCES["torch"]
+
+
+def test_what_is_slower_or_answers_otherwise_is_not_taken(model: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    monkeypatch.setattr(runtimes, "_seconds", lambda run, images: float("onnx" not in run.__qualname__))
+    slower = Predictor(model)
+    slower.answers(images)
+    assert slower.runtime == "onnx"
+    monkeypatch.setattr(Predictor, "_onnx", lambda self, images: np.full((len(images), 3), 1 / 3, np.float32))
+    other = Predictor(model)
+    other.answers(images)
+    assert other.runtime == "onnx"
+    with pytest.raises(Rejected, match="differs by"):
+        Predictor(model, "torch").answers(images)
+
+
+def test_a_model_without_its_torch_form_is_run_by_onnx_runtime(
+    model: Path, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.with_suffix(".safetensors").unlink()
+    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    alone = Predictor(model)
+    alone.answers(images)
+    assert alone.runtime == "onnx"
+    with pytest.raises(Rejected, match="safetensors beside the model"):
+        Predictor(model, "torch").answers(images)
