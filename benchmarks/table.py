@@ -168,7 +168,7 @@ def gathered() -> tuple[Gathered, dict[str, Seconds]]:
     per_image = json.loads((HERE / "results" / f"{NAME}-cost.json").read_text())["result"]["seconds_an_image"]
     full = {m.name: np.load(KEPT / f"{m.name}.npz") for m in team.members if (KEPT / f"{m.name}.npz").is_file()}
     paths = {n: [KEPT / f"{n}-fold-{k}.npz" for k in range(team.data.folds)] for n in full}
-    fold_fits = {n: [np.load(p) for p in of] for n, of in paths.items() if all(p.is_file() for p in of)}
+    fold_fits = {n: [np.load(p) for p in of] for n, of in paths.items() if of and all(p.is_file() for p in of)}
     if len(fold_fits) < 2:
         fold_fits = {}  # a stack of one member is none: it blends until another's are there
     names = tuple(full)
