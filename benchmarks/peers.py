@@ -44,9 +44,13 @@ class Kept(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, x: Labels, y: Labels) -> Kept:
         self.classes_ = np.arange(self.logits.shape[1])
-        left_out = set(self.folds[self.folds >= 0].tolist()) - set(self.folds[x[:, 0]].tolist())
-        self.given_ = self.oof if left_out and self.oof is not None else self.logits
+        among = set(self.folds[x[:, 0]].tolist()) - {-1}
+        all_but_one = among and among != set(self.folds[self.folds >= 0].tolist())
+        self.given_ = self.oof if all_but_one and self.oof is not None else self.logits
         return self
+
+    def predict(self, x: Labels) -> Labels:
+        return self.classes_[self.predict_proba(x).argmax(1)]  # type: ignore[no-any-return]
 
     def predict_proba(self, x: Labels) -> Floats:
         return softmax(self.given_[x[:, 0]])
