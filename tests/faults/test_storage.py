@@ -20,7 +20,7 @@ from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, same, weights
-from workers import train
+from workers import trainer
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Corrupt
 
@@ -277,7 +277,7 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             now[0] -= 3600
             return now[0]
 
-    monkeypatch.setattr(train, "time", Backwards())
+    monkeypatch.setattr(trainer, "time", Backwards())
     monkeypatch.setattr("workers.fitrun.time", Backwards())
     (tmp_path / "team.yaml").write_text(TEAM)
     (tmp_path / "small.py").write_text(SMALL)
