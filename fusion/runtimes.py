@@ -44,7 +44,7 @@ def named(name: str, onnx: Run, model: Path, images: Images) -> Run:
 
 
 def faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
-    """Of ONNX Runtime and torch in float32, whose answers are alike to seven digits or it is not taken, the one that is faster on
+    """Of ONNX Runtime and torch in float32, whose answers are within 1e-4 or it is not taken, the one that is faster on
     this batch. Never bfloat16: nobody's answers shall depend on what was timed."""
     try:
         run = named("torch", onnx, model, images)
