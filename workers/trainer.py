@@ -30,7 +30,7 @@ from workers.optim import learning_rate, load_slots, make_optimizer, slots
 from workers.spec import Ema, MemberSpec, StudentSpec, TrainSpec, derive_seed
 from workers.watcher import Epoch, Watcher
 
-CHEAP, SHARE = 0.1, 0.05  # seconds of a checkpoint that is always written; share of the time that others may take
+CHEAP, SHARE = 0.1, 0.02  # seconds of a checkpoint that is always written; share of the time that others may take
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class Trainer:
 
     def _worth_while(self) -> bool:
         """Whether this epoch's checkpoint may be written: not where writing would take more than its share of the time. What a
-        kill then costs is twenty times what a checkpoint takes, some seconds."""
+        kill then costs is fifty times what a checkpoint takes, some seconds."""
         return self.saving < CHEAP or time.monotonic() - self.saved > self.saving / SHARE
 
     def _resume(self) -> tuple[int, _Sums | None]:
