@@ -96,15 +96,20 @@ def theirs(store: Store, parts: Split, seconds: float) -> tuple[float, int, dict
     _, share = trained(parts.fit[::TRIED], 1)
     epochs = max(1, round(seconds / (share * TRIED)))
     model, spent = trained(parts.fit, epochs)
-    answers: list[list[torch.Tensor]] = [[] for _ in range(COUNT)]
-    with torch.inference_mode():
-        for x, _ in torch.utils.data.DataLoader(Pictures(parts.test, still), 512):
-            for found, network in zip(answers, model.estimators_, strict=True):
-                found.append(network.eval()(x).softmax(1))
-    each = [torch.cat(found).double().numpy() for found in answers]
+    each = _answers(model.estimators_, torch.utils.data.DataLoader(Pictures(parts.test, still), 512))
     right = np.asarray(store.labels)[parts.test]
     singles = [scores(one, right) for one in each]
     return spent, epochs, {"vote": scores(np.mean(each, axis=0), right), "single": max(singles, key=lambda s: s["accuracy"])}
+
+
+def _answers(networks: Any, batches: Any) -> list[Any]:
+    """Each network's probabilities, (N, C)."""
+    found: list[list[torch.Tensor]] = [[] for _ in networks]
+    with torch.inference_mode():
+        for x, _ in batches:
+            for of, network in zip(found, networks, strict=True):
+                of.append(network.eval()(x).softmax(1))
+    return [torch.cat(of).double().numpy() for of in found]
 
 
 def main(archive: Path, epochs: int) -> None:

@@ -6,6 +6,7 @@ on; the classifiers' last layers and whatever combines them stay in float32.
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -13,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusion.outputs import Floats, Labels
-from fusion.runtimes import Images, session
+from fusion.runtimes import AT_ONCE, Images, answers
 from workers.files import write_bytes
 
 SEEN = 512  # images whose activations say the ranges
-BATCH = 64
 HEAVY = ("Conv", "Gemm", "MatMul")
 
 
@@ -61,24 +59,16 @@ def quantize(source: Path, target: Path, seen: Images) -> None:
 
 def loss(source: Path, target: Path, images: Images, labels: Labels) -> Loss:
     """Of the integer form TARGET against SOURCE, on rows that nothing was chosen by."""
-    before, after = _answers(source, images), _answers(target, images)
+    before, after = answers(str(source), images), answers(str(target), images)
     return Loss(len(labels), _right(before, labels), _right(after, labels), float((before.argmax(1) != after.argmax(1)).mean()))
 
 
-def _answers(model: Path, images: Images) -> Floats:
-    run = session(str(model))
-    parts = [run.run(None, {"images": images[at : at + 4 * BATCH]})[0] for at in range(0, len(images), 4 * BATCH)]
-    return np.concatenate(parts).astype(np.float64)
-
-
-def _right(answers: Floats, labels: Labels) -> float:
-    return float((answers.argmax(1) == labels).mean())
+def _right(found: Floats, labels: Labels) -> float:
+    return float((found.argmax(1) == labels).mean())
 
 
 def _light(source: Path) -> list[str]:
     """Heads and combiners: products that give, or take, as many values as there are classes."""
-    import json
-
     import onnx
 
     model = onnx.load(str(source))
@@ -92,7 +82,7 @@ class _Reader:
     """What quantization asks for its images."""
 
     def __init__(self, images: Images) -> None:
-        self.batches: Iterator[dict[str, Any]] = ({"images": images[at : at + BATCH]} for at in range(0, len(images), BATCH))
+        self.batches: Iterator[dict[str, Any]] = ({"images": images[at : at + AT_ONCE]} for at in range(0, len(images), AT_ONCE))
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self.batches, None)

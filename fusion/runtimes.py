@@ -21,6 +21,7 @@ Run = Callable[[Images], Probabilities]
 
 # How far a runtime's probabilities may be from ONNX Runtime's; checked on the first batch that it answers.
 TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
+AT_ONCE = 64
 NAMES = ("auto", "onnx", *TOLERANCES)
 
 
@@ -63,6 +64,13 @@ def session(content: bytes | str, waits_busily: bool = True) -> Any:
     if not waits_busily:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def answers(model: bytes | str, images: Images) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """ONNX Runtime's for any number of images, some at a time: (N, S, S, 3) uint8 -> (N, C)"""
+    found = session(model)
+    parts = [found.run(None, {"images": images[at : at + AT_ONCE]})[0] for at in range(0, len(images), AT_ONCE)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def in_torch(model: Path, size: int, bfloat16: bool) -> Run:

@@ -157,8 +157,8 @@ class Team(Strict):
                 raise ValueError(f"member {member.name}: {processes} processes train together, and {why}")
             if member.search and (member.snapshots > 1 or member.average or member.resources.processes > 1):
                 raise ValueError(f"member {member.name}: search finds recipes of one process, without snapshots and average")
-            if member.packed and self._unpackable(member):
-                raise ValueError(f"member {member.name}: packed doesn't go together with {self._unpackable(member)}")
+            if member.packed and (hindrances := self._unpackable(member)):
+                raise ValueError(f"member {member.name}: packed doesn't go together with {hindrances}")
             if member.pick > (member.search.keep if member.search else 1):
                 raise ValueError(f"member {member.name}: pick {member.pick} of fewer that are kept")
             if member.averaged and not member.average:
