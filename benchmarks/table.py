@@ -42,7 +42,7 @@ from workers.data import Split, split
 from workers.distill import Teacher
 from workers.models import build
 from workers.restore import restore
-from workers.spec import NO_RECIPE, Job
+from workers.spec import NO_RECIPE, Job, MemberSpec
 from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
 from workers.work import Progress, work
@@ -208,7 +208,9 @@ def _seconds(full: Any, fold_fits: Sequence[Any], per_image: dict[str, float], f
     spent = per_image[trained] * _images(full, len(folds))
     if member["averaged"]:
         return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
-    before = spent * (member["cycle"] - 1) / member["cycle"]  # cycles are of one length
+    recipe = MemberSpec.model_validate_json(json.dumps(member))
+    cycles = recipe.cycle_lengths(_record(full)["train"]["epochs"])[: recipe.cycle]
+    before = spent * (1 - cycles[-1] / sum(cycles))
     each = (per_image[trained] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits))
     return Seconds(spent - before, tuple(each), before, trained)
 

@@ -18,7 +18,7 @@ SHARED = {
 }
 
 
-NOT_A_STUDENTS = ("name", "count", "packed", "snapshots", "cycle", "average", "averaged", "search", "pick")
+NOT_A_STUDENTS = ("name", "count", "packed", "snapshots", "cycles", "cycle", "average", "averaged", "search", "pick")
 
 
 def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:

@@ -150,6 +150,10 @@ class Team(Strict):
                 raise ValueError(f"member {member.name}: cycle {member.cycle} of {member.snapshots} snapshots")
             if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):
                 raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
+            if member.cycles and member.snapshots == 1:
+                raise ValueError(f"member {member.name}: cycles say how long each of its snapshots trains: set snapshots to 2 or more")
+            if 0 in (lengths := member.cycle_lengths(least)):
+                raise ValueError(f"member {member.name}: cycles of {lengths} epochs: none may be empty; change cycles.first")
             if member.average and (member.snapshots > 1 or self.train.stop or self.train.ema):
                 raise ValueError(f"member {member.name}: average doesn't go together with snapshots, train.stop or train.ema")
             if self.train.batch_size < 2 * (processes := member.resources.processes):

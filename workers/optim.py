@@ -15,13 +15,15 @@ from workers.spec import AdamW, MemberSpec, OneCycleSchedule, StepSchedule, Trai
 def learning_rate(spec: TrainSpec, member: MemberSpec, step: int, steps: int) -> float:
     """The rate at optimizer step `step` (from 0), with `steps` steps an epoch. one_cycle is torch's OneCycleLR.
 
-    With `snapshots` the rate falls by a cosine in each cycle and starts anew (Huang et al. 2017), whatever the schedule.
+    With `snapshots` the rate falls by a cosine in each cycle and starts anew (Huang et al. 2017), whatever the schedule; lower
+    than at first where `cycles` says so.
     """
     base, schedule = member.optimizer.lr, spec.schedule
     if member.snapshots > 1:
         ends = [0, *(end * steps for end in member.cycle_ends(spec.epochs))]
         start, end = next(pair for pair in itertools.pairwise(ends) if step < pair[1])
-        return _cosine(base, 0.0, (step - start) / (end - start))
+        top = base * member.cycles.rate if member.cycles and start else base
+        return _cosine(top, 0.0, (step - start) / (end - start))
     if isinstance(schedule, StepSchedule):
         return base * float(schedule.factor) ** (step // steps // schedule.every)
     total = spec.epochs * steps

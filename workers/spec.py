@@ -6,6 +6,7 @@ Frozen and strict: unknown keys and wrong types are errors. No torch here, so th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -103,6 +104,14 @@ class Swa(Strict):
 
 
 Average = Annotated[Annotated[Ema | Swa, Field(discriminator="kind")], BeforeValidator(_kind)]
+
+
+class Cycles(Strict):
+    """How a training's epochs are shared among its snapshots: a long first cycle, then short ones at a lower rate (Garipov et
+    al. 2018, fast geometric ensembling)."""
+
+    first: float = Field(gt=0, lt=1)  # the first cycle's share of the epochs; the others have equal shares of the rest
+    rate: float = Field(1.0, gt=0, le=1)  # the share of the learning rate at which the others start
 
 
 class Augment(Strict):
@@ -295,6 +304,7 @@ class MemberSpec(Strict):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     weights: Path | None = Field(None, strict=False)
     snapshots: int = Field(1, ge=1, le=100)  # cycles of one training, each of which ends in a member
+    cycles: Cycles | None = None  # how long they are; of equal lengths where left out
     cycle: int = Field(1, ge=1)  # which of them this is
     average: Average | None = None  # of the weights along the training: a second member that costs no training of its own
     averaged: bool = False  # whether this is that second one
@@ -307,6 +317,7 @@ class MemberSpec(Strict):
         """What changes the result, and nothing else: no name, no resources, no path."""
         without = {"name", "resources", "weights"}
         without |= {"snapshots", "cycle"} if self.snapshots == 1 else set()
+        without |= set() if self.cycles else {"cycles"}
         without |= set() if self.search else {"search", "pick"}
         without |= set() if self.averaged else {"average", "averaged"}
         without |= set() if self.packed else {"packed"}
@@ -330,7 +341,15 @@ class MemberSpec(Strict):
 
     def cycle_ends(self, epochs: int) -> list[int]:
         """The epoch after which each cycle ends, of so many epochs in all."""
-        return [round(epochs * k / self.snapshots) for k in range(1, self.snapshots + 1)]
+        if self.cycles is None:
+            return [round(epochs * k / self.snapshots) for k in range(1, self.snapshots + 1)]
+        first, others = round(epochs * self.cycles.first), self.snapshots - 1
+        return [first + round((epochs - first) * k / others) for k in range(self.snapshots)]
+
+    def cycle_lengths(self, epochs: int) -> list[int]:
+        """The epochs of each cycle, of so many in all."""
+        ends = [0, *self.cycle_ends(epochs)]
+        return [end - start for start, end in itertools.pairwise(ends)]
 
 
 class StudentSpec(MemberSpec):

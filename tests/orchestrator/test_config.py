@@ -76,7 +76,8 @@ def test_snapshots_share_their_seed_and_only_they_carry_a_cycle() -> None:
     assert [m.name for m in team.members] == ["a", "c.1", "c.2", "c.3", "d-1.1", "d-1.2", "d-2.1", "d-2.2"]
     assert len({m.seed for m in team.members[1:4]}) == 1
     assert [m.cycle for m in team.members[1:4]] == [1, 2, 3]
-    assert "cycle" not in team.members[0].science()
+    assert not {"cycle", "cycles"} & {*team.members[0].science()}
+    assert "cycles" not in team.members[1].science(), "what was trained before there were any is not trained again"
 
 
 def test_an_average_is_a_member_beside_the_one_along_which_it_is_taken() -> None:
@@ -141,6 +142,12 @@ BAD = {
     "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "known are flip"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
     "more snapshots than epochs": (HEAD + "train: {epochs: 3}\nmembers: [{name: a, snapshots: 4}]\n", 1, "need as many epochs"),
+    "cycles without snapshots": (HEAD + "members: [{name: a, cycles: {first: 0.5}}]\n", 1, "set snapshots to 2 or more"),
+    "a cycle without an epoch": (
+        HEAD + "train: {epochs: 4}\nmembers: [{name: a, snapshots: 3, cycles: {first: 0.9}}]\n",
+        1,
+        "cycles of [4, 0, 0] epochs",
+    ),
     "a cycle too many": (HEAD + "members: [{name: a, snapshots: 2, cycle: 3}]\n", 1, "cycle 3 of 2"),
     "a bag without fold fits": (HEAD + ONE + "data: {folds: 0}\nfusion: [vote, stack_bag]\n", 1, "set data.folds"),
     "shared key in a member": (HEAD + "members: [{name: a, epochs: 3}]\n", 2, "Set it under `train:`"),

@@ -94,6 +94,14 @@ def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
     assert all(a >= b for i in (0, 20, 40) for a, b in itertools.pairwise(rates[i : i + 20]))
 
 
+def test_a_long_first_cycle_and_short_ones_at_a_lower_rate() -> None:
+    spec = member(snapshots=3, cycle=3, cycles={"first": 0.6, "rate": 0.5}, optimizer={"kind": "sgd", "lr": 0.2})
+    assert spec.cycle_lengths(10) == [6, 2, 2]
+    rates = [learning_rate(TrainSpec(epochs=10), spec, step, 10) for step in range(100)]
+    assert [rates[i] for i in (0, 60, 80)] == [0.2, 0.1, 0.1]
+    assert max(rates[i] for i in (59, 79, 99)) < 0.002
+
+
 def averaged(how: dict[str, object], second: bool, folder: Path, after: Path | None = None, cut: int = 0) -> trainer.Fitted:
     """A fit along which weights are averaged, or (`second`) the one that they are, going on from the first's checkpoints."""
     spec = member(augment=("flip", "crop"), average=how, averaged=second)
