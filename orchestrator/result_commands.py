@@ -168,7 +168,7 @@ def server(
 @app.command(epilog="Example: `conclave sync`")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Send what the tracking store has not got yet, because it was away. Twice is the same as once."""
-    from workers.fitrun import deliver
+    from workers.delivery import deliver
     from workers.spool import Spool
 
     sent, left, troubles = 0, 0, set()

@@ -17,7 +17,7 @@ from orchestrator.plan import Plan
 from orchestrator.search import Search, described
 from orchestrator.team import Team
 from workers.artifact import MemberArtifact
-from workers.fitrun import deliver, take
+from workers.delivery import deliver, take
 from workers.spec import Job, flatten
 from workers.spool import Spool
 from workers.tracking import Tracking

@@ -1,86 +1,54 @@
 """A fit's tracking run, as its trainer sees it: everything goes to the spool; a background thread sends it.
 
-Training never waits for the tracking store, and what could not be sent stays in the spool for `conclave sync`.
+Training never waits for the tracking store, and what could not be sent stays in the spool for `conclave sync`. It doesn't wait
+for MLflow's import either, of two seconds: that thread makes it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers import checkpoint
 from workers.artifact import MemberArtifact
 from workers.errors import Corrupt
 from workers.spec import Job
 from workers.spool import Spool
-from workers.tracking import Refused, Tracking
 from workers.watcher import Epoch
 
-BATCH = 50
+if TYPE_CHECKING:
+    from workers.tracking import Tracking
+
 LONGEST_PAUSE = 30.0
 LEAVING = 60.0  # seconds for the last checkpoint of a fit that was told to stop; a spot machine has two minutes
 DELIVERY = 1800.0  # seconds that a fit waits for a tracking store that has to have it
 ON_THE_WAY = 60.0  # seconds that a fit made elsewhere may take to arrive
 
 
-def deliver(spool: Spool, tracking: Tracking | None = None, until: float | None = None) -> int:
-    """Send what wasn't sent yet, in order; gives how many entries. Raises what the store raises; what is sent is marked.
-
-    `until` is a time.monotonic() after which nothing more is begun.
-    """
-    tracking = tracking or Tracking(spool.uri)
-    count = 0
-    while (batch := spool.unsent()[:BATCH]) and (until is None or time.monotonic() < until):
-        try:
-            tracking.send([entry for entry, _ in batch])
-        except Refused:
-            _one_by_one(spool, tracking, batch)
-        spool.mark(batch[-1][1])
-        count += len(batch)
-    return count
-
-
-def _one_by_one(spool: Spool, tracking: Tracking, batch: list[tuple[dict[str, Any], int]]) -> None:
-    """So that an entry which nobody will ever take does not hold up the others."""
-    for entry, end in batch:
-        with contextlib.suppress(Refused):
-            tracking.send([entry])
-        spool.mark(end)
-
-
-def take(artifact: MemberArtifact, tracking: Tracking, run: str | None) -> bool:
-    """Make a finished fit of a run this home's own. Gives whether the run has it, whole."""
-    if run is None:
-        return False
-    with tempfile.TemporaryDirectory() as work:
-        found = tracking.fetch(run, "fit", Path(work))
-        whole = found is not None and MemberArtifact(found.parent).done
-        if found and whole:
-            artifact.adopt(found)
-    return whole
-
-
 class Sender(threading.Thread):
     """Sends a spool in the background, with pauses that grow while the store is away."""
 
-    def __init__(self, spool: Spool, tracking: Tracking) -> None:
+    def __init__(self, spool: Spool) -> None:
         super().__init__(daemon=True, name="conclave-sender")
-        self.spool, self.tracking = spool, tracking
+        self.spool = spool
         self.wake, self.ending = threading.Event(), threading.Event()
         self.failing = False
         self.upload: Callable[[], None] | None = None
 
     def run(self) -> None:
-        pause = 0.5
+        from workers.delivery import deliver
+        from workers.tracking import Tracking
+
+        tracking, pause = Tracking(self.spool.uri), 0.5
         while True:
             try:
-                deliver(self.spool, self.tracking)
+                deliver(self.spool, tracking)
                 self.failing = False
                 self._upload()
                 pause = 0.5
@@ -115,17 +83,24 @@ class FitRun:
     """The tracking run of one job. `alone`: what was made has no other way to the driver than this run."""
 
     def __init__(self, job: Job, uri: str, run: str, alone: bool = False) -> None:
-        self.job, self.run, self.alone = job, run, alone
+        self.job, self.uri, self.run, self.alone = job, uri, run, alone
         self.artifact = MemberArtifact.of(job.home, job.signature)
         self.spool = Spool.of(job.home, run, uri)
         self.known = self.spool.steps()
-        self.tracking = Tracking(uri)
-        self.sender = Sender(self.spool, self.tracking)
+        self.sender = Sender(self.spool)
         self.uploaded, self.slot, self.patience = time.monotonic(), 0, 5.0
         self.sender.start()
 
+    @cached_property
+    def tracking(self) -> Tracking:
+        from workers.tracking import Tracking
+
+        return Tracking(self.uri)
+
     def fetch_teachers(self) -> None:
         """Take the fits that the job learns from, where another machine made them: they may still be on their way."""
+        from workers.delivery import take
+
         for signature in self.job.teachers:
             artifact, until = MemberArtifact.of(self.job.home, signature), time.monotonic() + ON_THE_WAY
             while not artifact.done:
@@ -140,8 +115,8 @@ class FitRun:
 
     def fetch_checkpoint(self) -> None:
         """Take the checkpoints that the run has, where this machine has none of its own."""
-        if self.artifact.done or self.artifact.checkpoint.exists():
-            return
+        if self.artifact.done or self.artifact.checkpoint.exists() or not (self.known or self.uri.startswith("http")):
+            return  # a store without a server has none that nothing was sent to from here
         found = self.tracking.fetch(self.run, "checkpoint")
         if found is None:
             return

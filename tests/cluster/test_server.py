@@ -111,7 +111,7 @@ def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> N
     artifact.mkdir()
     (artifact / "weights").write_bytes(bytes([writer]) * 100_000)
     spool = Spool.of(Path(home), f"w{writer}", uri)
-    sender = Sender(spool, Tracking(uri))
+    sender = Sender(spool)
     sender.start()
     for step in range(STEPS):
         spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)

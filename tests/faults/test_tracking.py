@@ -23,7 +23,8 @@ from orchestrator.pipeline import tracked_at
 from orchestrator.team import Tracking as TrackingSpec
 from tests.faults.place import TEAM, Place, points, same
 from workers.errors import Rejected
-from workers.fitrun import Sender, deliver
+from workers.delivery import deliver
+from workers.fitrun import Sender
 from workers.spool import Spool
 from workers.tracking import Tracking
 
@@ -167,7 +168,7 @@ def _sent(place: Place, owner: str) -> bool:
 
 def _write(home: str, uri: str, run: str, writer: int) -> None:
     spool = Spool.of(Path(home), f"w{writer}", uri)
-    sender = Sender(spool, Tracking(uri))
+    sender = Sender(spool)
     sender.start()
     for step in range(40):
         spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)

@@ -13,7 +13,7 @@ from orchestrator.plan import Plan
 from orchestrator.runs import Runs
 from tests.orchestrator.test_plan import planned
 from workers.artifact import MemberArtifact
-from workers.fitrun import deliver
+from workers.delivery import deliver
 from workers.tracking import Tracking
 
 TEAM = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: m, count: 3}]\n"
