@@ -26,9 +26,9 @@ from orchestrator.plan import Plan
 from workers import data
 from workers.data import Store, split
 from workers.evaluate import outputs
+from workers.job import Job
 from workers.member import fit_data
 from workers.models import build
-from workers.spec import Job
 from workers.train import fit
 
 TEAM = """\

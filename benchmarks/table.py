@@ -40,9 +40,10 @@ from workers import data
 from workers.artifact import MemberArtifact
 from workers.data import Split, split
 from workers.distill import Teacher
+from workers.job import Job
 from workers.models import build
 from workers.restore import restore
-from workers.spec import NO_RECIPE, Job, MemberSpec
+from workers.spec import NO_RECIPE, MemberSpec
 from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
 from workers.work import Progress, work

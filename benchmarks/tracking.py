@@ -22,7 +22,7 @@ from orchestrator.home import Home
 from workers import data
 from workers.data import split
 from workers.fitrun import FitRun
-from workers.spec import Job
+from workers.job import Job
 from workers.tracking import Tracking
 
 MEMBERS, EPOCHS, PAUSE = 8, 30, 2.0  # seconds of an epoch: a short one, for a batch may gather several

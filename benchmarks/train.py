@@ -33,7 +33,8 @@ from workers.evaluate import outputs, resolve_precision
 from workers.models import Network, build
 from workers.optim import make_optimizer
 from workers.packed import Pack
-from workers.spec import Augments, MemberSpec, TrainSpec
+from workers.recipe import Augments
+from workers.spec import MemberSpec, TrainSpec
 from workers.train import fit
 from workers.trainer import FitData
 

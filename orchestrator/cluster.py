@@ -14,7 +14,7 @@ from orchestrator.team import Heartbeat
 from workers.elsewhere import Disk
 from workers.environment import environment
 from workers.errors import ConclaveError, OtherEnvironment, Stopped
-from workers.spec import Job
+from workers.job import Job
 
 if TYPE_CHECKING:
     from workers.work import Life

@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.plan import Plan
 from workers.artifact import MemberArtifact
 from workers.errors import Rejected
-from workers.spec import Job, Resources
+from workers.job import Job
+from workers.resources import Resources
 
 # Floating-point operations a second that a fit is assumed to reach before one was measured, of ResNet18.
 CORE = 1.0e11

@@ -7,7 +7,9 @@ from typing import Any
 
 from fusion.names import DEFAULT
 from orchestrator.teamfile import Document, Path_
-from workers.spec import NAME, DataSpec, TrainSpec, derive_seed
+from workers.job import derive_seed
+from workers.spec import DataSpec, TrainSpec
+from workers.strict import NAME
 
 # What a team must share, and why: a member that sets one of these is told.
 SHARED = {

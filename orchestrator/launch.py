@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from orchestrator.team import Retries
 from workers.errors import Preempted
-from workers.spec import Job
+from workers.job import Job
 
 Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
 Cause = Literal["errors", "preemptions", "oom"]

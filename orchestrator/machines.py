@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from orchestrator.connection import Connection
 from workers.errors import ConclaveError
-from workers.spec import Job, Labels, Resources
+from workers.job import Job
+from workers.resources import Labels, Resources
 
 REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
 REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first

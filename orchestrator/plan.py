@@ -16,7 +16,8 @@ from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.errors import Rejected
-from workers.spec import Job, MemberSpec, StudentSpec, flatten
+from workers.job import Job
+from workers.spec import MemberSpec, StudentSpec
 
 RECIPE_VERSION = 2  # raise it when the same team gives other weights than before
 
@@ -154,3 +155,15 @@ def _code_sha256(module: str, import_paths: tuple[str, ...]) -> str:
             if path.is_file():
                 return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
     raise Rejected(f"arch: the module {module} is not found beside the team file or on the Python path.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists become JSON."""
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat

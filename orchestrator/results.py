@@ -13,7 +13,7 @@ from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
 from orchestrator.runs import Runs
 from workers.artifact import MemberArtifact
-from workers.spec import Job
+from workers.job import Job
 
 
 def judge(todo: Plan, outcomes: dict[str, Outcome]) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,12 @@ from typing import Any
 from orchestrator import plan
 from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Outcome
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, flatten
 from orchestrator.search import Search, described
 from orchestrator.team import Team
 from workers.artifact import MemberArtifact
 from workers.delivery import deliver, take
-from workers.spec import Job, flatten
+from workers.job import Job
 from workers.spool import Spool
 from workers.tracking import Tracking
 

@@ -17,7 +17,9 @@ from orchestrator.team import Team
 from workers.data import Store
 from workers.errors import ConclaveError
 from workers.files import write_json
-from workers.spec import Choice, Job, MemberSpec, SearchSpec, derive_seed
+from workers.job import Job, derive_seed
+from workers.space import Choice, SearchSpec
+from workers.spec import MemberSpec
 
 ENDED = ("done", "stopped", "failed")  # by itself; early, because others were better; with an error
 Point = Mapping[str, float]  # of an epoch: loss and accuracy on the rows set apart, seconds

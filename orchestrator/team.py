@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fusion.names import DEFAULT, KNOWN, STACKS, Fusion
-from workers.spec import DataSpec, MemberSpec, Name, Resources, Strict, StudentSpec, TrainSpec
+from workers.resources import Resources
+from workers.spec import DataSpec, MemberSpec, StudentSpec, TrainSpec
+from workers.strict import Name, Strict
 
 
 def _somebody(value: Any) -> Any:
@@ -151,7 +153,7 @@ class Team(Strict):
             if member.snapshots > (least := min(self.train.of_fold(fold).epochs for fold in (None, 0))):
                 raise ValueError(f"member {member.name}: {member.snapshots} snapshots need as many epochs; a fit has {least}")
             if member.cycles and member.snapshots == 1:
-                raise ValueError(f"member {member.name}: cycles say how long each of its snapshots trains: set snapshots to 2 or more")
+                raise ValueError(f"member {member.name}: cycles are those of snapshots: set snapshots to 2 or more")
             if 0 in (lengths := member.cycle_lengths(least)):
                 raise ValueError(f"member {member.name}: cycles of {lengths} epochs: none may be empty; change cycles.first")
             if member.average and (member.snapshots > 1 or self.train.stop or self.train.ema):

@@ -19,7 +19,7 @@ from workers import trial
 from workers.elsewhere import Disk
 from workers.environment import environment
 from workers.errors import ConclaveError, Diverged
-from workers.spec import Choice
+from workers.space import Choice
 from workers.watcher import Epoch, Watcher
 
 if TYPE_CHECKING:

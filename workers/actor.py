@@ -17,7 +17,7 @@ from workers import elsewhere, faults
 from workers.elsewhere import Disk
 from workers.environment import Environment, differences, environment
 from workers.errors import ConclaveError, OtherEnvironment, Preempted
-from workers.spec import Job
+from workers.job import Job
 from workers.work import Life, Progress, work
 
 NO_WAY_BACK = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.spec import Augment
+from workers.recipe import Augment
 
 Labels = tuple[Tensor, Tensor, float]
 

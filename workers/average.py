@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from workers.models import Network
-from workers.spec import Ema, Swa
+from workers.recipe import Ema, Swa
 
 
 class Averaged:

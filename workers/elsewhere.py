@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from workers.data import Store
 from workers.errors import ConclaveError
-from workers.spec import Job
+from workers.job import Job
 
 CHUNK = 16 << 20
 Read = Callable[[str, int], bytes]  # at most CHUNK bytes of a store's file, from an offset on

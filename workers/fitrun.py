@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workers import checkpoint
 from workers.artifact import MemberArtifact
 from workers.errors import Corrupt
-from workers.spec import Job
+from workers.job import Job
 from workers.spool import Spool
 from workers.watcher import Epoch
 

@@ -16,10 +16,10 @@ from workers.distill import Teacher
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
 from workers.group import ALONE, Group
+from workers.job import Job
 from workers.models import Network, build, import_from
 from workers.packed import Pack
 from workers.restore import restore
-from workers.spec import Job
 from workers.train import fit
 from workers.trainer import FitData, Fitted
 from workers.watcher import Watcher

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from workers.spec import AdamW, MemberSpec, OneCycleSchedule, StepSchedule, TrainSpec
+from workers.recipe import AdamW, OneCycleSchedule, StepSchedule
+from workers.spec import MemberSpec, TrainSpec
 
 
 def learning_rate(spec: TrainSpec, member: MemberSpec, step: int, steps: int) -> float:

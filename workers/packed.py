@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from workers.job import derive_seed
 from workers.models import Network
-from workers.spec import derive_seed
 from workers.trainer import Trainer
 
 MULTIPLIERS = (nn.Conv2d, nn.Linear)

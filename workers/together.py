@@ -21,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from workers import faults, member
 from workers.group import Several
-from workers.spec import Job
+from workers.job import Job
 from workers.watcher import Watcher
 from workers.work import Life, Progress, work
 

@@ -25,9 +25,11 @@ from workers.errors import Corrupt, Diverged, Stopped
 from workers.evaluate import outputs, resolve_precision
 from workers.faults import reach
 from workers.group import ALONE, Group
+from workers.job import derive_seed
 from workers.models import Network, memory_format
 from workers.optim import learning_rate, load_slots, make_optimizer, slots
-from workers.spec import Ema, MemberSpec, StudentSpec, TrainSpec, derive_seed
+from workers.recipe import Ema
+from workers.spec import MemberSpec, StudentSpec, TrainSpec
 from workers.watcher import Epoch, Watcher
 
 CHEAP, SHARE = 0.1, 0.02  # seconds of a checkpoint that is always written; share of the time that others may take

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workers import faults
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Stopped
-from workers.spec import Job
+from workers.job import Job
 from workers.watcher import Epoch, Watcher
 
 if TYPE_CHECKING:

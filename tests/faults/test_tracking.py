@@ -22,8 +22,8 @@ from orchestrator.home import Home
 from orchestrator.pipeline import tracked_at
 from orchestrator.team import Tracking as TrackingSpec
 from tests.faults.place import TEAM, Place, points, same
-from workers.errors import Rejected
 from workers.delivery import deliver
+from workers.errors import Rejected
 from workers.fitrun import Sender
 from workers.spool import Spool
 from workers.tracking import Tracking

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator import config, teamfile
 from workers.errors import Rejected
-from workers.spec import AdamW, Sgd, StepSchedule
+from workers.recipe import AdamW, Sgd, StepSchedule
 
 FULL = """\
 version: 1

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.launch import Event, Outcome, supervise
 from orchestrator.team import Retries
-from workers.spec import DataSpec, Job, MemberSpec, TrainSpec
+from workers.job import Job
+from workers.spec import DataSpec, MemberSpec, TrainSpec
 
 
 def job(name: str, after: str | None = None, teachers: tuple[str, ...] = (), cpus: float = 1) -> Job:

@@ -11,7 +11,8 @@ from orchestrator import machines
 from orchestrator.connection import Seen
 from orchestrator.machines import GPUS_COME, Machines, Size
 from tests.orchestrator.test_launch import job
-from workers.spec import Job, Resources
+from workers.job import Job
+from workers.resources import Resources
 
 
 class Ray:

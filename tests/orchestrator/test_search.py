@@ -16,7 +16,7 @@ from tests.orchestrator.test_plan import FakeStore
 from workers import data, trial
 from workers.data import split
 from workers.errors import ConclaveError, Rejected
-from workers.spec import AdamW, Sgd
+from workers.recipe import AdamW, Sgd
 from workers.trainer import FitData
 from workers.watcher import Watcher
 

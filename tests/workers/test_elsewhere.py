@@ -13,7 +13,8 @@ from workers import data, elsewhere
 from workers.data import Store
 from workers.elsewhere import Disk
 from workers.errors import ConclaveError
-from workers.spec import DataSpec, Job
+from workers.job import Job
+from workers.spec import DataSpec
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from workers.files import tensors_sha256
 from workers.models import Network, build, linear_head, memory_format
 from workers.networks import KNOWN
 from workers.optim import learning_rate
-from workers.spec import AUGMENTS, Augment, MemberSpec, StudentSpec, TrainSpec
+from workers.recipe import AUGMENTS, Augment
+from workers.spec import MemberSpec, StudentSpec, TrainSpec
 from workers.watcher import Watcher
 
 CPU = torch.device("cpu")
