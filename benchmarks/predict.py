@@ -1,7 +1,7 @@
 """`conclave predict` on 10,000 files against its two halves: `python -m benchmarks.predict [ARCHIVE]`; results/predict.json.
 
 ARCHIVE holds JPEG files (the real CIFAR-10, for one); without one, 10,000 pictures of smooth noise are made. Halves: decoding
-all files in threads, and running the model on images that are decoded already. Whatever overlaps best takes as long as the
+all files as it does, and running the model on images that are decoded already. Whatever overlaps best takes as long as the
 slower one, where the two don't compete for the same cores; on a CPU they do, so their sum bounds it too.
 """
 
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,6 +27,7 @@ from benchmarks.train import SIDE
 from fusion.model import Average, FusedModel
 from fusion.predict import BATCH, Predictor
 from workers.archives import walk
+from workers.decoding import Decoding
 from workers.images import decode, is_image
 
 FILES, ROUNDS = 10_000, 3
@@ -69,12 +70,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         paths = files(Path(sys.argv[1]) if len(sys.argv) > 1 else None, Path(work))
         predictor = Predictor(_model(Path(work) / "model"))
-        with ThreadPoolExecutor() as pool:
-            images = np.stack(list(pool.map(lambda path: decode(path, SIDE), paths)))
+        images = np.stack([decode(path, SIDE) for path in paths])
 
         def decoding() -> None:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(lambda path: decode(path, SIDE), paths))
+            with Decoding(partial(decode, size=SIDE)) as one:
+                one.begin(paths)()
 
         def running() -> None:
             for at in range(0, len(images), BATCH):

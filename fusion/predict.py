@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fusion.runtimes import Images, Probabilities, Run, faster, named, session
 from workers.archives import is_archive, walk
+from workers.decoding import Decoding
 from workers.errors import Rejected
-from workers.images import Unreadable, decode, is_image
+from workers.images import Pixels, Unreadable, decode, is_image
 
 BATCH = 256
 PATIENCE = 15.0  # seconds that ONNX Runtime runs before it is worth while to load torch and see which is faster
+Entry = tuple[str, bytes | Path]
 Row = tuple[str, str, float]
 
 
@@ -54,27 +54,26 @@ class Predictor:
     def rows(self, paths: list[Path]) -> Iterator[Row]:
         """For each image, its classes with their probabilities; decoding runs while the network does."""
         entries = chain.from_iterable(_images(path) for path in paths)
-        with ThreadPoolExecutor() as pool:
-            waiting = self._decode(pool, entries)
-            while waiting:
-                following = self._decode(pool, entries)
-                names = [name for name, _ in waiting]
-                images = np.stack([future.result() for _, future in waiting])
-                for name, row in zip(names, self.answers(images), strict=True):
+        with Decoding(self._pixels) as decoding:
+            batch = list(islice(entries, BATCH))
+            decoded = decoding.begin(batch)
+            while batch:
+                images = np.stack(decoded())
+                following = list(islice(entries, BATCH))
+                decoded = decoding.begin(following)
+                for (name, _), row in zip(batch, self.answers(images), strict=True):
                     yield from ((name, label, float(p)) for label, p in zip(self.classes, row, strict=True))
-                waiting = following
+                batch = following
 
-    def _decode(self, pool: ThreadPoolExecutor, entries: Iterator[tuple[str, bytes | Path]]) -> list[tuple[str, Any]]:
-        return [(name, pool.submit(self._one, name, content)) for name, content in islice(entries, BATCH)]
-
-    def _one(self, name: str, content: bytes | Path) -> Any:
+    def _pixels(self, entry: Entry) -> Pixels:
+        name, content = entry
         try:
             return decode(content, self.size)
         except Unreadable as error:
             raise Rejected(f"{name}: the image {error}. Leave it out or repair it.") from None
 
 
-def _images(path: Path) -> Iterator[tuple[str, bytes | Path]]:
+def _images(path: Path) -> Iterator[Entry]:
     if path.is_dir() or (path.is_file() and is_archive(path)):
         yield from ((str(path / name), content) for name, content in walk(path) if is_image(name))
     elif path.is_file():

@@ -22,6 +22,12 @@ def test_light_commands_import_neither_torch_nor_ray_nor_mlflow(command: list[st
     assert "HEAVY []" in found.stdout, found.stdout + found.stderr
 
 
+def test_a_trainer_imports_neither_mlflow_nor_sklearn_before_its_first_step() -> None:
+    code = f"import workers.actor, workers.fitrun, workers.member, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert found.stdout.strip() == "['torch', 'ray']", found.stdout + found.stderr
+
+
 def test_no_source_loads_a_pickle() -> None:
     """The one unpickler reads torchvision's CIFAR files, and refuses everything but arrays."""
     for path in [p for package in ("orchestrator", "workers", "fusion") for p in (ROOT / package).glob("*.py")]:

@@ -14,9 +14,8 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from workers.decoding import Decoding
 from workers.errors import Rejected
 from workers.images import Pixels, Unreadable, decode, resize
 from workers.sources import Item, Source
@@ -175,10 +175,10 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
     bad: list[str] = []
     hasher = hashlib.sha256()
     expected = source.expected()
-    with open(work / "raw", "wb") as raw, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open(work / "raw", "wb") as raw, Decoding(partial(_pixels, size)) as decoding:
         items = source.items()
         while chunk := list(islice(items, CHUNK)):
-            decoded = list(pool.map(lambda item: _pixels(item, size), chunk))
+            decoded = decoding.begin(chunk)()
             bad += [pixels for pixels in decoded if isinstance(pixels, str)]
             _refuse(bad, source.spec)
             chunk = [item for item, pixels in zip(chunk, decoded, strict=True) if not isinstance(pixels, str)]
@@ -207,7 +207,7 @@ def _write(source: Source, work: Path, progress: Progress) -> None:
     (work / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _pixels(item: Item, size: int) -> Pixels | str:
+def _pixels(size: int, item: Item) -> Pixels | str:
     """The image, or which one can't be used and why."""
     if isinstance(item.content, np.ndarray):
         return resize(item.content, size)

@@ -31,7 +31,8 @@ def decode(content: bytes | Path, size: int) -> Pixels:
             if width * height > MAX_PIXELS:
                 raise Unreadable(f"is {width} x {height} pixels, more than {MAX_PIXELS:,}")
             image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size where that suffices
-            return _square(ImageOps.exif_transpose(image).convert("RGB"), size)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _square(image if image.mode == "RGB" else image.convert("RGB"), size)
     except Unreadable:
         raise
     except Image.DecompressionBombError:
