@@ -16,7 +16,6 @@ from urllib.parse import urlparse
 from orchestrator import config, launch, plan, report, results, search
 from orchestrator.anytime import Anytime
 from orchestrator.budget import Meter
-from orchestrator.fusing import fuse
 from orchestrator.home import Home, SweepFolder
 from orchestrator.launch import Executor, Outcome
 from orchestrator.plan import Plan
@@ -117,6 +116,8 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
             runs.end(summary, folder)
             return _close(summary, 1, runs, folder, outcomes)
         options.say(f"fusing {len(done)} members: {', '.join(team.fusion)}")
+        from orchestrator.fusing import fuse  # only now: nothing before needs what it imports
+
         request = results.make_request(todo, members, folder, uri, runs)
         details = pool.call_on_head(fuse, request) if pool else fuse(request)
     except KeyboardInterrupt:
@@ -163,7 +164,6 @@ def changes(before: dict[str, str], todo: Plan) -> list[str]:
 
 def preflight(team: Team, paths: Sequence[str]) -> None:
     """Build every member's network once, before anything is written. Raises Rejected with every problem."""
-    from fusion.tuned import tail
     from workers.models import build, import_from, linear_head
 
     import_from(paths)
@@ -176,7 +176,7 @@ def preflight(team: Team, paths: Sequence[str]) -> None:
                     f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
                     "Take concat out of `fusion:`, or give another network."
                 )
-            if "concat_tuned" in team.fusion and member in team.members and tail(network) is None:
+            if "concat_tuned" in team.fusion and member in team.members and not _has_stages(network):
                 problems.append(
                     f"member {member.name}: {member.arch} is no ResNet; concat_tuned trains the last stage of those. "
                     "Leave `concat: {finetune: true}` out, or give another network."
@@ -187,6 +187,12 @@ def preflight(team: Team, paths: Sequence[str]) -> None:
             problems.append(f"member {member.name}: {member.arch} can't be built ({error}).")
     if problems:
         raise Rejected("\n".join(problems))
+
+
+def _has_stages(network: Any) -> bool:
+    from fusion.tuned import tail
+
+    return tail(network) is not None
 
 
 def _unchanged(folder: SweepFolder, todo: Plan) -> bool:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from workers.errors import Rejected
 
 if TYPE_CHECKING:
-    from orchestrator.fusing import Request
     from orchestrator.plan import Plan
+    from orchestrator.request import Request
 
 
 def joined(home: Path, name: str, methods: list[str] | None, others: Sequence[str]) -> Request:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fusing import Place, Request
 from orchestrator.home import SweepFolder
 from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
+from orchestrator.request import Place, Request
 from orchestrator.runs import Runs
 from workers.artifact import MemberArtifact
 from workers.job import Job
