@@ -73,7 +73,8 @@ def sweep(team_file: Path, options: Options) -> Result:
         raise Rejected(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
-    preflight(team, paths)
+    if not _all_there(team, options, paths):
+        preflight(team, paths)
     store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
     for note in store.notes():
         options.say(note)
@@ -195,6 +196,15 @@ def _has_stages(network: Any) -> bool:
     return tail(network) is not None
 
 
+def _all_there(team: Team, options: Options, paths: tuple[str, ...]) -> bool:
+    """Whether all is trained and fused, so that no network needs to be built; of a search's recipes that is not known yet."""
+    store = data.find(team.data, options.home.path)
+    if store is None or options.restart or any(member.search for member in team.members):
+        return False
+    todo = plan.make(team, store, options.home.path, paths)
+    return not todo.todo and _unchanged(options.home.sweep(team.name), todo)
+
+
 def _unchanged(folder: SweepFolder, todo: Plan) -> bool:
     summary = folder.summary()
     whole = summary.get("state") == "done" and folder.model.is_file() and folder.report.is_file()
@@ -273,9 +283,9 @@ class OnRay:
         return RayExecutor(self.connection, team.heartbeat, *self._machines(team, folder))
 
     def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
-        from orchestrator.tuning import Tuner
-
         def find(search: Search) -> None:
+            from orchestrator.tuning import Tuner
+
             Tuner(self.connection, self.say, *self._machines(team, folder))(search)
 
         return find

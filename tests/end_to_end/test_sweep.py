@@ -65,6 +65,18 @@ def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> No
     assert json.loads((home / "sweeps/tiny/summary.json").read_text()) == summary
 
 
+def test_a_sweep_with_nothing_to_do_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    code = (
+        "import sys; sys.argv = ['conclave', 'sweep', 'team.yaml', '--home', 'home', '--json']\nfrom orchestrator import cli\n"
+        "try: cli.main()\nexcept SystemExit as e: assert not e.code\n"
+        "print('HEAVY', [m for m in ('torch', 'ray') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "HEAVY []" in found.stdout, found.stdout + found.stderr
+
+
 def test_the_runs_tell_the_story(done: tuple[Path, dict[str, Any]]) -> None:
     _, summary = done
     client = Tracking(summary["tracking_uri"]).client
