@@ -24,11 +24,12 @@ from orchestrator import config, plan
 from orchestrator.machines import trainer_environment
 from orchestrator.plan import Plan
 from workers import data
-from workers.data import Store, split
+from workers.data import Store
 from workers.evaluate import outputs
 from workers.job import Job
 from workers.member import fit_data
 from workers.models import build
+from workers.splits import split
 from workers.train import fit
 
 TEAM = """\

@@ -38,12 +38,12 @@ from orchestrator.machines import trainer_environment
 from orchestrator.plan import Plan
 from workers import data
 from workers.artifact import MemberArtifact
-from workers.data import Split, split
 from workers.distill import Teacher
 from workers.job import Job
 from workers.models import build
 from workers.restore import restore
 from workers.spec import NO_RECIPE, MemberSpec
+from workers.splits import Split, split
 from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
 from workers.work import Progress, work

@@ -20,9 +20,9 @@ from benchmarks.machine import describe, write_result
 from orchestrator import config, plan, teamfile
 from orchestrator.home import Home
 from workers import data
-from workers.data import split
 from workers.fitrun import FitRun
 from workers.job import Job
+from workers.splits import split
 from workers.tracking import Tracking
 
 MEMBERS, EPOCHS, PAUSE = 8, 30, 2.0  # seconds of an epoch: a short one, for a batch may gather several

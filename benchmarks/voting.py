@@ -31,7 +31,8 @@ from fusion.score import scores
 from orchestrator import config
 from orchestrator.home import Home
 from workers import data
-from workers.data import Split, Store, split
+from workers.data import Store
+from workers.splits import Split, split
 
 COUNT, DEFAULT_EPOCHS = 3, 6
 CORES = os.cpu_count() or 1

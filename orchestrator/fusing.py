@@ -26,11 +26,12 @@ from fusion.tuned import with_stages
 from orchestrator.home import SweepFolder
 from orchestrator.request import Request
 from workers.artifact import MemberArtifact
-from workers.data import Store, split
+from workers.data import Store
 from workers.faults import reach
 from workers.models import Network, import_from
 from workers.restore import restore
 from workers.spec import NO_RECIPE, MemberSpec
+from workers.splits import split
 
 PARITY_ROWS = 256
 TIMED_BATCH = 64

@@ -24,9 +24,9 @@ from orchestrator.search import Search
 from orchestrator.team import Team, Tracking
 from workers import data
 from workers.artifact import MemberArtifact
-from workers.data import split
 from workers.elsewhere import Disk
 from workers.errors import Rejected
+from workers.splits import keep, split
 
 if TYPE_CHECKING:
     from orchestrator.connection import Connection
@@ -80,6 +80,7 @@ def sweep(team_file: Path, options: Options) -> Result:
         options.say(note)
     folder = options.home.sweep(team.name)
     with folder.held():
+        keep(store, team.data, team.seed)
         find = options.make_search(team, folder) if options.make_search else search.nothing
         found = search.resolved(team, store, options.home.path, paths, find)
         todo = replace(plan.make(found.team, store, options.home.path, paths), searched=found.seconds)

@@ -1,4 +1,4 @@
-"""Data sets -> one packed, memory-mapped uint8 store; its splits and folds.
+"""Data sets -> one packed, memory-mapped uint8 store.
 
 Packing is the preflight too: every image is decoded in full, into a temporary folder beside the home that is renamed
 into place when everything passes and removed otherwise.
@@ -93,16 +93,6 @@ class Store:
     def bad(self) -> list[str]:
         """The images that could not be decoded, and why (at most `data.max_bad`)."""
         return self.meta["bad"]  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Row numbers of *fit*, *fuse* and *test*, and for each *fit* row its fold (-1 without folds)."""
-
-    fit: Rows
-    fuse: Rows
-    test: Rows
-    folds: Rows
 
 
 def find(spec: DataSpec, home: Path) -> Store | None:
@@ -242,39 +232,3 @@ def _check(spec: DataSpec, ids: list[str], labels: NDArray[np.str_], tested: NDA
             raise Rejected(
                 f"{where}: class {name!r} has {trained[name]} training images; at least {MIN_PER_CLASS} are needed to split them."
             )
-
-
-def split(store: Store, spec: DataSpec, seed: int) -> Split:
-    """Rows of *fit*, *fuse*, *test*; stratified, from the team's seed and the data's digest. Raises Rejected."""
-    from sklearn.model_selection import StratifiedKFold
-
-    state = int(hashlib.sha256(f"{seed}/{store.digest}".encode()).hexdigest()[:8], 16)
-    labels = np.asarray(store.labels)
-    rows = np.arange(len(labels))
-    test = rows[store.tested]
-    rest = rows[~store.tested]
-    if len(test) == 0:
-        rest, test = _halves(rest, labels, spec.test_fraction, state, "data.test_fraction")
-    fit, fuse = _halves(rest, labels, spec.fuse_fraction, state + 1, "data.fuse_fraction")
-    folds = np.full(len(fit), -1, dtype=np.int64)
-    if spec.folds:
-        fewest = int(np.bincount(labels[fit], minlength=len(store.classes)).min())
-        if fewest < spec.folds:
-            raise Rejected(
-                f"data.folds: {spec.folds} folds, but the smallest class has {fewest} rows to fit. "
-                "Lower data.folds, or add images."
-            )
-        parts = StratifiedKFold(spec.folds, shuffle=True, random_state=(state + 2) % 2**32).split(fit, labels[fit])
-        for fold, (_, left_out) in enumerate(parts):
-            folds[left_out] = fold
-    return Split(fit, fuse, test, folds)
-
-
-def _halves(rows: Rows, labels: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-    from sklearn.model_selection import train_test_split
-
-    try:
-        kept, apart = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=state % 2**32)
-    except ValueError as error:
-        raise Rejected(f"{key}: {fraction:g} of {len(rows)} rows can't be set apart in every class ({error}).") from None
-    return np.sort(kept), np.sort(apart)

@@ -11,7 +11,7 @@ import torch
 
 from workers.artifact import MemberArtifact
 from workers.checkpoint import Checkpoints
-from workers.data import Rows, Split, Store, split
+from workers.data import Rows, Store
 from workers.distill import Teacher
 from workers.evaluate import outputs
 from workers.files import tensors_sha256
@@ -20,6 +20,7 @@ from workers.job import Job
 from workers.models import Network, build, import_from
 from workers.packed import Pack
 from workers.restore import restore
+from workers.splits import Split, split
 from workers.train import fit
 from workers.trainer import FitData, Fitted
 from workers.watcher import Watcher

@@ -9,10 +9,11 @@ import torch
 
 from workers import member
 from workers.checkpoint import Checkpoints
-from workers.data import Store, split
+from workers.data import Store
 from workers.job import Job
 from workers.models import build, import_from
 from workers.spec import StopSpec
+from workers.splits import split
 from workers.train import fit
 from workers.watcher import Watcher
 

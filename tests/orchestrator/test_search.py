@@ -14,9 +14,9 @@ from orchestrator.team import Team
 from tests.conftest import TEAM, snapshot
 from tests.orchestrator.test_plan import FakeStore
 from workers import data, trial
-from workers.data import split
 from workers.errors import ConclaveError, Rejected
 from workers.recipe import AdamW, Sgd
+from workers.splits import split
 from workers.trainer import FitData
 from workers.watcher import Watcher
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import snapshot
-from workers.data import pack, split
+from workers.data import pack
 from workers.errors import Rejected
 from workers.images import decode
 from workers.spec import DataSpec
@@ -40,28 +40,6 @@ def tree(root: Path, parts: tuple[str, ...] = ("train", "test"), classes: tuple[
 
 def folder_spec(root: Path, **keys: object) -> DataSpec:
     return DataSpec.model_validate({"dataset": "folder", "root": root, "image_size": 8, "folds": 2, "fuse_fraction": 0.2, **keys})
-
-
-def test_digits_are_the_real_ones_and_split_whole(tmp_path: Path) -> None:
-    spec = DataSpec(folds=3)
-    store = pack(spec, tmp_path)
-    parts = split(store, spec, 0)
-    rows = np.concatenate([parts.fit, parts.fuse, parts.test])
-    assert len(store.labels) == 1797
-    assert sorted(rows.tolist()) == list(range(1797))
-    assert len(parts.test) == 360
-    for part in (parts.fit, parts.fuse, parts.test):
-        shares = np.bincount(store.labels[part]) / len(part)
-        assert np.abs(shares - 0.1).max() < 0.02
-    assert sorted(np.bincount(parts.folds)) == [431, 431, 431]
-
-
-def test_another_seed_splits_otherwise_and_the_same_seed_the_same(tmp_path: Path) -> None:
-    store = pack(DataSpec(), tmp_path)
-    one, two, other = (split(store, DataSpec(), seed) for seed in (0, 0, 1))
-    assert (one.fuse == two.fuse).all()
-    assert (one.folds == two.folds).all()
-    assert (one.fuse != other.fuse).any()
 
 
 def test_folder_and_archives_of_it_are_the_same_data(tmp_path: Path) -> None:
@@ -226,12 +204,6 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
     with pytest.raises(Rejected, match=r"more than|no image is that large"):
         pack(folder_spec(tmp_path / f"a{suffix}"), tmp_path / "home")
     assert snapshot(tmp_path) == before
-
-
-def test_fewer_rows_than_folds_is_rejected(tmp_path: Path) -> None:
-    spec = folder_spec(tree(tmp_path / "images"), folds=11)
-    with pytest.raises(Rejected, match="11 folds, but the smallest class has"):
-        split(pack(spec, tmp_path / "home"), spec, 0)
 
 
 def cifar(root: Path, payload: object = None) -> Path:

@@ -1,0 +1,107 @@
+"""The split of a store: stratified, whole, from the seed, and the same for all once it is kept."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from workers.data import Store, pack
+from workers.errors import Rejected
+from workers.spec import DataSpec
+from workers.splits import Split, keep, split
+
+SPEC = DataSpec(folds=3)
+
+
+def same(one: Split, two: Split) -> bool:
+    return all(np.array_equal(getattr(one, part), getattr(two, part)) for part in ("fit", "fuse", "test", "folds"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return pack(SPEC, tmp_path)
+
+
+def kept(store: Store) -> Path:
+    [path] = (store.folder / "splits").glob("*.npz")
+    return path
+
+
+def test_digits_are_the_real_ones_and_split_whole(store: Store) -> None:
+    parts = split(store, SPEC, 0)
+    rows = np.concatenate([parts.fit, parts.fuse, parts.test])
+    assert len(store.labels) == 1797
+    assert sorted(rows.tolist()) == list(range(1797))
+    assert len(parts.test) == 360
+    for part in (parts.fit, parts.fuse, parts.test):
+        shares = np.bincount(store.labels[part]) / len(part)
+        assert np.abs(shares - 0.1).max() < 0.02
+    assert sorted(np.bincount(parts.folds)) == [431, 431, 431]
+
+
+def test_another_seed_splits_otherwise_and_the_same_seed_the_same(store: Store) -> None:
+    one, two, other = (split(store, SPEC, seed) for seed in (0, 0, 1))
+    assert (one.fuse == two.fuse).all()
+    assert (one.folds == two.folds).all()
+    assert (one.fuse != other.fuse).any()
+
+
+def test_more_folds_than_rows_of_a_class_are_rejected(store: Store) -> None:
+    with pytest.raises(Rejected, match="200 folds, but the smallest class has"):
+        split(store, SPEC.model_copy(update={"folds": 200}), 0)
+    assert not (store.folder / "splits").exists()
+
+
+def test_a_kept_split_is_the_one_that_would_be_made_and_needs_no_sklearn(store: Store) -> None:
+    made = split(store, SPEC, 0)
+    keep(store, SPEC, 0)
+    code = (
+        "import sys; from pathlib import Path; from workers.data import Store; from workers.spec import DataSpec\n"
+        "from workers.splits import split\n"
+        f"parts = split(Store(Path({str(store.folder)!r})), DataSpec(folds=3), 0)\n"
+        "print(len(parts.fit), len(parts.fuse), len(parts.test), 'sklearn' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == [str(len(made.fit)), str(len(made.fuse)), str(len(made.test)), "False"], found.stderr
+    assert same(split(store, SPEC, 0), made)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [(SPEC, 1), *((SPEC.model_copy(update=u), 0) for u in ({"folds": 2}, {"fuse_fraction": 0.2}, {"test_fraction": 0.3}))],
+)
+def test_what_is_asked_otherwise_is_split_otherwise(asked: tuple[DataSpec, int], store: Store) -> None:
+    other = split(store, *asked)
+    keep(store, SPEC, 0)
+    assert same(split(store, *asked), other)
+    assert not same(split(store, SPEC, 0), other)
+
+
+def test_a_kept_split_holds_whatever_would_be_made_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by another version of scikit-learn: the fits that are done were of these rows."""
+    made = split(store, SPEC, 0)
+    keep(store, SPEC, 0)
+    monkeypatch.setattr("workers.splits._make", lambda *given: replace(made, fuse=made.fuse[::-1]))
+    assert same(split(store, SPEC, 0), made)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no archive"])
+def test_a_kept_split_that_is_not_whole_is_made_again(damage: bytes, store: Store) -> None:
+    made = split(store, SPEC, 0)
+    keep(store, SPEC, 0)
+    kept(store).write_bytes(damage)
+    assert same(split(store, SPEC, 0), made)
+    keep(store, SPEC, 0)
+    assert len(kept(store).read_bytes()) > 1000
+
+
+def test_a_flipped_byte_in_a_kept_split_is_noticed(store: Store) -> None:
+    made = split(store, SPEC, 0)
+    keep(store, SPEC, 0)
+    content = bytearray(kept(store).read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    kept(store).write_bytes(bytes(content))
+    assert same(split(store, SPEC, 0), made)
