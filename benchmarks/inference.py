@@ -30,7 +30,8 @@ from benchmarks.machine import describe, write_result
 from benchmarks.train import CLASSES, SIDE, plain
 from fusion.export import export, load
 from fusion.model import Average, Cascaded, FusedModel
-from fusion.runtimes import Run, in_torch, session
+from fusion.runtimes import Run, in_torch
+from fusion.session import session
 from workers.augment import to_float
 from workers.evaluate import resolve_precision
 from workers.models import Network, build

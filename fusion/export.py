@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fusion.frozen import frozen
 from fusion.model import FusedModel, combiner_like
 from fusion.outputs import Floats
-from fusion.runtimes import answers
+from fusion.session import answers
 from workers.errors import ConclaveError, Corrupt
 from workers.files import tensors_sha256, write_bytes, write_json
 from workers.models import build, import_from

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fusion.runtimes import Images, Probabilities, Run, faster, named, session
+from fusion.runtimes import Probabilities, Run, faster, named
+from fusion.session import Images, session
 from workers.archives import is_archive, walk
 from workers.decoding import Decoding
 from workers.errors import Rejected

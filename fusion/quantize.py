@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.outputs import Floats, Labels
-from fusion.runtimes import AT_ONCE, Images, answers
+from fusion.session import AT_ONCE, Images, answers
 from workers.files import write_bytes
 
 SEEN = 512  # images whose activations say the ranges

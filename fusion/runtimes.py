@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from fusion.session import Images
 from workers.errors import ConclaveError, Rejected
 
-Images = np.ndarray[Any, np.dtype[np.uint8]]  # (N, S, S, 3)
 Probabilities = np.ndarray[Any, np.dtype[np.float32]]  # (N, C)
 Run = Callable[[Images], Probabilities]
 
 # How far a runtime's probabilities may be from ONNX Runtime's; checked on the first batch that it answers.
 TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
-AT_ONCE = 64
 NAMES = ("auto", "onnx", *TOLERANCES)
 
 
@@ -54,30 +53,11 @@ def faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
     return ("torch", run) if _seconds(run, images) < _seconds(onnx, images) else ("onnx", onnx)
 
 
-def session(content: bytes | str, waits_busily: bool = True) -> Any:
-    """ONNX Runtime's, on the CPU, quiet. Its threads wait busily for the next call unless told otherwise: quicker for one image,
-    and on the cores of whoever else computes."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not waits_busily:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-
-def answers(model: bytes | str, images: Images) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """ONNX Runtime's for any number of images, some at a time: (N, S, S, 3) uint8 -> (N, C)"""
-    found = session(model)
-    parts = [found.run(None, {"images": images[at : at + AT_ONCE]})[0] for at in range(0, len(images), AT_ONCE)]
-    return np.concatenate(parts).astype(np.float64)
-
-
 def in_torch(model: Path, size: int, bfloat16: bool) -> Run:
     """The torch form of MODEL.onnx, folded, in channels_last."""
     import torch
 
-    from fusion.export import load
+    from fusion.export import load  # imports torch too: only once it is asked for
     from fusion.frozen import frozen
 
     fused = frozen(load(model), size).to(memory_format=torch.channels_last)

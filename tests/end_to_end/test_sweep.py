@@ -16,7 +16,7 @@ import torch
 from fusion.calibration import apply_temperature, logs, nll
 from fusion.export import load
 from fusion.outputs import softmax
-from fusion.runtimes import session
+from fusion.session import session
 from orchestrator import pipeline
 from orchestrator.home import Home
 from tests.conftest import TEAM, snapshot

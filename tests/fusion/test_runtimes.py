@@ -11,7 +11,8 @@ from fusion import predict, runtimes
 from fusion.export import export
 from fusion.model import Average, FusedModel
 from fusion.predict import BATCH, Predictor
-from fusion.runtimes import TOLERANCES, Images, Probabilities
+from fusion.runtimes import TOLERANCES, Probabilities
+from fusion.session import Images
 from workers.errors import Rejected
 from workers.models import build
 from workers.spec import MemberSpec
