@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlparse
+from typing import Any
 
-from orchestrator import config, launch, plan, report, results, search
+from orchestrator import config, launch, plan, preflight, report, results, search
 from orchestrator.anytime import Anytime
 from orchestrator.budget import Meter
 from orchestrator.home import Home, SweepFolder
-from orchestrator.launch import Executor, Outcome
+from orchestrator.launch import Outcome
 from orchestrator.plan import Plan
+from orchestrator.pools import Pool
 from orchestrator.runs import Runs
 from orchestrator.search import Search
-from orchestrator.team import Team, Tracking
+from orchestrator.team import Team
 from workers import data
 from workers.artifact import MemberArtifact
-from workers.elsewhere import Disk
 from workers.errors import Rejected
 from workers.splits import keep, split
 
-if TYPE_CHECKING:
-    from orchestrator.connection import Connection
-
-TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself, for all that follows in the process
 STOP_SECONDS = 7.0  # for a fit to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
-
-
-class Pool(Executor, Protocol):
-    """An executor that can run the fusion step too."""
-
-    def call_on_head(self, function: Any, *arguments: Any) -> Any: ...
 
 
 @dataclass
@@ -71,10 +56,10 @@ def sweep(team_file: Path, options: Options) -> Result:
         raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
     if options.make_search is None and (searched := [m.name for m in team.members if m.search]):
         raise Rejected(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
-    uri = tracked_at(team.tracking, options.home, options.say)
+    uri = preflight.tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
     if not _all_there(team, options, paths):
-        preflight(team, paths)
+        preflight.networks(team, paths)
     store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
     for note in store.notes():
         options.say(note)
@@ -164,39 +149,6 @@ def changes(before: dict[str, str], todo: Plan) -> list[str]:
     return [f"changed since the last run: {k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}" for k in differing]
 
 
-def preflight(team: Team, paths: Sequence[str]) -> None:
-    """Build every member's network once, before anything is written. Raises Rejected with every problem."""
-    from workers.models import build, import_from, linear_head
-
-    import_from(paths)
-    problems = []
-    for member in team.recipes:
-        try:
-            network = build(member, 2 if member.weights is None else 10, team.data.size)
-            if "concat" in team.fusion and member in team.members and not linear_head(network):
-                problems.append(
-                    f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
-                    "Take concat out of `fusion:`, or give another network."
-                )
-            if "concat_tuned" in team.fusion and member in team.members and not _has_stages(network):
-                problems.append(
-                    f"member {member.name}: {member.arch} is no ResNet; concat_tuned trains the last stage of those. "
-                    "Leave `concat: {finetune: true}` out, or give another network."
-                )
-        except Rejected as error:
-            problems.append(str(error))
-        except Exception as error:
-            problems.append(f"member {member.name}: {member.arch} can't be built ({error}).")
-    if problems:
-        raise Rejected("\n".join(problems))
-
-
-def _has_stages(network: Any) -> bool:
-    from fusion.tuned import tail
-
-    return tail(network) is not None
-
-
 def _all_there(team: Team, options: Options, paths: tuple[str, ...]) -> bool:
     """Whether all is trained and fused, so that no network needs to be built; of a search's recipes that is not known yet."""
     store = data.find(team.data, options.home.path)
@@ -221,82 +173,3 @@ def _again(folder: SweepFolder, todo: Plan) -> Result:
 def _keep_team_file(team_file: Path, folder: SweepFolder) -> None:
     if team_file.resolve() != folder.team.resolve():
         shutil.copyfile(team_file, folder.team)
-
-
-def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:
-    """The tracking store's URI: the team's, else CONCLAVE_TRACKING_URI, else the home's.
-
-    Refuses a server that doesn't answer, before anything starts, unless it is not required.
-    """
-    named, uri = ("tracking.uri", asked.uri) if asked.uri else (TRACKING_URI, os.environ.get(TRACKING_URI))
-    if not uri:
-        return home.tracking_uri
-    trouble = _trouble(uri)
-    if trouble and asked.required:
-        raise Rejected(f"{named}: {uri} {trouble}. Start the server, or leave it out.")
-    if trouble:
-        say(f"{named}: {uri} {trouble}; tracked in {home.path} instead")
-        return home.tracking_uri
-    return uri
-
-
-def _trouble(uri: str) -> str | None:
-    """What is wrong with a tracking server, or None. Other stores are asked when they are opened."""
-    if urlparse(uri).scheme not in ("http", "https"):
-        return None
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            return None
-    except urllib.error.HTTPError:
-        return None  # somebody answers; whether they let us in is seen at the first call
-    except (OSError, ValueError) as error:
-        return f"doesn't answer ({getattr(error, 'reason', error)})"
-
-
-class Inline(launch.InlineExecutor):
-    """Everything in this process, the fusion step too."""
-
-    def call_on_head(self, function: Any, *arguments: Any) -> Any:
-        return function(*arguments)
-
-
-def inline_pool(team: Team, folder: SweepFolder) -> Pool:
-    """Without Ray."""
-    return Inline()
-
-
-class OnRay:
-    """A pool and searches on Ray: on the one at `address`, else on one of our own. Ray is imported only once it is needed."""
-
-    def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
-        self.address, self.say = address or os.environ.get("RAY_ADDRESS"), say
-
-    @cached_property
-    def connection(self) -> Connection:
-        """One for all: Ray keeps the token of the first in its process for good."""
-        from orchestrator.connection import Connection
-
-        return Connection(self.address)
-
-    def pool(self, team: Team, folder: SweepFolder) -> Pool:
-        from orchestrator.cluster import RayExecutor
-
-        return RayExecutor(self.connection, team.heartbeat, *self._machines(team, folder))
-
-    def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
-        def find(search: Search) -> None:
-            from orchestrator.tuning import Tuner
-
-            Tuner(self.connection, self.say, *self._machines(team, folder))(search)
-
-        return find
-
-    def close(self) -> None:
-        if "connection" in self.__dict__:
-            self.connection.close()
-
-    def _machines(self, team: Team, folder: SweepFolder) -> tuple[bool, Disk | None]:
-        """Whether they have to be like this one, and the disk that the home is on, where they may have others."""
-        cluster, holder = self.address is not None, folder.holder.absolute()
-        disk = Disk(holder, holder.read_text(encoding="utf-8")) if cluster else None
-        return team.environment == "strict" or (team.environment is None and cluster), disk

@@ -124,11 +124,12 @@ def sweep(
         raise typer.Exit(_sweep_on(team_file, on, home, data, tuple(restart or ()), down, yes))
     from orchestrator import pipeline
     from orchestrator.home import Home
+    from orchestrator.pools import OnRay, inline_pool
     from orchestrator.screen import Screen
     from orchestrator.tables import print_summary
 
-    with Screen() as screen, closing(pipeline.OnRay(address, screen.say)) as ray:
-        pool, find = (pipeline.inline_pool, None) if inline else (ray.pool, ray.search)
+    with Screen() as screen, closing(OnRay(address, screen.say)) as ray:
+        pool, find = (inline_pool, None) if inline else (ray.pool, ray.search)
         options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, tuple(restart or ()), find)
         result = pipeline.sweep(team_file, options)
     if as_json:

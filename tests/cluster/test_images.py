@@ -89,9 +89,10 @@ def test_the_server_of_the_file_is_one_that_conclave_starts(compose: dict[str, A
 def test_the_notebooks_cells_run_on_a_finished_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator import pipeline
     from orchestrator.home import Home
+    from orchestrator.pools import inline_pool
 
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote]\n")
-    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool))
+    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
     cells = json.loads((ROOT / "docker" / "ensemble.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     monkeypatch.setenv("CONCLAVE_HOME", str(tmp_path / "home"))

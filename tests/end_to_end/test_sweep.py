@@ -19,6 +19,7 @@ from fusion.outputs import softmax
 from fusion.session import session
 from orchestrator import pipeline
 from orchestrator.home import Home
+from orchestrator.pools import inline_pool
 from tests.conftest import TEAM, snapshot
 from workers import train, trainer
 from workers.artifact import MemberArtifact
@@ -36,7 +37,7 @@ def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -
 
 
 def inline(team_file: Path, home: Path) -> pipeline.Result:
-    return pipeline.sweep(team_file, pipeline.Options(Home(home), pipeline.inline_pool))
+    return pipeline.sweep(team_file, pipeline.Options(Home(home), inline_pool))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
     members = "".join(f"  - {{name: m{i}}}\n" for i in range(4))
     (tmp_path / "team.yaml").write_text(TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
     said: list[str] = []
-    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool, say=said.append))
+    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool, say=said.append))
     lines = [line for line in said if line.startswith("so far")]
     assert [line.split(",")[1] for line in lines] in ([" with 2 of 4 members"], [" with 2 of 4 members", " with 3 of 4 members"])
     assert all("vote" in line and "weighted" in line for line in lines)

@@ -18,6 +18,7 @@ import pytest
 from fusion.export import load
 from orchestrator import pipeline
 from orchestrator.home import Home
+from orchestrator.pools import inline_pool
 from tests.conftest import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, same, weights
 from workers import trainer
@@ -283,7 +284,7 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("workers.fitrun.time", Backwards())
     (tmp_path / "team.yaml").write_text(TEAM)
     (tmp_path / "small.py").write_text(SMALL)
-    result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool))
+    result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
     assert weights(result.summary) == weights(undisturbed)
     assert points(result.summary) == points(undisturbed)
     assert all(member["train_seconds"] >= 0 for member in result.summary["members"].values())

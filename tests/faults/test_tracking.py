@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from orchestrator.home import Home
-from orchestrator.pipeline import tracked_at
+from orchestrator.preflight import tracked_at
 from orchestrator.team import Tracking as TrackingSpec
 from tests.faults.place import TEAM, Place, points, same
 from workers.delivery import deliver

@@ -16,8 +16,10 @@ from torch import nn
 
 import fusion.export
 import orchestrator.cli
+import orchestrator.fusing
 import orchestrator.pipeline
 import orchestrator.report
+import workers.fitrun
 import workers.member
 import workers.work
 

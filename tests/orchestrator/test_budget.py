@@ -10,6 +10,7 @@ from orchestrator import config, pipeline, teamfile
 from orchestrator.budget import Meter
 from orchestrator.home import Home
 from orchestrator.launch import Event
+from orchestrator.pools import inline_pool
 from orchestrator.team import Team
 from tests.conftest import TEAM
 from tests.orchestrator.test_launch import job
@@ -76,7 +77,7 @@ def test_a_used_up_budget_leaves_a_partial_team_and_a_larger_one_goes_on(tmp_pat
     """The first fit uses it up: the second member and all fold fits wait for the next run."""
     file = tmp_path / "team.yaml"
     file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1.0e-9}\n")
-    options = pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool)
+    options = pipeline.Options(Home(tmp_path / "home"), inline_pool)
     first = pipeline.sweep(file, options)
     assert first.exit_code == 3
     states = [member["state"] for member in first.summary["members"].values()]

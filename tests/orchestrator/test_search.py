@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import config, pipeline, search, teamfile
 from orchestrator.home import Home
+from orchestrator.pools import inline_pool
 from orchestrator.search import Search
 from orchestrator.team import Team
 from tests.conftest import TEAM, snapshot
@@ -128,5 +129,5 @@ def test_without_ray_a_search_is_refused_before_anything_is_written(tmp_path: Pa
     (tmp_path / "team.yaml").write_text(TEAM.replace("{name: a}", "{name: a, search: {trials: 2, lr: [0.01, 0.3]}}"))
     before = snapshot(tmp_path)
     with pytest.raises(Rejected, match=r"member a: search runs its trials on Ray\. Leave --inline out"):
-        pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), pipeline.inline_pool))
+        pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
     assert snapshot(tmp_path) == before

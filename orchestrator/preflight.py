@@ -1,0 +1,79 @@
+"""What is looked at before anything is written: that networks can be built, and that the tracking server answers."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlparse
+
+from orchestrator.home import Home
+from orchestrator.team import Team, Tracking
+from workers.errors import Rejected
+
+TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself, for all that follows in the process
+
+
+def networks(team: Team, paths: Sequence[str]) -> None:
+    """Build every member's network once, before anything is written. Raises Rejected with every problem."""
+    from workers.models import build, import_from, linear_head
+
+    import_from(paths)
+    problems = []
+    for member in team.recipes:
+        try:
+            network = build(member, 2 if member.weights is None else 10, team.data.size)
+            if "concat" in team.fusion and member in team.members and not linear_head(network):
+                problems.append(
+                    f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
+                    "Take concat out of `fusion:`, or give another network."
+                )
+            if "concat_tuned" in team.fusion and member in team.members and not _has_stages(network):
+                problems.append(
+                    f"member {member.name}: {member.arch} is no ResNet; concat_tuned trains the last stage of those. "
+                    "Leave `concat: {finetune: true}` out, or give another network."
+                )
+        except Rejected as error:
+            problems.append(str(error))
+        except Exception as error:
+            problems.append(f"member {member.name}: {member.arch} can't be built ({error}).")
+    if problems:
+        raise Rejected("\n".join(problems))
+
+
+def _has_stages(network: Any) -> bool:
+    from fusion.tuned import tail
+
+    return tail(network) is not None
+
+
+def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:
+    """The tracking store's URI: the team's, else CONCLAVE_TRACKING_URI, else the home's.
+
+    Refuses a server that doesn't answer, before anything starts, unless it is not required.
+    """
+    named, uri = ("tracking.uri", asked.uri) if asked.uri else (TRACKING_URI, os.environ.get(TRACKING_URI))
+    if not uri:
+        return home.tracking_uri
+    trouble = _trouble(uri)
+    if trouble and asked.required:
+        raise Rejected(f"{named}: {uri} {trouble}. Start the server, or leave it out.")
+    if trouble:
+        say(f"{named}: {uri} {trouble}; tracked in {home.path} instead")
+        return home.tracking_uri
+    return uri
+
+
+def _trouble(uri: str) -> str | None:
+    """What is wrong with a tracking server, or None. Other stores are asked when they are opened."""
+    if urlparse(uri).scheme not in ("http", "https"):
+        return None
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
+            return None
+    except urllib.error.HTTPError:
+        return None  # somebody answers; whether they let us in is seen at the first call
+    except (OSError, ValueError) as error:
+        return f"doesn't answer ({getattr(error, 'reason', error)})"
