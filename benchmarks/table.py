@@ -209,9 +209,11 @@ def _seconds(full: Any, fold_fits: Sequence[Any], per_image: dict[str, float], f
     spent = per_image[trained] * _images(full, len(folds))
     if member["averaged"]:
         return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
-    recipe = MemberSpec.model_validate_json(json.dumps(member))
-    cycles = recipe.cycle_lengths(_record(full)["train"]["epochs"])[: recipe.cycle]
-    before = spent * (1 - cycles[-1] / sum(cycles))
+    before = 0.0
+    if member["snapshots"] > 1:
+        recipe = MemberSpec.model_validate_json(json.dumps(member))
+        cycles = recipe.cycle_lengths(_record(full)["train"]["epochs"])[: recipe.cycle]
+        before = spent * (1 - cycles[-1] / sum(cycles))
     each = (per_image[trained] * _images(f, int((folds != k).sum())) for k, f in enumerate(fold_fits))
     return Seconds(spent - before, tuple(each), before, trained)
 

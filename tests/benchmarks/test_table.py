@@ -42,3 +42,15 @@ def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: py
     rows = len(parts.fit)
     assert seconds["b"].full == pytest.approx(3e-3 * rows * 2)
     assert sum(seconds["a"].folds) == pytest.approx(1e-3 * rows * 2), "two fits on one half each"
+
+
+def test_the_kept_outputs_are_gathered_with_their_costs() -> None:
+    found, seconds = table.gathered()
+    assert found.names == ("plain", "adamw", "color")
+    assert found.test.student is not None
+    assert found.test.student.shape == (10_000, 10)
+    assert set(seconds) == {*found.names, "student"}
+    assert len(seconds["plain"].folds) == 3
+    assert sum(seconds["plain"].folds) == pytest.approx(seconds["plain"].full * 3 * 2 / 3 * 12 / 60, rel=0.01)
+    assert seconds["student"].full > 0
+    assert seconds["student"].before == 0
