@@ -1,7 +1,8 @@
 """A packed store's rows -> *fit*, *fuse*, *test* and folds; kept beside the store once a sweep begins.
 
 Who reads a kept split need not import scikit-learn, which takes a second of every process, and gets the same rows whatever
-version of it a machine has.
+version of it is there by now. A machine that borrows the data (workers/elsewhere.py) gets none and makes its own, by the head's
+version unless `environment: warn` lets it have another.
 """
 
 from __future__ import annotations
