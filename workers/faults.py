@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -55,11 +56,13 @@ def _first(fault: str) -> bool:
     folder = os.environ.get("CONCLAVE_FAULT_DIR")
     if folder is None:
         return True
-    try:
-        with open(Path(folder, fault.replace("/", "_")), "x", encoding="utf-8") as file:
-            file.write(str(os.getpid()))
-    except FileExistsError:
-        return False
+    with tempfile.NamedTemporaryFile("w", dir=Path(folder).parent, encoding="utf-8") as file:
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            os.link(file.name, Path(folder, fault.replace("/", "_")))  # there with its content, or not at all
+        except FileExistsError:
+            return False
     return True
 
 
