@@ -6,21 +6,17 @@ accuracy table): accuracy on the *fuse* rows by epoch, and by hours of one core,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from benchmarks.kept import KeptFit
+
 HERE = Path(__file__).parent
 PICTURE = HERE.parent / "docs" / "images" / "curves.png"
 FITS = {"3x3 stem": "stem/stem", "torchvision's stem": "table/plain"}
-
-
-def history(name: str) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = json.loads(str(np.load(HERE / "results" / f"{name}.npz")["record"]))["history"]
-    return found
 
 
 def main() -> None:
@@ -32,7 +28,7 @@ def main() -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     plots: list[Any] = list(axes)
     for name, fit in FITS.items():
-        epochs = history(fit)
+        epochs = KeptFit(HERE / "results" / f"{fit}.npz").record["history"]
         accuracy = [100 * epoch["fuse/accuracy"] for epoch in epochs]
         typical = median(epoch["seconds"] for epoch in epochs)  # an epoch that shared its core counts no more than the others
         hours = typical / 3600 * np.arange(1, len(epochs) + 1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import table
+from benchmarks.kept import KeptFits
 from fusion.outputs import gather
 from tests.conftest import TEAM
 from workers.artifact import MemberArtifact
@@ -14,14 +15,15 @@ from workers.artifact import MemberArtifact
 
 def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "team.yaml").write_text(TEAM)
-    for name, path in (("TEAM", "team.yaml"), ("HERE", ""), ("KEPT", "results/table"), ("HOME", "home")):
+    for name, path in (("TEAM", "team.yaml"), ("HERE", ""), ("HOME", "home")):
         monkeypatch.setattr(table, name, tmp_path / path)
+    monkeypatch.setattr(table, "KEPT", KeptFits(tmp_path / "results/table"))
     monkeypatch.delenv("CONCLAVE_CIFAR10", raising=False)
     made, parts = table.planned()
-    assert not any(table.is_kept(job) for job in made.jobs)
+    assert not any(table.KEPT.has(job) for job in made.jobs)
     for job in made.jobs:
         table.fit(job.label)
-    assert all(table.is_kept(job) for job in made.jobs)
+    assert all(table.KEPT.has(job) for job in made.jobs)
     (tmp_path / "results/table-cost.json").write_text(json.dumps({"result": {"seconds_an_image": {"a": 1e-3, "b": 3e-3}}}))
     ours, seconds = table.gathered()
     roots = {j.label: MemberArtifact.of(j.home, j.signature).root for j in made.jobs}

@@ -1,0 +1,171 @@
+"""What a table keeps of its fits, small enough to commit, and what the fusions read of it.
+
+A fit's file holds float32 logits on *fuse*, on *test* and, of a fold fit, on the rows held out from it; of a full fit also
+float16 features and the head; and the record of its training. `rows.npz` holds labels, classes and the split, for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.compare import Seconds
+from fusion.outputs import Evidence, Floats, Gathered, Labels, Table
+from orchestrator.team import Team
+from workers import data
+from workers.artifact import MemberArtifact
+from workers.job import Job
+from workers.spec import NO_RECIPE, MemberSpec
+from workers.splits import Split
+
+
+@dataclass(frozen=True)
+class KeptFit:
+    """One fit's file, as it is read."""
+
+    path: Path
+
+    @property
+    def is_there(self) -> bool:
+        return self.path.is_file()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads(str(self["record"]))  # type: ignore[no-any-return]
+
+    @property
+    def epochs(self) -> int:
+        return len(self.record["history"])
+
+    def __getitem__(self, name: str) -> Any:
+        return np.load(self.path)[name]
+
+    def logits(self, part: str) -> Floats:
+        return self[f"{part}_logits"].astype(np.float64)  # type: ignore[no-any-return]
+
+    def features(self, part: str) -> Any:
+        return self[f"{part}_features"].astype(np.float32)
+
+    def head(self) -> tuple[Floats, Floats]:
+        return self["head_weight"].astype(np.float64), self["head_bias"].astype(np.float64)
+
+    def recipe(self) -> dict[str, Any]:
+        return {key: value for key, value in self.record["member"].items() if key not in (*NO_RECIPE, "seed")}
+
+
+@dataclass(frozen=True)
+class KeptFits:
+    """A table's folder of them."""
+
+    folder: Path
+
+    def of(self, label: str) -> KeptFit:
+        return KeptFit(self.folder / f"{label.replace(' ', '-')}.npz")
+
+    def has(self, job: Job) -> bool:
+        kept = self.of(job.label)
+        return kept.is_there and kept.record["signature"] == job.signature
+
+    def keep(self, job: Job, parts: Split) -> None:
+        artifact = MemberArtifact.of(job.home, job.signature)
+        outputs = artifact.outputs()
+        arrays: dict[str, Any] = {"record": json.dumps({**artifact.manifest(), "files": None})}
+        wanted = {"fuse": parts.fuse, "test": parts.test}
+        if job.fold is not None:
+            wanted["oof"] = parts.fit[parts.folds == job.fold]
+        for part, rows in wanted.items():
+            assert np.array_equal(outputs[f"{part}_rows"].numpy(), rows)
+            arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float32)
+            if job.fold is None:
+                arrays[f"{part}_features"] = outputs[f"{part}_features"].numpy().astype(np.float16)
+        if job.fold is None:
+            weights = artifact.weights()
+            arrays |= {"head_weight": weights["head.weight"].numpy(), "head_bias": weights["head.bias"].numpy()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.of(job.label).path
+        partial = path.with_name(f".{path.name}")
+        np.savez_compressed(partial, allow_pickle=False, **arrays)
+        partial.replace(path)
+        self._keep_rows(job, parts)
+
+    def _keep_rows(self, job: Job, parts: Split) -> None:
+        store = data.Store(job.store)
+        labels = np.asarray(store.labels).astype(np.uint8)
+        rows = {name: getattr(parts, name).astype(np.int32) for name in ("fit", "fuse", "test")}
+        folds = parts.folds.astype(np.int8)
+        np.savez_compressed(self.folder / "rows.npz", labels=labels, folds=folds, classes=store.classes, **rows)
+
+    def gathered(self, team: Team, per_image: Mapping[str, float]) -> tuple[Gathered, dict[str, Seconds]]:
+        """Members whose full fit is kept; those with all fold fits have OOF outputs. `per_image`: each training's seconds."""
+        rows = np.load(self.folder / "rows.npz")
+        labels, folds = rows["labels"].astype(np.int64), rows["folds"].astype(np.int64)
+        full = {m.name: self.of(m.name) for m in team.members if self.of(m.name).is_there}
+        fold_fits = self._fold_fits(tuple(full), team.data.folds)
+        student = self.of("student") if self.of("student").is_there else None
+
+        def table(part: str) -> Table:
+            logits = np.stack([fit.logits(part) for fit in full.values()])
+            features = tuple(fit.features(part) for fit in full.values())
+            missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
+            every = [np.stack([f.logits(part) for f in fold_fits[n]]) if n in fold_fits else missing for n in full]
+            taught = None if student is None else student.logits(part)
+            return Table(logits, features, labels[rows[part]], np.stack(every) if fold_fits else None, taught)
+
+        recipes = [fit.recipe() for fit in full.values()]
+        evidence = Evidence(
+            table("fuse"),
+            _oof(list(fold_fits.values()), folds, labels[rows["fit"]]),
+            folds,
+            tuple(fit.head() for fit in full.values()),
+            tuple(i for i, name in enumerate(full) if name in fold_fits),
+            all(recipe == recipes[0] for recipe in recipes),
+        )
+        seconds = {name: _seconds(fit, fold_fits.get(name, ()), per_image, folds) for name, fit in full.items()}
+        if student is not None:
+            seconds["student"] = _seconds(student, (), per_image, folds)
+        classes = tuple(map(str, rows["classes"]))
+        return Gathered(tuple(full), classes, evidence, table("test"), rows["fit"], rows["fuse"], rows["test"]), seconds
+
+    def _fold_fits(self, names: Sequence[str], folds: int) -> dict[str, list[KeptFit]]:
+        """Of the members that have them all; of none where that is one member: a stack of one is none."""
+        every = {name: [self.of(f"{name} fold {k}") for k in range(folds)] for name in names}
+        found = {name: fits for name, fits in every.items() if fits and all(fit.is_there for fit in fits)}
+        return found if len(found) > 1 else {}
+
+
+def _oof(fold_fits: Sequence[Sequence[KeptFit]], folds: Labels, labels: Labels) -> Table | None:
+    if not fold_fits:
+        return None
+    logits = np.zeros((len(fold_fits), len(folds), fold_fits[0][0].logits("oof").shape[1]))
+    for m, fits in enumerate(fold_fits):
+        for k, fit in enumerate(fits):
+            logits[m, folds == k] = fit.logits("oof")
+    return Table(logits, (), labels)
+
+
+def _seconds(full: KeptFit, fold_fits: Sequence[KeptFit], per_image: Mapping[str, float], folds: Labels) -> Seconds:
+    """Averaged weights cost nothing beside the training that they are averaged along; a snapshot costs its own cycle beside those
+    before it."""
+    record = full.record
+    trained = training_of(record["member"])
+    spent = per_image[trained] * len(folds) * full.epochs
+    if record["member"]["averaged"]:
+        return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
+    before = 0.0
+    if record["member"]["snapshots"] > 1:
+        member = MemberSpec.model_validate_json(json.dumps(record["member"]))
+        cycles = member.cycle_lengths(record["train"]["epochs"])[: member.cycle]
+        before = spent * (1 - cycles[-1] / sum(cycles))
+    each = (per_image[trained] * int((folds != k).sum()) * fit.epochs for k, fit in enumerate(fold_fits))
+    return Seconds(spent - before, tuple(each), before, trained)
+
+
+def training_of(member: Mapping[str, Any]) -> str:
+    """The training that this member comes of, by the name that the team file has for it."""
+    suffix = str(member["cycle"]) if member["snapshots"] > 1 else (member["average"] or {}).get("kind")
+    return str(member["name"]).removesuffix(f".{suffix}")
