@@ -81,6 +81,15 @@ def test_a_large_penalty_stays_near_and_a_small_one_learns(
     assert np.allclose(still, np.concatenate(test.features, axis=1), atol=1e-4), "and not the member's own"
 
 
+def test_the_pull_is_the_gradient_of_the_penalty() -> None:
+    one, start = torch.nn.Parameter(torch.randn(3, 4)), torch.randn(3, 4)
+    one.sin().sum().backward()
+    tuned._pull(one, start, 2 * 0.7)
+    ours, one.grad = one.grad, None
+    (one.sin().sum() + 0.7 * (one - start).square().sum()).backward()
+    assert torch.allclose(ours, one.grad, atol=1e-6)
+
+
 def test_labels_of_noise_leave_it_at_the_vote(made: tuple[Gathered, list[Network], np.ndarray]) -> None:
     evidence = made[0].evidence
     noise = np.random.default_rng(3).permutation(evidence.fuse.labels)
