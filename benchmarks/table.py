@@ -33,7 +33,8 @@ from fusion.diversity import diversity
 from fusion.fit import Fitted, best_single, fit_all, fit_one, recommend
 from fusion.names import KNOWN
 from fusion.outputs import Gathered, Table, gather
-from fusion.tuned import ConcatTuned, with_stages
+from fusion.stages import with_stages
+from fusion.tuned import ConcatTuned
 from orchestrator import config, plan
 from orchestrator.machines import trainer_environment
 from orchestrator.plan import Plan

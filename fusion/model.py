@@ -15,7 +15,8 @@ from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.fit import Fitted
 from fusion.stacking import PlainStack, Stack, StackBag
-from fusion.tuned import ConcatTuned, moved
+from fusion.stages import moved
+from fusion.tuned import ConcatTuned
 from fusion.voting import Student, VoteLogits
 from workers.augment import to_float
 from workers.models import Network

@@ -22,7 +22,7 @@ from fusion.names import STACKS
 from fusion.outputs import Gathered, gather
 from fusion.quantize import SEEN, Loss, loss, quantize
 from fusion.stacking import FEW_ROWS
-from fusion.tuned import with_stages
+from fusion.stages import with_stages
 from orchestrator.home import SweepFolder
 from orchestrator.request import Request
 from workers.artifact import MemberArtifact

@@ -44,7 +44,7 @@ def networks(team: Team, paths: Sequence[str]) -> None:
 
 
 def _has_stages(network: Any) -> bool:
-    from fusion.tuned import tail
+    from fusion.stages import tail
 
     return tail(network) is not None
 

@@ -9,14 +9,15 @@ import onnxruntime
 import pytest
 import torch
 
-from fusion import tuned
+from fusion import stages, tuned
 from fusion.calibration import apply_temperature, logs, nll
 from fusion.concat import Concat
 from fusion.export import export
 from fusion.fit import Fitted
 from fusion.model import Networks, assemble
 from fusion.outputs import Evidence, Gathered, Table
-from fusion.tuned import ConcatTuned, with_stages
+from fusion.stages import with_stages
+from fusion.tuned import ConcatTuned
 from fusion.voting import VoteLogits
 from workers.evaluate import outputs
 from workers.models import Network, build
@@ -77,7 +78,7 @@ def test_a_large_penalty_stays_near_and_a_small_one_learns(
     assert nll(free.predict_proba(test), test.labels) < nll(start, test.labels) - 0.2
     before, after = (list(stage.parameters()) for stage in (evidence.stages[0], free.stages_[0]))
     assert not torch.equal(before[0], after[0]), "the stage has moved"
-    still = tuned.features(evidence.stages, test.stages)
+    still = stages.features(evidence.stages, test.stages)
     assert np.allclose(still, np.concatenate(test.features, axis=1), atol=1e-4), "and not the member's own"
 
 
@@ -114,4 +115,4 @@ def test_what_is_exported_is_what_was_judged(made: tuple[Gathered, list[Network]
 
 def test_other_networks_have_no_last_stage_to_move() -> None:
     network = build(SPECS[0].model_copy(update={"arch": "mobilenet_v3_small", "width": 64}), CLASSES, 32)
-    assert tuned.tail(network) is None
+    assert stages.tail(network) is None
