@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from fusion.outputs import Floats, Labels, log_softmax, softmax
+from fusion.outputs import Floats, Labels, Table, log_softmax, softmax
 
 TINY = 1e-12
 # A weak prior on log T (standard deviation 0.5): worth two rows, so it only matters where a few rows, all classified
@@ -35,6 +35,16 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
     found = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+
+
+def temperatures(table: Table) -> Floats:
+    """(M,): the one that suits each member on these rows."""
+    return np.array([fit_temperature(logits, table.labels) for logits in table.logits])
+
+
+def calibrated_losses(logits: Floats, labels: Labels) -> Floats:
+    """(n,) NLL at the temperature that suits the rows."""
+    return np.asarray(-log_softmax(logits / fit_temperature(logits, labels))[np.arange(len(labels)), labels])
 
 
 def apply_temperature(probabilities: Floats, temperature: float) -> Floats:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.calibration import apply_temperature, fit_temperature, logs
+from fusion.calibration import apply_temperature, calibrated_losses, fit_temperature, logs
 from fusion.cascade import Cascade
 from fusion.fit import Fitted, best_single
 from fusion.names import STACKS
@@ -22,7 +22,8 @@ Row = dict[str, Any]
 class Seconds:
     """Measured training seconds of one member: its full fit, and each of its fold fits.
 
-    A snapshot's are those of its own cycle; `before` are those of the cycles that it went on from, in the same `chain`.
+    A snapshot's are those of its own cycle; `before` and `folds_before` are those of the cycles that it went on from, in the same
+    `chain`.
     """
 
     full: float
@@ -30,6 +31,7 @@ class Seconds:
     before: float = 0.0
     chain: str = ""
     search: float = 0.0  # this member's share of what finding its recipe took
+    folds_before: tuple[float, ...] = ()
 
 
 def compare(gathered: Gathered, fitted: Mapping[str, Fitted], seconds: Mapping[str, Seconds]) -> dict[str, Row]:
@@ -66,41 +68,68 @@ def spent(name: str, fusion: Fitted, gathered: Gathered, seconds: Mapping[str, S
     full += sum(seconds[m].search for m in members)
     if name == "student":
         return full + seconds[name].full
-    return full + (sum(sum(seconds[m].folds) for m in members) if name in STACKS else 0.0)
+    folds = max(len(seconds[m].folds) for m in members) if name in STACKS else 0
+    return full + sum(sum(_chains(members, seconds, fold).values()) for fold in range(folds))
 
 
-def _chains(members: Sequence[str], seconds: Mapping[str, Seconds]) -> dict[str, float]:
-    """Seconds of each training that led to these members: snapshots of one share it."""
+def _chains(members: Sequence[str], seconds: Mapping[str, Seconds], fold: int | None = None) -> dict[str, float]:
+    """Seconds of each training that led to these members, full or of a fold: snapshots of one share it."""
     paid: dict[str, float] = {}
     for name in members:
         chain = seconds[name].chain or name
-        paid[chain] = max(paid.get(chain, 0.0), seconds[name].before + seconds[name].full)
+        paid[chain] = max(paid.get(chain, 0.0), _until(seconds[name], fold))
     return paid
 
 
-def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
-    """The vote of as many of the team's networks as `paid` seconds trained: full fits first, then fold fits.
+def _until(one: Seconds, fold: int | None) -> float:
+    """Seconds up to the end of a fit, the cycles before its own included."""
+    if fold is None:
+        return one.before + one.full
+    return one.folds[fold] + (one.folds_before[fold] if one.folds_before else 0.0)
 
-    None where the fold fits' outputs are not there.
+
+def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
+    """The best vote of the team's networks that `paid` seconds trained: full fits first, then fold fits, and of these as many as
+    *fuse* likes best, for fold fits of few epochs may be no help.
+
+    `networks` of those `affordable`. None where not one is, or where the fold fits' outputs are not there.
     """
-    members = range(len(gathered.names)) if fusion.members is None else fusion.members
+    members = list(range(len(gathered.names)) if fusion.members is None else fusion.members)
+    names = [gathered.names[m] for m in members]
     fuse, test = gathered.evidence.fuse, gathered.test
-    costs = [seconds[gathered.names[m]].full for m in members]  # of snapshots, their own cycles
+    costs = _one_after_another(names, seconds)
     networks = [(fuse.logits[m], test.logits[m]) for m in members]
     if paid > sum(costs) * (1 + 1e-9):
-        if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[list(members)]).any():
+        if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[members]).any():
             return None
         for fold in range(fuse.folds.shape[1]):
-            costs += [seconds[gathered.names[m]].folds[fold] for m in members]
+            costs += _one_after_another(names, seconds, fold)
             networks += [(fuse.folds[m, fold], test.folds[m, fold]) for m in members]
-    count = max(1, int((np.cumsum(costs) <= paid * (1 + 1e-9)).sum()))
-    on_fuse, on_test = (_vote([network[i] for network in networks[:count]]) for i in (0, 1))
+    affordable = int((np.cumsum(costs) <= paid * (1 + 1e-9)).sum())
+    if not affordable:
+        return None
+    votes = [_vote([on_fuse for on_fuse, _ in networks[:count]]) for count in range(1, affordable + 1)]
+    losses = [float(calibrated_losses(logs(vote), fuse.labels).sum()) for vote in votes]
+    count = 1 + int(np.argmin(losses))
+    on_fuse, on_test = votes[count - 1], _vote([on_test for _, on_test in networks[:count]])
     temperature = fit_temperature(logs(on_fuse), fuse.labels)
-    row: Row = {"networks": count, "fuse": scores(apply_temperature(on_fuse, temperature), fuse.labels), "test": None}
+    row: Row = {"networks": count, "affordable": affordable, "test": None}
+    row["fuse"] = scores(apply_temperature(on_fuse, temperature), fuse.labels)
     if len(test.labels):
         ours, vote = fusion.predict_proba(test), apply_temperature(on_test, temperature)
         row |= {"test": scores(vote, test.labels), "gain_over_it": accuracy_gain(ours, vote, test.labels)}
     return row
+
+
+def _one_after_another(names: Sequence[str], seconds: Mapping[str, Seconds], fold: int | None = None) -> list[float]:
+    """What each fit costs beside those before it in the list: of snapshots, the cycles that none of these ran."""
+    paid: dict[str, float] = {}
+    costs = []
+    for name in names:
+        chain, until = seconds[name].chain or name, _until(seconds[name], fold)
+        costs.append(max(0.0, until - paid.get(chain, 0.0)))
+        paid[chain] = max(paid.get(chain, 0.0), until)
+    return costs
 
 
 def hardest(gathered: Gathered, fitted: Mapping[str, Fitted], chosen: str, count: int = 12) -> list[Row]:

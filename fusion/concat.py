@@ -1,7 +1,8 @@
 """concat: a linear head on the members' concatenated features, fitted on *fuse*.
 
 It starts as the block-concatenation of the members' own heads (W_m / M), which is exactly the mean of their logits at
-one temperature, and pays for the distance to that start; an infinite penalty, one of the candidates, is the logit vote.
+one temperature, and pays for the distance to that start; an infinite penalty, one of the candidates, is the logit vote. Where
+recipes differ there is a second logit vote, of members at their own temperatures; the one with the lower NLL is the start.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Self
 
 import numpy as np
 
+from fusion.calibration import calibrated_losses, temperatures
 from fusion.outputs import Evidence, Floats, Inputs, Labels, Table, softmax
 from fusion.shrunken import Head, Problem, best_penalty, cross_validated, fit_head, shuffled_splits
 from workers.errors import ConclaveError
@@ -44,9 +46,9 @@ class Concat:
 
 
 def start(evidence: Evidence) -> Head:
-    """(C, sum of D_m), (C,): the head that gives the mean of the members' logits."""
-    count = len(evidence.heads)
-    return (
-        np.concatenate([w for w, _ in evidence.heads], axis=1) / count,
-        np.sum([b for _, b in evidence.heads], axis=0) / count,
-    )
+    """(C, sum of D_m), (C,): the head that gives the mean of the members' logits, each by its temperature or as it is."""
+    fuse, count = evidence.fuse, len(evidence.heads)
+    votes = [np.ones(count)] if evidence.alike else [np.ones(count), temperatures(fuse)]
+    best = min(votes, key=lambda by: calibrated_losses((fuse.logits / by[:, None, None]).mean(0), fuse.labels).sum())
+    heads = [(w / (t * count), b / (t * count)) for (w, b), t in zip(evidence.heads, best, strict=True)]
+    return np.concatenate([w for w, _ in heads], axis=1), np.sum([b for _, b in heads], axis=0)

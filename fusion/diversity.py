@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fusion.outputs import Floats, Labels, Table, softmax
 
-NEARLY_THE_SAME = 0.5  # disagreement over mean error: independent members are near 2, seeds of one recipe near 1
+NEARLY_THE_SAME = 0.7  # correlation of errors: 0 of independent members, near 0.6 of ResNets that differ in their recipes
 MOST_SUBSETS = 60
 WORTH_POINTS = 0.005  # a gain below this is told as none
 
@@ -95,11 +95,11 @@ def diversity(names: Sequence[str], table: Table) -> dict[str, Any]:
         "oracle": oracle,
         "disagreement_over_error": float(np.mean([p.disagreement for p in pairs]) / error) if pairs and error else 0.0,
         "forecast": ahead,
-        "verdict": verdict(float(right.mean(1).max()), oracle, error, pairs, ahead),
+        "verdict": verdict(float(right.mean(1).max()), oracle, pairs, ahead),
     }
 
 
-def verdict(best: float, oracle: float, error: float, pairs: Sequence[Pair], ahead: Sequence[dict[str, Any]]) -> str:
+def verdict(best: float, oracle: float, pairs: Sequence[Pair], ahead: Sequence[dict[str, Any]]) -> str:
     """What fusing can gain here, and whom to change, in words."""
     if not pairs:
         return "One member alone: there is nothing to fuse."
@@ -107,10 +107,10 @@ def verdict(best: float, oracle: float, error: float, pairs: Sequence[Pair], ahe
     most = max(min(limit, oracle), max(row["accuracy"] for row in ahead)) - best
     said = f"A vote of ever more members such as these would gain about {most * 100:.1f} points over the best one"
     if most < WORTH_POINTS:
-        said = "Fusing gains next to nothing here"
+        said = ("A vote" if oracle - best >= WORTH_POINTS else "Fusing") + " gains next to nothing here"
     said += f"; even a perfect choice among the members' answers gains no more than {(oracle - best) * 100:.1f}."
-    same = [p for p in pairs if error and p.disagreement / error < NEARLY_THE_SAME]
-    if same or not error:
-        who = "; ".join(f"{p.first} and {p.second}" for p in same) or "all members"
+    same = [p for p in pairs if p.error_correlation >= NEARLY_THE_SAME or not p.disagreement]
+    if same:
+        who = "; ".join(f"{p.first} and {p.second}" for p in same)
         said += f" Nearly the same: {who}. Change augmentation, optimizer or architecture of one of them."
     return said

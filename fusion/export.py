@@ -72,13 +72,13 @@ def load(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
         state: dict[str, Tensor] = load_file(path.with_suffix(".safetensors"))
     except SafetensorError as error:
         raise Corrupt(f"{path.with_suffix('.safetensors')}: not a safetensors file ({error}). Export it again.") from None
+    if tensors_sha256(state) != record["weights_sha256"]:  # of another export: that of a killed one, before its .json came
+        raise Corrupt(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
     specs = [_spec(entry) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
     model = FusedModel(members, combiner_like(record["combiner"], buffers), record["temperature"])
     model.load_state_dict(state)
-    if tensors_sha256(model.state_dict()) != record["weights_sha256"]:
-        raise Corrupt(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
     return model.eval()
 
 

@@ -16,7 +16,7 @@ from fusion.concat import Concat
 from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
-from fusion.stacking import Meta, PlainStack, Stack, StackBag, learn, learn_plain
+from fusion.stacking import Meta, PlainMeta, PlainStack, Stack, StackBag, learn, learn_plain
 from fusion.tuned import ConcatTuned
 from fusion.voting import Single, Student, Vote, VoteLogits
 from fusion.weighting import Weighted
@@ -106,9 +106,9 @@ class _Learned:
         return learn(self.oof, self.folds)
 
     @cached_property
-    def plain(self) -> tuple[Floats, Floats]:
+    def plain(self) -> PlainMeta:
         assert self.oof is not None
-        return learn_plain(self.oof)
+        return learn_plain(self.oof, self.folds)
 
     def make(self, name: str) -> Callable[[], Method]:
         if name == "stack_plain":

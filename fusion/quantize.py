@@ -68,14 +68,14 @@ def _right(found: Floats, labels: Labels) -> float:
 
 
 def _light(source: Path) -> list[str]:
-    """Heads and combiners: products that give, or take, as many values as there are classes."""
+    """Heads and combiners: matrix products that give, or take, as many values as there are classes."""
     import onnx
 
     model = onnx.load(str(source))
     classes = len(json.loads(next(entry.value for entry in model.metadata_props if entry.key == "classes")))
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    heavy = (node for node in model.graph.node if node.op_type in HEAVY)
-    return [node.name for node in heavy if any(classes in shapes.get(name, ()) for name in node.input)]
+    products = (node for node in model.graph.node if node.op_type in ("Gemm", "MatMul"))
+    return [node.name for node in products if any(classes in shapes.get(name, ()) for name in node.input)]
 
 
 class _Reader:

@@ -33,7 +33,7 @@ def named(name: str, onnx: Run, model: Path, images: Images) -> Run:
             raise Rejected(f"--runtime {name}: needs {form} beside the model; `conclave export` writes it.")
     try:
         run = in_torch(model, images.shape[1], name == "torch-bfloat16")
-    except (ConclaveError, ImportError) as error:
+    except (ConclaveError, ImportError, OSError, ValueError, KeyError) as error:  # damaged, or of another version
         raise Rejected(f"--runtime {name}: torch can't run this model ({error}). Use --runtime onnx.") from None
     differs = _difference(run(images), onnx(images))
     if not differs <= TOLERANCES[name]:
@@ -48,7 +48,7 @@ def faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
     this batch. Never bfloat16: nobody's answers shall depend on what was timed."""
     try:
         run = named("torch", onnx, model, images)
-    except (ConclaveError, OSError, ValueError, KeyError):  # no torch form, a damaged one, one of another version
+    except Rejected:  # no torch form that would answer the same
         return "onnx", onnx
     return ("torch", run) if _seconds(run, images) < _seconds(onnx, images) else ("onnx", onnx)
 

@@ -58,7 +58,9 @@ def best_penalty(losses: Mapping[float, Floats]) -> float:
 
 
 def shuffled_splits(rows: int) -> Splits:
-    """Five folds, or as many as there are rows."""
+    """Five folds, or as many as there are rows; none of a single row, by which nothing can be judged."""
+    if rows < 2:
+        return []
     return list(KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)))
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from fusion.calibration import TINY, fit_temperature, logs
+from fusion.calibration import TINY, calibrated_losses, logs, temperatures
 from fusion.outputs import Evidence, Floats, Inputs, Labels, Table, log_softmax, softmax
 from fusion.score import bootstrap
 from fusion.shrunken import PENALTIES, MemberWeights, Problem, Splits, best_penalty, cross_validated, fit_head, shuffled_splits
@@ -64,10 +64,30 @@ class _MetaHead:
     temperatures_: Floats
     coef_: Floats
     intercept_: Floats
+    gained_: float  # nats a row over uniform averaging, on OOF rows that the head was not fitted on
 
     def predict_proba(self, table: Table) -> Floats:
         """(n, C)."""
         return softmax(meta_features(table.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
+
+    def heard(self, table: Table) -> Table:
+        """The table as the head hears it."""
+        return table
+
+    def leak(self, name: str, fuse: Table) -> str | None:
+        """Whether what was gained on OOF rows is missing on *fuse*, in words: then fold fits and full fits differ.
+
+        *fuse* rows were held out from the head, fold fits and full fits alike. Both sides have their last stage.
+        """
+        ours = calibrated_losses(logs(self.predict_proba(fuse)), fuse.labels)
+        carried = calibrated_losses(uniform(self.heard(fuse)), fuse.labels) - ours
+        low, high = bootstrap(carried)
+        if self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
+            return None
+        return (
+            f"{name} gains {self.gained_:.4f} nats over uniform averaging on OOF rows but {carried.mean():+.4f} "
+            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
+        )
 
 
 class Stack(_MetaHead):
@@ -87,26 +107,8 @@ class Stack(_MetaHead):
         self.meta_ = self.learned or learn(source, evidence.folds if evidence.oof is not None else None, self.penalty)
         self.coef_, self.intercept_ = self.meta_.coef, self.meta_.intercept
         self.penalty_, self.form_, self.few_rows_ = self.meta_.penalty, self.meta_.form, self.meta_.rows < FEW_ROWS
+        self.gained_ = float((self.meta_.uniform - self.meta_.losses).mean())
         return self
-
-    def leak(self, fuse: Table) -> str | None:
-        """Whether what was gained on OOF rows is missing on *fuse*, in words: then fold fits and full fits differ.
-
-        *fuse* rows were held out from the meta-learner, fold fits and full fits alike.
-        """
-        gained = float((self.meta_.uniform - self.meta_.losses).mean())
-        rows = np.arange(len(fuse.labels))
-        ours = -np.log(np.maximum(self.predict_proba(fuse)[rows, fuse.labels], TINY))
-        base = meta_features(fuse.logits, self.temperatures_).reshape(len(rows), len(fuse.logits), -1).mean(1)
-        base = base / fit_temperature(base, fuse.labels)
-        carried = -log_softmax(base)[rows, fuse.labels] - ours
-        low, high = bootstrap(carried)
-        if gained < MATERIAL_NATS or high >= gained / 2:
-            return None
-        return (
-            f"stack gains {gained:.4f} nats over uniform averaging on OOF rows but {carried.mean():+.4f} "
-            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
-        )
 
 
 class StackBag(Stack):
@@ -117,6 +119,10 @@ class StackBag(Stack):
 
     def fit(self, evidence: Evidence) -> Self:
         return super().fit(replace(evidence, fuse=bagged(evidence.fuse)))
+
+    def heard(self, table: Table) -> Table:
+        """Of the fold fits' means."""
+        return bagged(table)
 
     def predict_proba(self, table: Table) -> Floats:
         """(n, C)."""
@@ -136,26 +142,45 @@ class PlainStack(_MetaHead):
     `learned`: what `learn_plain` gave for the OOF outputs.
     """
 
-    def __init__(self, learned: tuple[Floats, Floats] | None = None) -> None:
+    def __init__(self, learned: PlainMeta | None = None) -> None:
         self.learned = learned
 
     def fit(self, evidence: Evidence) -> Self:
         source = evidence.oof or evidence.fuse
         self.temperatures_ = np.ones(len(source.logits))
-        self.coef_, self.intercept_ = self.learned or learn_plain(source)
+        learned = self.learned or learn_plain(source, evidence.folds if evidence.oof is not None else None)
+        self.coef_, self.intercept_, self.gained_ = learned.coef, learned.intercept, learned.gained
         self.few_rows_ = len(source.labels) < FEW_ROWS
         return self
 
 
-def learn_plain(table: Table) -> tuple[Floats, Floats]:
-    """Coefficients (C, M*C) and intercept (C,) of the logistic regression on a table's log-probabilities."""
+@dataclass(frozen=True)
+class PlainMeta:
+    """Coefficients (C, M*C), intercept (C,), and what they gain on rows held out, in nats a row over uniform averaging."""
+
+    coef: Floats
+    intercept: Floats
+    gained: float
+
+
+def learn_plain(table: Table, folds: Labels | None) -> PlainMeta:
+    """The logistic regression on a table's log-probabilities; its gain by another one, fitted without the first of the folds."""
     x = meta_features(table.logits, np.ones(len(table.logits)))
-    return _every_class(_regression(x, table.labels), table.logits.shape[-1])
+    coef, intercept = _regression(x, table.labels, table.logits.shape[-1])
+    gained = 0.0
+    if folds is not None:
+        kept, out = _splits(folds)[0]
+        inner, bias = _regression(x[kept], table.labels[kept], table.logits.shape[-1])
+        held = table.take(out)
+        ours = calibrated_losses(x[out] @ inner.T + bias, held.labels)
+        gained = float((calibrated_losses(uniform(held), held.labels) - ours).mean())
+    return PlainMeta(coef, intercept, gained)
 
 
-def temperatures(table: Table) -> Floats:
-    """(M,): the one that suits each member on these rows."""
-    return np.array([fit_temperature(logits, table.labels) for logits in table.logits])
+def uniform(table: Table) -> Floats:
+    """(n, C): the mean of the members' log-probabilities, each at its own temperature."""
+    x = meta_features(table.logits, temperatures(table))
+    return np.asarray(x.reshape(len(x), len(table.logits), -1).mean(1))
 
 
 def meta_features(logits: Floats, temperatures: Floats) -> Floats:
@@ -169,18 +194,23 @@ def _splits(folds: Labels) -> Splits:
     return [(rows[folds != k], rows[folds == k]) for k in np.unique(folds)]
 
 
-def _regression(x: Floats, y: Labels) -> LogisticRegression:
-    """Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
-    if len(x) * (x.shape[1] * len(np.unique(y))) ** 2 <= SMALL_HESSIAN:
-        return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
-    return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)
-
-
-def _every_class(model: LogisticRegression, count: int) -> tuple[Floats, Floats]:
-    """Coefficients for all classes: scikit-learn gives one row for two classes, none for a class it never saw."""
+def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
+    """Coefficients (count, D) and intercept (count,), of all classes, whichever the rows have."""
+    seen = np.unique(y)
+    full, bias = np.zeros((count, x.shape[1])), np.full(count, np.log(TINY))
+    if len(seen) == 1:
+        bias[seen] = 0.0
+        return full, bias
+    model = _fitted(x, y, len(seen))
     coef, intercept = model.coef_, model.intercept_
-    if len(model.classes_) == 2 and len(coef) == 1:
+    if len(seen) == 2 and len(coef) == 1:  # scikit-learn gives one row for two classes
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    full, bias = np.zeros((count, coef.shape[1])), np.full(count, np.log(TINY))
     full[model.classes_], bias[model.classes_] = coef, intercept
     return full, bias
+
+
+def _fitted(x: Floats, y: Labels, classes: int) -> LogisticRegression:
+    """Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
+    if len(x) * (x.shape[1] * classes) ** 2 <= SMALL_HESSIAN:
+        return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
+    return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)

@@ -1,4 +1,4 @@
-"""concat_tuned: concat whose members' last stages move too, under the same rule: they pay for the distance to where they were.
+"""concat_tuned: concat whose members' last stages move too, and pay like the head for the distance to where they were.
 
 Minimise the mean NLL on *fuse* of the concatenated head over the last stages' features, plus penalty times the squared
 distance of both to their start (L2-SP: Li, Grandvalet and Davoine 2018): of a stage's tensors relative to their size, of the head
@@ -26,6 +26,7 @@ from workers.errors import ConclaveError
 
 PENALTIES = (float("inf"), 1.0, 0.1, 0.01)
 EPOCHS, BATCH, RATE = 3, 128, 3e-4
+HELD_OUT = 0.2  # of the rows, to choose the penalty by
 
 
 class ConcatTuned:
@@ -45,7 +46,7 @@ class ConcatTuned:
     @staticmethod
     def _best(evidence: Evidence, rows: Labels) -> float:
         """The strongest of those with the lowest NLL on a fifth of the rows, by a training on the others."""
-        kept, out = train_test_split(rows, test_size=0.2, random_state=0, stratify=_or_none(evidence.fuse.labels))
+        kept, out = train_test_split(rows, test_size=HELD_OUT, random_state=0, stratify=_or_none(evidence.fuse.labels))
         training, losses = _Training(evidence, kept), {}
         held = evidence.fuse.take(out)
         for penalty in PENALTIES:
@@ -60,7 +61,9 @@ class ConcatTuned:
 
 
 def _or_none(labels: Labels) -> Labels | None:
-    return labels if np.bincount(labels).min() >= 2 else None
+    """Labels to stratify by, where the rows held out suffice for one of each class."""
+    counts = np.bincount(labels)
+    return labels if counts.min() >= 2 and len(labels) * HELD_OUT >= len(counts) else None
 
 
 class _Training:

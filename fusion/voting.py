@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from fusion.calibration import fit_temperature
+from fusion.calibration import temperatures
 from fusion.outputs import Evidence, Floats, Table, softmax
 
 
@@ -33,7 +33,7 @@ class VoteLogits:
         fuse = evidence.fuse
         self.weights_ = np.full(len(fuse.logits), 1 / len(fuse.logits))
         same = np.ones(len(fuse.logits))
-        self.temperatures_ = same if evidence.alike else np.array([fit_temperature(x, fuse.labels) for x in fuse.logits])
+        self.temperatures_ = same if evidence.alike else temperatures(fuse)
         return self
 
     def predict_proba(self, table: Table) -> Floats:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Self
 
 import numpy as np
-from sklearn.model_selection import KFold
 
 from fusion.calibration import TINY
 from fusion.outputs import Evidence, Floats, Table, softmax
+from fusion.shrunken import shuffled_splits
 from fusion.voting import pool
 
 ROUNDS = 40
@@ -76,7 +76,7 @@ class Weighted:
     @staticmethod
     def _validated(name: str, likelihood: Floats) -> float:
         rows, losses = likelihood.shape[1], []
-        for kept, out in KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)):
+        for kept, out in shuffled_splits(rows):
             weights = CANDIDATES[name](likelihood[:, kept])
             losses.append(_nll(weights, likelihood[:, out]) * len(out))
         return float(np.sum(losses))

@@ -149,19 +149,21 @@ def save_outputs(gathered: Gathered, fitted: Mapping[str, Fitted], store: Store,
 
 
 def _train_seconds(made: Prepared, searched: Mapping[str, float]) -> dict[str, Seconds]:
-    def of(root: Path) -> float:
-        return float(MemberArtifact(root).manifest()["train_seconds"])
-
     found = {}
     for name, root in made.full.items():
-        record = MemberArtifact(root).manifest()
-        recipe = {k: v for k, v in record["member"].items() if k not in NO_RECIPE}
-        folds = tuple(map(of, made.folds.get(name, ())))
-        before, chain = float(record.get("seconds_before", 0.0)), json.dumps(recipe, sort_keys=True)
-        found[name] = Seconds(of(root), folds, before, chain, searched.get(name, 0.0))
+        recipe = {k: v for k, v in MemberArtifact(root).manifest()["member"].items() if k not in NO_RECIPE}
+        (full, before), folds = _seconds(root), [_seconds(fold) for fold in made.folds.get(name, ())]
+        own, earlier = tuple(own for own, _ in folds), tuple(earlier for _, earlier in folds)
+        found[name] = Seconds(full, own, before, json.dumps(recipe, sort_keys=True), searched.get(name, 0.0), earlier)
     if made.student:
-        found["student"] = Seconds(of(made.student))
+        found["student"] = Seconds(_seconds(made.student)[0])
     return found
+
+
+def _seconds(root: Path) -> tuple[float, float]:
+    """Of a fit's own training, and of the cycles that it went on from."""
+    record = MemberArtifact(root).manifest()
+    return float(record["train_seconds"]), float(record.get("seconds_before", 0.0))
 
 
 def _table(made: Prepared, request: Request) -> dict[str, Any]:
@@ -199,7 +201,8 @@ def _warnings(request: Request, gathered: Gathered, fitted: Mapping[str, Fitted]
     for name in (n for n in STACKS if n in fitted):
         if fitted[name].method.few_rows_:
             found.append(f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over.")
-    if "stack" in fitted and gathered.evidence.with_oof:
-        leak = fitted["stack"].method.leak(gathered.evidence.fuse.only(gathered.evidence.with_oof))
-        found += [leak] if leak else []
+    if gathered.evidence.with_oof:
+        fuse = gathered.evidence.fuse.only(gathered.evidence.with_oof)
+        leaks = [fitted[name].method.leak(name, fuse) for name in STACKS if name in fitted]
+        found += [leak for leak in leaks if leak]
     return found

@@ -107,6 +107,9 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
 
         request = results.make_request(todo, members, folder, uri, runs)
         details = pool.call_on_head(fuse, request) if pool else fuse(request)
+        summary = results.summarize(todo, members, details, outcomes, folder, uri, runs)
+        report.write(folder, team, summary, details, results.histories(todo), todo.store)
+        runs.end(summary, folder, details)
     except KeyboardInterrupt:
         if pool:
             pool.stop(STOP_SECONDS)
@@ -120,9 +123,6 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     finally:
         if pool:
             pool.close()
-    summary = results.summarize(todo, members, details, outcomes, folder, uri, runs)
-    report.write(folder, team, summary, details, results.histories(todo), todo.store)
-    runs.end(summary, folder, details)
     return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
 
 

@@ -68,7 +68,7 @@ def classes(details: Details) -> Figure:
     if values:
         picture = axes.imshow(values, aspect="auto", cmap="viridis")
         figure.colorbar(picture, label="accuracy, %")
-        axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right")
+        axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), names)
     axes.set_title("Accuracy by class on the test rows")
     return figure
@@ -144,6 +144,6 @@ def _mistakes(axes: Axes, matrix: list[list[int]], names: list[str]) -> None:
     wrong = [[0 if i == j else count for j, count in enumerate(row)] for i, row in enumerate(matrix)]
     axes.imshow(wrong, cmap="magma")
     ticks = range(len(names)) if len(names) <= 12 else []
-    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90)
-    axes.set_yticks(ticks, [names[i] for i in ticks])
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, parse_math=False)  # a folder may be named $x$
+    axes.set_yticks(ticks, [names[i] for i in ticks], parse_math=False)
     axes.set(xlabel="guessed", ylabel="is")

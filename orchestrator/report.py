@@ -50,7 +50,7 @@ def rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str
 
 
 def _matched(row: dict[str, Any]) -> str:
-    """The vote of as many networks as the same training paid for."""
+    """The best vote of networks that the same training paid for."""
     vote = row.get("matched")
     if not vote:
         return ""
@@ -97,7 +97,7 @@ def write(
     folder: SweepFolder, team: Team, summary: dict[str, Any], details: dict[str, Any], histories: Histories, store: Store
 ) -> None:
     """report.html and its plots, which are inside it and beside it."""
-    from jinja2 import Environment, PackageLoader, select_autoescape
+    from jinja2 import Environment, PackageLoader
 
     from orchestrator import plots
     from workers.files import write_bytes
@@ -107,7 +107,7 @@ def write(
         path = folder.path / f"{name}.png"
         figure.savefig(path, dpi=110, bbox_inches="tight")
         embedded[name] = base64.b64encode(path.read_bytes()).decode()
-    environment = Environment(loader=PackageLoader("orchestrator"), autoescape=select_autoescape())
+    environment = Environment(loader=PackageLoader("orchestrator"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         team=team,
         summary=summary,
@@ -115,13 +115,19 @@ def write(
         rows=rows(summary, details),
         verdict=verdict(details),
         pictures=embedded,
-        hardest=[
-            {**row, "picture": _picture(store.images[row["row"]]), "id": store.ids[row["row"]]} for row in details["hardest"]
-        ],
+        smallest=smallest_difference(details),
+        hardest=[_shown(row, store) for row in details["hardest"]],
         environment=environment_facts(),
         command=shlex.join(["conclave", *sys.argv[1:]]),
     )
     write_bytes(folder.report, page.encode())
+
+
+def smallest_difference(details: dict[str, Any]) -> float | None:
+    """What the *test* rows can show of the recommended fusion; of any of them, where none is recommended."""
+    candidates, recommended = details["candidates"], details["recommended"]
+    asked = [recommended] if recommended not in details["diversity"]["confusion"] else list(candidates)
+    return max((candidates[name].get("detectable") or 0.0 for name in asked), default=0.0) or None
 
 
 def _shown(row: dict[str, Any], store: Store) -> dict[str, Any]:

@@ -48,7 +48,23 @@ def test_as_many_networks_as_the_seconds_trained(paid: float, networks: int, gat
     vote = fit_all(gathered, ("vote",))["vote"]
     row = matched(vote, paid, gathered, SECONDS)
     assert row is not None
-    assert row["networks"] == networks
+    assert row["affordable"] == networks
+
+
+def test_fold_fits_that_make_the_vote_worse_are_left_out_of_it(gathered: Gathered) -> None:
+    """Fold fits that know nothing, as of a hundredth of the epochs: the vote to beat is that of the full fits."""
+    from dataclasses import replace
+
+    draw = np.random.default_rng(0)
+    fuse, test = (replace(t, folds=2 * draw.normal(size=t.folds.shape)) for t in (gathered.evidence.fuse, gathered.test))
+    poor = replace(gathered, evidence=replace(gathered.evidence, fuse=fuse), test=test)
+    row = matched(fit_all(poor, ("vote",))["vote"], 920, poor, SECONDS)
+    assert row is not None
+    assert (row["networks"], row["affordable"]) == (2, 6)
+
+
+def test_what_paid_for_no_network_has_no_vote_to_beat(gathered: Gathered) -> None:
+    assert matched(fit_all(gathered, ("vote",))["vote"], 99, gathered, SECONDS) is None
 
 
 def test_without_the_fold_fits_outputs_there_is_no_such_row(gathered: Gathered) -> None:
@@ -65,6 +81,19 @@ def test_snapshots_of_one_training_are_paid_for_once(gathered: Gathered) -> None
     assert [rows[n]["train_seconds"] for n in ("a", "b", "vote")] == [100, 200, 200]
     assert [rows[n]["train_cost"] for n in ("a", "b", "vote")] == [0.5, 1.0, 1.0], "one whole training is the unit"
     assert rows["vote"]["matched"]["networks"] == 2
+
+
+def test_a_snapshot_alone_paid_for_the_cycles_before_it() -> None:
+    """Two cycles of 100 s, fold fits of two times 50 s a cycle; the second cycle alone is fused."""
+    one = table(300, members=2)
+    fuse = Table(one.logits[:1], (), one.labels, np.repeat(one.logits[:1, None], 2, 1))
+    given = Gathered(("b",), tuple("wxyz"), Evidence(fuse, fuse, np.arange(300) % 2, (), (0,)), fuse, *[np.arange(10)] * 3)
+    seconds = {"b": Seconds(100.0, (50.0, 50.0), 100.0, "x", folds_before=(50.0, 50.0))}
+    fitted = fit_all(given, ("vote", "stack"))
+    assert spent("stack", fitted["stack"], given, seconds) == 400
+    row = matched(fitted["vote"], 200, given, seconds)
+    assert row is not None
+    assert row["affordable"] == 1
 
 
 def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered: Gathered) -> None:

@@ -52,6 +52,21 @@ def test_identical_members_gain_nothing_and_the_verdict_says_so() -> None:
     assert "Nearly the same: a and b" in found["verdict"]
 
 
+def test_a_bad_third_member_makes_nobody_the_same() -> None:
+    """Two members that err independently, and one that hardly knows anything: its errors say nothing of the pair."""
+    one = table(4000, skill=(1.2, 1.2, 0.0))
+    assert "Nearly the same" not in diversity(["a", "b", "c"], one)["verdict"]
+
+
+def test_a_vote_that_gains_nothing_is_not_all_fusing() -> None:
+    """Two good members among three useless ones: weights would gain what a vote does not."""
+    one = table(4000, members=5, skill=(1.0, 1.0, 0.0, 0.0, 0.0))
+    loud = Table(one.logits * np.array([1, 1, 4, 4, 4])[:, None, None], (), one.labels)
+    said = diversity(list("abcde"), loud)["verdict"]
+    assert said.startswith("A vote gains next to nothing here")
+    assert "Nearly the same" not in said, "not even those that guess: they guess differently"
+
+
 def test_independent_members_differ_and_more_would_gain() -> None:
     one = table(4000, skill=(0.7, 0.7, 0.7))
     found = diversity(["a", "b", "c"], one)

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fusion import predict, runtimes
+from fusion import predict, quantize, runtimes
 from fusion.export import export
 from fusion.model import Average, FusedModel
 from fusion.predict import BATCH, Predictor
@@ -83,3 +85,29 @@ def test_a_model_without_its_torch_form_is_run_by_onnx_runtime(
     assert alone.runtime == "onnx"
     with pytest.raises(Rejected, match="safetensors beside the model"):
         Predictor(model, "torch").answers(images)
+
+
+def test_a_torch_form_of_another_export_is_not_run(
+    model: Path, images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a killed export leaves them: the weights of the new one, of other sizes, beside the record of the one before."""
+    other = build(SPECS[0].model_copy(update={"width": 4}), 3, SIZE).eval()
+    save_file(FusedModel([other], Average(torch.ones(1)), 1.0).state_dict(), model.with_suffix(".safetensors"))
+    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    one = Predictor(model)
+    one.answers(images)
+    assert one.runtime == "onnx"
+    with pytest.raises(Rejected, match="does not belong to its"):
+        Predictor(model, "torch").answers(images)
+    model.with_suffix(".json").write_text("{")
+    with pytest.raises(Rejected, match="can't run this model"):
+        Predictor(model, "torch").answers(images)
+
+
+def test_convolutions_become_integers_however_many_classes_there_are(model: Path) -> None:
+    """Three classes, and kernels of three by three."""
+    kinds = {node.name: node.op_type for node in onnx.load(str(model)).graph.node}
+    assert "Conv" in kinds.values()
+    light = quantize._light(model)
+    assert light
+    assert {kinds[name] for name in light} <= {"Gemm", "MatMul"}

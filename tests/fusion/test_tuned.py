@@ -97,6 +97,14 @@ def test_labels_of_noise_leave_it_at_the_vote(made: tuple[Gathered, list[Network
     table = Table(evidence.fuse.logits, evidence.fuse.features, noise, stages=evidence.fuse.stages)
     one = ConcatTuned().fit(Evidence(table, None, evidence.folds, evidence.heads, stages=evidence.stages))
     assert one.penalty_ >= 0.1
+    start = ConcatTuned(float("inf")).fit(evidence).predict_proba(made[0].test)
+    assert np.abs(one.predict_proba(made[0].test) - start).max() < 0.1
+
+
+def test_many_classes_with_few_rows_each_can_be_held_out_from() -> None:
+    """Twenty classes of three rows: a fifth of them is no row of each."""
+    assert tuned._or_none(np.repeat(np.arange(20), 3)) is None
+    assert tuned._or_none(np.repeat(np.arange(3), 20)) is not None
 
 
 def test_what_is_exported_is_what_was_judged(made: tuple[Gathered, list[Network], np.ndarray], tmp_path: Path) -> None:

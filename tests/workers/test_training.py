@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from workers import checkpoint, train, trainer
+from workers import checkpoint, evaluate, train, trainer
 from workers.augment import augment, to_float
 from workers.checkpoint import Checkpoints
 from workers.distill import Teacher, distance
@@ -462,3 +462,13 @@ def test_a_damaged_file_is_noticed(damage: str, tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(Corrupt, match=r"network\.safetensors"):
         checkpoint.load(tmp_path / "c", "network")
+
+
+def test_outputs_are_computed_without_tf32() -> None:
+    """By which a GPU would answer a hundred times further from the exported model than its check allows."""
+    network, seen = build(member(), 3, 8), []
+    network.trunk.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    evaluate.outputs(network, data().images, torch.arange(4), CPU)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -1,0 +1,43 @@
+"""The report's page: whatever users' folders and files are called stands there as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from orchestrator import pipeline
+from orchestrator.home import Home
+from orchestrator.pools import inline_pool
+from orchestrator.report import smallest_difference
+from tests.conftest import TEAM
+
+CLASSES = ("<img src=x onerror=alert(1)>", "$x_$", 'quo"ted')
+
+
+def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(CLASSES):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for image in range(20):
+            pixels = draw.integers(0, 90, (8, 8, 3)) + 80 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f'<b>"{image}.png')
+    data = "data: {dataset: folder, root: images, image_size: 8, folds: 0}\n"
+    (tmp_path / "team.yaml").write_text(TEAM.replace("data: {dataset: digits, folds: 2}\n", data))
+    result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
+    assert result.exit_code == 0
+    page = (tmp_path / "home/sweeps/tiny/report.html").read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "<img src=x" not in page
+    assert "<b>&#34;" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_the_smallest_difference_is_said_where_no_fusion_is_recommended() -> None:
+    candidates = {"a": {"detectable": 0.0}, "b": {"detectable": 0.02}, "vote": {"detectable": 0.01}}
+    details = {"candidates": candidates, "diversity": {"confusion": {"a": [], "b": []}}, "recommended": "a"}
+    assert smallest_difference(details) == 0.02
+    assert smallest_difference({**details, "recommended": "vote"}) == 0.01
+    assert smallest_difference({**details, "candidates": {"a": {}}}) is None
