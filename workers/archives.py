@@ -67,12 +67,10 @@ def _tar(path: Path) -> Iterator[Entry]:
                     content = archive.extractfile(info)
                     assert content is not None
                     yield name, content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except Rejected:
+        raise
+    except Exception as error:  # a damaged stream raises what its compression raises
         raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
-    except Exception as error:
-        if isinstance(error, Rejected):
-            raise
-        raise Rejected(f"{path}: not a readable archive ({type(error).__name__}: {error}).") from None
 
 
 def _zip(path: Path) -> Iterator[Entry]:
@@ -86,7 +84,9 @@ def _zip(path: Path) -> Iterator[Entry]:
                 if not info.is_dir():
                     total = _bounded(info.file_size, total, name, path)
                     yield name, archive.read(info)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except Rejected:
+        raise
+    except Exception as error:  # a damaged stream raises what its compression raises
         raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
 
 

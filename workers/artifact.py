@@ -133,13 +133,14 @@ class MemberArtifact:
         shutil.rmtree(self.last, ignore_errors=True)
 
     def adopt(self, folder: Path) -> None:
-        """Take a finished fit that was made elsewhere."""
+        """Take a finished fit that was made elsewhere, if every file is whole. Raises Corrupt."""
         from workers import checkpoint
 
         self.root.mkdir(parents=True, exist_ok=True)
         new = self.root / ".fit.new"
         shutil.rmtree(new, ignore_errors=True)
         shutil.copytree(folder, new)
+        checkpoint.verify(new)
         checkpoint.replace(new, self.folder)
 
     def forget(self) -> None:

@@ -37,19 +37,35 @@ def save(folder: Path, tensors: Groups, record: Mapping[str, Any], point: str = 
         write_bytes(folder / f"{name}.safetensors", content, point)
         files[f"{name}.safetensors"] = hashlib.sha256(content).hexdigest()
     reach(f"{point}.manifest")
-    content = json.dumps({**record, "files": files}, indent=1, allow_nan=False).encode()
+    manifest = {**record, "files": files}
+    content = json.dumps({**manifest, "sha256": _sha256(manifest)}, indent=1, allow_nan=False).encode()
     write_bytes(folder / MANIFEST, content, f"{point}.manifest")
 
 
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    """Of what it says, not of how it is written."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()
+
+
 def record(folder: Path) -> dict[str, Any]:
-    """The manifest. Raises FileNotFoundError or Corrupt."""
+    """The manifest, by its own checksum, which early versions did not write. Raises FileNotFoundError or Corrupt."""
     try:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             raise ValueError
+        found: dict[str, Any] = content
+        if "sha256" in found and found.pop("sha256") != _sha256(found):
+            raise ValueError
     except ValueError:
         raise Corrupt(f"{folder / MANIFEST}: damaged.") from None
-    found: dict[str, Any] = content
+    return found
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder whose every file is as it says. Raises FileNotFoundError or Corrupt."""
+    found = record(folder)
+    for name in found["files"]:
+        load(folder, name)
     return found
 
 
@@ -150,4 +166,6 @@ class Checkpoints:
         content = record(folder)
         if content.get("owner") != self.owner:
             raise Corrupt(f"{folder}: belongs to another fit ({content.get('owner')}).")
+        if folder.name != position(content["epoch"], content["step"]):
+            raise Corrupt(f"{folder}: holds the checkpoint of another step.")
         return State(folder, content, {name.removesuffix(".safetensors"): load(folder, name) for name in content["files"]})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.artifact import MemberArtifact
+from workers.errors import Corrupt
 from workers.spool import Spool
 from workers.tracking import Refused, Tracking
 
@@ -46,7 +47,10 @@ def take(artifact: MemberArtifact, tracking: Tracking, run: str | None) -> bool:
         return False
     with tempfile.TemporaryDirectory() as work:
         found = tracking.fetch(run, "fit", Path(work))
-        whole = found is not None and MemberArtifact(found.parent).done
-        if found and whole:
+        if found is None or not MemberArtifact(found.parent).done:
+            return False
+        try:
             artifact.adopt(found)
-    return whole
+        except Corrupt:  # cut off on its way, or damaged there
+            return False
+    return True

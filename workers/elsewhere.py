@@ -101,7 +101,7 @@ def evict(root: Path, most: float, keep: set[Path]) -> None:
     """Remove what was not used for the longest until the rest takes at most so many bytes. What is in use stays."""
     entries = [*(root / "data").glob("[!.]*"), *(root / "home" / "jobs").glob("[!.]*")]
     taken = {entry: _bytes(entry) for entry in entries}
-    for entry in sorted(entries, key=lambda entry: entry.stat().st_mtime):
+    for entry in sorted(entries, key=_used):
         if sum(taken.values()) <= most:
             return
         if entry not in keep:
@@ -118,5 +118,18 @@ def _unused(entry: Path) -> Iterator[None]:
         yield
 
 
+def _used(entry: Path) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # another trainer made room
+        return 0.0
+
+
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Of what is there: a trainer at work removes its older checkpoints meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total

@@ -17,7 +17,8 @@ def resolve_precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        emulated = False  # a T4 would emulate it, and be slower than in float32
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=emulated) else "float32"
     return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_units() else "float32"
 
 
@@ -36,7 +37,7 @@ def outputs(network: Network, images: Tensor, rows: Tensor | Rows, device: torch
     network.eval()
     index = torch.as_tensor(np.asarray(rows))
     logits, features = [], []
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for at in range(0, len(index), EVAL_BATCH):
             found = network.features(to_float(images[index[at : at + EVAL_BATCH]].to(device)))
             logits.append(network.head(found).float().cpu())

@@ -88,7 +88,7 @@ class FitRun:
         self.spool = Spool.of(job.home, run, uri)
         self.known = self.spool.steps()
         self.sender = Sender(self.spool)
-        self.uploaded, self.slot, self.patience = time.monotonic(), 0, 5.0
+        self.uploaded, self.patience = time.monotonic(), 5.0
         self.sender.start()
 
     @cached_property
@@ -125,7 +125,7 @@ class FitRun:
         shutil.rmtree(new, ignore_errors=True)
         for slot in found.iterdir():
             with contextlib.suppress(Corrupt, FileNotFoundError, FileExistsError, KeyError):  # a slot that was cut off
-                record = checkpoint.record(slot)
+                record = checkpoint.verify(slot)
                 shutil.copytree(slot, new / checkpoint.position(record["epoch"], record["step"]))
         if new.exists():
             new.rename(self.artifact.checkpoint)
@@ -175,14 +175,23 @@ class FitRun:
             self.spool.metrics(self.run, values, epoch + 1, int(metrics["time"]))
 
     def _upload(self) -> None:
-        """The newest checkpoint, into one of two slots in turn, so that one of them is always whole."""
+        """The newest checkpoint, into the older one of two slots, its manifest last: the other is whole all the while."""
         newest = max(self.artifact.checkpoint.glob("[0-9]*"), default=None)
         if newest is None:
             return
-        slot = f"checkpoint/{'ab'[self.slot]}"
-        self.slot = 1 - self.slot
+        slot = f"checkpoint/{min('ab', key=self._holds)}"
         self.tracking.forget(self.run, slot)
-        self.tracking.artifact(self.run, newest, slot)
+        for file in sorted(newest.iterdir(), key=lambda file: file.name == checkpoint.MANIFEST):
+            self.tracking.artifact(self.run, file, slot)
+
+    def _holds(self, slot: str) -> str:
+        """The position of the checkpoint in a slot, whoever put it there; before all others where it has none."""
+        found = self.tracking.fetch(self.run, f"checkpoint/{slot}/{checkpoint.MANIFEST}")
+        try:
+            record = checkpoint.record(found.parent) if found else None
+        except Corrupt:
+            record = None
+        return checkpoint.position(record["epoch"], record["step"]) if record else ""
 
 
 def _now() -> int:

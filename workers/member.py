@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import nullcontext
 from typing import Any
@@ -45,6 +46,7 @@ def run(job: Job, watcher: Watcher, device: torch.device | None = None, group: G
 
 def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.device, group: Group) -> None:
     torch.set_num_threads(job.train.threads)
+    repeatable(device)
     import_from(job.import_paths)
     store = Store(job.store)
     parts = split(store, job.data, job.team_seed)
@@ -74,6 +76,15 @@ def _train(job: Job, artifact: MemberArtifact, watcher: Watcher, device: torch.d
     artifact.publish(weights, found, _record(job, fitted, store, weights, device, group.size), keep=job.followed)
     if before:
         before.drop_last()
+
+
+def repeatable(device: torch.device) -> None:
+    """The same weights from the same job on the same kind of GPU: no kernel whose sums depend on what came first."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
 
 
 def fit_data(job: Job, store: Store, parts: Split, device: torch.device) -> FitData:

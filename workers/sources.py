@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 CIFAR10_MD5 = "c58f30108f718f92721af3b95e74349a"
 CIFAR10_FOLDER = "cifar-10-batches-py"
+MAC_FOLDER = "__MACOSX"  # what macOS adds to an archive: a shadow of each file, under the same name
 PARTS = {"train": "train", "val": "val", "test": "test"}
 
 
@@ -94,15 +96,21 @@ class Source:
     def _folder(self, root: Path) -> Iterator[Item]:
         """Class-per-folder images. `val/` stands in where there is no `test/`; else it is left out."""
         held: list[Item] = []
-        prefix = None
+        first = None
         tested = False
         for name, content in walk(root):
-            if not is_image(name):
+            path = PurePosixPath(name)
+            if not is_image(name) or path.parts[0] == MAC_FOLDER:
                 self.skipped += 1
                 continue
-            path = PurePosixPath(name)
-            prefix = _prefix(path) if prefix is None else prefix
-            inner = path.relative_to(prefix) if prefix and path.is_relative_to(prefix) else path
+            first = path if first is None else first
+            prefix = _prefix(first)
+            if prefix and not path.is_relative_to(prefix):
+                raise Rejected(
+                    f"{root}: {name} is not in {prefix}/, as {first} is: is {prefix} a class, or a folder around all classes? "
+                    "Expected CLASS/IMAGE or train/CLASS/IMAGE."
+                )
+            inner = path.relative_to(prefix) if prefix else path
             if len(inner.parts) < 2:
                 raise Rejected(f"{root}: {name} is in no class folder. Expected CLASS/IMAGE or train/CLASS/IMAGE.")
             part = PARTS.get(inner.parts[0], "") if len(inner.parts) > 2 else ""
@@ -172,8 +180,8 @@ def _holds_batches(archive: Path) -> bool:
         with tarfile.open(archive) as tar:
             first = tar.next()
             return first is not None and first.name.startswith(CIFAR10_FOLDER)
-    except (tarfile.TarError, OSError):
-        return False
+    except (tarfile.TarError, EOFError, OSError, zlib.error):
+        return False  # whoever walks it says what is wrong with it
 
 
 def _cifar_batches(entries: Iterator[Entry]) -> Iterator[Item]:

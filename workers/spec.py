@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from workers.networks import check_arch
-from workers.recipe import Augment, Augments, Average, Cycles, Optimizer, Schedule, Sgd, StepSchedule
+from workers.recipe import Augment, Augments, Average, Cycles, Optimizer, Schedule, Sgd, StepSchedule, Swa
 from workers.resources import Resources
 from workers.space import Choice, SearchSpec
 from workers.strict import Name, Strict
@@ -100,7 +100,8 @@ class MemberSpec(Strict):
         without |= set() if self.search else {"search", "pick"}
         without |= set() if self.averaged else {"average", "averaged"}
         without |= set() if self.packed else {"packed"}
-        return self.model_dump(mode="json", exclude=without)
+        found = self.model_dump(mode="json", exclude=without)
+        return {**found, "settled": "shuffled"} if self.averaged and isinstance(self.average, Swa) else found
 
     def chosen(self, choice: Choice) -> MemberSpec:
         """The recipe with what a search chose in the place of its own settings."""

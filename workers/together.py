@@ -5,6 +5,7 @@ The first does all that a trainer does; the others only help it to train. Whoeve
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -20,6 +21,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from workers import faults, member
+from workers.errors import Diverged, Stopped
 from workers.group import Several
 from workers.job import Job
 from workers.watcher import Watcher
@@ -74,7 +76,8 @@ def _process(config: dict[str, Share]) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if train.get_context().get_world_rank() > 0:
-        member.run(job, Watcher(), device, group)
+        with contextlib.suppress(Stopped, Diverged):  # all stop together: the first says so, and has its last words to send
+            member.run(job, Watcher(), device, group)
         return {}
     progress = Progress()
     with _Told(progress, share.asker):

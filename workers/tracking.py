@@ -32,7 +32,8 @@ from workers.spool import Entry
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED"}
+# Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
+PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
 OLDEST_FIRST = ["attributes.start_time ASC"]
 EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
 

@@ -98,7 +98,8 @@ class Trainer:
         self.network = self.group.together(self.network.to(self.device, memory_format=self.format))  # type: ignore[call-overload]
         self.model = self.group.model(self.network)
         if self.spec.compile:
-            self.model = compiled(self.model, self.spec.compile, self.device)
+            several = self.spec.accumulate > 1 or self.micro < self.spec.batch_size
+            self.model = compiled(self.model, self.spec.compile, self.device, several)
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.member, self.network)
@@ -137,6 +138,7 @@ class Trainer:
         if self.best:
             self._final().load_state_dict(self.best)
         if self.member.averaged:
+            torch.manual_seed(derive_seed(self.seed, "settle"))
             self.averages["average"].settle(self._fit_images(), self.device)
         return Fitted(self._final(), self.history, self.micro, self.precision, start)
 
@@ -148,8 +150,10 @@ class Trainer:
         return [self.averages["ema"].network if "ema" in self.averages else self.network]
 
     def _fit_images(self) -> Iterator[Tensor]:
-        for rows in torch.split(self.data.fit, self.spec.batch_size):
-            yield to_float(self.data.images[rows].to(self.device)).contiguous(memory_format=self.format)
+        """All of them, shuffled, for a store may hold them class by class; in batches of one size, give or take one."""
+        rows = self.data.fit[torch.randperm(len(self.data.fit))]
+        for part in torch.tensor_split(rows, math.ceil(len(rows) / self.spec.batch_size)):
+            yield to_float(self.data.images[part].to(self.device)).contiguous(memory_format=self.format)
 
     def _memory_format(self) -> torch.memory_format:
         return memory_format(self.network, self.device, self.precision)

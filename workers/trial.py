@@ -32,6 +32,7 @@ def run(job: Job, watcher: Watcher) -> None:
     import_from(job.import_paths)
     store = Store(job.store)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    member.repeatable(device)
     data = replace(member.fit_data(trial_of(job), store, split(store, job.data, job.team_seed), device), watch=None)
     kept = Checkpoints(job.home / "jobs" / job.signature / "checkpoint", job.signature, watcher.note)
     fit(

@@ -21,7 +21,7 @@ from orchestrator.home import Home
 from orchestrator.pools import inline_pool
 from tests.conftest import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, same, weights
-from workers import trainer
+from workers import checkpoint, trainer
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Corrupt
 
@@ -93,6 +93,13 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _rewrite(folder: Path, **changes: object) -> None:
+    """A manifest that says something else, its checksum made right."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checkpoint._sha256(manifest)}))
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -102,8 +109,6 @@ def _truncate(path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage: Callable[[Path], None], file: str, place: Place, whole: dict[str, Any]
 ) -> None:
-    if damage is _flip and file == "manifest.json":
-        damage = _truncate  # a flipped letter of a number is still JSON; its checksums are of the other files
     place.fit(fault="fit.step:52:kill", code=-signal.SIGKILL)
     checkpoints = sorted((place.job() / "checkpoint").glob("[0-9]*"))
     assert len(checkpoints) == 2
@@ -135,9 +140,24 @@ def test_a_checkpoint_of_another_fit_is_refused(place_of: Callable[[str], Place]
     place = place_of(THREE)
     _cut_off(place)
     for folder in place.checkpoints("a"):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "owner": "somebody"}))
+        _rewrite(folder, owner="somebody")
     assert "belongs to another fit (somebody)" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
+
+
+@pytest.mark.parametrize("change", [{"step": 4}, {"epoch": 1}, {"micro_batch": 10}])
+def test_a_manifest_that_says_something_else_is_noticed(change: dict[str, int], place: Place, whole: dict[str, Any]) -> None:
+    """A number that was changed is still JSON. Where somebody made its checksum right, the folder's name tells."""
+    place.fit(fault="fit.step:52:kill", code=-signal.SIGKILL)
+    last = max((place.job() / "checkpoint").glob("[0-9]*"))
+    written = json.loads((last / "manifest.json").read_text())
+    assert written[next(iter(change))] != next(iter(change.values()))
+    if "micro_batch" in change:
+        (last / "manifest.json").write_text(json.dumps({**written, **change}))
+    else:
+        _rewrite(last, **change)
+    result = place.fit()
+    assert result["resumed_from"] == 1
+    equal(result, whole)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(place_of: Callable[[str], Place]) -> None:
@@ -148,8 +168,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(place_of: Callable[[str
     for ours, theirs in zip(place.checkpoints("a"), wide.checkpoints("a"), strict=True):
         shutil.rmtree(ours)
         shutil.copytree(theirs, ours)
-        manifest = json.loads((ours / "manifest.json").read_text())
-        (ours / "manifest.json").write_text(json.dumps({**manifest, "owner": owner}))
+        _rewrite(ours, owner=owner)
     assert "not a checkpoint of this network" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
 
 
@@ -244,9 +263,8 @@ def test_a_pickle_in_the_place_of_weights_is_refused(place: Place, monkeypatch: 
     fit = place.fits()["a"] / "fit"
     for name in ("weights", "outputs"):
         (fit / f"{name}.safetensors").write_bytes(evil)
-        manifest = json.loads((fit / "manifest.json").read_text())
-        manifest["files"][f"{name}.safetensors"] = hashlib.sha256(evil).hexdigest()
-        (fit / "manifest.json").write_text(json.dumps(manifest))
+        files = {**checkpoint.record(fit)["files"], f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
+        _rewrite(fit, files=files)
     with pytest.raises(Corrupt):
         MemberArtifact(fit.parent).weights()
     with pytest.raises(Corrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -190,6 +192,32 @@ def test_eight_writers_on_one_database_lose_and_double_nothing(tmp_path: Path) -
         deliver(spool)
     for i in range(8):
         assert [p.step for p in tracking.client.get_metric_history(run, f"m{i}")] == list(range(40))
+
+
+class Denies(http.server.BaseHTTPRequestHandler):
+    """What MLflow's own server says to all, where it does not know the name that it is called by."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"Invalid Host header - possible DNS rebinding attack detected")
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_a_server_denies_stays_in_the_spool(tmp_path: Path) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Denies) as denying:
+        thread = threading.Thread(target=denying.serve_forever, daemon=True)
+        thread.start()
+        spool = Spool.of(tmp_path, "s", f"http://127.0.0.1:{denying.server_port}")
+        spool.tags("r", {"state": "done"})
+        with pytest.raises(Exception, match="403"):
+            deliver(spool)
+        assert len(spool.unsent()) == 1
+        denying.shutdown()
 
 
 def test_a_torn_line_of_the_spool_is_passed_over(tmp_path: Path) -> None:

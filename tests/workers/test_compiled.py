@@ -37,3 +37,13 @@ def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConclaveError, match="needs a C\\+\\+ compiler"):
         compiled(torch.nn.Linear(2, 2), "default", CPU)
+
+
+@pytest.mark.parametrize(("several", "mode"), [(False, "max-autotune"), (True, "max-autotune-no-cudagraphs")])
+def test_gradients_of_several_passes_are_kept_out_of_cuda_graphs(
+    several: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options["mode"]) or model)
+    compiled(torch.nn.Linear(2, 2), "max-autotune", torch.device("cuda"), several)
+    assert asked == [mode]

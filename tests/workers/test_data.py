@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
@@ -129,6 +129,30 @@ def not_utf8(root: Path) -> None:
         file.write(picture(1))
 
 
+def folders_in_classes(root: Path) -> None:
+    """cat/indoors/1.png, dog/indoors/1.png: the first looks as if `cat` were around everything."""
+    for name in ("cat/indoors", "dog/indoors"):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            (root / name / f"{i}.png").write_bytes(picture(i))
+
+
+def thin(root: Path) -> None:
+    Image.fromarray(np.zeros((1, 2_000_000), np.uint8)).save(tree(root) / "train" / "cat" / "1.png")
+
+
+def postscript(root: Path) -> None:
+    """Pillow would start Ghostscript for it, by what is in the file."""
+    (tree(root) / "train" / "cat" / "1.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    )
+
+
+def floats(root: Path) -> None:
+    path = tree(root) / "train" / "cat" / "1.tif"
+    Image.fromarray(np.random.default_rng(0).random((9, 9), dtype=np.float32)).save(path)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -141,6 +165,10 @@ def not_utf8(root: Path) -> None:
         (symlink_loop, "a loop"),
         (broken_link, "broken or circular symlink"),
         (not_utf8, "not UTF-8"),
+        (folders_in_classes, "a folder around all classes"),
+        (thin, "too long and thin"),
+        (postscript, "can't be decoded"),
+        (floats, "range is not known"),
     ],
 )
 def test_a_bad_folder_is_rejected_and_nothing_is_written(make: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
@@ -167,6 +195,39 @@ def bad_zip(path: Path) -> None:
         archive.writestr("../../evil.png", b"abc")
 
 
+def damaged_zip(path: Path) -> None:
+    """Whole by its directory, with a stream that can't be inflated."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/1.png", b"abc" * 1000)
+    content = bytearray(path.read_bytes())
+    content[46:60] = bytes(14)
+    path.write_bytes(content)
+
+
+def test_a_truncated_archive_of_cifar_is_refused(tmp_path: Path) -> None:
+    bad_tar(tmp_path / "whole.tar.gz", "cifar-10-batches-py/data_batch_1")
+    (tmp_path / "a.tar.gz").write_bytes((tmp_path / "whole.tar.gz").read_bytes()[:60])
+    with pytest.raises(Rejected, match="not a readable archive"):
+        pack(DataSpec(dataset="cifar10", root=tmp_path / "a.tar.gz"), tmp_path / "home")
+
+
+def test_what_macos_adds_to_an_archive_is_no_class(tmp_path: Path) -> None:
+    tree(tmp_path / "images")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in sorted((tmp_path / "images").rglob("*.png")):
+            name = path.relative_to(tmp_path / "images").as_posix()
+            archive.writestr(name, path.read_bytes())
+            archive.writestr(f"__MACOSX/{PurePosixPath(name).parent}/._{path.name}", b"\0\5\x16\7")
+    store = pack(folder_spec(tmp_path / "a.zip"), tmp_path / "home")
+    assert store.classes == pack(folder_spec(tmp_path / "images"), tmp_path / "home").classes
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "x.png")
+    assert np.array_equal(decode(tmp_path / "x.png", 8)[..., 0], ramp >> 8)
+
+
 @pytest.mark.parametrize(
     ("file", "make", "expected"),
     [
@@ -176,6 +237,7 @@ def bad_zip(path: Path) -> None:
         ("a.zip", bad_zip, "points outside"),
         ("a.tar.gz", lambda p: p.write_bytes(b"no archive"), "not a readable archive"),
         ("a.zip", lambda p: p.write_bytes(b"no archive"), "not a readable archive"),
+        ("a.zip", lambda p: damaged_zip(p), "not a readable archive"),
         ("a.rar", lambda p: p.write_bytes(b"no archive"), "neither a folder nor"),
         ("a.tar.gz", lambda p: None, "is not there"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,22 @@ def test_the_longest_unused_goes_first_and_what_is_in_use_stays(cache: Path) -> 
     with FileLock(cache / "home/jobs/busy/.lock"):
         elsewhere.evict(cache, 3500, {cache / "data/own"})
     assert [place.name for place in places if place.exists()] == ["new", "busy", "own"]
+
+
+def test_what_goes_while_it_is_counted_is_no_trouble(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer at work removes its older checkpoints, and another one makes room too."""
+    place = cache / "home/jobs/busy/checkpoint"
+    place.mkdir(parents=True)
+    (place / "a").write_bytes(bytes(1000))
+    walk = os.walk
+
+    def removed(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(top):
+            yield found[0], found[1], [*found[2], "gone"]
+
+    monkeypatch.setattr(elsewhere.os, "walk", removed)
+    assert elsewhere._bytes(cache / "home/jobs/busy") == 1000
+    assert elsewhere._used(cache / "home/jobs/gone") == 0
 
 
 def test_a_disk_is_known_by_what_its_marker_says(tmp_path: Path) -> None:

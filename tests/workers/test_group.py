@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, multiprocessing, nn
 
+from tests.orchestrator.test_launch import job
+from workers import together as in_ray
 from workers.checkpoint import Checkpoints
 from workers.errors import Diverged, Stopped
 from workers.group import ALONE, Group, Several, SummedBatchNorm
@@ -131,3 +134,18 @@ def test_the_summed_batch_norm_is_torch_s(make: Callable[[int], nn.Module], tmp_
         assert torch.allclose(theirs.eval()(x), ours.eval()(x), rtol=1e-4, atol=1e-5)
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("error", [Stopped, Diverged])
+def test_only_the_first_process_says_why_a_fit_ended(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stop together; a word from another would end the first before it has sent its last checkpoint."""
+
+    def run(*_: object) -> None:
+        raise error("together")
+
+    monkeypatch.setattr(in_ray.member, "run", run)
+    monkeypatch.setattr(in_ray, "Several", lambda: None)
+    monkeypatch.setattr(in_ray, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(in_ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    share = in_ray.Share(job("a"), (None, None), 0.0, lambda one: (one, "", False), None)
+    assert in_ray._process({"share": share}) == {}

@@ -16,6 +16,7 @@ from workers.checkpoint import Checkpoints
 from workers.distill import Teacher, distance
 from workers.errors import Corrupt, Diverged, OutOfDeviceMemory, Rejected, Stopped
 from workers.files import tensors_sha256
+from workers.job import derive_seed
 from workers.models import Network, build, linear_head, memory_format
 from workers.networks import KNOWN
 from workers.optim import learning_rate
@@ -149,11 +150,29 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_s
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
             module.momentum = None  # the mean over batches, each as heavy
+    torch.manual_seed(derive_seed(1, "settle"))
     with torch.no_grad():
-        for rows in data().fit.split(16):
+        for rows in data().fit[torch.randperm(80)].split(16):
             by_hand.train()(to_float(data().images[rows]))
     for key, value in by_hand.state_dict().items():
         assert torch.allclose(state[key].float(), value.float(), atol=1e-5), key
+
+
+def test_batch_statistics_of_averaged_weights_are_those_of_all_classes() -> None:
+    """Rows stand class by class, as in a folder: batches of one class each would lose what differs between the classes."""
+    torch.set_num_threads(1)
+    labels = torch.arange(97) * 3 // 97
+    images = (torch.randint(0, 60, (97, 8, 8, 3)) + 90 * labels[:, None, None, None]).to(torch.uint8)
+    given = trainer.FitData(images, labels, torch.arange(97), torch.arange(9))
+    spec = member(augment=(), average={"kind": "swa", "last": 0.5}, averaged=True)
+    settings = TrainSpec(epochs=2, batch_size=32)
+    found = train.fit(lambda: build(spec, 3, 8), given, spec, settings, 1, CPU).network
+    first = next(m for m in found.modules() if isinstance(m, nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        found.eval()(to_float(images))
+    assert torch.allclose(first.running_var, seen[0].var((0, 2, 3)), rtol=0.15)
 
 
 def test_an_exponential_average_is_that_of_train_ema(tmp_path: Path) -> None:
@@ -472,3 +491,9 @@ def test_outputs_are_computed_without_tf32() -> None:
     evaluate.outputs(network, data().images, torch.arange(4), CPU)
     assert seen == [False]
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+def test_bfloat16_is_not_chosen_where_a_gpu_would_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 says that it can, and does it in software."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert evaluate.resolve_precision("auto", torch.device("cuda")) == "float32"

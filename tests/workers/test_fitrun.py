@@ -1,0 +1,102 @@
+"""A fit's checkpoints in the tracking store: two slots, one of which is whole whatever happens to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.orchestrator.test_launch import job
+from workers.artifact import MemberArtifact
+from workers.checkpoint import Checkpoints
+from workers.delivery import take
+from workers.fitrun import FitRun
+from workers.tracking import Tracking
+
+
+@pytest.fixture
+def tracked(tmp_path: Path) -> tuple[Tracking, str]:
+    tracking = Tracking(f"sqlite:///{tmp_path}/db")
+    return tracking, tracking.start(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
+
+
+@contextmanager
+def machine(home: Path, tracked: tuple[Tracking, str]) -> Iterator[tuple[FitRun, Checkpoints]]:
+    """One after another makes the same fit, each with a disk of its own."""
+    one = job("a").model_copy(update={"home": home})
+    run = FitRun(one, tracked[0].uri, tracked[1])
+    run.known = {1}
+    yield run, Checkpoints(run.artifact.checkpoint, one.signature)
+    run.close()
+
+
+def save(kept: Checkpoints, epoch: int) -> None:
+    kept.save(epoch, 0, {"network": {"w": torch.full((8,), float(epoch))}, "optimizer": {}}, {})
+
+
+def newest(kept: Checkpoints) -> int:
+    state = kept.newest()
+    assert state is not None
+    return int(state.record["epoch"])
+
+
+def test_a_machine_that_is_lost_while_it_sends_leaves_the_checkpoint_before(
+    tracked: tuple[Tracking, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine(tmp_path / "1", tracked) as (run, kept):
+        save(kept, 1)
+        run._upload()
+    sent: list[str] = []
+    artifact = Tracking.artifact
+
+    def cut_off(self: Tracking, run: str, path: Path, folder: str | None = None) -> None:
+        if sent:
+            raise ConnectionError
+        sent.append(path.name)
+        artifact(self, run, path, folder)
+
+    with machine(tmp_path / "2", tracked) as (run, kept):
+        run.fetch_checkpoint()
+        assert newest(kept) == 1
+        save(kept, 2)
+        monkeypatch.setattr(Tracking, "artifact", cut_off)
+        with pytest.raises(ConnectionError):
+            run._upload()
+        monkeypatch.undo()
+    with machine(tmp_path / "3", tracked) as (run, kept):
+        run.fetch_checkpoint()
+        assert newest(kept) == 1
+        save(kept, 3)
+        run._upload()
+    with machine(tmp_path / "4", tracked) as (run, kept):
+        run.fetch_checkpoint()
+        assert newest(kept) == 3
+        assert len(kept.found()) == 2
+
+
+def test_a_slot_that_rotted_is_not_taken(tracked: tuple[Tracking, str], tmp_path: Path) -> None:
+    with machine(tmp_path / "1", tracked) as (run, kept):
+        for epoch in (1, 2):
+            save(kept, epoch)
+            run._upload()
+    for path in (tmp_path / "artifacts").rglob("network.safetensors"):
+        if torch.frombuffer(bytearray(path.read_bytes())[-32:], dtype=torch.float32)[0] == 2:
+            path.write_bytes(path.read_bytes()[:-1])
+    with machine(tmp_path / "2", tracked) as (run, kept):
+        run.fetch_checkpoint()
+        assert newest(kept) == 1
+
+
+def test_a_fit_that_rotted_on_its_way_is_not_taken(tracked: tuple[Tracking, str], tmp_path: Path) -> None:
+    made, taken = MemberArtifact(tmp_path / "made"), MemberArtifact(tmp_path / "taken")
+    made.publish({"w": torch.ones(8)}, {"o": torch.ones(8)}, {"signature": "s"})
+    tracked[0].artifact(tracked[1], made.folder, "fit")
+    assert take(taken, *tracked)
+    taken.forget()
+    for path in (tmp_path / "artifacts").rglob("weights.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not take(taken, *tracked)
+    assert not taken.done
