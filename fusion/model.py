@@ -149,11 +149,15 @@ class FusedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = to_float(images)
         if isinstance(self.combiner, Cascaded) and not torch.compiler.is_exporting():
-            return (self.combiner.one_after_another(list(self.members), x) / self.temperature).softmax(1)
+            return self._last_stage(self.combiner.one_after_another(list(self.members), x))
         features = [cast(Network, member).features(x) for member in self.members]
         logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
         combined = cast(Tensor, self.combiner(features, logits))
-        return (combined / self.temperature).softmax(1)
+        return self._last_stage(combined)
+
+    def _last_stage(self, log_probabilities: Tensor) -> Tensor:
+        """As `apply_temperature` does it, for which nothing is less likely than TINY: at a high temperature that counts."""
+        return (log_probabilities.clamp(min=float(np.log(TINY))) / self.temperature).softmax(1)
 
 
 @dataclass(frozen=True)

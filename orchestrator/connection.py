@@ -41,7 +41,7 @@ class Connection:
 
     def __init__(self, address: str | None) -> None:
         if address:
-            _probe(address)
+            probe(address)
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         self.reaper = None if address else _start_reaper(_private_token())
         _quiet()
@@ -98,7 +98,7 @@ def _init(ray: Any, address: str | None) -> None:
     ray.init(address="local", **local, **options)
 
 
-def _probe(address: str) -> None:
+def probe(address: str) -> None:
     """A dead address would block for two minutes and end in SystemExit: ask the port first."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:

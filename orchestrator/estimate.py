@@ -71,9 +71,9 @@ def on_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
 
     `prices` of the team count by a group's name or by its label `market`. Raises Rejected where a job fits on no machine.
     """
-    groups, idle = _groups(config, plan.team.hourly), float(config.get("idle_timeout_minutes", 5)) / 60
+    groups, idle = _groups(config, plan.team.hourly), float(config.get("idle_timeout_minutes") or 5) / 60
     some = any(group.gpus >= 1 for group in groups)
-    rates, limit = _Rates.of(plan, gpu=some), int(config.get("max_workers", sum(group.most for group in groups)))
+    rates, limit = _Rates.of(plan, gpu=some), int(config.get("max_workers") or sum(group.most for group in groups))
     machines: list[_Machine] = []
     for job in plan.todo:
         asked = job.member.resources
@@ -110,11 +110,15 @@ def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[Grou
         raise Rejected("the cluster file names no machine types, so nothing can be said before its machines run.")
     found = []
     for name, one in types.items():
-        resources, labels = one.get("resources", {}), one.get("labels", {})
-        if name != config.get("head_node_type") and one.get("max_workers", 0):
-            price = prices.get(name, prices.get(labels.get("market")))
-            sizes = float(resources.get("GPU", 0)), float(resources.get("CPU", 0))
-            found.append(Group(name, *sizes, int(one["max_workers"]), price, labels))
+        resources, labels = one.get("resources") or {}, one.get("labels") or {}
+        own = one.get("max_workers")
+        most = int(config.get("max_workers") or 0) if own is None else int(own)
+        if name == config.get("head_node_type") or not most:
+            continue
+        if not resources:
+            raise Rejected(f"available_node_types: {name} says no `resources:`, so what fits on it is not known before it runs.")
+        sizes = float(resources.get("GPU") or 0), float(resources.get("CPU") or 0)
+        found.append(Group(name, *sizes, most, prices.get(name, prices.get(str(labels.get("market")))), labels))
     return found
 
 

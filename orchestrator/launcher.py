@@ -38,6 +38,10 @@ class Cluster:
         document = teamfile.read(path)
         if not {"cluster_name", "provider"} <= set(document.values):
             raise Rejected(f"{path}: not a cluster file: cluster_name and provider are needed. Start from cluster.yaml.")
+        types = document.values.get("available_node_types")
+        shaped = types is None or (isinstance(types, dict) and all(isinstance(one, dict) for one in types.values()))
+        if not shaped or not all(isinstance(one.get("resources") or {}, dict) for one in (types or {}).values()):
+            raise Rejected(f"{path}: available_node_types: a name for each type, and under it its settings. See cluster.yaml.")
         return cls(path, document.values)
 
     @classmethod
@@ -59,7 +63,7 @@ class Cluster:
     def brings_gpus(self) -> bool:
         """Whether machines with GPUs come when jobs wait, where there may be none yet."""
         types = self.config.get("available_node_types") or {}
-        return any(float(one.get("resources", {}).get("GPU", 0)) >= 1 for one in types.values())
+        return any(float((one.get("resources") or {}).get("GPU") or 0) >= 1 for one in types.values())
 
     def secrets(self) -> Iterator[tuple[Path, str]]:
         """What has to be there before machines start, and how it is made: Ray's token; the tracking server's password."""

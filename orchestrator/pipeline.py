@@ -39,6 +39,7 @@ class Options:
     data: Path | None = None
     restart: tuple[str, ...] = ()  # members to train afresh
     make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None  # where recipes are to be found
+    answers: Callable[[], None] = lambda: None  # raises Rejected where the pool's machines don't
 
 
 @dataclass
@@ -59,6 +60,7 @@ def sweep(team_file: Path, options: Options) -> Result:
     uri = preflight.tracked_at(team.tracking, options.home, options.say)
     paths = (str(team_file.resolve().parent),)
     if not _all_there(team, options, paths):
+        options.answers()
         preflight.networks(team, paths)
     store = data.pack(team.data, options.home.path, options.packed, lambda store: split(store, team.data, team.seed))
     for note in store.notes():
@@ -80,7 +82,7 @@ def sweep(team_file: Path, options: Options) -> Result:
         again = plan.make(found.team, store, options.home.path, paths)  # without what is to be trained afresh
         todo = runs.adopt_elsewhere(replace(again, searched=found.seconds))
         if not todo.todo and _unchanged(folder, todo):
-            return _again(folder, todo)
+            return _again(folder, todo, runs, uri)
         return _run(todo, runs, folder, uri, options)
 
 
@@ -164,10 +166,13 @@ def _unchanged(folder: SweepFolder, todo: Plan) -> bool:
     return bool(whole and folder.state().get("fingerprint") == todo.fingerprint())
 
 
-def _again(folder: SweepFolder, todo: Plan) -> Result:
-    summary = {**folder.summary(), "trained": 0, "reused": len(todo.jobs)}
-    folder.write("summary.json", summary)
-    return Result(summary, 0)
+def _again(folder: SweepFolder, todo: Plan, runs: Runs, uri: str) -> Result:
+    """Nothing to do but to fill the runs of a tracking store that has none of this sweep yet."""
+    here = {"model": str(folder.model.absolute()), "tracking_uri": uri, "parent_run_id": runs.parent}
+    summary = {**folder.summary(), **here, "trained": 0, "reused": len(todo.jobs)}
+    if runs.new:
+        runs.end(summary, folder, folder.details())
+    return _close(summary, 0, runs, folder)
 
 
 def _keep_team_file(team_file: Path, folder: SweepFolder) -> None:

@@ -39,7 +39,8 @@ class Plan:
     def fingerprint(self) -> dict[str, Any]:
         """What a finished sweep's results rest on: where it is the same, there is nothing to do."""
         jobs = {job.label: job.signature for job in self.jobs}
-        return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum}
+        prices = {"prices": dict(self.team.hourly)} if self.team.hourly else {}
+        return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum, **prices}
 
     def settings(self) -> dict[str, str]:
         """What the results rest on, flat, to tell people what changed between two runs."""
@@ -153,8 +154,17 @@ def _code_sha256(module: str, import_paths: tuple[str, ...]) -> str:
     for folder in (*import_paths, *sys.path):
         for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py")):
             if path.is_file():
-                return hashlib.sha256(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+                return hashlib.sha256(ast.dump(_parsed(path)).encode()).hexdigest()
     raise Rejected(f"arch: the module {module} is not found beside the team file or on the Python path.")
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise Rejected(f"{path}:{error.lineno}: not Python ({error.msg}).") from None
+    except (OSError, ValueError) as error:
+        raise Rejected(f"{path}: can't be read as Python ({error}).") from None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:

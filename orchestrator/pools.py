@@ -49,6 +49,13 @@ class OnRay:
 
         return Connection(self.address)
 
+    def answers(self) -> None:
+        """Raises Rejected where nobody does, at an address that was given."""
+        from orchestrator.connection import probe
+
+        if self.address:
+            probe(self.address)
+
     def pool(self, team: Team, folder: SweepFolder) -> Pool:
         from orchestrator.cluster import RayExecutor
 

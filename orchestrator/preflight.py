@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from orchestrator.home import Home
 from orchestrator.team import Team, Tracking
 from workers.errors import Rejected
 
+ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself, for all that follows in the process
 
 
@@ -67,13 +69,36 @@ def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:
 
 
 def _trouble(uri: str) -> str | None:
-    """What is wrong with a tracking server, or None. Other stores are asked when they are opened."""
-    if urlparse(uri).scheme not in ("http", "https"):
+    """What is wrong with a tracking store, or None. One in a file is made when it is opened."""
+    scheme = urlparse(uri).scheme
+    if scheme == "sqlite":
         return None
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            return None
-    except urllib.error.HTTPError:
-        return None  # somebody answers; whether they let us in is seen at the first call
-    except (OSError, ValueError) as error:
-        return f"doesn't answer ({getattr(error, 'reason', error)})"
+    if scheme in ("", "file"):
+        return "is a folder, which MLflow keeps no runs in any more; sqlite:///PATH is a file for them"
+    if scheme in ("http", "https"):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        except urllib.error.HTTPError:
+            pass  # somebody answers; whether they let us in is seen next
+        except (OSError, ValueError) as error:
+            return f"doesn't answer ({getattr(error, 'reason', error)})"
+    return _refusal(uri)
+
+
+def _refusal(uri: str) -> str | None:
+    """What it says to a call that changes nothing. In a thread: a database that is away is waited for longer than people wait."""
+    said: list[str | None] = []
+
+    def ask() -> None:
+        from workers.tracking import Tracking
+
+        try:
+            Tracking(uri).client.search_experiments(max_results=1)
+            said.append(None)
+        except Exception as error:  # whatever a network, a server and a database driver can do
+            said.append(f"can't be used ({str(error).strip().splitlines()[0][:200]})")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return said[0] if said else "doesn't answer"

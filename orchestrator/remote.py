@@ -17,11 +17,12 @@ from orchestrator.home import Home
 from orchestrator.launcher import Cluster
 from orchestrator.machines import GPUS_COME
 from orchestrator.team import Team
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, Rejected
 
 NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
 STOP_SECONDS = 30  # that a sweep which is told to stop may take; Ray would give it three
 AGENT_PORT = " Where something else on the head holds port 52365, end it: the agent that starts jobs listens there."
+FETCHED = (0, 1, 3, 130)  # exit codes of sweeps that left something; one that was rejected did not
 HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
 
 
@@ -37,12 +38,29 @@ class Remote:
     restart: tuple[str, ...] = ()
 
 
-def sweep(team_file: Path, remote: Remote) -> int:
-    """The exit code of the sweep on the cluster. Ctrl-C stops it there, resumable, and is raised again."""
+def sweep(team_file: Path, remote: Remote, ended: Callable[[], None] = lambda: None) -> int:
+    """The exit code of the sweep on the cluster. Ctrl-C stops it there, resumable, and is raised again.
+
+    Raises Rejected before any machine starts. `ended` is called once they may run, whatever comes then.
+    """
     team = config.load(team_file)
-    remote.cluster.up()
-    with remote.cluster.tunnel() as address, tempfile.TemporaryDirectory() as work:
+    known = [member.name for member in team.recipes]
+    for name in set(remote.restart) - set(known):
+        raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
+    with tempfile.TemporaryDirectory() as work:
         folder = bundle(team, team_file, Path(work))
+        try:
+            remote.cluster.up()
+            code = _run(team_file, folder, remote)
+            if code in FETCHED:
+                _fetch(team, remote)
+        finally:
+            ended()
+    return code
+
+
+def _run(team_file: Path, folder: Path, remote: Remote) -> int:
+    with remote.cluster.tunnel() as address:
         gpus = {GPUS_COME: "1"} if remote.cluster.brings_gpus else {}
         job = _Job.submit(
             address, command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
@@ -54,11 +72,13 @@ def sweep(team_file: Path, remote: Remote) -> int:
             remote.say("stopping the sweep on the cluster; the same command goes on from there")
             job.stop()
             raise
-        code = job.exit_code()
+        return job.exit_code()
+
+
+def _fetch(team: Team, remote: Remote) -> None:
     remote.cluster.fetch(f"{remote.head_home}/sweeps/{team.name}", remote.home.sweep(team.name).path)
     remote.say(f"fetched to {remote.home.sweep(team.name).path}")
     remote.say(f"MLflow UI: {remote.cluster.ui_command(remote.head_home)}, then http://127.0.0.1:5000")
-    return code
 
 
 def command(team_file: str, remote: Remote) -> str:
@@ -80,7 +100,9 @@ def bundle(team: Team, team_file: Path, target: Path) -> Path:
             shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
     for weights in {m.weights for m in team.recipes if m.weights}:
         if not weights.is_relative_to(folder):
-            raise ConclaveError(f"weights {weights}: lie outside {folder}; on a cluster they have to be beside the team file.")
+            raise Rejected(f"weights {weights}: lie outside {folder}; on a cluster they have to be beside the team file.")
+        if not weights.is_file():
+            raise Rejected(f"weights: {weights} is not there. Give a state-dict file.")
         copied = target / weights.relative_to(folder)
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, copied)

@@ -85,28 +85,42 @@ def export(
 ) -> None:
     """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
     import shutil
+    from dataclasses import replace
 
+    from fusion.names import KNOWN
     from orchestrator.home import Home
 
     folder = Home(home).existing(name)
     if method is None and outputs is None:
         raise Rejected("export: say what: --method NAME for a model, or --outputs FILE.npz.")
+    target = out or Path(f"{name}-{method}.onnx")
+    for option, path in (("--outputs", outputs), ("--out", target if method else None)):
+        if path and (path.is_dir() or not path.resolve().parent.is_dir()):
+            raise Rejected(f"{option} {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}. Name a file.")
+    if method and target.suffix in (".json", ".safetensors"):
+        raise Rejected(f"--out {target}: the model's torch form goes to files of these names; name the model itself .onnx.")
     if outputs is not None:
         if not folder.outputs.is_file():
             raise Rejected(f"sweep {name}: not fused yet. Run `conclave sweep` first.")
-        shutil.copyfile(folder.outputs, outputs)
+        try:
+            shutil.copyfile(folder.outputs, outputs)
+        except OSError as error:
+            raise Rejected(f"--outputs {outputs}: can't be written ({error.strerror}).") from None
         print(f"{outputs} is written.")
     if method is not None:
         from orchestrator import refit
         from orchestrator.fusing import prepare, write_integers, write_model
 
         request = refit.request_of(home, name)
-        known = [*request.members, *request.fusions]
-        if method not in known:
-            raise Rejected(f"--method {method}: not in this sweep; there are {', '.join(known)}.")
-        target = out or Path(f"{name}-{method}.onnx")
-        made = prepare(request)
-        difference = write_model(request, made, method, target)
+        if method not in (*request.members, *KNOWN):
+            raise Rejected(f"--method {method}: not in this sweep; there are {', '.join((*request.members, *KNOWN))}.")
+        made = prepare(replace(request, fusions=() if method in request.members else (method,)))
+        if method not in made.fitted:
+            raise Rejected(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
+        try:
+            difference = write_model(request, made, method, target)
+        except OSError as error:
+            raise Rejected(f"--out {target}: can't be written ({error.strerror}).") from None
         print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
         if int8:
             small = target.with_suffix(".int8.onnx")
@@ -126,6 +140,8 @@ def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = Fals
     if as_json:
         print(json.dumps({**summary, "details": folder.details()}))
     else:
+        if summary.get("state") == "done" and folder.state().get("fingerprint") is None:
+            print("A later run of this sweep is under way, or did not end; this is of the one before:")
         print_summary(Home(home), summary)
 
 

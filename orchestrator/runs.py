@@ -41,6 +41,7 @@ class Runs:
     spool: Spool
     jobs: dict[str, str] = field(default_factory=dict)  # signature -> run id
     away_until: float = 0.0
+    new: bool = False  # whether the store had none of this sweep
 
     @classmethod
     def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home, restart: Sequence[str] = ()) -> Runs:
@@ -55,7 +56,7 @@ class Runs:
         name = f"sweep-{team.name}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
         spool = Spool.of(home.path, name, uri)
         jobs = {**known["runs"], **tracking.tagged(str(experiment), "sweep", str(parent))} if known else {}
-        runs = cls(tracking, folder, team, todo, str(experiment), str(parent), team_file, home, spool, jobs)
+        runs = cls(tracking, folder, team, todo, str(experiment), str(parent), team_file, home, spool, jobs, new=not known)
         if not known:
             tracking.params(
                 parent,

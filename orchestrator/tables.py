@@ -9,6 +9,8 @@ from rich.table import Table
 
 from orchestrator.home import Home
 
+WIDE = 10_000  # columns
+
 
 def print_table(headers: list[str], rows: list[list[str]], marked: int | None = None) -> None:
     """A table on stdout; the marked row in bold."""
@@ -17,7 +19,10 @@ def print_table(headers: list[str], rows: list[list[str]], marked: int | None = 
         table.add_column(header, no_wrap=True)
     for i, row in enumerate(rows):
         table.add_row(*row, style="bold green" if i == marked else None)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # in a pipe or a file nothing is cut off
+        console = Console(width=WIDE)
+    console.print(table)
 
 
 def print_summary(home: Home, summary: dict[str, Any]) -> None:

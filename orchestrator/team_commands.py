@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,7 +131,8 @@ def sweep(
 
     with Screen() as screen, closing(OnRay(address, screen.say)) as ray:
         pool, find = (inline_pool, None) if inline else (ray.pool, ray.search)
-        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, tuple(restart or ()), find)
+        again, answers = tuple(restart or ()), (lambda: None) if inline else ray.answers
+        options = pipeline.Options(Home(home), pool, screen.watch, screen.say, screen.pack, data, again, find, answers)
         result = pipeline.sweep(team_file, options)
     if as_json:
         print(json.dumps(result.summary))
@@ -148,11 +150,14 @@ def _sweep_on(
 
     cluster = Cluster.ready(cluster_file)
     asked = remote.Remote(cluster, Home(home), print, str(data) if data else None, restart=restart)
-    try:
-        return remote.sweep(team_file, asked)
-    finally:
+    if down and not yes and not sys.stdin.isatty():
+        raise Rejected("--down asks before it ends machines, and there is no terminal to ask on: say --yes too.")
+
+    def ended() -> None:
         if down and (yes or typer.confirm(f"End the machines of {cluster.name}?", default=True)):
             cluster.down()
+
+    return remote.sweep(team_file, asked, ended)
 
 
 @app.command(epilog="Example: `conclave up cluster.yaml`")
@@ -200,8 +205,9 @@ def status(
             for member, signatures in folder.state()["members"].items()
         }
         summary = folder.summary()
+        newer = summary.get("state") == "done" and folder.state().get("fingerprint") is None
         found[sweep_name] = {
-            "state": summary.get("state", "unfinished"),
+            "state": "unfinished" if newer else summary.get("state", "unfinished"),
             "recommended": summary.get("recommended"),
             "members": members,
         }

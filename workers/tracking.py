@@ -56,6 +56,11 @@ class Tracking:
         """The experiment's id; created with its artifacts in `artifacts`, or where the server keeps them."""
         try:
             found = self.client.get_experiment_by_name(name)
+            if found and found.lifecycle_stage != "active":
+                raise ConclaveError(
+                    f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`mlflow experiments restore "
+                    f"--experiment-id {found.experiment_id}`), or name another: `tracking: {{experiment: ...}}`."
+                )
             if found:
                 return str(found.experiment_id)
             location = artifacts.absolute().as_uri() if artifacts else None

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator import config, remote, team_commands
+from orchestrator.home import Home
 from orchestrator.launcher import Cluster
 from tests.cluster.on import FAKE
 from tests.cluster.test_files import AWS, OWN, ROOT
@@ -93,6 +94,52 @@ def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
 def test_options_that_mean_nothing_together_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Rejected, match=r"--on|--down"):
         team_commands.sweep(tmp_path / "team.yaml", **keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "restart", "expected"),
+    [
+        ("name: t\nsede: 1\nmembers: [{name: a}]\n", (), "did you mean seed"),
+        (TEAM, ("nobody",), "no such member"),
+        (TEAM.replace("{name: a}", "{name: a, weights: /somewhere/w.pt}"), (), "lie outside"),
+        (TEAM.replace("{name: a}", "{name: a, weights: w.pt}"), (), "is not there"),
+    ],
+    ids=["team", "restart", "weights outside", "no weights"],
+)
+def test_what_is_wrong_here_starts_and_ends_no_machine(
+    text: str, restart: tuple[str, ...], expected: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "team.yaml").write_text(text)
+    ended: list[str] = []
+    with pytest.raises(Rejected, match=expected):
+        remote.sweep(
+            tmp_path / "team.yaml", remote.Remote(cluster, Home(tmp_path), print, restart=restart), lambda: ended.append("")
+        )
+    assert not (tmp_path / "log").exists()
+    assert not ended
+
+
+def test_machines_that_could_not_start_are_ended_all_the_same(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of them may run."""
+    monkeypatch.setenv("FAKE_RAY_FAILS", "up")
+    (tmp_path / "team.yaml").write_text(TEAM)
+    with pytest.raises(ConclaveError, match=r"ray up .* failed"):
+        remote.sweep(tmp_path / "team.yaml", remote.Remote(cluster, Home(tmp_path), print), cluster.down)
+    assert told(tmp_path) == ["up", "down"]
+
+
+def test_without_a_terminal_down_wants_a_yes(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="say --yes too"):
+        team_commands.sweep(tmp_path / "team.yaml", on=cluster.path, down=True)
+
+
+@pytest.mark.parametrize("types", ["[]", "{a: }", "{a: {resources: 4}}"])
+def test_machine_types_of_another_shape_are_refused(types: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"cluster_name: c\nprovider: {{type: aws}}\navailable_node_types: {types}\n")
+    with pytest.raises(Rejected, match="available_node_types: a name for each type"):
+        Cluster.read(tmp_path / "c.yaml")
 
 
 def test_what_the_launcher_could_not_do_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

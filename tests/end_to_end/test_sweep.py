@@ -483,6 +483,74 @@ def test_unschedulable_is_reported_and_a_dead_cluster_refused(tmp_path: Path) ->
     assert "8 GPUs" in summary["members"]["huge"]["reason"]
     dead = conclave("sweep", "team.yaml", "--home", "h2", "--address", "127.0.0.1:9", cwd=tmp_path, code=2)
     assert "nobody answers" in dead.stderr
+    assert not (tmp_path / "h2").exists()
+
+
+def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    other = Tracking(f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("CONCLAVE_TRACKING_URI", other.uri)
+    again = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert (again.exit_code, again.summary["trained"], again.summary["unsent"]) == (0, 0, 0)
+    runs = other.client.search_runs([other.experiment("tiny", None)])
+    assert len(runs) == 7
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = next(run.info.run_id for run in runs if run.data.tags["role"] == "sweep")
+    assert {a.path for a in other.client.list_artifacts(parent)} >= {"report.html", "fused.onnx", "team.yaml"}
+    assert again.summary["parent_run_id"] == parent
+
+
+def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(TEAM)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    (tmp_path / "team.yaml").write_text(TEAM + "prices: {spot: 2}\n")
+    again = inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert (again.summary["trained"], again.summary["reused"]) == (0, 6)
+    assert Home(tmp_path / "home").sweep("tiny").details()["candidates"]["vote"]["money"]["spot"] > 0
+
+
+def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    cases = {
+        ("--outputs", "nowhere/x.npz"): "its folder is not there",
+        ("--outputs", "home"): "is a folder",
+        ("--method", "vote", "--out", "nowhere/x.onnx"): "its folder is not there",
+        ("--method", "vote", "--out", "x.json"): "name the model itself .onnx",
+        ("--method", "student"): "can't be made of what this sweep trained",
+        ("--method", "stakc"): "not in this sweep",
+    }
+    for words, expected in cases.items():
+        before = snapshot(folder)
+        assert expected in conclave("export", "tiny", *words, "--home", "home", cwd=folder, code=2).stderr
+        assert snapshot(folder) == before
+    conclave("export", "tiny", "--method", "stack_plain", "--out", "plain.onnx", "--home", "home", cwd=folder)
+    assert (folder / "plain.onnx").is_file(), "any fusion, whether the team file names it or not"
+
+
+def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "a-member-with-quite-a-long-name-that-fills-most-of-a-terminal"
+    text = TEAM.replace("folds: 2", "folds: 0").replace("{name: a}", f"{{name: {long}}}")
+    (tmp_path / "team.yaml").write_text(text)
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    whole = conclave("report", "tiny", "--home", "home", cwd=tmp_path).stdout
+    assert "…" not in whole
+    assert long in whole
+    assert "done" in conclave("status", "--home", "home", cwd=tmp_path).stdout
+    (tmp_path / "team.yaml").write_text(text + "  - {name: c, seed: 9}\n")
+
+    def killed(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline, "_train", killed)
+    with pytest.raises(MemoryError):
+        inline(tmp_path / "team.yaml", tmp_path / "home")
+    assert "unfinished" in conclave("status", "--home", "home", cwd=tmp_path).stdout
+    assert "A later run of this sweep" in conclave("report", "tiny", "--home", "home", cwd=tmp_path).stdout
 
 
 def test_the_same_sweep_twice_at_once_is_refused(team_file: Path, tmp_path: Path) -> None:

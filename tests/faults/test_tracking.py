@@ -25,7 +25,7 @@ from orchestrator.preflight import tracked_at
 from orchestrator.team import Tracking as TrackingSpec
 from tests.faults.place import TEAM, Place, points, same
 from workers.delivery import deliver
-from workers.errors import Rejected
+from workers.errors import ConclaveError, Rejected
 from workers.fitrun import Sender
 from workers.spool import Spool
 from workers.tracking import Tracking
@@ -192,6 +192,46 @@ def test_eight_writers_on_one_database_lose_and_double_nothing(tmp_path: Path) -
         deliver(spool)
     for i in range(8):
         assert [p.step for p in tracking.client.get_metric_history(run, f"m{i}")] == list(range(40))
+
+
+class Locked(http.server.BaseHTTPRequestHandler):
+    """A server that answers, and lets nobody in."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 401)
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_server_that_lets_nobody_in_is_refused_before_anything_is_written(place: Place) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Locked) as locked:
+        threading.Thread(target=locked.serve_forever, daemon=True).start()
+        place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{locked.server_port}'}}\n")
+        before = place.disk()
+        place.sweep("--inline", code=2)
+        assert "can't be used" in place.said()
+        assert place.disk() == before
+        locked.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"), [("mlruns", "is a folder"), ("file:///tmp/x", "is a folder"), ("foo://bar", "can't be used")]
+)
+def test_a_store_of_an_unknown_kind_is_refused(uri: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match=expected):
+        tracked_at(TrackingSpec(uri=uri), Home(tmp_path), print)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_that_was_deleted_is_told(tmp_path: Path) -> None:
+    tracking = Tracking(f"sqlite:///{tmp_path}/db")
+    tracking.client.delete_experiment(tracking.experiment("e", tmp_path / "artifacts"))
+    with pytest.raises(ConclaveError, match="was deleted"):
+        tracking.experiment("e", tmp_path / "artifacts")
 
 
 class Denies(http.server.BaseHTTPRequestHandler):

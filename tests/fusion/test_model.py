@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.fit import fit_all
+from fusion.fit import Fitted, fit_all
 from fusion.frozen import Product, frozen
 from fusion.model import Average, Cascaded, FusedModel, Networks, assemble
 from fusion.names import KNOWN
 from fusion.outputs import Evidence, Gathered, Table
+from fusion.stacking import PlainStack
 from workers.augment import to_float
 from workers.models import Network, build
 from workers.spec import MemberSpec
@@ -61,6 +62,19 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
         with torch.inference_mode():
             ours = assemble(fusion, Networks(networks, bags, networks[2]))(images).numpy()
         assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4, name
+
+
+def test_a_high_temperature_is_the_same_as_a_module(networks: list[Network]) -> None:
+    """A stack of few rows that is far too sure: what its classes have beyond twelve digits counts for nothing in both."""
+    images = torch.randint(0, 255, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    table = outputs(networks, images)
+    stack = PlainStack().fit(Evidence(table, None, np.zeros(0, int), ()))
+    stack.coef_ = stack.coef_ * 200
+    fusion = Fitted("stack_plain", stack, 8.0, np.zeros((60, CLASSES)))
+    assert stack.predict_proba(table).min() < 1e-20
+    with torch.inference_mode():
+        ours = assemble(fusion, Networks(networks))(images).numpy()
+    assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4
 
 
 def test_a_cascade_at_once_and_one_after_another_are_the_same(networks: list[Network]) -> None:

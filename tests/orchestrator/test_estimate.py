@@ -66,6 +66,13 @@ def test_own_machines_say_nothing_before_they_run(tmp_path: Path) -> None:
         on(TEAM, tmp_path, available_node_types={})
 
 
+def test_a_type_without_a_limit_has_the_cluster_s_and_one_without_a_size_says_nothing(tmp_path: Path) -> None:
+    one = {"head": TYPES["head"], "any": {"resources": {"CPU": 4, "GPU": 1}}}
+    assert on(TEAM, tmp_path, available_node_types=one).machines["any"][0] == 3
+    with pytest.raises(Rejected, match="any says no `resources:`"):
+        on(TEAM, tmp_path, available_node_types={**one, "any": {"max_workers": 2}})
+
+
 def test_machines_come_by_the_labels_that_jobs_prefer(tmp_path: Path) -> None:
     types = {**TYPES, "dear": {**TYPES["dear"], "labels": {"market": "dear"}}}
     either = on(TEAM + "resources: {labels: [{market: dear}, {market: cheap}]}\n", tmp_path, available_node_types=types)

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator import config, plan, teamfile
 from workers.data import Store
+from workers.errors import Rejected
 
 BASE = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: a, seed: 1}]\n"
 
@@ -111,3 +112,9 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
     found = [signatures(text, tmp_path)[-1] for text in (two, from_a, from_b, renamed)]
     assert len(set(found)) == 3
     assert found[3] == found[1], "names say nothing of a fit"
+
+
+def test_a_module_that_is_no_python_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("x = 1\ndef Net(:\n")
+    with pytest.raises(Rejected, match=r"net\.py:2: not Python"):
+        plan._code_sha256("net", (str(tmp_path),))
