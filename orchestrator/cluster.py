@@ -187,6 +187,8 @@ class RayExecutor:
                 return found
             before, trainer.life, trainer.asked = trainer.life, life, None
             trainer.answered, trainer.node = time.monotonic(), life.node
+            if before is None:
+                found.append(Event(trainer.job, "working"))
             if before is None or life.steps > before.steps:
                 trainer.stepped = trainer.answered
             if life.epoch > (before.epoch if before else 0):

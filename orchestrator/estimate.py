@@ -22,10 +22,22 @@ Kind = tuple[str, int, str, int]
 
 
 def here(plan: Plan, cores: int) -> tuple[float, str]:
-    """Seconds for what is to do on this machine, and what the estimate rests on."""
+    """Seconds for what is to do on this machine, and what the estimate rests on.
+
+    As long as all cores' work, shared, or as long as the longest row of fits each of which goes on from the one before.
+    """
     rates = _Rates.of(plan, gpu=False)
-    total = sum(rates.seconds(job) for job in plan.todo)
-    return total / max(1, min(cores, len(plan.todo) or 1)), rates.basis
+    seconds = {job.signature: rates.seconds(job) for job in plan.todo}
+    work = sum(seconds[job.signature] * max(1.0, job.member.resources.cpus) for job in plan.todo)
+    until: dict[str, float] = {}
+    for job in plan.todo:
+        until[job.signature] = seconds[job.signature] + _ready(job, until)
+    return max(work / max(1, cores), max(until.values(), default=0.0)), rates.basis
+
+
+def _ready(job: Job, until: Mapping[str, float]) -> float:
+    """When the last of the fits that it goes on from, or learns from, ends."""
+    return max((until[signature] for signature in job.needs if signature in until), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Group:
     gpus: float
     cpus: float
     most: int
-    price: float | None  # of a machine for an hour
+    price: float | None  # of a trainer for an hour
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def slots(self, gpus: float, cpus: float, wanted: Resources) -> int:
@@ -75,6 +87,7 @@ def on_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     some = any(group.gpus >= 1 for group in groups)
     rates, limit = _Rates.of(plan, gpu=some), int(config.get("max_workers") or sum(group.most for group in groups))
     machines: list[_Machine] = []
+    until: dict[str, float] = {}
     for job in plan.todo:
         asked = job.member.resources
         gpus, cpus = asked.gpus_where(some), asked.cpus
@@ -88,17 +101,16 @@ def on_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
             machines.append(first)
         assert first
         slot = first.slots.index(min(first.slots))
-        first.slots[slot] += rates.seconds(job) / 3600
+        first.slots[slot] = max(first.slots[slot], _ready(job, until)) + rates.seconds(job) / 3600
+        until[job.signature] = first.slots[slot]
     return _summed(machines, groups, idle, rates.basis)
 
 
 def _summed(machines: list[_Machine], groups: list[Group], idle: float, basis: str) -> Estimate:
-    """Each machine is paid from its start until it was idle for as long as the file says."""
+    """Each machine is paid from its start until it was idle for as long as the file says, for as many trainers as it holds."""
     of = {group.name: [machine.hours + idle for machine in machines if machine.group == group] for group in groups}
-    prices = {group.name: group.price for group in groups}
-    used = [(hours, prices[name]) for name, hours in of.items() if hours]
-    money = sum(sum(hours) * price for hours, price in used if price is not None)
-    known = all(price is not None for _, price in used) and bool(used)
+    money = sum((machine.hours + idle) * len(machine.slots) * (machine.group.price or 0.0) for machine in machines)
+    known = all(machine.group.price is not None for machine in machines) and bool(machines)
     longest = max((machine.hours for machine in machines), default=0.0)
     return Estimate({name: (len(hours), sum(hours)) for name, hours in of.items()}, longest, money if known else None, basis)
 

@@ -11,7 +11,7 @@ from orchestrator.team import Retries
 from workers.errors import Preempted
 from workers.job import Job
 
-Kind = Literal["started", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
+Kind = Literal["started", "working", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
 Cause = Literal["errors", "preemptions", "oom"]
 POLL_SECONDS = 0.5
 MACHINE_GONE = "its machine went away"
@@ -19,7 +19,8 @@ MACHINE_GONE = "its machine went away"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a job, for the live table and the log."""
+    """Something that happened to a job, for the live table and the log: `started` is submitted, maybe to a machine that has yet
+    to come; `working` is on a machine."""
 
     job: Job
     kind: Kind
@@ -52,6 +53,7 @@ class Executor(Protocol):
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """What happened since the last call; waits at most about `seconds`."""
+        ...
 
     def stop(self, seconds: float) -> None:
         """Ask every running fit to write a checkpoint and leave; wait that long for it."""
@@ -207,12 +209,14 @@ class InlineExecutor:
         from workers.work import Progress, work
 
         if self.waiting is None:
-            return []
+            return
         job, uri, run = self.waiting
         self.waiting = None
         progress = Progress()
+        yield Event(job, "working")
         result = work(job, uri, run, progress)
-        return [Event(job, "epoch", progress.epoch_, progress.metrics), outcome(job, result)]
+        yield Event(job, "epoch", progress.epoch_, progress.metrics)
+        yield outcome(job, result)
 
     def stop(self, seconds: float) -> None:
         self.waiting = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ class Options:
     restart: tuple[str, ...] = ()  # members to train afresh
     make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None  # where recipes are to be found
     answers: Callable[[], None] = lambda: None  # raises Rejected where the pool's machines don't
+    began: float = field(default_factory=time.monotonic)  # the budget's hours count from here
 
 
 @dataclass
@@ -93,7 +95,7 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     try:
         pool = options.make_pool(team, folder) if todo.todo else None
         follow = Anytime(todo, options.watch, options.say)
-        outcomes = _train(todo, pool, uri, runs, follow) if pool else {}
+        outcomes = _train(todo, pool, uri, runs, follow, options.began) if pool else {}
         follow.close()
         outcomes = runs.gather(outcomes)
         members = results.judge(todo, outcomes)
@@ -128,8 +130,8 @@ def _run(todo: Plan, runs: Runs, folder: SweepFolder, uri: str, options: Options
     return _close(summary, 0 if summary["state"] == "done" else 3, runs, folder, outcomes)
 
 
-def _train(todo: Plan, pool: Pool, uri: str, runs: Runs, watch: launch.Watch) -> dict[str, Outcome]:
-    meter = Meter.of(todo, watch)
+def _train(todo: Plan, pool: Pool, uri: str, runs: Runs, watch: launch.Watch, began: float) -> dict[str, Outcome]:
+    meter = Meter.of(todo, watch, began)
     return launch.supervise(todo.todo, pool, uri, runs.run_now, todo.team.retries, meter, meter.reached)
 
 

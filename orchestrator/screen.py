@@ -71,6 +71,8 @@ class Screen:
 
     def watch(self, event: Event) -> None:
         self._packing_ended()
+        if event.kind == "working":
+            return
         row = self.rows.setdefault(event.job.label, _Row(event.job.epochs[1]))
         if event.kind == "epoch":
             row.epoch, row.metrics = event.epoch, dict(event.metrics)

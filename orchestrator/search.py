@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from orchestrator import plan
 from orchestrator.team import Team
@@ -55,9 +58,29 @@ class Search:
     trials: dict[str, Trial] = field(default_factory=dict)  # by name
 
     def __post_init__(self) -> None:
-        if self.file.is_file():
-            known = json.loads(self.file.read_text(encoding="utf-8"))
-            self.trials = {name: Trial(**trial) for name, trial in known["trials"].items()}
+        self.read()
+
+    def read(self) -> None:
+        """What is on disk; failed trials count as not tried, where too few others came to an end: what failed may be mended."""
+        if not self.file.is_file():
+            return
+        known = json.loads(self.file.read_text(encoding="utf-8"))
+        self.trials = {name: Trial(**trial) for name, trial in known["trials"].items()}
+        if not self.left and len(self._whole) < self.space.keep:
+            self.trials = {name: trial for name, trial in self.trials.items() if trial.state != "failed"}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Only one process searches at a time, as others left it. Raises ConclaveError where another does."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.file.parent / ".lock", timeout=0):
+                self.read()
+                yield
+        except Timeout:
+            raise ConclaveError(
+                f"search of {self.label}: another sweep is at it. Wait for it and run again: what it finds is found."
+            ) from None
 
     @property
     def space(self) -> SearchSpec:
@@ -124,12 +147,17 @@ class Search:
 
     def best(self) -> list[Choice]:
         """The choices to keep, the best first. Raises ConclaveError where too few trials came to an end."""
-        ended = sorted((t for t in self.trials.values() if t.epochs and t.state in ("done", "stopped")), key=lambda t: t.rank)
+        ended = sorted(self._whole, key=lambda t: t.rank)
         if len(ended) < self.space.keep:
             raise ConclaveError(
-                f"search of {self.label}: {len(ended)} trials came to an end, and {self.space.keep} are to be kept."
+                f"search of {self.label}: {len(ended)} of {len(self.trials)} trials came to an end without an error, and "
+                f"{self.space.keep} are to be kept. Run again: those that failed are tried again."
             )
         return [trial.choice for trial in ended[: self.space.keep]]
+
+    @property
+    def _whole(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.epochs and trial.state in ("done", "stopped")]
 
 
 def searches(team: Team, store: Store, home: Path, import_paths: tuple[str, ...] = ()) -> dict[str, Search]:
@@ -147,7 +175,9 @@ def resolved(team: Team, store: Store, home: Path, import_paths: tuple[str, ...]
     made = searches(team, store, home, import_paths)
     for one in made.values():
         if one.left:
-            run(one)
+            with one.held():
+                if one.left:
+                    run(one)
     of: dict[str, Search] = {}
     for member in team.members:
         if member.search:

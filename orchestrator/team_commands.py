@@ -74,7 +74,8 @@ def plan(
     made = planning.make(found.team, store, home, paths)
     rows = [(f"{one.label} search: {one.left} of {one.space.trials} trials", "to do") for one in found.searches if one.left]
     rows += [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
-    _show_plan(rows, _time(made, cluster) if made.todo else "nothing to do", as_json)
+    searching = " after the search, which is not counted" if found.searches and any(one.left for one in found.searches) else ""
+    _show_plan(rows, _time(made, cluster) + searching if made.todo else "nothing to do", as_json)
 
 
 def _time(made: Plan, cluster: Cluster | None) -> str:

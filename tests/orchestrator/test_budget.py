@@ -47,9 +47,9 @@ def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
     """Two trainers at 3 an hour: one works half an hour and fails, the other still runs; earlier runs paid 0.5 hours."""
     meter, clock = metered("prices: {spot: 3, own: 1}\nbudget: {max_cost: 6, price: spot}\n", paid=1800)
     first, second = job("a"), job("b")
-    meter(Event(first, "started"))
+    meter(Event(first, "working"))
     clock.now += 900
-    meter(Event(second, "started"))
+    meter(Event(second, "working"))
     clock.now += 900
     meter(Event(first, "epoch", 1))
     meter(Event(first, "retry"))
@@ -57,6 +57,27 @@ def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
     assert meter.reached() is None, "0.5 + 0.5 + 0.75 hours at 3"
     clock.now += 901
     assert "max_cost 6 is reached" in str(meter.reached())
+
+
+def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_several_times() -> None:
+    meter, clock = metered("prices: {spot: 1}\nbudget: {max_cost: 2}\n")
+    wide = job("a").member.resources.model_copy(update={"workers": 4})
+    four = job("a").model_copy(update={"member": job("a").member.model_copy(update={"resources": wide})})
+    assert four.member.resources.processes == 4
+    meter(Event(four, "started"))
+    clock.now += 36_000
+    assert meter.reached() is None
+    meter(Event(four, "working"))
+    clock.now += 1799
+    assert meter.reached() is None, "half an hour of four"
+    clock.now += 2
+    assert "max_cost 2 is reached" in str(meter.reached())
+
+
+def test_the_hours_of_a_search_count() -> None:
+    clock = Clock()
+    meter = Meter(team("budget: {max_hours: 2}\n"), lambda event: None, clock=clock, began=clock.now - 7200)
+    assert "max_hours 2 is reached" in str(meter.reached())
 
 
 @pytest.mark.parametrize(

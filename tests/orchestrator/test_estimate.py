@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator import config, estimate, plan, teamfile
 from orchestrator.estimate import GPU, STARTING
+from orchestrator.team import Team
 from tests.orchestrator.test_plan import FakeStore
 from workers.errors import Rejected
 
@@ -28,9 +29,12 @@ class Store(FakeStore):
     size = 32
 
 
+def team_of(text: str) -> Team:
+    return config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+
+
 def on(text: str, tmp_path: Path, **cluster: Any) -> estimate.Estimate:
-    team = config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
-    made = plan.make(team, Store(tmp_path / "store"), tmp_path)
+    made = plan.make(team_of(text), Store(tmp_path / "store"), tmp_path)
     return estimate.on_cluster(made, {**CLUSTER, "available_node_types": TYPES, **cluster})
 
 
@@ -40,7 +44,7 @@ def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: 
     assert found.hours == pytest.approx(STARTING + HOURS)
     each = STARTING + HOURS + 0.1
     assert found.machines["spot"][1] == pytest.approx(2 * each)
-    assert found.money == pytest.approx(2 * each * 0.2 + each * 3)
+    assert found.money == pytest.approx(2 * each * 0.2 + each * 2 * 3), "the dear one holds two trainers"
     assert found.basis == estimate.ROUGH
 
 
@@ -59,6 +63,23 @@ def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path:
     assert {name: count for name, (count, _) in large.machines.items()} == {"spot": 0, "dear": 1}
     with pytest.raises(Rejected, match="a-1: asks for 3 GPUs and 1 CPUs on one machine"):
         on(TEAM + "resources: {gpus: 3}\n", tmp_path)
+
+
+def test_a_fit_that_goes_on_from_another_waits_for_it(tmp_path: Path) -> None:
+    """Four cycles of one training, on three machines and on four cores: one after another."""
+    text = TEAM.replace("{name: a, count: 3}", "{name: a, snapshots: 4}")
+    assert on(text, tmp_path).hours == pytest.approx(STARTING + HOURS)
+    made = plan.make(team_of(text), Store(tmp_path / "store"), tmp_path)
+    alone = plan.make(team_of(TEAM.replace("count: 3", "seed: 1")), Store(tmp_path / "store"), tmp_path)
+    assert estimate.here(made, 4)[0] == pytest.approx(estimate.here(alone, 4)[0])
+
+
+def test_fits_of_two_cores_take_turns_on_two(tmp_path: Path) -> None:
+    one, two = (
+        estimate.here(plan.make(team_of(TEAM + f"resources: {{cpus: {cpus}}}\n"), Store(tmp_path / "store"), tmp_path), 2)[0]
+        for cpus in (1, 2)
+    )
+    assert two == pytest.approx(2 * one)
 
 
 def test_own_machines_say_nothing_before_they_run(tmp_path: Path) -> None:

@@ -80,10 +80,37 @@ def test_what_is_another_search_and_what_is_not(tmp_path: Path) -> None:
     assert signature((TEXT % SEARCH) + "train: {epochs: 7}\n") != same
 
 
+def test_what_failed_is_tried_again_where_too_little_is_left_and_else_is_not(tmp_path: Path) -> None:
+    store = FakeStore(tmp_path / "store")
+
+    def failing(states: list[str]) -> Search:
+        one = next(iter(search.searches(team(), store, tmp_path).values()))
+        tried(one)
+        for known, state in zip(one.trials.values(), states, strict=True):
+            known.state = state
+        one.save()
+        return next(iter(search.searches(team(), store, tmp_path).values()))
+
+    assert failing(["done", "done", "failed"]).left == 0
+    again = failing(["failed", "done", "failed"])
+    assert (again.left, [one.state for one in again.trials.values()]) == (2, ["done"])
+
+
+def test_two_sweeps_do_not_search_the_same_at_once(tmp_path: Path) -> None:
+    store = FakeStore(tmp_path / "store")
+    one, other = (next(iter(search.searches(team(), store, tmp_path).values())) for _ in range(2))
+    with one.held():
+        with pytest.raises(ConclaveError, match="another sweep is at it"):
+            search.resolved(team(), store, tmp_path, (), tried)
+        tried(one)
+    with other.held():
+        assert other.left == 0, "what the first found is found"
+
+
 def test_too_few_trials_are_told(tmp_path: Path) -> None:
     one = next(iter(search.searches(team(), FakeStore(tmp_path / "store"), tmp_path).values()))
     one.trials[one.add(dict(CHOICES[0]))].state = "failed"
-    with pytest.raises(ConclaveError, match="search of b: 0 trials came to an end, and 2 are to be kept"):
+    with pytest.raises(ConclaveError, match="search of b: 0 of 1 trials came to an end without an error, and 2 are to be kept"):
         one.best()
     assert one.left == 2
 
