@@ -73,7 +73,7 @@ def _trouble(uri: str) -> str | None:
     scheme = urlparse(uri).scheme
     if scheme == "sqlite":
         return None
-    if scheme in ("", "file"):
+    if scheme == "file" or (not scheme and uri != "databricks"):
         return "is a folder, which MLflow keeps no runs in any more; sqlite:///PATH is a file for them"
     if scheme in ("http", "https"):
         try:

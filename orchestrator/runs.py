@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from orchestrator import plan
 from orchestrator.home import Home, SweepFolder
@@ -47,9 +48,8 @@ class Runs:
     def open(cls, team_file: Path, todo: Plan, folder: SweepFolder, uri: str, home: Home, restart: Sequence[str] = ()) -> Runs:
         """Continue the sweep's runs, or create experiment and runs. The database is made here, by the driver alone."""
         team, tracking, state = todo.team, Tracking(uri), folder.state()
-        local = home.artifacts if uri == home.tracking_uri else None
         known = state if state.get("tracking_uri") == uri and tracking.alive(state.get("parent_run_id")) else {}
-        experiment = known.get("experiment_id") or tracking.experiment(team.tracking.experiment or team.name, local)
+        experiment = known.get("experiment_id") or tracking.experiment(team.tracking.experiment or team.name, _beside(uri))
         parent = known.get("parent_run_id") or tracking.start(
             experiment, team.name, {"team": team.name, "role": "sweep", "state": "running"}
         )
@@ -276,6 +276,12 @@ class Runs:
                 "settings": self.todo.settings(),
             },
         )
+
+
+def _beside(uri: str) -> Path | None:
+    """Where artifacts go: beside a database that is a file, as in a home; a server says itself."""
+    place = urlparse(uri)
+    return Path(place.path[1:]).absolute().parent / "artifacts" if place.scheme == "sqlite" else None
 
 
 def _now() -> int:

@@ -495,6 +495,7 @@ def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
     monkeypatch.setenv("CONCLAVE_TRACKING_URI", other.uri)
     again = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert (again.exit_code, again.summary["trained"], again.summary["unsent"]) == (0, 0, 0)
+    assert (tmp_path / "artifacts").is_dir(), "beside that database, and not wherever the command was given"
     runs = other.client.search_runs([other.experiment("tiny", None)])
     assert len(runs) == 7
     assert {run.info.status for run in runs} == {"FINISHED"}
