@@ -89,8 +89,8 @@ def _until(one: Seconds, fold: int | None) -> float:
 
 
 def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[str, Seconds]) -> Row | None:
-    """The best vote of the team's networks that `paid` seconds trained: full fits first, then fold fits, and of these as many as
-    *fuse* likes best, for fold fits of few epochs may be no help.
+    """The best vote of the team's networks that `paid` seconds trained: full fits first, then fold fits, and of these as many
+    rounds as *fuse* likes best, for fold fits of few epochs may be no help.
 
     `networks` of those `affordable`. None where not one is, or where the fold fits' outputs are not there.
     """
@@ -108,10 +108,9 @@ def matched(fusion: Fitted, paid: float, gathered: Gathered, seconds: Mapping[st
     affordable = int((np.cumsum(costs) <= paid * (1 + 1e-9)).sum())
     if not affordable:
         return None
-    votes = [_vote([on_fuse for on_fuse, _ in networks[:count]]) for count in range(1, affordable + 1)]
-    losses = [float(calibrated_losses(logs(vote), fuse.labels).sum()) for vote in votes]
-    count = 1 + int(np.argmin(losses))
-    on_fuse, on_test = votes[count - 1], _vote([on_test for _, on_test in networks[:count]])
+    votes = {n: _vote([one for one, _ in networks[:n]]) for n in (*range(len(members), affordable, len(members)), affordable)}
+    count = min(votes, key=lambda n: float(calibrated_losses(logs(votes[n]), fuse.labels).sum()))
+    on_fuse, on_test = votes[count], _vote([one for _, one in networks[:count]])
     temperature = fit_temperature(logs(on_fuse), fuse.labels)
     row: Row = {"networks": count, "affordable": affordable, "test": None}
     row["fuse"] = scores(apply_temperature(on_fuse, temperature), fuse.labels)
