@@ -166,15 +166,15 @@ class PlainMeta:
 def learn_plain(table: Table, folds: Labels | None) -> PlainMeta:
     """The logistic regression on a table's log-probabilities; its gain by another one, fitted without the first of the folds."""
     x = meta_features(table.logits, np.ones(len(table.logits)))
-    coef, intercept = _regression(x, table.labels, table.logits.shape[-1])
+    count = table.logits.shape[-1]
     gained = 0.0
     if folds is not None:
         kept, out = _splits(folds)[0]
-        inner, bias = _regression(x[kept], table.labels[kept], table.logits.shape[-1])
+        coef, intercept = _regression(x[kept], table.labels[kept], count)
         held = table.take(out)
-        ours = calibrated_losses(x[out] @ inner.T + bias, held.labels)
+        ours = calibrated_losses(x[out] @ coef.T + intercept, held.labels)
         gained = float((calibrated_losses(uniform(held), held.labels) - ours).mean())
-    return PlainMeta(coef, intercept, gained)
+    return PlainMeta(*_regression(x, table.labels, count), gained)
 
 
 def uniform(table: Table) -> Floats:
@@ -197,15 +197,14 @@ def _splits(folds: Labels) -> Splits:
 def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
     """Coefficients (count, D) and intercept (count,), of all classes, whichever the rows have."""
     seen = np.unique(y)
-    full, bias = np.zeros((count, x.shape[1])), np.full(count, np.log(TINY))
-    if len(seen) == 1:
-        bias[seen] = 0.0
-        return full, bias
-    model = _fitted(x, y, len(seen))
-    coef, intercept = model.coef_, model.intercept_
+    coef, intercept = np.zeros((1, x.shape[1])), np.zeros(1)
+    if len(seen) > 1:
+        model = _fitted(x, y, len(seen))
+        coef, intercept = model.coef_, model.intercept_
     if len(seen) == 2 and len(coef) == 1:  # scikit-learn gives one row for two classes
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
-    full[model.classes_], bias[model.classes_] = coef, intercept
+    full, bias = np.zeros((count, x.shape[1])), np.full(count, np.log(TINY))
+    full[seen], bias[seen] = coef, intercept
     return full, bias
 
 
