@@ -17,7 +17,7 @@ from fusion.calibration import apply_temperature, logs, nll
 from fusion.export import load
 from fusion.outputs import softmax
 from fusion.session import session
-from orchestrator import pipeline
+from orchestrator import pipeline, result_commands
 from orchestrator.home import Home
 from orchestrator.pools import inline_pool
 from tests.conftest import TEAM, snapshot
@@ -513,22 +513,24 @@ def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
     assert Home(tmp_path / "home").sweep("tiny").details()["candidates"]["vote"]["money"]["spot"] > 0
 
 
-def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = done
-    cases = {
-        ("--outputs", "nowhere/x.npz"): "its folder is not there",
-        ("--outputs", "home"): "is a folder",
-        ("--method", "vote", "--out", "nowhere/x.onnx"): "its folder is not there",
-        ("--method", "vote", "--out", "x.json"): "name the model itself .onnx",
-        ("--method", "student"): "can't be made of what this sweep trained",
-        ("--method", "stakc"): "not in this sweep",
-    }
-    for words, expected in cases.items():
-        before = snapshot(folder)
-        assert expected in conclave("export", "tiny", *words, "--home", "home", cwd=folder, code=2).stderr
-        assert snapshot(folder) == before
-    conclave("export", "tiny", "--method", "stack_plain", "--out", "plain.onnx", "--home", "home", cwd=folder)
-    assert (folder / "plain.onnx").is_file(), "any fusion, whether the team file names it or not"
+def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done[0])
+    cases = (
+        ({"outputs": "nowhere/x.npz"}, "its folder is not there"),
+        ({"outputs": "home"}, "is a folder"),
+        ({"method": "vote", "out": "nowhere/x.onnx"}, "its folder is not there"),
+        ({"method": "vote", "out": "x.json"}, "name the model itself .onnx"),
+        ({"method": "student"}, "can't be made of what this sweep trained"),
+        ({"method": "stakc"}, "not in this sweep"),
+    )
+    before = snapshot(Path())
+    for words, expected in cases:
+        options: dict[str, Any] = {k: v if k == "method" else Path(v) for k, v in words.items()}
+        with pytest.raises(Rejected, match=expected):
+            result_commands.export("tiny", **options, home=Path("home"))
+    assert snapshot(Path()) == before
+    result_commands.export("tiny", method="stack_plain", out=Path("plain.onnx"), home=Path("home"))
+    assert Path("plain.onnx").is_file(), "any fusion, whether the team file names it or not"
 
 
 def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(

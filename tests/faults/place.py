@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import psutil
 
 from tests.conftest import snapshot
+from workers import checkpoint
 from workers.tracking import Tracking
 
 TEAM = """\
@@ -339,3 +340,10 @@ def begun(home: Path) -> list[str]:
     """What somebody began to write and nobody removed."""
     hidden = [p for p in (*home.rglob(".*"), *home.parent.glob(".conclave-*")) if p.name not in (".lock", ".holder")]
     return [str(p) for p in (*hidden, *(f.parent / "checkpoint" for f in home.glob("jobs/*/fit"))) if p.exists()]
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """A manifest that says something else, its checksum made right."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checkpoint._sha256(manifest)}))

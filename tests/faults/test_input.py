@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.faults.place import TEAM, Place
+from tests.faults.place import TEAM, Place, rewrite
 from tests.workers.test_data import bad_tar, huge_png, not_utf8, picture, symlink_loop, too_few, tree, truncated
+from workers import checkpoint
 
 FOLDER = TEAM.replace("dataset: digits", "dataset: folder, root: images, image_size: 8, fuse_fraction: 0.2")
 
@@ -74,7 +73,7 @@ def test_members_that_count_the_classes_in_another_order_are_fused_by_name(place
 
 def _turn_classes_round(fit: Path) -> None:
     """The same member, had it been trained with its classes the other way round."""
-    manifest: dict[str, Any] = json.loads((fit / "manifest.json").read_text())
+    manifest = checkpoint.record(fit)
     for file in ("weights.safetensors", "outputs.safetensors"):
         tensors = load_file(fit / file)
         for name in tensors:
@@ -84,14 +83,11 @@ def _turn_classes_round(fit: Path) -> None:
                 tensors[name] = tensors[name].flip(1).contiguous()
         save_file(tensors, fit / file)
         manifest["files"][file] = hashlib.sha256((fit / file).read_bytes()).hexdigest()
-    manifest["classes"] = manifest["classes"][::-1]
-    (fit / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(fit, files=manifest["files"], classes=manifest["classes"][::-1])
 
 
 def test_an_artifact_of_other_classes_is_not_fused(place: Place) -> None:
     place.sweep("--inline")
-    path = place.fits()["b"] / "fit/manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "classes": [f"x{i}" for i in range(10)]}))
+    rewrite(place.fits()["b"] / "fit", classes=[f"x{i}" for i in range(10)])
     place.command("fuse", "tiny", "--home", "home", code=1)
     assert "member b knows other classes than the data" in place.said()

@@ -20,7 +20,7 @@ from orchestrator import pipeline
 from orchestrator.home import Home
 from orchestrator.pools import inline_pool
 from tests.conftest import snapshot
-from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, same, weights
+from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, rewrite, same, weights
 from workers import checkpoint, trainer
 from workers.artifact import MemberArtifact
 from workers.errors import ConclaveError, Corrupt
@@ -93,13 +93,6 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def _rewrite(folder: Path, **changes: object) -> None:
-    """A manifest that says something else, its checksum made right."""
-    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
-    del manifest["sha256"]
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checkpoint._sha256(manifest)}))
-
-
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -140,7 +133,7 @@ def test_a_checkpoint_of_another_fit_is_refused(place_of: Callable[[str], Place]
     place = place_of(THREE)
     _cut_off(place)
     for folder in place.checkpoints("a"):
-        _rewrite(folder, owner="somebody")
+        rewrite(folder, owner="somebody")
     assert "belongs to another fit (somebody)" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
 
 
@@ -154,7 +147,7 @@ def test_a_manifest_that_says_something_else_is_noticed(change: dict[str, int], 
     if "micro_batch" in change:
         (last / "manifest.json").write_text(json.dumps({**written, **change}))
     else:
-        _rewrite(last, **change)
+        rewrite(last, **change)
     result = place.fit()
     assert result["resumed_from"] == 1
     equal(result, whole)
@@ -168,7 +161,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(place_of: Callable[[str
     for ours, theirs in zip(place.checkpoints("a"), wide.checkpoints("a"), strict=True):
         shutil.rmtree(ours)
         shutil.copytree(theirs, ours)
-        _rewrite(ours, owner=owner)
+        rewrite(ours, owner=owner)
     assert "not a checkpoint of this network" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
 
 
@@ -264,7 +257,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(place: Place, monkeypatch: 
     for name in ("weights", "outputs"):
         (fit / f"{name}.safetensors").write_bytes(evil)
         files = {**checkpoint.record(fit)["files"], f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
-        _rewrite(fit, files=files)
+        rewrite(fit, files=files)
     with pytest.raises(Corrupt):
         MemberArtifact(fit.parent).weights()
     with pytest.raises(Corrupt):
