@@ -77,6 +77,11 @@ class SweepFolder:
     def summary(self) -> dict[str, Any]:
         return _json(self.path / "summary.json")
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether a run later than the one that the summary tells of is under way, or did not end."""
+        return self.summary().get("state") == "done" and self.state().get("fingerprint") is None
+
     def details(self) -> dict[str, Any]:
         """What the report shows beyond the summary."""
         return _json(self.path / "fusion.json")

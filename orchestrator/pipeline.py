@@ -54,9 +54,7 @@ class Result:
 def sweep(team_file: Path, options: Options) -> Result:
     """Train what isn't done, fuse, export, report. Raises Rejected before anything was written."""
     team = config.load(team_file, options.data)
-    known = [m.name for m in team.recipes]
-    for name in set(options.restart) - set(known):
-        raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
+    team.check_names("--restart", options.restart)
     if options.make_search is None and (searched := [m.name for m in team.members if m.search]):
         raise Rejected(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = preflight.tracked_at(team.tracking, options.home, options.say)

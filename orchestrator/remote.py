@@ -44,9 +44,7 @@ def sweep(team_file: Path, remote: Remote, ended: Callable[[], None] = lambda: N
     Raises Rejected before any machine starts. `ended` is called once they may run, whatever comes then.
     """
     team = config.load(team_file)
-    known = [member.name for member in team.recipes]
-    for name in set(remote.restart) - set(known):
-        raise Rejected(f"--restart {name}: no such member; there are {', '.join(known)}.")
+    team.check_names("--restart", remote.restart)
     with tempfile.TemporaryDirectory() as work:
         folder = bundle(team, team_file, Path(work))
         try:

@@ -126,7 +126,7 @@ def write(
 def smallest_difference(details: dict[str, Any]) -> float | None:
     """What the *test* rows can show of the recommended fusion; of any of them, where none is recommended."""
     candidates, recommended = details["candidates"], details["recommended"]
-    asked = [recommended] if recommended not in details["diversity"]["confusion"] else list(candidates)
+    asked = list(candidates) if recommended == details["best_single"] else [recommended]
     return max((candidates[name].get("detectable") or 0.0 for name in asked), default=0.0) or None
 
 

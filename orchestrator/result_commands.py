@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.options import DEFAULT_HOME, AsJson, HomeDir, SweepName
 from workers.errors import Rejected
+
+if TYPE_CHECKING:
+    from orchestrator.home import SweepFolder
 
 app = typer.Typer()
 
@@ -84,47 +87,63 @@ def export(
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
-    import shutil
-    from dataclasses import replace
-
-    from fusion.names import KNOWN
     from orchestrator.home import Home
 
     folder = Home(home).existing(name)
     if method is None and outputs is None:
         raise Rejected("export: say what: --method NAME for a model, or --outputs FILE.npz.")
     target = out or Path(f"{name}-{method}.onnx")
-    for option, path in (("--outputs", outputs), ("--out", target if method else None)):
-        if path and (path.is_dir() or not path.resolve().parent.is_dir()):
-            raise Rejected(f"{option} {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}. Name a file.")
+    if outputs:
+        _can_be_written("--outputs", outputs)
+    if method:
+        _can_be_written("--out", target)
     if method and target.suffix in (".json", ".safetensors"):
         raise Rejected(f"--out {target}: the model's torch form goes to files of these names; name the model itself .onnx.")
-    if outputs is not None:
-        if not folder.outputs.is_file():
-            raise Rejected(f"sweep {name}: not fused yet. Run `conclave sweep` first.")
-        try:
-            shutil.copyfile(folder.outputs, outputs)
-        except OSError as error:
-            raise Rejected(f"--outputs {outputs}: can't be written ({error.strerror}).") from None
-        print(f"{outputs} is written.")
-    if method is not None:
-        from orchestrator import refit
-        from orchestrator.fusing import prepare, write_integers, write_model
+    if outputs:
+        _export_outputs(folder, outputs)
+    if method:
+        _export_model(home, name, method, target, int8)
 
-        request = refit.request_of(home, name)
-        if method not in (*request.members, *KNOWN):
-            raise Rejected(f"--method {method}: not in this sweep; there are {', '.join((*request.members, *KNOWN))}.")
-        made = prepare(replace(request, fusions=() if method in request.members else (method,)))
-        if method not in made.fitted:
-            raise Rejected(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
-        try:
-            difference = write_model(request, made, method, target)
-        except OSError as error:
-            raise Rejected(f"--out {target}: can't be written ({error.strerror}).") from None
-        print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
-        if int8:
-            small = target.with_suffix(".int8.onnx")
-            print(f"{small} is written: right on {write_integers(request, made, target, small)}.")
+
+def _can_be_written(option: str, path: Path) -> None:
+    """Before anything is fitted for it."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        raise Rejected(f"{option} {path}: {'is a folder' if path.is_dir() else 'its folder is not there'}. Name a file.")
+
+
+def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
+    import shutil
+
+    if not folder.outputs.is_file():
+        raise Rejected(f"sweep {folder.path.name}: not fused yet. Run `conclave sweep` first.")
+    try:
+        shutil.copyfile(folder.outputs, outputs)
+    except OSError as error:
+        raise Rejected(f"--outputs {outputs}: can't be written ({error.strerror}).") from None
+    print(f"{outputs} is written.")
+
+
+def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) -> None:
+    from dataclasses import replace
+
+    from fusion.names import KNOWN
+    from orchestrator import refit
+    from orchestrator.fusing import prepare, write_integers, write_model
+
+    request = refit.request_of(home, name)
+    if method not in (*request.members, *KNOWN):
+        raise Rejected(f"--method {method}: not in this sweep; there are {', '.join((*request.members, *KNOWN))}.")
+    made = prepare(replace(request, fusions=() if method in request.members else (method,)))
+    if method not in made.fitted:
+        raise Rejected(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
+    try:
+        difference = write_model(request, made, method, target)
+    except OSError as error:
+        raise Rejected(f"--out {target}: can't be written ({error.strerror}).") from None
+    print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
+    if int8:
+        small = target.with_suffix(".int8.onnx")
+        print(f"{small} is written: right on {write_integers(request, made, target, small)}.")
 
 
 @app.command(epilog="Example: `conclave report digits`")
@@ -140,7 +159,7 @@ def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = Fals
     if as_json:
         print(json.dumps({**summary, "details": folder.details()}))
     else:
-        if summary.get("state") == "done" and folder.state().get("fingerprint") is None:
+        if folder.overtaken:
             print("A later run of this sweep is under way, or did not end; this is of the one before:")
         print_summary(Home(home), summary)
 

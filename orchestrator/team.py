@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from fusion.names import DEFAULT, KNOWN, STACKS, Fusion
+from workers.errors import Rejected
 from workers.resources import Resources
 from workers.spec import DataSpec, MemberSpec, StudentSpec, TrainSpec
 from workers.strict import Name, Strict
@@ -118,6 +120,12 @@ class Team(Strict):
     def recipes(self) -> tuple[MemberSpec, ...]:
         """The members, and the student where there is one."""
         return (*self.members, *([self.student] if self.student else []))
+
+    def check_names(self, option: str, names: Iterable[str]) -> None:
+        """Raises Rejected where one of them is no member, nor the student."""
+        known = [member.name for member in self.recipes]
+        for name in set(names) - set(known):
+            raise Rejected(f"{option} {name}: no such member; there are {', '.join(known)}.")
 
     @property
     def folds(self) -> int:

@@ -74,7 +74,7 @@ def plan(
     made = planning.make(found.team, store, home, paths)
     rows = [(f"{one.label} search: {one.left} of {one.space.trials} trials", "to do") for one in found.searches if one.left]
     rows += [(job.label, "done" if job.signature in made.done else "to do") for job in made.jobs]
-    searching = " after the search, which is not counted" if found.searches and any(one.left for one in found.searches) else ""
+    searching = " after the search, which is not counted" if any(one.left for one in found.searches) else ""
     _show_plan(rows, _time(made, cluster) + searching if made.todo else "nothing to do", as_json)
 
 
@@ -206,9 +206,8 @@ def status(
             for member, signatures in folder.state()["members"].items()
         }
         summary = folder.summary()
-        newer = summary.get("state") == "done" and folder.state().get("fingerprint") is None
         found[sweep_name] = {
-            "state": "unfinished" if newer else summary.get("state", "unfinished"),
+            "state": "unfinished" if folder.overtaken else summary.get("state", "unfinished"),
             "recommended": summary.get("recommended"),
             "members": members,
         }

@@ -30,10 +30,13 @@ def walk(root: Path) -> Iterator[Entry]:
     """Every regular file below `root` (a folder or an archive), folders in the order of their names."""
     if root.is_dir():
         yield from _folder(root, root, ())
-    elif root.name.lower().endswith(".zip"):
-        yield from _zip(root)
-    else:
-        yield from _tar(root)
+        return
+    try:
+        yield from _zip(root) if root.name.lower().endswith(".zip") else _tar(root)
+    except Rejected:
+        raise
+    except Exception as error:  # a damaged stream raises what its compression raises
+        raise Rejected(f"{root}: not a readable archive ({error}). Make it again, or fetch it again.") from None
 
 
 def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry]:
@@ -55,39 +58,29 @@ def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry
 
 
 def _tar(path: Path) -> Iterator[Entry]:
-    try:
-        with tarfile.open(path, mode="r|*") as archive:
-            total = 0
-            for count, info in enumerate(archive):
-                name = _safe(info.name, path, count)
-                if info.issym() or info.islnk():
-                    raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
-                if info.isfile():
-                    total = _bounded(info.size, total, name, path)
-                    content = archive.extractfile(info)
-                    assert content is not None
-                    yield name, content.read()
-    except Rejected:
-        raise
-    except Exception as error:  # a damaged stream raises what its compression raises
-        raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
+    with tarfile.open(path, mode="r|*") as archive:
+        total = 0
+        for count, info in enumerate(archive):
+            name = _safe(info.name, path, count)
+            if info.issym() or info.islnk():
+                raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
+            if info.isfile():
+                total = _bounded(info.size, total, name, path)
+                content = archive.extractfile(info)
+                assert content is not None
+                yield name, content.read()
 
 
 def _zip(path: Path) -> Iterator[Entry]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = 0
-            for count, info in enumerate(archive.infolist()):
-                name = _safe(info.filename, path, count)
-                if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                    raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
-                if not info.is_dir():
-                    total = _bounded(info.file_size, total, name, path)
-                    yield name, archive.read(info)
-    except Rejected:
-        raise
-    except Exception as error:  # a damaged stream raises what its compression raises
-        raise Rejected(f"{path}: not a readable archive ({error}). Make it again, or fetch it again.") from None
+    with zipfile.ZipFile(path) as archive:
+        total = 0
+        for count, info in enumerate(archive.infolist()):
+            name = _safe(info.filename, path, count)
+            if (info.external_attr >> 16) & 0o170000 == 0o120000:
+                raise Rejected(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
+            if not info.is_dir():
+                total = _bounded(info.file_size, total, name, path)
+                yield name, archive.read(info)
 
 
 def _safe(name: str, archive: Path, count: int) -> str:

@@ -17,8 +17,7 @@ def resolve_precision(asked: str, device: torch.device) -> str:
     if asked != "auto":
         return asked
     if device.type == "cuda":
-        emulated = False  # a T4 would emulate it, and be slower than in float32
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=emulated) else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"  # a T4 would emulate it
     return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bf16_units() else "float32"
 
 

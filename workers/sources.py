@@ -96,15 +96,16 @@ class Source:
     def _folder(self, root: Path) -> Iterator[Item]:
         """Class-per-folder images. `val/` stands in where there is no `test/`; else it is left out."""
         held: list[Item] = []
-        first = None
+        first: PurePosixPath | None = None
+        prefix: PurePosixPath | None = None
         tested = False
         for name, content in walk(root):
             path = PurePosixPath(name)
             if not is_image(name) or path.parts[0] == MAC_FOLDER:
                 self.skipped += 1
                 continue
-            first = path if first is None else first
-            prefix = _prefix(first)
+            if first is None:
+                first, prefix = path, _prefix(path)
             if prefix and not path.is_relative_to(prefix):
                 raise Rejected(
                     f"{root}: {name} is not in {prefix}/, as {first} is: is {prefix} a class, or a folder around all classes? "

@@ -37,7 +37,7 @@ def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
 
 def test_the_smallest_difference_is_said_where_no_fusion_is_recommended() -> None:
     candidates = {"a": {"detectable": 0.0}, "b": {"detectable": 0.02}, "vote": {"detectable": 0.01}}
-    details = {"candidates": candidates, "diversity": {"confusion": {"a": [], "b": []}}, "recommended": "a"}
+    details = {"candidates": candidates, "best_single": "a", "recommended": "a"}
     assert smallest_difference(details) == 0.02
     assert smallest_difference({**details, "recommended": "vote"}) == 0.01
     assert smallest_difference({**details, "candidates": {"a": {}}}) is None
