@@ -1,7 +1,8 @@
 """What a table keeps of its fits, small enough to commit, and what the fusions read of it.
 
-A fit's file holds float32 logits on *fuse*, on *test* and, of a fold fit, on the rows held out from it; of a full fit also
-float16 features and the head; and the record of its training. `rows.npz` holds labels, classes and the split, for all of them.
+A fit's file holds float16 logits on *fuse*, on *test* and, of a fold fit, on the rows held out from it; and the record of its
+training. `rows.npz` holds labels, classes and the split, for all of them. Features are too large to keep, so `concat.npz` holds
+the probabilities of the concatenation head, which needs them.
 """
 
 from __future__ import annotations
@@ -48,12 +49,6 @@ class KeptFit:
     def logits(self, part: str) -> Floats:
         return self[f"{part}_logits"].astype(np.float64)  # type: ignore[no-any-return]
 
-    def features(self, part: str) -> Any:
-        return self[f"{part}_features"].astype(np.float32)
-
-    def head(self) -> tuple[Floats, Floats]:
-        return self["head_weight"].astype(np.float64), self["head_bias"].astype(np.float64)
-
     def recipe(self) -> dict[str, Any]:
         return {key: value for key, value in self.record["member"].items() if key not in (*NO_RECIPE, "seed")}
 
@@ -80,12 +75,7 @@ class KeptFits:
             wanted["oof"] = parts.fit[parts.folds == job.fold]
         for part, rows in wanted.items():
             assert np.array_equal(outputs[f"{part}_rows"].numpy(), rows)
-            arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float32)
-            if job.fold is None:
-                arrays[f"{part}_features"] = outputs[f"{part}_features"].numpy().astype(np.float16)
-        if job.fold is None:
-            weights = artifact.weights()
-            arrays |= {"head_weight": weights["head.weight"].numpy(), "head_bias": weights["head.bias"].numpy()}
+            arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float16)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.of(job.label).path
         partial = path.with_name(f".{path.name}")
@@ -110,18 +100,17 @@ class KeptFits:
 
         def table(part: str) -> Table:
             logits = np.stack([fit.logits(part) for fit in full.values()])
-            features = tuple(fit.features(part) for fit in full.values())
             missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
             every = [np.stack([f.logits(part) for f in fold_fits[n]]) if n in fold_fits else missing for n in full]
             taught = None if student is None else student.logits(part)
-            return Table(logits, features, labels[rows[part]], np.stack(every) if fold_fits else None, taught)
+            return Table(logits, (), labels[rows[part]], np.stack(every) if fold_fits else None, taught)
 
         recipes = [fit.recipe() for fit in full.values()]
         evidence = Evidence(
             table("fuse"),
             _oof(list(fold_fits.values()), folds, labels[rows["fit"]]),
             folds,
-            tuple(fit.head() for fit in full.values()),
+            (),
             tuple(i for i, name in enumerate(full) if name in fold_fits),
             all(recipe == recipes[0] for recipe in recipes),
         )

@@ -7,7 +7,7 @@ read here, for the table.
 
     python -m benchmarks.table train [FIT ...]     # plain, "plain fold 0", ...; all that is missing where left out
     python -m benchmarks.table cost                # seconds an image of each recipe, interleaved
-    python -m benchmarks.table tune                # concat_tuned, which needs the members' weights: where they are at hand
+    python -m benchmarks.table concat              # concat's probabilities, which need features: after `train`, where it ran
     python -m benchmarks.table                     # results/table.json and the table on screen
 """
 
@@ -28,13 +28,13 @@ import torch
 
 from benchmarks.kept import KeptFits, training_of
 from benchmarks.machine import describe, write_result
+from fusion.calibration import logs
 from fusion.compare import Seconds, compare
 from fusion.diversity import diversity
 from fusion.fit import Fitted, best_single, fit_all, fit_one, recommend
 from fusion.names import KNOWN
-from fusion.outputs import Gathered, Table, gather
-from fusion.stages import with_stages
-from fusion.tuned import ConcatTuned
+from fusion.outputs import Gathered, Table, gather, softmax
+from fusion.concat import Concat
 from orchestrator import config, plan
 from orchestrator.machines import trainer_environment
 from orchestrator.plan import Plan
@@ -42,7 +42,6 @@ from workers import data
 from workers.artifact import MemberArtifact
 from workers.distill import Teacher
 from workers.models import build
-from workers.restore import restore
 from workers.splits import Split, split
 from workers.trainer import FitData, Trainer
 from workers.watcher import Watcher
@@ -52,7 +51,7 @@ HERE = Path(__file__).parent
 NAME = os.environ.get("CONCLAVE_TABLE", "table")  # table.yaml, or another team file that stands beside it
 TEAM = HERE / f"{NAME}.yaml"
 KEPT = KeptFits(HERE / "results" / NAME)
-TUNED = KEPT.folder / "concat_tuned.npz"
+CONCAT = KEPT.folder / "concat.npz"
 HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", f"{NAME}-runs"))
 COST_STEPS = 12
 
@@ -75,6 +74,8 @@ def train(labels: Sequence[str]) -> None:
             command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
             running.append(subprocess.Popen(command, env={**os.environ, **trainer_environment(1)}))
         time.sleep(1)
+    if all(MemberArtifact.of(job.home, job.signature).done for job in made.jobs if job.fold is None):
+        concat()
 
 
 def fit(label: str) -> None:
@@ -141,28 +142,26 @@ class KeptFusion:
         return self.on_test
 
 
-def tune() -> None:
-    """concat_tuned from the members' weights: its nested probabilities on *fuse*, and those on *test*."""
+def concat() -> None:
+    """Fit concat on the members' features; keep its nested probabilities on *fuse* and those on *test*."""
     made, parts = planned()
     root = {job.member.name: MemberArtifact.of(job.home, job.signature) for job in made.jobs if job.fold is None}
     members = [member.name for member in made.team.members]
     full = {name: root[name].root for name in members}
     labels = np.asarray(made.store.labels)
     found = gather(full, {}, made.store.classes, labels, parts.folds, parts.fit)
-    networks = [restore(root[name], made.store.classes, made.store.size) for name in members]
-    found = with_stages(found, networks, made.store.images)
-    fitted = fit_one("concat_tuned", ConcatTuned, found.evidence)
-    arrays = {"fuse": fitted.nested.astype(np.float32), "test": fitted.predict_proba(found.test).astype(np.float32)}
-    np.savez_compressed(TUNED, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
-    print(f"concat_tuned: penalty {fitted.method.penalty_:g}")
+    fitted = fit_one("concat", Concat, found.evidence)
+    arrays = {"fuse": logs(fitted.nested).astype(np.float16), "test": logs(fitted.predict_proba(found.test)).astype(np.float16)}
+    np.savez_compressed(CONCAT, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
+    print(f"concat: penalty {fitted.method.penalty_:g}")
 
 
 def fuse() -> None:
     found, seconds = gathered()
-    fitted = fit_all(found, KNOWN)
-    if TUNED.is_file() and list(np.load(TUNED)["members"]) == list(found.names):
-        tuned = np.load(TUNED)
-        fitted["concat_tuned"] = Fitted("concat_tuned", KeptFusion(tuned["test"].astype(float)), 1.0, tuned["fuse"].astype(float))
+    fitted = fit_all(found, [name for name in KNOWN if name != "concat"])
+    if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(found.names):
+        fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
+        fitted["concat"] = Fitted("concat", KeptFusion(test_rows), 1.0, fuse_rows)
     chosen, why = recommend(found, fitted)
     result = {
         "members": list(found.names),
@@ -170,6 +169,7 @@ def fuse() -> None:
         "why": why,
         "single": best_single(found, fitted),
         "rows": compare(found, fitted, seconds),
+        "taken_as_kept": [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)],
         "diversity": diversity(found.names, found.evidence.fuse),
     }
     write_result(NAME, "python -m benchmarks.table", result)
@@ -177,12 +177,13 @@ def fuse() -> None:
         points, (low, high), _ = row["against_single"]
         gain = f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
         print(f"{name:12} {row['test']['accuracy']:.2%}  NLL {row['test']['nll']:.4f}  {gain:24} {row['train_cost']:.2f}x")
+    print(f"Recomputed from the members' logits, except for {', '.join(result['taken_as_kept'])}: its probabilities were kept.")  # type: ignore[arg-type]
     print(json.dumps(describe()))
 
 
 def main() -> None:
     word, *more = [*sys.argv[1:], "fuse"] if len(sys.argv) < 2 else sys.argv[1:]
-    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "tune": tune, "fuse": fuse}[word]()
+    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "concat": concat, "fuse": fuse}[word]()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from fusion.names import KNOWN, STACKS
 from fusion.outputs import Evidence, Floats, Gathered, Table
 from fusion.score import nll_lower
 from fusion.stacking import Meta, PlainMeta, PlainStack, Stack, StackBag, learn, learn_plain
-from fusion.tuned import ConcatTuned
 from fusion.voting import Single, Student, Vote, VoteLogits
 from fusion.weighting import Weighted
 
@@ -36,7 +35,6 @@ METHODS: dict[str, Callable[[], Method]] = {
     "stack": Stack,
     "stack_plain": PlainStack,
     "concat": Concat,
-    "concat_tuned": ConcatTuned,
     "stack_bag": StackBag,
 }
 
@@ -77,8 +75,6 @@ def fit_all(gathered: Gathered, fusions: Sequence[str]) -> dict[str, Fitted]:
     fitted = {n: fit_one(n, lambda i=i: Single(i), evidence) for i, n in enumerate(gathered.names)}  # type: ignore[misc]
     for name in (n for n in KNOWN if n in fusions):
         if (name == "stack_bag" and not can_bag(evidence)) or (name == "student" and evidence.fuse.student is None):
-            continue
-        if name == "concat_tuned" and not evidence.stages:
             continue
         if name in STACKS and evidence.with_oof:
             fitted[name] = fit_one(name, learned.make(name), evidence.only(evidence.with_oof))

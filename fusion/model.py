@@ -15,8 +15,6 @@ from fusion.cascade import Cascade
 from fusion.concat import Concat
 from fusion.fit import Fitted
 from fusion.stacking import PlainStack, Stack, StackBag
-from fusion.stages import moved
-from fusion.tuned import ConcatTuned
 from fusion.voting import Student, VoteLogits
 from workers.augment import to_float
 from workers.models import Network
@@ -53,7 +51,7 @@ class LogitAverage(nn.Module):
 
 
 class Linear(nn.Module):
-    """One head on the concatenated features: concat, concat_tuned."""
+    """One head on the concatenated features: concat."""
 
     def __init__(self, coef: Tensor, intercept: Tensor) -> None:
         super().__init__()
@@ -182,8 +180,6 @@ class Networks(Generic[N]):
 def assemble(fitted: Fitted, networks: Networks[nn.Module]) -> FusedModel:
     """The fusion as a module."""
     combiner, members = _combiner(fitted.method, used_members(fitted, len(networks.full))), networks.used(fitted)
-    if isinstance(fitted.method, ConcatTuned):
-        members = [moved(cast(Network, m), stage) for m, stage in zip(members, fitted.method.stages_, strict=True)]
     return FusedModel(members, combiner, fitted.temperature).eval()
 
 
@@ -196,7 +192,7 @@ def used_members(fitted: Fitted, count: int) -> list[int]:
 
 
 def _combiner(method: Any, used: list[int]) -> nn.Module:
-    if isinstance(method, Concat | ConcatTuned):
+    if isinstance(method, Concat):
         return Linear(_float(method.coef_), _float(method.intercept_))
     if isinstance(method, Cascade):
         return Cascaded(_float(method.temperatures_), _float(method.threshold_))

@@ -24,8 +24,7 @@ class Table:
     """Outputs of M members on the same n rows: logits (M, n, C) float64, features M x (n, D_m) float32, labels (n,).
 
     `folds` (M, K, n, C) are the logits of the members' fold fits on the same rows, NaN for a member that has none of them;
-    None where no member has. `student` (n, C) are a student's logits, where there is one. `stages` M x (n, c, h, w) float32 is
-    what the members' last stages read, where a fusion trains these.
+    None where no member has. `student` (n, C) are a student's logits, where there is one.
     """
 
     logits: Floats
@@ -33,19 +32,18 @@ class Table:
     labels: Labels
     folds: Floats | None = None
     student: Floats | None = None
-    stages: tuple[Inputs, ...] = ()
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         folds = None if self.folds is None else self.folds[:, :, rows]
         student = None if self.student is None else self.student[rows]
-        features, stages = (tuple(x[rows] for x in of) for of in (self.features, self.stages))
-        return Table(self.logits[:, rows], features, self.labels[rows], folds, student, stages)
+        features = tuple(x[rows] for x in self.features)
+        return Table(self.logits[:, rows], features, self.labels[rows], folds, student)
 
     def only(self, members: Sequence[int]) -> Table:
         index = list(members)
         folds = None if self.folds is None else self.folds[index]
-        features, stages = (tuple(of[i] for i in index if of) for of in (self.features, self.stages))
-        return Table(self.logits[index], features, self.labels, folds, self.student, stages)
+        features = tuple(self.features[i] for i in index if self.features)
+        return Table(self.logits[index], features, self.labels, folds, self.student)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,6 @@ class Evidence:
     heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
     with_oof: tuple[int, ...] = ()  # the members that `oof` covers
     alike: bool = True  # whether the members' recipes differ in their seeds alone
-    stages: tuple[Any, ...] = ()  # the members' last stages (torch modules), where a fusion trains these
 
     def with_fuse(self, rows: NDArray[np.int64]) -> Evidence:
         """The same with some of the *fuse* rows only: what nested cross-validation refits on."""
@@ -67,8 +64,7 @@ class Evidence:
     def only(self, members: Sequence[int]) -> Evidence:
         """The same with some members only; `oof` covers exactly these already."""
         heads = tuple(self.heads[i] for i in members) if self.heads else ()
-        stages = tuple(self.stages[i] for i in members) if self.stages else ()
-        return replace(self, fuse=self.fuse.only(members), heads=heads, stages=stages)
+        return replace(self, fuse=self.fuse.only(members), heads=heads)
 
 
 @dataclass(frozen=True)

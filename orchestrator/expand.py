@@ -7,6 +7,7 @@ from typing import Any
 
 from fusion.names import DEFAULT
 from orchestrator.teamfile import Document, Path_
+from workers import legacy
 from workers.job import derive_seed
 from workers.spec import DataSpec, TrainSpec
 from workers.strict import NAME
@@ -25,6 +26,8 @@ NOT_A_STUDENTS = ("name", "count", "packed", "snapshots", "cycles", "cycle", "av
 
 def expand(document: Document, values: dict[str, Any], problems: list[tuple[int, str]]) -> tuple[dict[str, Any], list[int]]:
     """Merge defaults into members, expand `count`, derive seeds. Also gives each member's index in the file."""
+    problems += [(document.line(place), text) for place, text in legacy.removed_settings(values)]
+    values = legacy.without_removed(values)
     defaults = values.pop("defaults", None) or {}
     entries = values.get("members")
     if not isinstance(defaults, dict):
@@ -48,9 +51,7 @@ def expand(document: Document, values: dict[str, Any], problems: list[tuple[int,
             sources.append(index)
     _seed(values.get("seed", 0), members)
     _pack(members, sources)
-    concat, asked = values.get("concat"), values.get("fusion", DEFAULT)
-    if isinstance(concat, dict) and concat.get("finetune") is True and isinstance(asked, tuple) and "concat_tuned" not in asked:
-        values["fusion"] = asked = (*asked, "concat_tuned")
+    asked = values.get("fusion", DEFAULT)
     if "student" in values or (isinstance(asked, tuple) and "student" in asked):
         values["student"] = _student(document, values, defaults, problems)
     members, sources = _derived(members, sources)

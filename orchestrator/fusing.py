@@ -22,9 +22,9 @@ from fusion.names import STACKS
 from fusion.outputs import Gathered, gather
 from fusion.quantize import SEEN, Loss, loss, quantize
 from fusion.stacking import FEW_ROWS
-from fusion.stages import with_stages
 from orchestrator.home import SweepFolder
 from orchestrator.request import Request
+from workers import legacy
 from workers.artifact import MemberArtifact
 from workers.data import Store
 from workers.faults import reach
@@ -92,8 +92,6 @@ def prepare(request: Request) -> Prepared:
         return restore(MemberArtifact(root), store.classes, store.size, spec)
 
     members = [network(full[name], request.members[name]) for name in gathered.names]
-    if "concat_tuned" in request.fusions:
-        gathered = with_stages(gathered, members, store.images)
     fitted = fit_all(gathered, request.fusions)
     bagged = gathered.names if "stack_bag" in fitted else ()
     networks = Networks(
@@ -163,7 +161,7 @@ def _train_seconds(made: Prepared, searched: Mapping[str, float]) -> dict[str, S
 def _seconds(root: Path) -> tuple[float, float]:
     """Of a fit's own training, and of the cycles that it went on from."""
     record = MemberArtifact(root).manifest()
-    return float(record["train_seconds"]), float(record.get("seconds_before", 0.0))
+    return float(record["train_seconds"]), legacy.seconds_before(record)
 
 
 def _table(made: Prepared, request: Request) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import Any
 from urllib.parse import urlparse
 
 from orchestrator.home import Home
@@ -32,23 +31,12 @@ def networks(team: Team, paths: Sequence[str]) -> None:
                     f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
                     "Take concat out of `fusion:`, or give another network."
                 )
-            if "concat_tuned" in team.fusion and member in team.members and not _has_stages(network):
-                problems.append(
-                    f"member {member.name}: {member.arch} is no ResNet; concat_tuned trains the last stage of those. "
-                    "Leave `concat: {finetune: true}` out, or give another network."
-                )
         except Rejected as error:
             problems.append(str(error))
         except Exception as error:
             problems.append(f"member {member.name}: {member.arch} can't be built ({error}).")
     if problems:
         raise Rejected("\n".join(problems))
-
-
-def _has_stages(network: Any) -> bool:
-    from fusion.stages import tail
-
-    return tail(network) is not None
 
 
 def tracked_at(asked: Tracking, home: Home, say: Callable[[str], None]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers import legacy
 from workers.errors import Rejected
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Any]:
     from orchestrator import teamfile
 
     document = teamfile.read(path)
-    return document.values, document.root
+    return legacy.without_removed(document.values), document.root
 
 
 def fuse_apart(request: Request) -> dict[str, Any]:

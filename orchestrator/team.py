@@ -78,12 +78,6 @@ class OwnServer(Strict):
         return self.price / (self.years * 365.25 * 24 * self.use * self.trainers)
 
 
-class ConcatSpec(Strict):
-    """`finetune`: concat_tuned stands among the fusions too."""
-
-    finetune: bool = False
-
-
 class Team(Strict):
     """A whole team, resolved: members are expanded, merged with the defaults, and seeded."""
 
@@ -94,7 +88,6 @@ class Team(Strict):
     train: TrainSpec = TrainSpec()
     members: Annotated[tuple[MemberSpec, ...], BeforeValidator(_somebody)]
     fusion: tuple[Fusion, ...] = Field(DEFAULT, min_length=1)
-    concat: ConcatSpec = ConcatSpec()
     student: StudentSpec | None = None  # there where `fusion` asks for one
     resources: Resources = Resources()
     tracking: Tracking = Tracking()

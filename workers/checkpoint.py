@@ -19,6 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from workers import legacy
 from workers.errors import Corrupt
 from workers.faults import reach
 from workers.files import sync_folder, write_bytes
@@ -54,7 +55,7 @@ def record(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
             raise ValueError
         found: dict[str, Any] = content
-        if "sha256" in found and found.pop("sha256") != _sha256(found):
+        if legacy.has_own_checksum(found) and found.pop("sha256") != _sha256(found):
             raise ValueError
     except ValueError:
         raise Corrupt(f"{folder / MANIFEST}: damaged.") from None

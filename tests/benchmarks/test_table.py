@@ -32,15 +32,14 @@ def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: py
     theirs = gather(full, folds, made.store.classes, np.asarray(made.store.labels), parts.folds, parts.fit)
     assert (ours.names, ours.classes) == (theirs.names, theirs.classes)
     for mine, other in ((ours.evidence.fuse, theirs.evidence.fuse), (ours.test, theirs.test)):
-        assert np.array_equal(mine.logits, other.logits)
+        assert np.allclose(mine.logits, other.logits, rtol=1e-3, atol=1e-3), "float16"
         assert mine.folds is not None
-        assert np.array_equal(mine.folds, other.folds)
+        assert other.folds is not None
+        assert np.allclose(mine.folds, other.folds, rtol=1e-3, atol=1e-3)
         assert np.array_equal(mine.labels, other.labels)
-        assert np.allclose(mine.features[0], other.features[0], rtol=1e-3, atol=1e-3), "float16"
     assert ours.evidence.oof is not None
     assert theirs.evidence.oof is not None
-    assert np.array_equal(ours.evidence.oof.logits, theirs.evidence.oof.logits)
-    assert np.array_equal(ours.evidence.heads[1][0], theirs.evidence.heads[1][0])
+    assert np.allclose(ours.evidence.oof.logits, theirs.evidence.oof.logits, rtol=1e-3, atol=1e-3)
     rows = len(parts.fit)
     assert seconds["b"].full == pytest.approx(3e-3 * rows * 2)
     assert sum(seconds["a"].folds) == pytest.approx(1e-3 * rows * 2), "two fits on one half each"

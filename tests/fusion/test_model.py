@@ -56,7 +56,7 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     evidence = Evidence(table, oof, rows % 4, heads, with_oof, alike)
     gathered = Gathered(("a", "b", "c"), ("x", "y", "z"), evidence, table, rows, rows, rows)
     fitted = fit_all(gathered, KNOWN)
-    absent = {"concat_tuned"} | (set() if with_oof else {"stack_bag"})  # has a test of its own: it needs the networks' stages
+    absent = set() if with_oof else {"stack_bag"}
     assert set(fitted) == {"a", "b", "c", *KNOWN} - absent
     for name, fusion in fitted.items():
         with torch.inference_mode():

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from orchestrator import config
 from orchestrator.cli import app
 from tests.golden.homes import NAMES, unpack
+from workers.errors import Rejected
 
 
 def run(*words: str) -> str:
@@ -21,7 +23,7 @@ def run(*words: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "tuned"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_home_of_version_0_1_is_read_and_nothing_is_trained_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,9 +50,7 @@ def test_a_home_of_version_0_1_is_read_and_nothing_is_trained_again(
 
 
 @pytest.mark.parametrize("name", ["plain", "snapshots", "swa", "pack", "student"])
-def test_a_home_of_version_0_1_is_fused_anew_without_training(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_of_version_0_1_is_fused_anew_without_training(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = unpack(name, tmp_path)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
@@ -61,3 +61,25 @@ def test_a_home_of_version_0_1_is_fused_anew_without_training(
     assert again["unsent"] == 0
     assert "weighted" in again["fusions"]
     assert os.path.getmtime(again["model"]) > os.path.getmtime(folder / "home" / "mlflow.db") - 3600
+
+
+def test_a_home_with_a_removed_fusion_still_opens_and_its_team_file_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpack("resnet", tmp_path)
+    monkeypatch.chdir(folder)
+    assert json.loads(run("status", "tuned", "--home", "home", "--json"))["tuned"]["state"] == "done"
+    assert "concat_tuned" in run("report", "tuned", "--home", "home")
+    assert set(json.loads(run("fuse", "tuned", "--home", "home", "--json"))["candidates"]) == {"a", "b", "vote"}
+    run("export", "tuned", "--method", "vote", "--out", "vote.onnx", "--home", "home")
+    with pytest.raises(
+        Rejected, match=r"tuned.yaml:8: concat.finetune asks for concat_tuned. concat_tuned was removed"
+    ) as refusal:
+        config.load(Path("tuned.yaml"))
+    assert "concat: unknown key" not in str(refusal.value)
+    text = Path("tuned.yaml").read_text()
+    Path("tuned.yaml").write_text(text.replace("concat: {finetune: true}\n", "").replace("[vote]", "[vote, concat_tuned]"))
+    with pytest.raises(Rejected, match=r"tuned.yaml:7: fusion: concat_tuned was removed"):
+        config.load(Path("tuned.yaml"))
+    Path("tuned.yaml").write_text(text.replace("concat: {finetune: true}\n", ""))
+    assert json.loads(run("sweep", "tuned.yaml", "--home", "home", "--json", "--inline").splitlines()[-1])["trained"] == 0

@@ -32,7 +32,9 @@ members:
 
 def machine() -> str:
     """Name what decides about the last bits of a training: torch, the instruction sets and the number of threads."""
-    sets = sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True and name.startswith(("avx", "amx")))
+    sets = sorted(
+        name for name, there in torch.cpu.get_capabilities().items() if there is True and name.startswith(("avx", "amx"))
+    )
     return f"torch {torch.__version__.split('+')[0]}; {' '.join(sets) or torch.backends.cpu.get_cpu_capability()}; 1 thread"
 
 
