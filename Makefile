@@ -49,8 +49,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tests/lock.py
+	$(BIN)/python scripts/lock.py
 
 # Writes the lock file from what is installed: after a deliberate change of versions, and never by hand.
 lock:
-	$(BIN)/python tests/lock.py --write
+	$(BIN)/python scripts/lock.py --write

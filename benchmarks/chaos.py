@@ -32,10 +32,12 @@ import onnx
 import psutil
 
 from benchmarks.machine import describe, write_result
-from orchestrator import config, teamfile
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
 from tests.faults.place import Place, begun, left, points, weights
-from workers import checkpoint
 from workers.errors import ConclaveError
+from workers.storage.manifest import read_manifest
+from workers.storage.tensor_folder import load_tensors
 
 LONGEST = 600.0  # seconds that one command may take
 KINDS = ("driver", "trainer", "trainer", "trainer", "fusion")
@@ -180,8 +182,8 @@ DELAYS = {"driver": 25.0, "trainer": 4.0, "fusion": 8.0}  # a start takes the dr
 def whole(home: Path) -> None:
     """Read everything that is there. Raises where a file is half-written."""
     for manifest in home.rglob("manifest.json"):
-        for name in checkpoint.record(manifest.parent)["files"]:
-            checkpoint.load(manifest.parent, name)
+        for name in read_manifest(manifest.parent)["files"]:
+            load_tensors(manifest.parent, name)
     for path in home.rglob("*.json"):
         json.loads(path.read_text())
     for path in home.rglob("*.onnx"):
@@ -242,7 +244,7 @@ def fuzz(count: int, seed: int, tally: Tally) -> Iterator[str]:
         text = mutated(draw, texts)
         tally.files += 1
         try:
-            config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+            config.resolve_team(teamfile.parse_document(text, Path("/somewhere/team.yaml")))
             yield "accepted"
         except ConclaveError as error:
             check(error.exit_code == 2 and bool(str(error)), seed, f"file {number}: exit {error.exit_code}")
@@ -258,8 +260,8 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     asked = parser.parse_args()
     tally, began = Tally(), time.monotonic()
-    judged = Counter(fuzz(asked.files, asked.seed, tally))
-    print(f"{tally.files} mutated team files: {dict(judged)}, no traceback", flush=True)
+    outcomes = Counter(fuzz(asked.files, asked.seed, tally))
+    print(f"{tally.files} mutated team files: {dict(outcomes)}, no traceback", flush=True)
     seeds = campaign(asked.seed, asked.kills, tally)
     result = {
         "kills": dict(tally.kills),
@@ -267,7 +269,7 @@ def main() -> None:
         "commands": tally.commands,
         "fits_compared": tally.fits,
         "metric_points_compared": tally.points,
-        "team_files": {"mutated": tally.files, **judged},
+        "team_files": {"mutated": tally.files, **outcomes},
         "seeds": seeds,
         "minutes": round((time.monotonic() - began) / 60, 1),
     }

@@ -12,11 +12,12 @@ import time
 import numpy as np
 
 from benchmarks.machine import write_result
-from fusion.compare import Seconds, compare
-from fusion.diversity import diversity
-from fusion.fit import fit_all
-from fusion.names import KNOWN
-from fusion.outputs import Evidence, Floats, Gathered, Table
+from fusion.methods.names import KNOWN
+from fusion.metrics.diversity import diversity
+from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
+from fusion.selection.compare import compare
+from fusion.selection.costs import TrainingCost
+from fusion.selection.fitting import fit_all
 
 MEMBERS, CLASSES, WIDTH, FOLDS = 10, 10, 512, 5
 FIT, FUSE, TEST = 45_000, 5_000, 10_000
@@ -31,9 +32,9 @@ def main() -> None:
     fitted = fit_all(gathered, KNOWN)
     seconds = {"fitting all": time.perf_counter() - began}
     began = time.perf_counter()
-    paid = {name: Seconds(1.0, (1.0,) * FOLDS) for name in (*gathered.names, "student")}
+    paid = {name: TrainingCost(1.0, (1.0,) * FOLDS) for name in (*gathered.names, "student")}
     compare(gathered, fitted, paid)
-    diversity(gathered.names, gathered.evidence.fuse)
+    diversity(gathered.names, gathered.inputs.fuse)
     seconds["comparing"] = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     result = {"seconds": seconds, "total": sum(seconds.values()), "peak_gib": most, "before_gib": before, "making": made}
@@ -41,7 +42,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def synthetic() -> Gathered:
+def synthetic() -> TeamPredictions:
     """Members that are right in about 85 % of the rows, alike in what they find hard."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, CLASSES, FIT + FUSE + TEST)
@@ -55,20 +56,22 @@ def synthetic() -> Gathered:
 
     fit, fuse, test = slice(0, FIT), slice(FIT, FIT + FUSE), slice(FIT + FUSE, FIT + FUSE + TEST)
 
-    def table(rows: slice) -> Table:
+    def table(rows: slice) -> Predictions:
         z = logits(rows)
         features = tuple(
             (z[m] @ np.linalg.pinv(heads[m][0]).T + 0.1 * draw.normal(size=(z.shape[1], WIDTH))).astype(np.float32)
             for m in range(MEMBERS)
         )
         folds = np.stack([logits(rows) for _ in range(FOLDS)], axis=1)
-        return Table(z, features, labels[rows], folds, z[0])
+        return Predictions(z, features, labels[rows], folds, z[0])
 
     folds = np.arange(FIT) % FOLDS
-    evidence = Evidence(table(fuse), Table(logits(fit), (), labels[fit]), folds, tuple(heads), tuple(range(MEMBERS)), alike=False)
+    inputs = FusionInputs(
+        table(fuse), Predictions(logits(fit), (), labels[fit]), folds, tuple(heads), tuple(range(MEMBERS)), alike=False
+    )
     names = tuple(f"m{i}" for i in range(MEMBERS))
     every = np.arange(len(labels))
-    return Gathered(names, tuple(map(str, range(CLASSES))), evidence, table(test), every[fit], every[fuse], every[test])
+    return TeamPredictions(names, tuple(map(str, range(CLASSES))), inputs, table(test), every[fit], every[fuse], every[test])
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.sweep import IMPORTS, planned
-from workers.models import build
-from workers.optim import make_optimizer
-from workers.spec import MemberSpec, TrainSpec
-from workers.trainer import FitData, Trainer
-from workers.watcher import Watcher
+from workers.config.specs import MemberSpec, TrainSpec
+from workers.models.build import build
+from workers.training.optimizers import make_optimizer
+from workers.training.trainer import Trainer, TrainingData, TrainingTask
 
 TURNS = 7
 JOBS, BATCH, SIDE = 500, 64, 32
@@ -46,7 +45,7 @@ def _seconds(work: Work) -> float:
 
 def help_over_imports() -> float:
     """`conclave --help` over importing the libraries of its command line."""
-    words = ([sys.executable, "-m", "orchestrator", "--help"], [sys.executable, "-c", IMPORTS])
+    words = ([sys.executable, "-m", "conclave", "--help"], [sys.executable, "-c", IMPORTS])
     first, second = (lambda w=w: subprocess.run(w, capture_output=True, check=True) for w in words)
     return ratio(first, second, 5)
 
@@ -70,9 +69,8 @@ def step_over_bare() -> float:
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8)
     rows, labels = torch.arange(BATCH), torch.arange(BATCH) % 10
     network = build(member, 10, SIDE).train()
-    one = Trainer(
-        network, FitData(images, labels, rows, None), member, TrainSpec(), 1, torch.device("cpu"), BATCH, None, Watcher(), 300
-    )
+    task = TrainingTask(TrainingData(images, labels, rows, None), member, TrainSpec(), 1, torch.device("cpu"))
+    one = Trainer(network, task, BATCH)
     bare = build(member, 10, SIDE).to(memory_format=one.format).train()
     optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=one.format)
 

@@ -68,7 +68,7 @@ def run(name: str, command: str, **env: str) -> tuple[float, str]:
         buildah("rm", container)
 
 
-def answers(image: str, port: int, more: str = "") -> float:
+def predict_probabilities(image: str, port: int, more: str = "") -> float:
     """Seconds until the tracking server of an image answers."""
     command = f"{SERVER} --port {port} {more} {WAITED.format(ASK.format(port))}"
     return round(run(image, command, MLFLOW_AUTH_ADMIN_PASSWORD="x" * 16)[0], 1)
@@ -82,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     base(given.base)
     result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", given.pip, given.volume)}
-    result["tracking"]["seconds_to_answer"] = answers(TRACKING, 5000, "--postgres /tmp/postgres")
+    result["tracking"]["seconds_to_answer"] = predict_probabilities(TRACKING, 5000, "--postgres /tmp/postgres")
     print(result, flush=True)
     result["trainer"] = build(TRAINER, "Dockerfile", given.pip, given.volume, "--target", "trainer")
     print(result, flush=True)
@@ -90,7 +90,7 @@ def main() -> None:
     assert said.startswith("1000\n"), said
     assert "Healthy" in said, said
     result["trainer"]["doctor_seconds"] = round(seconds, 1)
-    result["trainer"]["seconds_to_answer_on_postgresql"] = answers(TRAINER, 5001, "--postgres /tmp/postgres")
+    result["trainer"]["seconds_to_answer_on_postgresql"] = predict_probabilities(TRAINER, 5001, "--postgres /tmp/postgres")
     seconds, said = run(TRAINER, DEMO)
     summary = json.loads(said.splitlines()[-1])
     assert summary["state"] == "done", summary

@@ -28,14 +28,16 @@ from torch import Tensor
 
 from benchmarks.machine import describe, write_result
 from benchmarks.train import CLASSES, SIDE, plain
-from fusion.export import export, load
-from fusion.model import Average, Cascaded, FusedModel
-from fusion.runtimes import Run, in_torch
-from fusion.session import session
-from workers.augment import to_float
-from workers.evaluate import resolve_precision
-from workers.models import Network, build
-from workers.spec import MemberSpec
+from fusion.export.combiners import CascadeCombiner, MeanCombiner
+from fusion.export.fused_model import FusedModel
+from fusion.export.onnx_export import ModelCard, export_model, load_model
+from fusion.export.onnx_session import create_session
+from fusion.serving.runtimes import Run, torch_runtime
+from workers.config.specs import MemberSpec
+from workers.models.build import build
+from workers.models.network import Network
+from workers.training.augmentation import to_float
+from workers.training.evaluation import resolve_precision
 
 COUNT = 3
 ROUNDS = 3
@@ -68,29 +70,29 @@ def write(model: FusedModel, members: list[MemberSpec], path: Path) -> None:
     images = pictures()
     with torch.inference_mode():
         expected = model(torch.from_numpy(images)).double().numpy()
-    export(model, members, [str(c) for c in range(CLASSES)], {}, path, images, expected)
+    export_model(model, ModelCard(members, [str(c) for c in range(CLASSES)], {}), path, images, expected)
 
 
-def prepare(folder: Path) -> None:
+def fit_team(folder: Path) -> None:
     """FOLDER/fused, cascade, 0, 1 and 2, each in every form."""
     networks, members = [settled(spec) for spec in specs()], specs()
-    write(FusedModel(networks, Average(torch.full((COUNT,), 1 / COUNT)), 1.0).eval(), members, folder / "fused.onnx")
+    write(FusedModel(networks, MeanCombiner(torch.full((COUNT,), 1 / COUNT)), 1.0).eval(), members, folder / "fused.onnx")
     write(cascade(networks), members, folder / "cascade.onnx")
     for i, (network, member) in enumerate(zip(networks, members, strict=True)):
-        write(FusedModel([network], Average(torch.ones(1)), 1.0).eval(), [member], folder / f"{i}.onnx")
+        write(FusedModel([network], MeanCombiner(torch.ones(1)), 1.0).eval(), [member], folder / f"{i}.onnx")
 
 
 def cascade(networks: list[Network]) -> FusedModel:
     """With the threshold of which the first member is above for SURE of these rows."""
     with torch.inference_mode():
         first: Tensor = networks[0](to_float(torch.from_numpy(pictures()))).softmax(1).amax(1)
-    return FusedModel(networks, Cascaded(torch.ones(COUNT), first.quantile(1 - SURE)), 1.0).eval()
+    return FusedModel(networks, CascadeCombiner(torch.ones(COUNT), first.quantile(1 - SURE)), 1.0).eval()
 
 
 def eager(folder: Path) -> Run:
     """torchvision's own networks with the same weights."""
     theirs = []
-    for network in load(folder / "fused.onnx").members:
+    for network in load_model(folder / "fused.onnx").members:
         assert isinstance(network, Network)
         model = plain("imagenet").eval()
         state = {k.removeprefix("trunk."): v for k, v in network.state_dict().items() if k.startswith("trunk.")}
@@ -106,7 +108,7 @@ def eager(folder: Path) -> Run:
 
 
 def onnx(path: Path) -> Run:
-    found = session(str(path))
+    found = create_session(str(path))
     return lambda images: found.run(None, {"images": images})[0]
 
 
@@ -120,14 +122,14 @@ def ways() -> dict[str, Callable[[Path], Run]]:
         "eager": eager,
         "sessions": sessions,
         "fused.onnx": lambda folder: onnx(folder / "fused.onnx"),
-        "torch": lambda folder: in_torch(folder / "fused.onnx", SIDE, False),
+        "torch": lambda folder: torch_runtime(folder / "fused.onnx", SIDE, False),
         "student": lambda folder: onnx(folder / "0.onnx"),
-        "student torch": lambda folder: in_torch(folder / "0.onnx", SIDE, False),
-        "cascade": lambda folder: in_torch(folder / "cascade.onnx", SIDE, False),
+        "student torch": lambda folder: torch_runtime(folder / "0.onnx", SIDE, False),
+        "cascade": lambda folder: torch_runtime(folder / "cascade.onnx", SIDE, False),
     }
     if resolve_precision("auto", torch.device("cpu")) == "bfloat16":
-        found["torch bfloat16"] = lambda folder: in_torch(folder / "fused.onnx", SIDE, True)
-        found["student torch bfloat16"] = lambda folder: in_torch(folder / "0.onnx", SIDE, True)
+        found["torch bfloat16"] = lambda folder: torch_runtime(folder / "fused.onnx", SIDE, True)
+        found["student torch bfloat16"] = lambda folder: torch_runtime(folder / "0.onnx", SIDE, True)
     return found
 
 
@@ -149,7 +151,7 @@ def turn(name: str, folder: Path) -> None:
 def main() -> None:
     times: dict[str, dict[str, list[float]]] = {str(batch): {name: [] for name in ways()} for batch in CALLS}
     with tempfile.TemporaryDirectory() as work:
-        prepare(Path(work))
+        fit_team(Path(work))
         for _ in range(ROUNDS):
             for name in ways():
                 command = [sys.executable, "-m", "benchmarks.inference", "turn", name, work]

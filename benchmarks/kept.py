@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from fusion.compare import Seconds
-from fusion.outputs import Evidence, Floats, Gathered, Labels, Table
-from orchestrator.team import Team
-from workers import data
-from workers.artifact import MemberArtifact
-from workers.job import Job
-from workers.spec import NO_RECIPE, MemberSpec
-from workers.splits import Split
+from fusion.predictions import Floats, FusionInputs, Labels, Predictions, TeamPredictions
+from fusion.selection.costs import TrainingCost
+from orchestrator.config.team import Team
+from workers.config.job import Job
+from workers.config.specs import NON_RECIPE_FIELDS, MemberSpec
+from workers.data.splits import Split
+from workers.data.store import Store
+from workers.storage.artifacts import MemberArtifact
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class KeptFit:
         return self[f"{part}_logits"].astype(np.float64)  # type: ignore[no-any-return]
 
     def recipe(self) -> dict[str, Any]:
-        return {key: value for key, value in self.record["member"].items() if key not in (*NO_RECIPE, "seed")}
+        return {key: value for key, value in self.record["member"].items() if key not in (*NON_RECIPE_FIELDS, "seed")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class KeptFits:
         return kept.is_there and kept.record["signature"] == job.signature
 
     def keep(self, job: Job, parts: Split) -> None:
-        artifact = MemberArtifact.of(job.home, job.signature)
+        artifact = MemberArtifact.in_home(job.home, job.signature)
         outputs = artifact.outputs()
         arrays: dict[str, Any] = {"record": json.dumps({**artifact.manifest(), "files": None})}
         wanted = {"fuse": parts.fuse, "test": parts.test}
@@ -84,13 +84,13 @@ class KeptFits:
         self._keep_rows(job, parts)
 
     def _keep_rows(self, job: Job, parts: Split) -> None:
-        store = data.Store(job.store)
+        store = Store(job.store)
         labels = np.asarray(store.labels).astype(np.uint8)
         rows = {name: getattr(parts, name).astype(np.int32) for name in ("fit", "fuse", "test")}
         folds = parts.folds.astype(np.int8)
         np.savez_compressed(self.folder / "rows.npz", labels=labels, folds=folds, classes=store.classes, **rows)
 
-    def gathered(self, team: Team, per_image: Mapping[str, float]) -> tuple[Gathered, dict[str, Seconds]]:
+    def gathered(self, team: Team, per_image: Mapping[str, float]) -> tuple[TeamPredictions, dict[str, TrainingCost]]:
         """Members whose full fit is kept; those with all fold fits have OOF outputs. `per_image`: each training's seconds."""
         rows = np.load(self.folder / "rows.npz")
         labels, folds = rows["labels"].astype(np.int64), rows["folds"].astype(np.int64)
@@ -98,15 +98,15 @@ class KeptFits:
         fold_fits = self._fold_fits(tuple(full), team.data.folds)
         student = self.of("student") if self.of("student").is_there else None
 
-        def table(part: str) -> Table:
+        def table(part: str) -> Predictions:
             logits = np.stack([fit.logits(part) for fit in full.values()])
             missing = np.full((team.data.folds, *logits.shape[1:]), np.nan)
             every = [np.stack([f.logits(part) for f in fold_fits[n]]) if n in fold_fits else missing for n in full]
             taught = None if student is None else student.logits(part)
-            return Table(logits, (), labels[rows[part]], np.stack(every) if fold_fits else None, taught)
+            return Predictions(logits, (), labels[rows[part]], np.stack(every) if fold_fits else None, taught)
 
         recipes = [fit.recipe() for fit in full.values()]
-        evidence = Evidence(
+        inputs = FusionInputs(
             table("fuse"),
             _oof(list(fold_fits.values()), folds, labels[rows["fit"]]),
             folds,
@@ -118,7 +118,7 @@ class KeptFits:
         if student is not None:
             seconds["student"] = _seconds(student, (), per_image, folds)
         classes = tuple(map(str, rows["classes"]))
-        return Gathered(tuple(full), classes, evidence, table("test"), rows["fit"], rows["fuse"], rows["test"]), seconds
+        return TeamPredictions(tuple(full), classes, inputs, table("test"), rows["fit"], rows["fuse"], rows["test"]), seconds
 
     def _fold_fits(self, names: Sequence[str], folds: int) -> dict[str, list[KeptFit]]:
         """Of the members that have them all; of none where that is one member: a stack of one is none."""
@@ -127,31 +127,31 @@ class KeptFits:
         return found if len(found) > 1 else {}
 
 
-def _oof(fold_fits: Sequence[Sequence[KeptFit]], folds: Labels, labels: Labels) -> Table | None:
+def _oof(fold_fits: Sequence[Sequence[KeptFit]], folds: Labels, labels: Labels) -> Predictions | None:
     if not fold_fits:
         return None
     logits = np.zeros((len(fold_fits), len(folds), fold_fits[0][0].logits("oof").shape[1]))
     for m, fits in enumerate(fold_fits):
         for k, fit in enumerate(fits):
             logits[m, folds == k] = fit.logits("oof")
-    return Table(logits, (), labels)
+    return Predictions(logits, (), labels)
 
 
-def _seconds(full: KeptFit, fold_fits: Sequence[KeptFit], per_image: Mapping[str, float], folds: Labels) -> Seconds:
+def _seconds(full: KeptFit, fold_fits: Sequence[KeptFit], per_image: Mapping[str, float], folds: Labels) -> TrainingCost:
     """Averaged weights cost nothing beside the training that they are averaged along; a snapshot costs its own cycle beside those
     before it."""
     record = full.record
     trained = training_of(record["member"])
     spent = per_image[trained] * len(folds) * full.epochs
     if record["member"]["averaged"]:
-        return Seconds(0.0, (0.0,) * len(fold_fits), spent, trained)
+        return TrainingCost(0.0, (0.0,) * len(fold_fits), spent, trained)
     before = 0.0
     if record["member"]["snapshots"] > 1:
         member = MemberSpec.model_validate_json(json.dumps(record["member"]))
         cycles = member.cycle_lengths(record["train"]["epochs"])[: member.cycle]
         before = spent * (1 - cycles[-1] / sum(cycles))
     each = (per_image[trained] * int((folds != k).sum()) * fit.epochs for k, fit in enumerate(fold_fits))
-    return Seconds(spent - before, tuple(each), before, trained)
+    return TrainingCost(spent - before, tuple(each), before, trained)
 
 
 def training_of(member: Mapping[str, Any]) -> str:

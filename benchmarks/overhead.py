@@ -20,17 +20,18 @@ from statistics import median
 import torch
 
 from benchmarks.machine import describe, write_result
-from orchestrator import config, plan
-from orchestrator.machines import trainer_environment
-from orchestrator.plan import Plan
-from workers import data
-from workers.data import Store
-from workers.evaluate import outputs
-from workers.job import Job
-from workers.member import fit_data
-from workers.models import build
-from workers.splits import split
-from workers.train import fit
+from orchestrator.cluster.machines import trainer_environment
+from orchestrator.config import loader as config
+from orchestrator.planning.plan import Plan, Planner
+from workers.config.job import Job
+from workers.data import packing as data
+from workers.data.splits import get_split
+from workers.data.store import Store
+from workers.models.build import build
+from workers.runtime.training_job import training_data
+from workers.training.evaluation import predict_outputs
+from workers.training.train import train
+from workers.training.trainer import TrainingTask
 
 TEAM = """\
 version: 1
@@ -48,8 +49,9 @@ GOAL = 0.05
 
 
 def planned(team: Path, home: Path) -> Plan:
-    found = config.load(team)
-    return plan.make(found, data.pack(found.data, home, check=lambda store: split(store, found.data, found.seed)), home)
+    found = config.load_team(team)
+    store = data.pack_data(found.data, home, check=lambda store: get_split(store, found.data, found.seed))
+    return Planner(found, store, home).plan()
 
 
 def bare(team: Path, home: Path, labels: list[str]) -> None:
@@ -60,12 +62,13 @@ def bare(team: Path, home: Path, labels: list[str]) -> None:
 
 def _bare(job: Job, store: Store) -> float:
     torch.set_num_threads(job.train.threads)
-    parts, member = split(store, job.data, job.team_seed), job.recipe
+    parts, member = get_split(store, job.data, job.team_seed), job.recipe
     began = time.perf_counter()
-    rows = fit_data(job, store, parts, CPU)
-    fitted = fit(lambda: build(member, len(store.classes), store.size), rows, member, job.train, job.seed, CPU)
+    rows = training_data(job, store, parts, CPU)
+    task = TrainingTask(rows, member, job.train, job.seed, CPU)
+    result = train(lambda: build(member, len(store.classes), store.size), task)
     for part in (parts.fuse, parts.test, *([] if job.fold is None else [parts.fit[parts.folds == job.fold]])):
-        outputs(fitted.network, rows.images, part, CPU)
+        predict_outputs(result.network, rows.images, part, CPU)
     return time.perf_counter() - began
 
 
@@ -89,7 +92,7 @@ def packed(seconds: list[float]) -> float:
 def swept(team: Path, home: Path) -> tuple[float, float]:
     """Seconds from the first fit's first step to the last fit's end, and of the whole command."""
     began = time.time()
-    command = [sys.executable, "-m", "orchestrator", "sweep", str(team), "--home", str(home)]
+    command = [sys.executable, "-m", "conclave", "sweep", str(team), "--home", str(home)]
     subprocess.run(command, capture_output=True, check=True)
     whole = time.time() - began
     return spread(home), whole

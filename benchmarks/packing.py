@@ -15,10 +15,10 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import describe, median_seconds, write_result
-from workers import data
-from workers.archives import walk
-from workers.images import decode, is_image
-from workers.spec import DataSpec
+from workers.config.specs import DataSpec
+from workers.data import packing as data
+from workers.data.archives import walk
+from workers.data.images import decode, is_image
 
 ROUNDS, SIDE = 3, 32
 
@@ -37,9 +37,9 @@ def main() -> None:
             home = Path(work, str(turn))
             home.mkdir()
             began = time.perf_counter()
-            data.pack(spec, home)
+            data.pack_data(spec, home)
             times["packing"].append(time.perf_counter() - began)
-        again = median_seconds(lambda: data.pack(spec, home), 5)
+        again = median_seconds(lambda: data.pack_data(spec, home), 5)
     seconds = {name: median(values) for name, values in times.items()}
     ratio = seconds["packing"] / seconds["decoding"]
     result = {"images": len(contents), "seconds": seconds, "over_decoding": ratio, "second_use_seconds": again}

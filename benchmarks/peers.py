@@ -23,10 +23,10 @@ from sklearn.model_selection import PredefinedSplit
 
 from benchmarks import table
 from benchmarks.machine import describe, write_result
-from fusion.calibration import apply_temperature, fit_temperature, logs
-from fusion.fit import METHODS
-from fusion.outputs import Floats, Gathered, Labels, softmax
-from fusion.score import scores
+from fusion.methods.registry import METHODS
+from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
+from fusion.metrics.scores import scores
+from fusion.predictions import Floats, Labels, TeamPredictions, softmax
 
 MAX_ROUNDS = 40  # of greedy selection, as ours
 Fusion = Callable[[], Floats]  # fits, and gives probabilities on *test*
@@ -56,34 +56,34 @@ class Kept(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return softmax(self.given_[x[:, 0]])
 
 
-def estimators(found: Gathered) -> list[tuple[str, Kept]]:
+def estimators(found: TeamPredictions) -> list[tuple[str, Kept]]:
     """Rows are counted *fit*, *fuse*, *test*, one after another. Members without fold fits have no `oof`."""
-    evidence, fit = found.evidence, len(found.fit_rows)
+    inputs, fit = found.inputs, len(found.fit_rows)
     rest = len(found.fuse_rows) + len(found.test_rows)
-    folds = np.concatenate([evidence.folds, np.full(rest, -1)])
+    folds = np.concatenate([inputs.folds, np.full(rest, -1)])
     made = []
     for i, name in enumerate(found.names):
-        nothing = np.zeros((fit, evidence.fuse.logits.shape[2]))
-        logits = np.concatenate([nothing, evidence.fuse.logits[i], found.test.logits[i]])
+        nothing = np.zeros((fit, inputs.fuse.logits.shape[2]))
+        logits = np.concatenate([nothing, inputs.fuse.logits[i], found.test.logits[i]])
         oof = None
-        if evidence.oof is not None and i in evidence.with_oof:
-            at = evidence.oof.logits[evidence.with_oof.index(i)]
+        if inputs.oof is not None and i in inputs.with_oof:
+            at = inputs.oof.logits[inputs.with_oof.index(i)]
             oof = np.concatenate([at, np.zeros((rest, at.shape[1]))])
         made.append((name, Kept(logits, oof, folds)))
     return made
 
 
-def rows_of(found: Gathered) -> tuple[Labels, Labels, Labels]:
+def rows_of(found: TeamPredictions) -> tuple[Labels, Labels, Labels]:
     """Row numbers of *fit*, *fuse* and *test*, each (n, 1)."""
     ends = np.cumsum([0, len(found.fit_rows), len(found.fuse_rows), len(found.test_rows)])
     fit, fuse, test = (np.arange(a, b)[:, None] for a, b in itertools.pairwise(ends))
     return fit, fuse, test
 
 
-def peers(found: Gathered) -> dict[str, Fusion]:
+def peers(found: TeamPredictions) -> dict[str, Fusion]:
     """Other people's, by name."""
     made, (fit, fuse, test) = estimators(found), rows_of(found)
-    labels = found.evidence.fuse.labels
+    labels = found.inputs.fuse.labels
 
     def voting() -> Floats:
         return np.asarray(VotingClassifier(made, voting="soft").fit(fuse, labels).predict_proba(test))
@@ -97,37 +97,37 @@ def peers(found: Gathered) -> dict[str, Fusion]:
         stack = StackingClassifier(
             [(n, one) for n, one in made if one.oof is not None],
             LogisticRegression(max_iter=2000),
-            cv=PredefinedSplit(found.evidence.folds),
+            cv=PredefinedSplit(found.inputs.folds),
         )
-        assert found.evidence.oof is not None
-        return np.asarray(stack.fit(fit, found.evidence.oof.labels).predict_proba(test))
+        assert found.inputs.oof is not None
+        return np.asarray(stack.fit(fit, found.inputs.oof.labels).predict_proba(test))
 
     def greedy() -> Floats:
         from autogluon.core.metrics import log_loss
         from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
 
         chosen = EnsembleSelection(ensemble_size=MAX_ROUNDS, problem_type="multiclass", metric=log_loss)
-        chosen.fit([softmax(z) for z in found.evidence.fuse.logits], labels)
+        chosen.fit([softmax(z) for z in found.inputs.fuse.logits], labels)
         weighted = (weight * softmax(z) for weight, z in zip(chosen.weights_, found.test.logits, strict=True))
         return np.asarray(sum(weighted))
 
     known: dict[str, Fusion] = {"scikit-learn VotingClassifier": voting, "scikit-learn StackingClassifier, prefit": blending}
-    if found.evidence.oof is not None:
+    if found.inputs.oof is not None:
         known["scikit-learn StackingClassifier, folds"] = stacking
     if importlib.util.find_spec("autogluon") is not None:
         known["AutoGluon EnsembleSelection"] = greedy
     return known
 
 
-def ours(found: Gathered) -> dict[str, Fusion]:
+def ours(found: TeamPredictions) -> dict[str, Fusion]:
     """The same steps, with the temperature that is the last stage of each."""
 
     def of(name: str) -> Fusion:
         def fusion() -> Floats:
-            members = found.evidence.with_oof if name == "stack" and found.evidence.oof is not None else None
-            evidence = found.evidence if members is None else found.evidence.only(members)
-            method = METHODS[name]().fit(evidence)
-            temperature = fit_temperature(logs(method.predict_proba(evidence.fuse)), evidence.fuse.labels)
+            members = found.inputs.with_oof if name == "stack" and found.inputs.oof is not None else None
+            inputs = found.inputs if members is None else found.inputs.only(members)
+            method = METHODS[name]().fit(inputs)
+            temperature = fit_temperature(log_probabilities(method.predict_proba(inputs.fuse)), inputs.fuse.labels)
             return apply_temperature(
                 method.predict_proba(found.test if members is None else found.test.only(members)), temperature
             )

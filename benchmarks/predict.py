@@ -24,11 +24,12 @@ from PIL import Image
 from benchmarks.inference import COUNT, settled, specs, write
 from benchmarks.machine import describe, write_result
 from benchmarks.train import SIDE
-from fusion.model import Average, FusedModel
-from fusion.predict import BATCH, Predictor
-from workers.archives import walk
-from workers.decoding import Decoding
-from workers.images import decode, is_image
+from fusion.export.combiners import MeanCombiner
+from fusion.export.fused_model import FusedModel
+from fusion.serving.predictor import BATCH, Predictor
+from workers.data.archives import walk
+from workers.data.decoding import Decoding
+from workers.data.images import decode, is_image
 
 FILES, ROUNDS = 10_000, 3
 
@@ -61,7 +62,7 @@ def _made() -> list[bytes]:
 def _model(folder: Path) -> Path:
     """Three ResNet18 in one file."""
     folder.mkdir()
-    fused = FusedModel([settled(spec) for spec in specs()], Average(torch.full((COUNT,), 1 / COUNT)), 1.0).eval()
+    fused = FusedModel([settled(spec) for spec in specs()], MeanCombiner(torch.full((COUNT,), 1 / COUNT)), 1.0).eval()
     write(fused, specs(), folder / "fused.onnx")
     return folder / "fused.onnx"
 

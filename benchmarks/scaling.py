@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import write_result
-from benchmarks.sweep import idle_trainer, planned
-from orchestrator import connection
+from benchmarks.sweep import idle_trainer, planner_of, run_all
+from orchestrator.cluster import connection
 from orchestrator.home import Home
-from orchestrator.launch import supervise
-from orchestrator.plan import Plan
-from orchestrator.runs import Runs
-from workers.tracking import Tracking
+from orchestrator.planning.plan import Plan, Planner
+from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from workers.tracking.client import TrackingClient
 
 FOLDS, MACHINES = 5, 4
 MEMBERS = (10, 100, 1000)
@@ -38,41 +37,42 @@ def machines() -> Any:
     return cluster
 
 
-def tracked(made: Plan, home: Path) -> dict[str, float]:
+def tracked(planner: Planner, made: Plan, home: Path) -> dict[str, float]:
     """Until the first job may start: runs of the first jobs, and a look for fits that the store has already."""
     folder = Home(home).sweep("t")
     folder.path.mkdir(parents=True)
     (home / "team.yaml").write_text("name: t\n")
-    Tracking(Home(home).tracking_uri).client.search_experiments()  # makes the tables
+    TrackingClient(Home(home).tracking_uri).client.search_experiments()  # makes the tables
     empty = (home / "mlflow.db").stat().st_size
     began = time.perf_counter()
-    runs = Runs.open(home / "team.yaml", made, folder, Home(home).tracking_uri, Home(home))
+    runs = SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), made)
     opened = time.perf_counter()
-    runs.adopt_elsewhere(made)
+    runs.import_remote_trainings(planner, made)
     looked = time.perf_counter()
     size = (home / "mlflow.db").stat().st_size
     return {
         "open_seconds": opened - began,
-        "run_ms": 1000 * (opened - began) / len(runs.jobs),
+        "run_ms": 1000 * (opened - began) / len(runs.ids),
         "look_ms_a_job": 1000 * (looked - opened) / len(made.jobs),
-        "database_kb_a_run": (size - empty) / 1000 / len(runs.jobs),
+        "database_kb_a_run": (size - empty) / 1000 / len(runs.ids),
     }
 
 
 def measure(members: int, executor: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         began = time.perf_counter()
-        made = planned(members, FOLDS, Path(work))
+        planner = planner_of(members, FOLDS, Path(work))
+        made = planner.plan()
         plan_seconds = time.perf_counter() - began
         began = time.perf_counter()
-        ended = supervise(made.jobs, executor, None, lambda job: None, made.team.retries, lambda event: None)
+        ended = run_all(made, executor)
         seconds = time.perf_counter() - began
         assert len(ended) == len(made.jobs) == members * (1 + FOLDS)
         return {
             "jobs": len(made.jobs),
             "plan_ms_a_job": 1000 * plan_seconds / len(made.jobs),
             "supervised_ms_a_job": 1000 * seconds / len(made.jobs),
-            **tracked(made, Path(work)),
+            **tracked(planner, made, Path(work)),
         }
 
 
@@ -80,8 +80,8 @@ def main() -> None:
     sizes = [int(word) for word in sys.argv[1:]] or MEMBERS
     cluster = machines()
     try:
-        from orchestrator.cluster import RayExecutor
-        from orchestrator.connection import Connection
+        from orchestrator.cluster.connection import Connection
+        from orchestrator.execution.ray_executor import RayExecutor
 
         executor = RayExecutor(Connection(cluster.address))
         idle_trainer()

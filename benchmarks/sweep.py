@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe, median_seconds, write_result
-from orchestrator import config, plan, teamfile
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
+from orchestrator.execution.executor import Executor, Outcome
+from orchestrator.execution.scheduler import Scheduler
 from orchestrator.home import Home
-from orchestrator.launch import supervise
-from orchestrator.plan import Plan
-from workers.data import Store
-from workers.work import Life
+from orchestrator.planning.plan import Plan, Planner
+from workers.data.store import Store
+from workers.runtime.heartbeat import Heartbeat
 
 ROUNDS = 3
 IMPORTS = "import typer, rich, pydantic, ruamel.yaml"
@@ -57,17 +59,21 @@ class FakeStore(Store):
     tested = np.zeros(10, dtype=bool)
 
 
-def planned(members: int, folds: int, home: Path) -> Plan:
+def planner_of(members: int, folds: int, home: Path) -> Planner:
     text = f"name: t\ndata: {{folds: {folds}}}\nmembers: [{{name: m, count: {members}}}]\n"
-    team = config.resolve(teamfile.parse(text, Path("/nowhere/team.yaml")))
-    return plan.make(team, FakeStore(home / "store"), home)
+    team = config.resolve_team(teamfile.parse_document(text, Path("/nowhere/team.yaml")))
+    return Planner(team, FakeStore(home / "store"), home)
+
+
+def planned(members: int, folds: int, home: Path) -> Plan:
+    return planner_of(members, folds, home).plan()
 
 
 def idle_trainer() -> Any:
     """An actor class that finds every job done, in the place of the trainer."""
     import ray
 
-    from workers import actor
+    from workers.runtime import actor
 
     @ray.remote(max_restarts=0, max_concurrency=3)
     class Idle:
@@ -76,8 +82,8 @@ def idle_trainer() -> Any:
         def run(self, *given: Any) -> dict[str, Any]:
             return {"train_seconds": 0.0}
 
-        def life(self) -> Life:
-            return Life(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
+        def heartbeat(self) -> Heartbeat:
+            return Heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
 
         def stop(self) -> None: ...
 
@@ -85,10 +91,15 @@ def idle_trainer() -> Any:
     return Idle
 
 
+def run_all(made: Plan, executor: Executor) -> dict[str, Outcome]:
+    """Run the jobs of a plan, without a tracking store."""
+    return Scheduler(executor, made.team.retries, lambda event: None).run(made.jobs)
+
+
 def no_ops() -> dict[str, Any]:
-    """Jobs a second through `supervise` and Ray actors, beside a bare pool of two actors; interleaved."""
-    from orchestrator.cluster import RayExecutor
-    from orchestrator.connection import Connection
+    """Jobs a second through the scheduler and Ray actors, beside a bare pool of two actors; interleaved."""
+    from orchestrator.cluster.connection import Connection
+    from orchestrator.execution.ray_executor import RayExecutor
 
     executor = RayExecutor(Connection(None))  # before anybody imports Ray, which reads its token's settings then
     import ray
@@ -97,7 +108,7 @@ def no_ops() -> dict[str, Any]:
     rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}
     with tempfile.TemporaryDirectory() as work:
         plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
-        supervise(plans[10].jobs, executor, None, lambda job: None, plans[10].team.retries, lambda event: None)
+        run_all(plans[10], executor)
         pool = [idle.remote() for _ in range(2)]
         ray.get([one.run.remote() for one in pool])
         for _ in range(ROUNDS):
@@ -106,9 +117,7 @@ def no_ops() -> dict[str, Any]:
             rates["pool of two actors"].append(1000 / (time.perf_counter() - began))
             for count in (*[100] * 5, 1000, *[100] * 5):  # as many jobs of either kind
                 began = time.perf_counter()
-                ended = supervise(
-                    plans[count].jobs, executor, None, lambda job: None, plans[count].team.retries, lambda event: None
-                )
+                ended = run_all(plans[count], executor)
                 rates[str(count)].append(count / (time.perf_counter() - began))
                 assert len(ended) == count
         executor.close()
@@ -174,7 +183,7 @@ def _python(*words: str, cwd: Path) -> None:
 
 
 def _conclave(*words: str, cwd: Path) -> None:
-    _python("-m", "orchestrator", *words, cwd=cwd)
+    _python("-m", "conclave", *words, cwd=cwd)
 
 
 def _seconds(work: Callable[[], object]) -> float:

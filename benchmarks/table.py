@@ -28,24 +28,26 @@ import torch
 
 from benchmarks.kept import KeptFits, training_of
 from benchmarks.machine import describe, write_result
-from fusion.calibration import logs
-from fusion.compare import Seconds, compare
-from fusion.diversity import diversity
-from fusion.fit import Fitted, best_single, fit_all, fit_one, recommend
-from fusion.names import KNOWN
-from fusion.outputs import Gathered, Table, gather, softmax
-from fusion.concat import Concat
-from orchestrator import config, plan
-from orchestrator.machines import trainer_environment
-from orchestrator.plan import Plan
-from workers import data
-from workers.artifact import MemberArtifact
-from workers.distill import Teacher
-from workers.models import build
-from workers.splits import Split, split
-from workers.trainer import FitData, Trainer
-from workers.watcher import Watcher
-from workers.work import Progress, work
+from fusion.methods.concat import Concat
+from fusion.methods.names import KNOWN
+from fusion.metrics.calibration import log_probabilities
+from fusion.metrics.diversity import diversity
+from fusion.predictions import LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
+from fusion.selection.compare import compare
+from fusion.selection.costs import TrainingCost
+from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
+from fusion.selection.recommendation import best_single, recommend
+from orchestrator.cluster.machines import trainer_environment
+from orchestrator.config import loader as config
+from orchestrator.planning.plan import Plan, Planner
+from workers.data import packing as data
+from workers.data.splits import Split, get_split
+from workers.models.build import build
+from workers.runtime.heartbeat import JobProgress
+from workers.runtime.job_runner import run_job
+from workers.storage.artifacts import MemberArtifact
+from workers.training.distillation import Teacher
+from workers.training.trainer import Trainer, TrainingData, TrainingTask
 
 HERE = Path(__file__).parent
 NAME = os.environ.get("CONCLAVE_TABLE", "table")  # table.yaml, or another team file that stands beside it
@@ -58,9 +60,9 @@ COST_STEPS = 12
 
 def planned() -> tuple[Plan, Split]:
     root = os.environ.get("CONCLAVE_CIFAR10")
-    team = config.load(TEAM, Path(root) if root else None)
-    store = data.pack(team.data, HOME, check=lambda store: split(store, team.data, team.seed))
-    return plan.make(team, store, HOME), split(store, team.data, team.seed)
+    team = config.load_team(TEAM, Path(root) if root else None)
+    store = data.pack_data(team.data, HOME, check=lambda store: get_split(store, team.data, team.seed))
+    return Planner(team, store, HOME).plan(), get_split(store, team.data, team.seed)
 
 
 def train(labels: Sequence[str]) -> None:
@@ -74,35 +76,35 @@ def train(labels: Sequence[str]) -> None:
             command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
             running.append(subprocess.Popen(command, env={**os.environ, **trainer_environment(1)}))
         time.sleep(1)
-    if all(MemberArtifact.of(job.home, job.signature).done for job in made.jobs if job.fold is None):
+    if all(MemberArtifact.in_home(job.home, job.signature).done for job in made.jobs if job.fold is None):
         concat()
 
 
 def fit(label: str) -> None:
     made, parts = planned()
     job = next(job for job in made.jobs if job.label == label)
-    result = work(job, None, None, _Told(job.label))
+    result = run_job(job, _EpochPrinter(job.label))
     if "error" in result:
         raise SystemExit(f"{label}: {result['error']}")
     KEPT.keep(job, parts)
 
 
-class _Told(Progress):
+class _EpochPrinter(JobProgress):
     """A line an epoch."""
 
     def __init__(self, label: str) -> None:
         super().__init__()
         self.label = label
 
-    def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
-        super().epoch(epoch, metrics)
+    def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
+        super().on_epoch_end(epoch, metrics)
         print(f"{self.label}: epoch {epoch + 1}  fuse {metrics['fuse/accuracy']:.2%}  {metrics['seconds']:.0f} s", flush=True)
 
 
 def cost() -> None:
     """Seconds an image of each recipe, whole steps of the trainer on one thread, interleaved; a student's with its teachers."""
     torch.set_num_threads(1)
-    team = config.load(TEAM)
+    team = config.load_team(TEAM)
     rows = torch.arange(team.train.batch_size)
     images = torch.randint(0, 255, (len(rows), 32, 32, 3), dtype=torch.uint8)
     teacher = Teacher([build(member, 10, 32).eval() for member in team.members])
@@ -110,10 +112,9 @@ def cost() -> None:
     for member in team.recipes:
         if member.averaged or member.cycle > 1:
             continue  # of another one's training
-        data = FitData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
-        fits[training_of(member.model_dump(mode="json"))] = Trainer(
-            build(member, 10, 32).train(), data, member, team.train, 0, torch.device("cpu"), len(rows), None, Watcher(), 300.0
-        )
+        taught = TrainingData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
+        task = TrainingTask(taught, member, team.train, 0, torch.device("cpu"))
+        fits[training_of(member.model_dump(mode="json"))] = Trainer(build(member, 10, 32).train(), task, len(rows))
     times: dict[str, list[float]] = {name: [] for name in fits}
     for step in range(COST_STEPS):
         for name, one in fits.items():
@@ -125,10 +126,10 @@ def cost() -> None:
     print(json.dumps(result, indent=1))
 
 
-def gathered() -> tuple[Gathered, dict[str, Seconds]]:
+def gathered() -> tuple[TeamPredictions, dict[str, TrainingCost]]:
     """What is kept, with its costs: results/table/ and results/table-cost.json alone."""
     costs = json.loads((HERE / "results" / f"{NAME}-cost.json").read_text())["result"]
-    return KEPT.gathered(config.load(TEAM), costs["seconds_an_image"])
+    return KEPT.gathered(config.load_team(TEAM), costs["seconds_an_image"])
 
 
 class KeptFusion:
@@ -137,7 +138,7 @@ class KeptFusion:
     def __init__(self, on_test: Any) -> None:
         self.on_test = on_test
 
-    def predict_proba(self, table: Table) -> Any:
+    def predict_proba(self, table: Predictions) -> Any:
         assert len(table.labels) == len(self.on_test)
         return self.on_test
 
@@ -145,13 +146,16 @@ class KeptFusion:
 def concat() -> None:
     """Fit concat on the members' features; keep its nested probabilities on *fuse* and those on *test*."""
     made, parts = planned()
-    root = {job.member.name: MemberArtifact.of(job.home, job.signature) for job in made.jobs if job.fold is None}
+    root = {job.member.name: MemberArtifact.in_home(job.home, job.signature) for job in made.jobs if job.fold is None}
     members = [member.name for member in made.team.members]
     full = {name: root[name].root for name in members}
     labels = np.asarray(made.store.labels)
-    found = gather(full, {}, made.store.classes, labels, parts.folds, parts.fit)
-    fitted = fit_one("concat", Concat, found.evidence)
-    arrays = {"fuse": logs(fitted.nested).astype(np.float16), "test": logs(fitted.predict_proba(found.test)).astype(np.float16)}
+    found = load_predictions(full, {}, LabelledRows(made.store.classes, labels, parts.folds, parts.fit))
+    fitted = fit_fusion("concat", Concat, found.inputs)
+    arrays = {
+        "fuse": log_probabilities(fitted.nested).astype(np.float16),
+        "test": log_probabilities(fitted.predict_proba(found.test)).astype(np.float16),
+    }
     np.savez_compressed(CONCAT, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
     print(f"concat: penalty {fitted.method.penalty_:g}")
 
@@ -161,7 +165,7 @@ def fuse() -> None:
     fitted = fit_all(found, [name for name in KNOWN if name != "concat"])
     if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(found.names):
         fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
-        fitted["concat"] = Fitted("concat", KeptFusion(test_rows), 1.0, fuse_rows)
+        fitted["concat"] = FittedFusion("concat", KeptFusion(test_rows), 1.0, fuse_rows)
     chosen, why = recommend(found, fitted)
     result = {
         "members": list(found.names),
@@ -170,14 +174,14 @@ def fuse() -> None:
         "single": best_single(found, fitted),
         "rows": compare(found, fitted, seconds),
         "taken_as_kept": [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)],
-        "diversity": diversity(found.names, found.evidence.fuse),
+        "diversity": diversity(found.names, found.inputs.fuse),
     }
     write_result(NAME, "python -m benchmarks.table", result)
     for name, row in result["rows"].items():  # type: ignore[attr-defined]
         points, (low, high), _ = row["against_single"]
         gain = f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
         print(f"{name:12} {row['test']['accuracy']:.2%}  NLL {row['test']['nll']:.4f}  {gain:24} {row['train_cost']:.2f}x")
-    print(f"Recomputed from the members' logits, except for {', '.join(result['taken_as_kept'])}: its probabilities were kept.")  # type: ignore[arg-type]
+    print(f"Recomputed from the members' logits, except for {', '.join(result['taken_as_kept'])}: its probabilities were kept.")
     print(json.dumps(describe()))
 
 

@@ -17,13 +17,15 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import describe, write_result
-from orchestrator import config, plan, teamfile
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
 from orchestrator.home import Home
-from workers import data
-from workers.fitrun import FitRun
-from workers.job import Job
-from workers.splits import split
-from workers.tracking import Tracking
+from orchestrator.planning.plan import Planner
+from workers.config.job import Job
+from workers.data import packing as data
+from workers.data.splits import get_split
+from workers.tracking.client import TrackingClient
+from workers.tracking.job_run import JobRun
 
 MEMBERS, EPOCHS, PAUSE = 8, 30, 2.0  # seconds of an epoch: a short one, for a batch may gather several
 TEAM = "name: t\ndata: {dataset: digits, folds: 0}\nmembers: [{name: m, count: 8}]\n"
@@ -33,16 +35,16 @@ GOAL = 10.0
 
 def member(job: Job, uri: str, run: str, told: Any) -> None:
     """As a trainer tells its run: the training thread sleeps in the place of an epoch."""
-    fit_run = FitRun(job, uri, run)
+    fit_run = JobRun(job, uri, run)
     values = dict.fromkeys(METRICS, 0.5)
-    fit_run.resumed([])
-    fit_run.epoch(0, {**values, "time": round(time.time() * 1000)})
+    fit_run.on_resume([])
+    fit_run.on_epoch_end(0, {**values, "time": round(time.time() * 1000)})
     time.sleep(10)  # MLflow's imports and the first connection are no epoch's
     held, busy = [], time.process_time()
     for epoch in range(1, EPOCHS + 1):
         time.sleep(PAUSE)
         began = time.perf_counter()
-        fit_run.epoch(epoch, {**values, "time": round(time.time() * 1000)})
+        fit_run.on_epoch_end(epoch, {**values, "time": round(time.time() * 1000)})
         held.append(1000 * (time.perf_counter() - began))
     time.sleep(PAUSE)
     told.put((median(held), max(held), 1000 * (time.process_time() - busy) / EPOCHS))
@@ -52,14 +54,14 @@ def member(job: Job, uri: str, run: str, told: Any) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         home = Home(Path(work))
-        team = config.resolve(teamfile.parse(TEAM, Path(work, "team.yaml")))
-        store = data.pack(team.data, home.path, check=lambda store: split(store, team.data, team.seed))
-        tracking = Tracking(home.tracking_uri)
+        team = config.resolve_team(teamfile.parse_document(TEAM, Path(work, "team.yaml")))
+        store = data.pack_data(team.data, home.path, check=lambda store: get_split(store, team.data, team.seed))
+        tracking = TrackingClient(home.tracking_uri)
         experiment = tracking.experiment("t", home.artifacts)
         context, started = multiprocessing.get_context("spawn"), []
         told: Any = context.Queue()
-        for job in plan.make(team, store, home.path).jobs:
-            run = tracking.start(experiment, job.label, {})
+        for job in Planner(team, store, home.path).plan().jobs:
+            run = tracking.create_run(experiment, job.label, {})
             started.append(context.Process(target=member, args=(job, home.tracking_uri, run, told)))
         for process in started:
             process.start()

@@ -27,16 +27,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import describe, median_seconds, write_result
-from orchestrator.machines import trainer_environment
-from workers.augment import augment
-from workers.evaluate import outputs, resolve_precision
-from workers.models import Network, build
-from workers.optim import make_optimizer
-from workers.packed import Pack
-from workers.recipe import Augments
-from workers.spec import MemberSpec, TrainSpec
-from workers.train import fit
-from workers.trainer import FitData
+from orchestrator.cluster.machines import trainer_environment
+from workers.config.recipe import Augments
+from workers.config.specs import MemberSpec, TrainSpec
+from workers.models.build import build
+from workers.models.network import Network
+from workers.training.augmentation import augment
+from workers.training.evaluation import predict_outputs, resolve_precision
+from workers.training.optimizers import make_optimizer
+from workers.training.packed import Pack
+from workers.training.train import train
+from workers.training.trainer import TrainingData, TrainingTask
 
 BATCH, CLASSES, SIDE = 128, 10, 32
 ROUNDS = 3
@@ -156,11 +157,11 @@ def _processes(what: str, stem: str) -> list[float]:
 
 
 def one(stem: str, compile: bool = False, lanes: int = 1) -> float:
-    """A member, or `lanes` of a pack, by the trainer's own `fit`: the second epoch's rate."""
+    """A member, or `lanes` of a pack, by the trainer's own `train`: the second epoch's rate."""
     torch.set_num_threads(1)
     images, labels = synthetic(STEPS[stem] * BATCH)
     rows, seeds = torch.arange(len(images)), tuple(range(1, lanes + 1))
-    data, member = FitData(images, labels, rows, rows[:BATCH]), spec(stem)
+    data, member = TrainingData(images, labels, rows, rows[:BATCH]), spec(stem)
     if lanes > 1:
         member = member.model_copy(update={"packed": seeds})
     settings = TrainSpec.model_validate({"epochs": 2, "batch_size": BATCH, "compile": compile})
@@ -169,8 +170,8 @@ def one(stem: str, compile: bool = False, lanes: int = 1) -> float:
         networks = [build(member.model_copy(update={"seed": seed}), CLASSES, SIDE) for seed in seeds]
         return Pack(networks) if member.packed else networks[0]
 
-    fitted = fit(make, data, member, settings, 1, torch.device("cpu"))
-    return lanes * fitted.history[1]["train/images_per_second"]
+    task = TrainingTask(data, member, settings, 1, torch.device("cpu"))
+    return lanes * float(train(make, task).history[1]["train/images_per_second"])
 
 
 def constant(stem: str) -> float:
@@ -242,7 +243,7 @@ def around(stem: str) -> dict[str, float]:
     rows = np.arange(512)
     bf16 = resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found["outputs"] = len(rows) / median_seconds(lambda: outputs(network, images, rows, torch.device("cpu")), 3)
+        found["outputs"] = len(rows) / median_seconds(lambda: predict_outputs(network, images, rows, torch.device("cpu")), 3)
     return found
 
 

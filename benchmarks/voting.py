@@ -27,12 +27,12 @@ import torch
 from benchmarks.machine import describe, write_result
 from benchmarks.overhead import spread
 from benchmarks.train import BATCH, plain
-from fusion.score import scores
-from orchestrator import config
+from fusion.metrics.scores import scores
+from orchestrator.config import loader as config
 from orchestrator.home import Home
-from workers import data
-from workers.data import Store
-from workers.splits import Split, split
+from workers.data import packing as data
+from workers.data.splits import Split, get_split
+from workers.data.store import Store
 
 COUNT, DEFAULT_EPOCHS = 3, 6
 CORES = os.cpu_count() or 1
@@ -54,7 +54,7 @@ fusion: [vote, weighted, concat, stack]
 
 def ours(team: Path, home: Path) -> tuple[float, dict[str, Any]]:
     """Seconds of training, and each candidate's scores."""
-    command = [sys.executable, "-m", "orchestrator", "sweep", str(team), "--home", str(home)]
+    command = [sys.executable, "-m", "conclave", "sweep", str(team), "--home", str(home)]
     subprocess.run(command, capture_output=True, check=True)
     details = Home(home).sweep("voting").details()
     return spread(home), {name: row["test"] for name, row in details["candidates"].items()}
@@ -118,9 +118,9 @@ def main(archive: Path, epochs: int) -> None:
         team, home = Path(work, "team.yaml"), Path(work, "home")
         team.write_text(TEAM.format(archive=archive.absolute(), epochs=epochs))
         seconds, own = ours(team, home)
-        found = config.load(team)
-        store = data.pack(found.data, home, check=lambda store: split(store, found.data, found.seed))
-        spent, most, peer = theirs(store, split(store, found.data, found.seed), seconds)
+        found = config.load_team(team)
+        store = data.pack_data(found.data, home, check=lambda store: get_split(store, found.data, found.seed))
+        spent, most, peer = theirs(store, get_split(store, found.data, found.seed), seconds)
     result = {
         "conclave": {"seconds": seconds, "epochs": epochs, "test": own},
         "torchensemble": {"seconds": spent, "epochs": most, "test": peer},

@@ -7,6 +7,7 @@ FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PATH=/opt/conclave/bin:$PATH PYTHONUNBUFFERED=1
 COPY pyproject.toml README.md requirements.lock /usr/src/conclave/
+COPY conclave /usr/src/conclave/conclave
 COPY orchestrator /usr/src/conclave/orchestrator
 COPY fusion /usr/src/conclave/fusion
 COPY workers /usr/src/conclave/workers

@@ -1,1 +1,1 @@
-"""Artifacts in, one fused model out. Never trains a member; knows neither Ray nor MLflow."""
+"""Combine trained members: artifacts in, one fused model out. Never trains a member, and knows neither Ray nor MLflow."""

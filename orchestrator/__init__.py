@@ -1,1 +1,1 @@
-"""The only layer that sees everything: team file, plan, launching, report, command line."""
+"""The only layer that sees everything: team file, plan, scheduling, tracking, fusing, report, command line."""

@@ -12,106 +12,130 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workers.errors import Rejected
+from workers.errors import UserInputError
 
 
 @dataclass(frozen=True)
 class Home:
-    """DIR/mlflow.db, DIR/artifacts/, DIR/data/, DIR/jobs/, DIR/sweeps/NAME/."""
+    """A folder with mlflow.db, artifacts/, data/, jobs/, searches/, spool/ and sweeps/NAME/."""
 
     path: Path
 
     @property
+    def database(self) -> Path:
+        """MLflow's database."""
+        return self.path / "mlflow.db"
+
+    @property
     def tracking_uri(self) -> str:
-        return f"sqlite:///{self.path.absolute()}/mlflow.db"
+        """The tracking store in this home."""
+        return f"sqlite:///{self.database.absolute()}"
 
     @property
     def artifacts(self) -> Path:
+        """MLflow's artifacts."""
         return self.path / "artifacts"
 
     def sweep(self, name: str) -> SweepFolder:
+        """Return the folder of a sweep, whether it is there or not."""
         return SweepFolder(self.path / "sweeps" / name)
 
     def existing(self, name: str) -> SweepFolder:
-        """The folder of a sweep that was started. Raises Rejected with the names that there are."""
+        """Return the folder of a sweep that was started. Raises UserInputError with the names that there are."""
         sweeps = self.sweeps()
         if name not in sweeps:
             known = f"Known: {', '.join(sweeps)}." if sweeps else "There is none yet; `conclave sweep` makes one."
-            raise Rejected(f"{self.path}: no sweep named {name!r}. {known}")
+            raise UserInputError(f"{self.path}: no sweep named {name!r}. {known}")
         return self.sweep(name)
 
     def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that were started."""
         return sorted(p.parent.name for p in (self.path / "sweeps").glob("*/sweep.json"))
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """HOME/sweeps/NAME: the team file, `sweep.json` (runs and jobs), and what came out."""
+    """HOME/sweeps/NAME: the team file, `sweep.json` with runs and jobs, and what came out."""
 
     path: Path
 
     @property
     def team(self) -> Path:
+        """A copy of the team file."""
         return self.path / "team.yaml"
 
     @property
     def model(self) -> Path:
+        """The recommended model."""
         return self.path / "fused.onnx"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.path / "report.html"
 
     @property
     def outputs(self) -> Path:
+        """What every fusion was made from."""
         return self.path / "outputs.npz"
 
     @property
     def holder(self) -> Path:
-        """Who sweeps here; gone where nobody does."""
+        """A note of who sweeps here; gone where nobody does."""
         return self.path / ".holder"
 
+    def per_class(self, member: str) -> Path:
+        """Return the file of a member's accuracy by class."""
+        return self.path / "per_class" / member / "per_class.json"
+
     def state(self) -> dict[str, Any]:
-        return _json(self.path / "sweep.json")
+        """Return what is known of the last run: its jobs and runs. Empty where there is none."""
+        return _read_json(self.path / "sweep.json")
 
     def summary(self) -> dict[str, Any]:
-        return _json(self.path / "summary.json")
+        """Return the summary of the last run that ended. Empty where there is none."""
+        return _read_json(self.path / "summary.json")
+
+    def details(self) -> dict[str, Any]:
+        """Return what the report shows beyond the summary. Empty where nothing was fused."""
+        return _read_json(self.path / "fusion.json")
 
     @property
-    def overtaken(self) -> bool:
+    def has_newer_run(self) -> bool:
         """Whether a run later than the one that the summary tells of is under way, or did not end."""
         return self.summary().get("state") == "done" and self.state().get("fingerprint") is None
 
-    def details(self) -> dict[str, Any]:
-        """What the report shows beyond the summary."""
-        return _json(self.path / "fusion.json")
-
     def write(self, name: str, content: Any) -> None:
-        from workers.files import write_json
+        """Write a JSON file of this folder atomically."""
+        from workers.storage.files import write_json
 
         write_json(self.path / name, content)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Only one process sweeps here at a time. Raises Rejected naming the holder; a dead holder's lock is free."""
+    def locked(self) -> Iterator[None]:
+        """Let only one process sweep here at a time. A dead process's lock is free.
+
+        Raises:
+            UserInputError: If another process sweeps here. It names that process.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(self.path / ".lock"), self.holder
+        lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-            raise Rejected(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
+            who = self.holder.read_text(encoding="utf-8") if self.holder.exists() else "another process"
+            raise UserInputError(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
-            for begun in self.path.glob(".*.*"):  # by a process that was killed
-                begun.unlink()
-            holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
+            for unfinished in self.path.glob(".*.*"):  # by a process that was killed
+                unfinished.unlink()
+            self.holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
             yield
         finally:
-            holder.unlink(missing_ok=True)
+            self.holder.unlink(missing_ok=True)
             lock.release()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""One member: its data, network, training, artifact and tracking. Knows nothing of teams or fusion."""
+"""One training: its data, network, optimizer, artifact and tracking run. Knows nothing of teams or fusion."""

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from benchmarks.peers import Kept
-from fusion.outputs import softmax
+from fusion.predictions import softmax
 
 FIT, FUSE, TEST, CLASSES = 60, 30, 20, 3
 

@@ -8,9 +8,9 @@ import pytest
 
 from benchmarks import table
 from benchmarks.kept import KeptFits
-from fusion.outputs import gather
-from tests.conftest import TEAM
-from workers.artifact import MemberArtifact
+from fusion.predictions import LabelledRows, load_predictions
+from tests.factories import TEAM
+from workers.storage.artifacts import MemberArtifact
 
 
 def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,23 +26,25 @@ def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: py
     assert all(table.KEPT.has(job) for job in made.jobs)
     (tmp_path / "results/table-cost.json").write_text(json.dumps({"result": {"seconds_an_image": {"a": 1e-3, "b": 3e-3}}}))
     ours, seconds = table.gathered()
-    roots = {j.label: MemberArtifact.of(j.home, j.signature).root for j in made.jobs}
+    roots = {j.label: MemberArtifact.in_home(j.home, j.signature).root for j in made.jobs}
     folds = {name: [roots[f"{name} fold {k}"] for k in (0, 1)] for name in "ab"}
     full = {name: roots[name] for name in "ab"}
-    theirs = gather(full, folds, made.store.classes, np.asarray(made.store.labels), parts.folds, parts.fit)
+    theirs = load_predictions(
+        full, folds, LabelledRows(made.store.classes, np.asarray(made.store.labels), parts.folds, parts.fit)
+    )
     assert (ours.names, ours.classes) == (theirs.names, theirs.classes)
-    for mine, other in ((ours.evidence.fuse, theirs.evidence.fuse), (ours.test, theirs.test)):
+    for mine, other in ((ours.inputs.fuse, theirs.inputs.fuse), (ours.test, theirs.test)):
         assert np.allclose(mine.logits, other.logits, rtol=1e-3, atol=1e-3), "float16"
         assert mine.folds is not None
         assert other.folds is not None
         assert np.allclose(mine.folds, other.folds, rtol=1e-3, atol=1e-3)
         assert np.array_equal(mine.labels, other.labels)
-    assert ours.evidence.oof is not None
-    assert theirs.evidence.oof is not None
-    assert np.allclose(ours.evidence.oof.logits, theirs.evidence.oof.logits, rtol=1e-3, atol=1e-3)
-    rows = len(parts.fit)
-    assert seconds["b"].full == pytest.approx(3e-3 * rows * 2)
-    assert sum(seconds["a"].folds) == pytest.approx(1e-3 * rows * 2), "two fits on one half each"
+    assert ours.inputs.oof is not None
+    assert theirs.inputs.oof is not None
+    assert np.allclose(ours.inputs.oof.logits, theirs.inputs.oof.logits, rtol=1e-3, atol=1e-3)
+    images = len(parts.fit)
+    assert seconds["b"].full == pytest.approx(3e-3 * images * 2)
+    assert sum(seconds["a"].folds) == pytest.approx(1e-3 * images * 2), "two fits on one half each"
 
 
 def test_the_kept_outputs_are_gathered_with_their_costs() -> None:

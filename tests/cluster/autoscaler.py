@@ -70,7 +70,7 @@ class Autoscaler:
         return f"{self.ip}:{self.port}"
 
     @property
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, Any]:
         """For whoever is to be let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
 

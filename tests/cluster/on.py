@@ -4,9 +4,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from orchestrator import remote
+from orchestrator.cluster import ray_jobs as remote
+from orchestrator.cluster.launcher import Cluster
 from orchestrator.home import Home
-from orchestrator.launcher import Cluster
 from workers.errors import ConclaveError
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_ray.py")))
@@ -15,9 +15,11 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_ray.py")))
 def main() -> None:
     team, cluster, here, there = map(Path, sys.argv[1:])
     read = Cluster.read(cluster)
-    asked = remote.Remote(Cluster(read.path, read.config, FAKE), Home(here), partial(print, flush=True), head_home=str(there))
+    asked = remote.RemoteSweep(
+        Cluster(read.path, read.config, FAKE), Home(here), partial(print, flush=True), head_home=str(there)
+    )
     try:
-        sys.exit(remote.sweep(team, asked))
+        sys.exit(remote.sweep_on_cluster(team, asked))
     except KeyboardInterrupt:
         sys.exit(130)
     except ConclaveError as error:

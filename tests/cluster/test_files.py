@@ -11,18 +11,11 @@ from typing import Any
 import boto3
 import pytest
 from moto import mock_aws
-from ruamel.yaml import YAML
 
-from orchestrator.machines import GPUS_COME
+from orchestrator.cluster.machines import GPUS_COME
+from tests.factories import AWS, OWN, ROOT, read
 
-ROOT = Path(__file__).parents[2]
-AWS = ROOT / "cluster.yaml"
-OWN = ROOT / "examples" / "clusters" / "own-machines.yaml"
 REGION = "eu-central-1"
-
-
-def read(path: Path) -> dict[str, Any]:
-    return YAML(typ="safe", pure=True).load(path)  # type: ignore[no-any-return]
 
 
 def prepared(config: dict[str, Any]) -> dict[str, Any]:

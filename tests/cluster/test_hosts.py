@@ -19,8 +19,8 @@ import pytest
 
 from tests.cluster.hosts import MISSING, Hosts, available
 from tests.faults.place import RESNET, Place, weights
-from workers.data import Store
-from workers.elsewhere import content_digest
+from workers.data.store import Store
+from workers.runtime.localize import content_digest
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 PORT, TRACKING = 6391, "http://10.77.0.3:5000"
@@ -60,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     }  # fmt: skip
     hosts = Hosts("head", "worker", "tracking")
     try:
-        words = [sys.executable, "-m", "orchestrator", "server", "--home", str(folder / "server"), "--host", "10.77.0.3"]
+        words = [sys.executable, "-m", "conclave", "server", "--home", str(folder / "server"), "--host", "10.77.0.3"]
         hosts.start("tracking", [*words, "--allow", "10.77.0.3:5000"], env, folder / "server.log")
         shared = ["--block", "--num-cpus=1", "--object-store-memory=100000000"]
         head = ["--head", f"--port={PORT}", "--node-ip-address=10.77.0.1", f"--temp-dir={session}", "--include-dashboard=true"]
@@ -83,7 +83,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def test_a_sweep_runs_on_both_hosts_and_all_of_it_comes_back(lab: Lab, tmp_path: Path) -> None:
     reference = Place(tmp_path / "undisturbed", RESNET).sweep("--inline")
     out, log = lab.place.folder / "out.txt", lab.place.folder / "err.txt"
-    words = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--home", "home", "--json"]
+    words = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--home", "home", "--json"]
     command = ["sh", "-c", f'cd {lab.place.folder} && exec "$@" > {out} 2> {log}', "sh", *words, "--address", f"10.77.0.1:{PORT}"]
     process = lab.hosts.start("head", command, lab.env, lab.folder / "sweep.log")
     assert process.wait(timeout=400) == 0, log.read_text()

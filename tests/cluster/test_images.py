@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import TEAM
+from tests.factories import TEAM
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
@@ -79,7 +79,7 @@ def test_no_secret_stands_in_the_file_and_ray_has_its_token_everywhere(compose: 
 
 def test_the_server_of_the_file_is_one_that_conclave_starts(compose: dict[str, Any]) -> None:
     words = compose["services"]["tracking"]["command"]
-    command = [sys.executable, "-m", "orchestrator", words[1], "--help"]
+    command = [sys.executable, "-m", "conclave", words[1], "--help"]
     known = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}).stdout
     assert words[0] == "conclave"
     for option in [word for word in words if word.startswith("--")]:
@@ -87,12 +87,12 @@ def test_the_server_of_the_file_is_one_that_conclave_starts(compose: dict[str, A
 
 
 def test_the_notebooks_cells_run_on_a_finished_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator import pipeline
+    from orchestrator import sweep as pipeline
+    from orchestrator.execution.backends import inline_executor
     from orchestrator.home import Home
-    from orchestrator.pools import inline_pool
 
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote]\n")
-    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
+    pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     cells = json.loads((ROOT / "docker" / "ensemble.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     monkeypatch.setenv("CONCLAVE_HOME", str(tmp_path / "home"))

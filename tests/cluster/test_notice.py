@@ -16,7 +16,7 @@ import pytest
 
 from tests.faults.nodes import Nodes, tree
 from tests.faults.place import TEAM, Place, same
-from workers import notice
+from workers.runtime import preemption as notice
 
 LONG = TEAM.replace("epochs: 3", "epochs: 400").replace("  - {name: b, seed: 5}\n", "") + "retries: {errors: 0}\n"
 
@@ -89,9 +89,9 @@ def test_a_machine_with_a_notice_is_left_before_it_goes(provider: Provider, tmp_
         place.wait_for("a: epoch", 120)
         [taken] = [node for node, machine in machines.items() if _trains(machine.pid)]
         provider.notice = _in(60)
-        command = [sys.executable, "-m", "workers.notice", "--address", provider.address, "--node-id", taken]
-        watcher = subprocess.run(command, env=place.env(RAY_ADDRESS=nodes.address, **nodes.env), timeout=60, check=False)
-        assert watcher.returncode == 0
+        command = [sys.executable, "-m", "workers.runtime.preemption", "--address", provider.address, "--node-id", taken]
+        callback = subprocess.run(command, env=place.env(RAY_ADDRESS=nodes.address, **nodes.env), timeout=60, check=False)
+        assert callback.returncode == 0
         place.wait_for("a: retry  its machine is being taken away", 60)
         assert place.checkpoints("a"), "from which it goes on"
         nodes.remove(machines[taken])

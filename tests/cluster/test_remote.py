@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator import config, remote, team_commands
+from orchestrator.cli import team_commands
+from orchestrator.cluster import ray_jobs as remote
+from orchestrator.cluster.launcher import Cluster
+from orchestrator.config import loader as config
 from orchestrator.home import Home
-from orchestrator.launcher import Cluster
 from tests.cluster.on import FAKE
-from tests.cluster.test_files import AWS, OWN, ROOT
-from tests.conftest import TEAM
+from tests.factories import AWS, OWN, ROOT, TEAM
 from tests.faults.nodes import Nodes
-from workers.errors import ConclaveError, Rejected
+from workers.errors import ConclaveError, UserInputError
 
 
 @pytest.fixture
@@ -52,26 +53,26 @@ def told(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", [AWS, OWN], ids=lambda path: path.name)
 def test_a_file_that_was_not_edited_is_refused_with_its_line(path: Path, token: Path) -> None:
-    with pytest.raises(Rejected, match=r":\d+: .* is a placeholder"):
+    with pytest.raises(UserInputError, match=r":\d+: .* is a placeholder"):
         Cluster.ready(path)
 
 
 def test_a_token_that_is_not_there_or_that_others_can_read_is_refused(cluster: Cluster, token: Path) -> None:
     token.chmod(0o644)
-    with pytest.raises(Rejected, match="chmod 600"):
+    with pytest.raises(UserInputError, match="chmod 600"):
         Cluster.ready(cluster.path)
     token.unlink()
-    with pytest.raises(Rejected, match="get-auth-token"):
+    with pytest.raises(UserInputError, match="get-auth-token"):
         Cluster.ready(cluster.path)
 
 
 def test_a_tracking_password_that_is_not_there_or_that_others_can_read_is_refused(cluster: Cluster) -> None:
     password = cluster.path.with_name("tracking_password")
     password.chmod(0o640)
-    with pytest.raises(Rejected, match="chmod 600"):
+    with pytest.raises(UserInputError, match="chmod 600"):
         Cluster.ready(cluster.path)
     password.unlink()
-    with pytest.raises(Rejected, match="openssl rand"):
+    with pytest.raises(UserInputError, match="openssl rand"):
         Cluster.ready(cluster.path)
 
 
@@ -84,7 +85,7 @@ def test_the_way_to_the_ui_is_the_head_s_server_where_it_has_one(cluster: Cluste
 
 def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
     (tmp_path / "team.yaml").write_text(TEAM)
-    with pytest.raises(Rejected, match="cluster_name and provider are needed"):
+    with pytest.raises(UserInputError, match="cluster_name and provider are needed"):
         Cluster.ready(tmp_path / "team.yaml")
 
 
@@ -92,7 +93,7 @@ def test_a_team_file_is_no_cluster_file(tmp_path: Path, token: Path) -> None:
     "keys", [{"down": True}, {"on": AWS, "inline": True}, {"on": AWS, "address": "h:1"}, {"on": AWS, "as_json": True}]
 )
 def test_options_that_mean_nothing_together_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match=r"--on|--down"):
+    with pytest.raises(UserInputError, match=r"--on|--down"):
         team_commands.sweep(tmp_path / "team.yaml", **keys)
 
 
@@ -111,9 +112,9 @@ def test_what_is_wrong_here_starts_and_ends_no_machine(
 ) -> None:
     (tmp_path / "team.yaml").write_text(text)
     ended: list[str] = []
-    with pytest.raises(Rejected, match=expected):
-        remote.sweep(
-            tmp_path / "team.yaml", remote.Remote(cluster, Home(tmp_path), print, restart=restart), lambda: ended.append("")
+    with pytest.raises(UserInputError, match=expected):
+        remote.sweep_on_cluster(
+            tmp_path / "team.yaml", remote.RemoteSweep(cluster, Home(tmp_path), print, restart=restart), lambda: ended.append("")
         )
     assert not (tmp_path / "log").exists()
     assert not ended
@@ -126,19 +127,19 @@ def test_machines_that_could_not_start_are_ended_all_the_same(
     monkeypatch.setenv("FAKE_RAY_FAILS", "up")
     (tmp_path / "team.yaml").write_text(TEAM)
     with pytest.raises(ConclaveError, match=r"ray up .* failed"):
-        remote.sweep(tmp_path / "team.yaml", remote.Remote(cluster, Home(tmp_path), print), cluster.down)
+        remote.sweep_on_cluster(tmp_path / "team.yaml", remote.RemoteSweep(cluster, Home(tmp_path), print), cluster.down)
     assert told(tmp_path) == ["up", "down"]
 
 
 def test_without_a_terminal_down_wants_a_yes(cluster: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match="say --yes too"):
+    with pytest.raises(UserInputError, match="say --yes too"):
         team_commands.sweep(tmp_path / "team.yaml", on=cluster.path, down=True)
 
 
 @pytest.mark.parametrize("types", ["[]", "{a: }", "{a: {resources: 4}}"])
 def test_machine_types_of_another_shape_are_refused(types: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"cluster_name: c\nprovider: {{type: aws}}\navailable_node_types: {types}\n")
-    with pytest.raises(Rejected, match="available_node_types: a name for each type"):
+    with pytest.raises(UserInputError, match="available_node_types: a name for each type"):
         Cluster.read(tmp_path / "c.yaml")
 
 
@@ -157,7 +158,7 @@ def test_a_user_s_own_modules_and_weights_travel_and_nothing_else(tmp_path: Path
     team_file = tmp_path / "team" / "team.yaml"
     team_file.write_text(text)
     (tmp_path / "out").mkdir()
-    remote.bundle(config.load(team_file), team_file, tmp_path / "out")
+    remote.bundle_team(config.load_team(team_file), team_file, tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found == {"team.yaml", "net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors"}
 
@@ -176,7 +177,7 @@ def test_a_head_that_has_just_started_is_asked_again_and_one_that_refuses_is_tol
             return "job-1"
 
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert remote._Job.submit("http://h", "conclave", tmp_path, {}).name == "job-1"
     with pytest.raises(ConclaveError, match=r"took no job: status code 403: no$"):
         remote._Job.submit("http://h", "conclave", tmp_path, {})
@@ -200,7 +201,7 @@ def test_a_stopped_job_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(answers.pop(0))
             return asked[-1]  # type: ignore[return-value]
 
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     remote._Job(Client(), "job-1").stop()
     assert asked == ["stop", JobStatus.RUNNING, JobStatus.RUNNING, JobStatus.STOPPED]
 

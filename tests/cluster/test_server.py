@@ -23,18 +23,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.database import Database
-from orchestrator.server import PASSWORD, Server
+from orchestrator.tracking.database import Database
+from orchestrator.tracking.server import PASSWORD, Server
 from tests.cluster.postgres import MISSING, Postgres, available
-from tests.cluster.test_files import AWS, read
-from tests.conftest import TEAM
-from workers.errors import Rejected
-from workers.fitrun import Sender
-from workers.spool import Spool
-from workers.tracking import Tracking
+from tests.factories import AWS, TEAM, read
+from workers.errors import UserInputError
+from workers.tracking.client import TrackingClient
+from workers.tracking.job_run import Sender
+from workers.tracking.outbox import Outbox
 
 WRITERS, STEPS = 8, 40
-COMMAND = (sys.executable, "-m", "orchestrator", "server")
+COMMAND = (sys.executable, "-m", "conclave", "server")
 
 
 @dataclass
@@ -102,7 +101,7 @@ def test_nobody_gets_in_without_the_password_or_by_another_name(server: Running,
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, "the database's password is in it"
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
-    assert [e.name for e in Tracking(server.uri).client.search_experiments()] == ["Default"]
+    assert [e.name for e in TrackingClient(server.uri).client.search_experiments()] == ["Default"]
 
 
 def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> None:
@@ -110,13 +109,13 @@ def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> N
     artifact = Path(home) / f"fit{writer}"
     artifact.mkdir()
     (artifact / "weights").write_bytes(bytes([writer]) * 100_000)
-    spool = Spool.of(Path(home), f"w{writer}", uri)
-    sender = Sender(spool)
+    outbox = Outbox.open(Path(home), f"w{writer}", uri)
+    sender = Sender(outbox)
     sender.start()
     for step in range(STEPS):
-        spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
+        outbox.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
         sender.wake.set()
-    spool.artifact(run, artifact, f"fit{writer}")
+    outbox.artifact(run, artifact, f"fit{writer}")
     sender.close(120)
 
 
@@ -125,18 +124,18 @@ def test_eight_members_write_at_once_and_nothing_is_lost(
 ) -> None:
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
-    tracking = Tracking(server.uri)
-    run = tracking.start(tracking.experiment("team", None), "r", {})
+    tracking = TrackingClient(server.uri)
+    run = tracking.create_run(tracking.experiment("team", None), "r", {})
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(str(tmp_path), server.uri, run, i, server.env)) for i in range(WRITERS)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(200)
-    assert [spool.unsent() for spool in Spool.all(tmp_path)] == [[]] * WRITERS
+    assert [outbox.unsent() for outbox in Outbox.all_in_home(tmp_path)] == [[]] * WRITERS
     for i in range(WRITERS):
         assert [(p.step, p.value) for p in tracking.client.get_metric_history(run, f"m{i}")] == [(s, s / 7) for s in range(STEPS)]
-        found = tracking.fetch(run, f"fit{i}")
+        found = tracking.download(run, f"fit{i}")
         assert found
         assert (found / "weights").read_bytes() == bytes([i]) * 100_000
 
@@ -154,7 +153,7 @@ def test_another_database_has_no_admin_yet(tmp_path: Path, monkeypatch: pytest.M
     Server(tmp_path, "127.0.0.1", 5000, "postgresql://one").start()
     monkeypatch.delenv(PASSWORD)
     Server(tmp_path, "127.0.0.1", 5000, "postgresql://one").start()
-    with pytest.raises(Rejected, match=PASSWORD):
+    with pytest.raises(UserInputError, match=PASSWORD):
         Server(tmp_path, "127.0.0.1", 5000, "postgresql://other").start()
     monkeypatch.setenv(PASSWORD, "x" * 16)
     Server(tmp_path, "127.0.0.1", 5000, "postgresql://other").start()
@@ -184,12 +183,12 @@ def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Pat
             subprocess.run(["bash", "-c", line], env=env, check=True, timeout=240, capture_output=True)
             assert _status(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1") == 401
             (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
-            words = [sys.executable, "-m", "orchestrator", "sweep", "team.yaml", "--inline", "--json", "--home", home]
+            words = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--inline", "--json", "--home", home]
             done = subprocess.run(words, env={**env, **client}, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             summary = json.loads(done.stdout)
             assert (summary["tracking_uri"], summary["unsent"]) == (uri, 0)
-            words = [sys.executable, "-m", "orchestrator", "report", "tiny", "--home", home]
+            words = [sys.executable, "-m", "conclave", "report", "tiny", "--home", home]
             told = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
             assert f"Browse:  {uri}\n" in told
             _end(port)
@@ -209,7 +208,7 @@ def test_a_database_in_somebody_else_s_place_is_refused(tmp_path: Path) -> None:
     database = Database(tmp_path / "postgres")
     database.socket.symlink_to(tmp_path)
     try:
-        with pytest.raises(Rejected, match="a link, or somebody else's"), database.running():
+        with pytest.raises(UserInputError, match="a link, or somebody else's"), database.running():
             pass
     finally:
         database.socket.unlink()
@@ -221,7 +220,7 @@ def _end(port: int) -> None:
     """SIGTERM to the command that keeps the server; it takes its PostgreSQL along."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "orchestrator" in words and "server" in words and str(port) in words:
+        if "conclave" in words and "server" in words and str(port) in words:
             process.terminate()
             process.wait(60)
 

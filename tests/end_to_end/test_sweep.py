@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,33 @@ import onnx
 import pytest
 import torch
 
-from fusion.calibration import apply_temperature, logs, nll
-from fusion.export import load
-from fusion.outputs import softmax
-from fusion.session import session
-from orchestrator import pipeline, result_commands
+from fusion.export.onnx_export import load_model
+from fusion.export.onnx_session import create_session
+from fusion.metrics.calibration import apply_temperature, log_probabilities, nll
+from fusion.predictions import softmax
+from orchestrator import sweep as pipeline
+from orchestrator.cli import result_commands
+from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
-from tests.conftest import TEAM, snapshot
-from workers import train, trainer
-from workers.artifact import MemberArtifact
-from workers.data import Store
-from workers.errors import Rejected
-from workers.tracking import Tracking
+from tests.factories import TEAM, snapshot
+from workers.data.store import Store
+from workers.errors import UserInputError
+from workers.storage.artifacts import MemberArtifact
+from workers.tracking.client import TrackingClient
+from workers.training.train import train
+from workers.training.trainer import Trainer, TrainingResult, TrainingTask
 
 
 def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator", *map(str, arguments)]
+    command = [sys.executable, "-m", "conclave", *map(str, arguments)]
     found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
     assert found.returncode == code, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
     return found
 
 
-def inline(team_file: Path, home: Path) -> pipeline.Result:
-    return pipeline.sweep(team_file, pipeline.Options(Home(home), inline_pool))
+def inline(team_file: Path, home: Path) -> pipeline.SweepResult:
+    return pipeline.run_sweep(team_file, pipeline.SweepOptions(Home(home), inline_executor))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def test_a_sweep_with_nothing_to_do_imports_neither_torch_nor_ray(tmp_path: Path
 
 def test_the_runs_tell_the_story(done: tuple[Path, dict[str, Any]]) -> None:
     _, summary = done
-    client = Tracking(summary["tracking_uri"]).client
+    client = TrackingClient(summary["tracking_uri"]).client
     parent = client.get_run(summary["parent_run_id"])
     runs = client.search_runs([parent.info.experiment_id])
     assert len(runs) == 7
@@ -117,12 +120,12 @@ def test_the_exported_model_is_the_fusion(done: tuple[Path, dict[str, Any]]) -> 
     outputs = np.load(folder / "o.npz", allow_pickle=False)
     store = Store(next((folder / "home" / "data").iterdir()))
     images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
-    found = session(str(folder / "s.onnx")).run(None, {"images": images})[0]
+    found = create_session(str(folder / "s.onnx")).run(None, {"images": images})[0]
     assert np.abs(found - outputs["fusion/stack/test_probabilities"]).max() < 1e-4
     assert nll(found.astype(float), outputs["test_labels"]) == pytest.approx(summary["fusions"]["stack"]["test"]["nll"], abs=1e-3)
-    torch_form = load(folder / "s.onnx")(torch.from_numpy(images)).detach().numpy()
+    torch_form = load_model(folder / "s.onnx")(torch.from_numpy(images)).detach().numpy()
     assert np.abs(torch_form - found).max() < 1e-4
-    model = onnx.load(folder / "s.onnx")
+    model = onnx.load_model(folder / "s.onnx")
     metadata = {p.key: p.value for p in model.metadata_props}
     assert json.loads(metadata["classes"]) == summary["classes"]
     assert [i.name for i in model.graph.input] == ["images"]
@@ -142,7 +145,7 @@ def test_the_outputs_file_is_whole(done: tuple[Path, dict[str, Any]]) -> None:
     details = Home(folder / "home").sweep("tiny").details()
     calibrated = apply_temperature(vote, details["candidates"]["vote"]["temperature"])
     assert np.abs(calibrated - outputs["fusion/vote/test_probabilities"]).max() < 1e-6
-    assert logs(vote).shape == vote.shape
+    assert log_probabilities(vote).shape == vote.shape
 
 
 def test_predict_writes_the_contracts_csv(done: tuple[Path, dict[str, Any]]) -> None:
@@ -225,7 +228,7 @@ def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
     members = "".join(f"  - {{name: m{i}}}\n" for i in range(4))
     (tmp_path / "team.yaml").write_text(TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
     said: list[str] = []
-    pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool, say=said.append))
+    pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor, say=said.append))
     lines = [line for line in said if line.startswith("so far")]
     assert [line.split(",")[1] for line in lines] in ([" with 2 of 4 members"], [" with 2 of 4 members", " with 3 of 4 members"])
     assert all("vote" in line and "weighted" in line for line in lines)
@@ -239,7 +242,7 @@ def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) 
     outputs = np.load(folder / "i.npz", allow_pickle=False)
     store = Store(next((folder / "home" / "data").iterdir()))
     images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
-    answers = [session(str(folder / name)).run(None, {"images": images})[0] for name in ("i.onnx", "i.int8.onnx")]
+    answers = [create_session(str(folder / name)).run(None, {"images": images})[0] for name in ("i.onnx", "i.int8.onnx")]
     right = [float((of.argmax(1) == outputs["test_labels"]).mean()) for of in answers]
     assert np.array_equal(answers[0].argmax(1), outputs["fusion/stack/test_probabilities"].argmax(1))
     changed = float((answers[0].argmax(1) != answers[1].argmax(1)).mean())
@@ -260,8 +263,13 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
     text = text.replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 3}")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
-    whole = trainer.Trainer._epoch
-    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    whole = Trainer._train_epoch
+
+    def counted(self: Trainer, *given: Any) -> Any:
+        epochs.append(self.member.name)
+        return whole(self, *given)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a", "cyc.1", "cyc.2", "cyc.3"]
     assert [epochs.count(name) for name in summary["members"]] == [6, 2, 2, 2]
@@ -275,8 +283,13 @@ def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path,
     text = TEAM.replace("{name: a}", "{name: a, count: 3, packed: true}").replace("  - {name: b, seed: 5}\n", "")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
-    whole = trainer.Trainer._epoch
-    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    whole = Trainer._train_epoch
+
+    def counted(self: Trainer, *given: Any) -> Any:
+        epochs.append(self.member.name)
+        return whole(self, *given)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a-1", "a-2", "a-3"]
     assert (summary["trained"], set(epochs), len(epochs)) == (9, {"a-1"}, 6), "a full fit and two fold fits of two epochs"
@@ -290,8 +303,13 @@ def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkey
     text = TEAM.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
-    whole = trainer.Trainer._epoch
-    monkeypatch.setattr(trainer.Trainer, "_epoch", lambda fit, *a: epochs.append(fit.member.name) or whole(fit, *a))  # type: ignore[func-returns-value]
+    whole = Trainer._train_epoch
+
+    def counted(self: Trainer, *given: Any) -> Any:
+        epochs.append(self.member.name)
+        return whole(self, *given)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a", "a.swa"]
     assert (summary["trained"], set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
@@ -324,7 +342,7 @@ def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     paid = sum(m["train_seconds"] for m in (*summary["members"].values(), summary["student"]))
     assert rows["student"]["train_seconds"] == pytest.approx(paid), "its teachers had to be trained too"
     assert 0 < rows["student"]["inference_cost"] < rows["vote"]["inference_cost"], "one network against two"
-    runs = Tracking(Home(tmp_path / "home").tracking_uri).client.search_runs(["1"], "tags.role = 'student'")
+    runs = TrackingClient(Home(tmp_path / "home").tracking_uri).client.search_runs(["1"], "tags.role = 'student'")
     assert [run.data.metrics["test/accuracy"] for run in runs] == [summary["student"]["test"]["accuracy"]]
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
     conclave("export", "tiny", "--home", "home", "--method", "student", "--out", "student.onnx", cwd=tmp_path)
@@ -401,17 +419,17 @@ def test_a_failed_member_is_reported_and_the_rest_are_fused(tmp_path: Path) -> N
 
 def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    from workers import member
     from workers.errors import ConclaveError
+    from workers.runtime import training_job
 
-    run = member.run
+    run = training_job.train_job
 
     def no_fold_of_b(job: Any, *given: Any) -> Any:
         if job.member.name == "b" and job.fold == 1:
             raise ConclaveError("broken by the test")
         return run(job, *given)
 
-    monkeypatch.setattr(member, "run", no_fold_of_b)
+    monkeypatch.setattr(training_job, "train_job", no_fold_of_b)
     (tmp_path / "team.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
@@ -423,15 +441,15 @@ def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Pat
 def test_shuffled_training_labels_leave_oof_accuracy_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No leakage: a row's own label must not reach its out-of-fold output."""
     (tmp_path / "team.yaml").write_text(TEAM.replace("epochs: 2", "epochs: 8").replace("width: 4", "width: 8"))
-    real = train.fit
 
-    def shuffled(make: Any, data: trainer.FitData, *rest: Any) -> trainer.Fitted:
+    def shuffled(make: Any, task: TrainingTask) -> TrainingResult:
+        data = task.data
         labels = data.labels.clone()
         mixed = torch.randperm(len(data.fit), generator=torch.Generator().manual_seed(0))
         labels[data.fit] = data.labels[data.fit[mixed]]
-        return real(make, trainer.FitData(data.images, labels, data.fit, data.watch), *rest)
+        return train(make, replace(task, data=replace(data, labels=labels)))
 
-    monkeypatch.setattr("workers.member.fit", shuffled)
+    monkeypatch.setattr("workers.runtime.training_job.train", shuffled)
     inline(tmp_path / "team.yaml", tmp_path / "home")
     outputs = np.load(tmp_path / "home/sweeps/tiny/outputs.npz", allow_pickle=False)
     for name in ("a", "b"):
@@ -469,7 +487,7 @@ def test_what_the_preflight_finds_leaves_the_disk_untouched(line: str, expected:
     text = TEAM.replace("data: {dataset: digits, folds: 2}\n", "") if line.startswith("data") else TEAM
     (tmp_path / "team.yaml").write_text(text + line)
     before = snapshot(tmp_path)
-    with pytest.raises(Rejected, match=expected):
+    with pytest.raises(UserInputError, match=expected):
         inline(tmp_path / "team.yaml", tmp_path / "home")
     assert snapshot(tmp_path) == before
 
@@ -491,7 +509,7 @@ def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
 ) -> None:
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
     inline(tmp_path / "team.yaml", tmp_path / "home")
-    other = Tracking(f"sqlite:///{tmp_path}/other.db")
+    other = TrackingClient(f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("CONCLAVE_TRACKING_URI", other.uri)
     again = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert (again.exit_code, again.summary["trained"], again.summary["unsent"]) == (0, 0, 0)
@@ -526,7 +544,7 @@ def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any
     before = snapshot(Path())
     for words, expected in cases:
         options: dict[str, Any] = {k: v if k == "method" else Path(v) for k, v in words.items()}
-        with pytest.raises(Rejected, match=expected):
+        with pytest.raises(UserInputError, match=expected):
             result_commands.export("tiny", **options, home=Path("home"))
     assert snapshot(Path()) == before
     result_commands.export("tiny", method="stack_plain", out=Path("plain.onnx"), home=Path("home"))
@@ -549,7 +567,7 @@ def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(
     def killed(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline, "_train", killed)
+    monkeypatch.setattr(pipeline._ActiveSweep, "_train", killed)
     with pytest.raises(MemoryError):
         inline(tmp_path / "team.yaml", tmp_path / "home")
     assert "unfinished" in conclave("status", "--home", "home", cwd=tmp_path).stdout
@@ -557,7 +575,7 @@ def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(
 
 
 def test_the_same_sweep_twice_at_once_is_refused(team_file: Path, tmp_path: Path) -> None:
-    with Home(tmp_path / "home").sweep("tiny").held(), pytest.raises(Rejected, match=f"process {os.getpid()}"):
+    with Home(tmp_path / "home").sweep("tiny").locked(), pytest.raises(UserInputError, match=f"process {os.getpid()}"):
         inline(team_file, tmp_path / "home")
 
 

@@ -23,9 +23,9 @@ from typing import Any, Protocol
 
 import psutil
 
-from tests.conftest import snapshot
-from workers import checkpoint
-from workers.tracking import Tracking
+from tests.factories import snapshot
+from workers.storage.manifest import MANIFEST, read_manifest, seal_manifest
+from workers.tracking.client import TrackingClient
 
 TEAM = """\
 version: 1
@@ -126,18 +126,20 @@ def _command(where: tuple[str, dict[str, str], str, str], arguments: list[str]) 
 def _one_fit(where: tuple[str, dict[str, str], str, str], member: str) -> None:
     """One job as a trainer would do it; prints what it gave."""
     _enter(*where)
-    from orchestrator import config, plan
-    from workers import data
-    from workers.work import Progress, work
+    from orchestrator.config import loader as config
+    from orchestrator.planning.plan import Planner
+    from workers.data import packing as data
+    from workers.runtime.heartbeat import JobProgress
+    from workers.runtime.job_runner import run_job
 
-    team, home = config.load(Path("team.yaml")), Path("home")
-    jobs = plan.make(team, data.pack(team.data, home), home, (str(Path.cwd()),)).jobs
+    team, home = config.load_team(Path("team.yaml")), Path("home")
+    jobs = Planner(team, data.pack_data(team.data, home), home, (str(Path.cwd()),)).plan().jobs
     job = next(j for j in jobs if j.member.name == member)
     folder = home / "jobs" / job.signature
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "member.txt").write_text(job.member.name)
-    progress = Progress()
-    print(json.dumps({**work(job, None, None, progress), "notes": progress.notes}), flush=True)
+    progress = JobProgress()
+    print(json.dumps({**run_job(job, progress), "notes": progress.notes}), flush=True)
 
 
 @cache
@@ -145,7 +147,7 @@ def _schema() -> Path:
     """An MLflow database without a run: making one takes longer than most of these sweeps."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    assert Tracking(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
+    assert TrackingClient(f"sqlite:///{folder}/mlflow.db").client.search_experiments()
     connection = sqlite3.connect(folder / "mlflow.db")
     connection.execute("DELETE FROM experiments")  # its artifact location is of this folder
     connection.commit()
@@ -174,7 +176,7 @@ class Place:
     def home(self) -> Path:
         return self.folder / "home"
 
-    def env(self, fault: str = "", once: bool = True, **more: str) -> dict[str, str]:
+    def env(self, fault: str = "", once: bool = True, **more: Any) -> dict[str, str]:
         env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
         if fault:
             env |= {"CONCLAVE_FAULT": fault, **({"CONCLAVE_FAULT_DIR": str(self.folder / "faults")} if once else {})}
@@ -201,7 +203,7 @@ class Place:
             self.process = self._fork(_command, words, self.env(**env))
             return self.process
         with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
-            command = [sys.executable, "-m", "orchestrator", *words]
+            command = [sys.executable, "-m", "conclave", *words]
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=self.env(**env), stdout=out, stderr=err, text=True, start_new_session=True
             )
@@ -308,7 +310,7 @@ def weights(summary: dict[str, Any]) -> dict[str, str | None]:
 
 def points(summary: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
     """Every metric point of each member's run, timings left out. Fails where a (key, step) is there twice."""
-    client = Tracking(summary["tracking_uri"]).client
+    client = TrackingClient(summary["tracking_uri"]).client
     experiment = client.get_run(summary["parent_run_id"]).info.experiment_id
     found: dict[str, dict[tuple[str, int], float]] = {}
     for run in client.search_runs([experiment], "tags.role = 'member'"):
@@ -344,6 +346,4 @@ def begun(home: Path) -> list[str]:
 
 def rewrite(folder: Path, **changes: object) -> None:
     """A manifest that says something else, its checksum made right."""
-    manifest = {**json.loads((folder / "manifest.json").read_text()), **changes}
-    del manifest["sha256"]
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checkpoint._sha256(manifest)}))
+    (folder / MANIFEST).write_bytes(seal_manifest({**read_manifest(folder), **changes}))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.factories import bad_tar, huge_png, not_utf8, picture, symlink_loop, too_few, tree, truncated
 from tests.faults.place import TEAM, Place, rewrite
-from tests.workers.test_data import bad_tar, huge_png, not_utf8, picture, symlink_loop, too_few, tree, truncated
-from workers import checkpoint
+from workers.storage.manifest import read_manifest
 
 FOLDER = TEAM.replace("dataset: digits", "dataset: folder, root: images, image_size: 8, fuse_fraction: 0.2")
 
@@ -73,7 +73,7 @@ def test_members_that_count_the_classes_in_another_order_are_fused_by_name(place
 
 def _turn_classes_round(fit: Path) -> None:
     """The same member, had it been trained with its classes the other way round."""
-    manifest = checkpoint.record(fit)
+    manifest = read_manifest(fit)
     for file in ("weights.safetensors", "outputs.safetensors"):
         tensors = load_file(fit / file)
         for name in tensors:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.faults.place import RESNET, TEAM, Place, left, points, same
-from workers.tracking import Tracking
+from workers.tracking.client import TrackingClient
 
 LONG = RESNET.replace("epochs: 3", "epochs: 20")
 
@@ -26,7 +26,7 @@ CANARY = "canary-7f3a9c51d2"
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any]]:
     """A sweep on Ray whose trainer of `a` was killed in its second epoch, with a secret in its environment."""
     place = Place(tmp_path_factory.mktemp("killed") / "p")
-    secrets = {"AWS_SECRET_ACCESS_KEY": CANARY, "MLFLOW_TRACKING_PASSWORD": CANARY}
+    secrets: dict[str, Any] = {"AWS_SECRET_ACCESS_KEY": CANARY, "MLFLOW_TRACKING_PASSWORD": CANARY}
     return place, place.sweep(fault="fit.step@a:30:kill", **secrets)
 
 
@@ -107,7 +107,7 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(
     assert time.monotonic() - began < 15
     summary = place.printed()
     assert summary["state"] == "interrupted"
-    client = Tracking(summary["tracking_uri"]).client
+    client = TrackingClient(summary["tracking_uri"]).client
     runs = client.search_runs([client.get_run(summary["parent_run_id"]).info.experiment_id])
     assert {r.info.status for r in runs} == {"KILLED"}
     assert left(everybody) == []
@@ -188,7 +188,7 @@ def test_two_teams_with_the_same_members_train_each_once(place_of: Callable[[str
     (place.folder / "other.yaml").write_text((place.folder / "team.yaml").read_text().replace("name: tiny", "name: other"))
     commands = [
         subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "sweep", name, "--home", "home", "--inline", "--json"],
+            [sys.executable, "-m", "conclave", "sweep", name, "--home", "home", "--inline", "--json"],
             cwd=place.folder,
             env=place.env(),
             stdout=subprocess.PIPE,

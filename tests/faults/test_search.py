@@ -6,7 +6,7 @@ import json
 import time
 
 from tests.faults.place import TEAM, Place, left
-from workers.tracking import Tracking
+from workers.tracking.client import TrackingClient
 
 SEARCH = "search: {trials: 5, keep: 2, epochs: 3, lr: [0.001, 0.3], augment: {crop: [0.05, 0.3]}}"
 TEXT = TEAM.replace("{name: a}", "{name: a, %s}" % SEARCH)  # noqa: UP031  # braces are YAML's
@@ -43,7 +43,7 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_best_are_members(p
 
 
 def _nested(uri: str, parent: str, trials: dict[str, dict[str, object]]) -> None:
-    client = Tracking(uri).client
+    client = TrackingClient(uri).client
     experiment = client.get_run(parent).info.experiment_id
     runs = client.search_runs([experiment], "tags.role = 'search'")
     [top] = [r for r in runs if r.data.tags["mlflow.parentRunId"] == parent]

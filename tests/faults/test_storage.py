@@ -15,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from fusion.export import load
-from orchestrator import pipeline
+from fusion.export.onnx_export import load_model
+from orchestrator import sweep as pipeline
+from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
-from tests.conftest import snapshot
+from tests.factories import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, rewrite, same, weights
-from workers import checkpoint, trainer
-from workers.artifact import MemberArtifact
-from workers.errors import ConclaveError, Corrupt
+from workers.errors import ConclaveError, CorruptFileError
+from workers.storage.artifacts import MemberArtifact
+from workers.storage.manifest import read_manifest
+from workers.training import trainer
 
 THREE = TEAM + "  - {name: c, seed: 9}\n"
 STAGES = ("opened", "half", "fsync", "rename", "manifest", "manifest.half", "manifest.rename", "publish")
@@ -256,16 +257,16 @@ def test_a_pickle_in_the_place_of_weights_is_refused(place: Place, monkeypatch: 
     fit = place.fits()["a"] / "fit"
     for name in ("weights", "outputs"):
         (fit / f"{name}.safetensors").write_bytes(evil)
-        files = {**checkpoint.record(fit)["files"], f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
+        files = {**read_manifest(fit)["files"], f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
         rewrite(fit, files=files)
-    with pytest.raises(Corrupt):
+    with pytest.raises(CorruptFileError):
         MemberArtifact(fit.parent).weights()
-    with pytest.raises(Corrupt):
+    with pytest.raises(CorruptFileError):
         MemberArtifact(fit.parent).outputs()
     model = place.home / "sweeps/tiny/fused.onnx"
     model.with_suffix(".safetensors").write_bytes(evil)
     with pytest.raises(ConclaveError):
-        load(model)
+        load_model(model)
     assert not (place.folder / "pwned").exists()
 
 
@@ -292,10 +293,10 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
             return now[0]
 
     monkeypatch.setattr(trainer, "time", Backwards())
-    monkeypatch.setattr("workers.fitrun.time", Backwards())
+    monkeypatch.setattr("workers.tracking.job_run.time", Backwards())
     (tmp_path / "team.yaml").write_text(TEAM)
     (tmp_path / "small.py").write_text(SMALL)
-    result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
+    result = pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     assert weights(result.summary) == weights(undisturbed)
     assert points(result.summary) == points(undisturbed)
     assert all(member["train_seconds"] >= 0 for member in result.summary["members"].values())

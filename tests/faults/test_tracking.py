@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.team import TrackingSpec
 from orchestrator.home import Home
-from orchestrator.preflight import tracked_at
-from orchestrator.team import Tracking as TrackingSpec
+from orchestrator.tracking.store import resolve_tracking_uri
 from tests.faults.place import TEAM, Place, points, same
-from workers.delivery import deliver
-from workers.errors import ConclaveError, Rejected
-from workers.fitrun import Sender
-from workers.spool import Spool
-from workers.tracking import Tracking
+from workers.errors import ConclaveError, UserInputError
+from workers.tracking.client import TrackingClient
+from workers.tracking.delivery import flush_outbox
+from workers.tracking.job_run import Sender
+from workers.tracking.outbox import Outbox
 
 
 def _port() -> int:
@@ -92,8 +92,8 @@ def test_away_at_the_start_is_refused_in_time(place: Place) -> None:
             assert "doesn't answer" in place.said()
             assert place.disk() == before
             began = time.monotonic()  # of the question alone: how long a busy machine takes to import is another matter
-            with pytest.raises(Rejected):
-                tracked_at(TrackingSpec(uri=f"http://127.0.0.1:{port}"), Home(place.home), print)
+            with pytest.raises(UserInputError):
+                resolve_tracking_uri(TrackingSpec(uri=f"http://127.0.0.1:{port}"), Home(place.home), print)
             assert time.monotonic() - began < 10
 
 
@@ -107,7 +107,7 @@ def test_away_but_not_required_is_tracked_in_the_home(place: Place, undisturbed:
 def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
     place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
     process = place.start("--inline", fault="fit.step@a:30:stop")
-    _until(lambda: place.happened() != [])
+    cumulative_seconds(lambda: place.happened() != [])
     server.down()
     os.kill(process.pid, signal.SIGCONT)
     place.wait_for("b: started")
@@ -121,7 +121,7 @@ def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbe
 def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
     place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
     process = place.start("--inline", fault="fit.step@a:30:stop")
-    _until(lambda: place.happened() != [])
+    cumulative_seconds(lambda: place.happened() != [])
     server.down()
     os.kill(process.pid, signal.SIGCONT)
     assert process.wait(timeout=180) == 0, place.said()
@@ -137,7 +137,7 @@ def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: S
     assert _sync(place)["sent"] > 0
     assert points(summary) == once
     same(summary, undisturbed)
-    client = Tracking(server.uri).client
+    client = TrackingClient(server.uri).client
     assert client.get_model_version_by_alias("tiny", "champion").version == "1"
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
@@ -148,7 +148,7 @@ def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, u
 
     place.write(TEAM + "checkpoint: {minutes: 0.0001}\n")
     process = place.start("--inline", fault="fit.step@b:50:hang")
-    _until(lambda: place.happened() != [] and _sent(place, place.fits()["b"].name))
+    cumulative_seconds(lambda: place.happened() != [] and _sent(place, place.fits()["b"].name))
     process.kill()
     process.wait()
     assert len(place.checkpoints("b")) == 2
@@ -169,27 +169,27 @@ def _sent(place: Place, owner: str) -> bool:
 
 
 def _write(home: str, uri: str, run: str, writer: int) -> None:
-    spool = Spool.of(Path(home), f"w{writer}", uri)
-    sender = Sender(spool)
+    outbox = Outbox.open(Path(home), f"w{writer}", uri)
+    sender = Sender(outbox)
     sender.start()
     for step in range(40):
-        spool.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
+        outbox.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)
         sender.wake.set()
     sender.close(60)
 
 
 def test_eight_writers_on_one_database_lose_and_double_nothing(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/db"
-    tracking = Tracking(uri)
-    run = tracking.start(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
+    tracking = TrackingClient(uri)
+    run = tracking.create_run(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write, args=(str(tmp_path), uri, run, i)) for i in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(120)
-    for spool in Spool.all(tmp_path):
-        deliver(spool)
+    for outbox in Outbox.all_in_home(tmp_path):
+        flush_outbox(outbox)
     for i in range(8):
         assert [p.step for p in tracking.client.get_metric_history(run, f"m{i}")] == list(range(40))
 
@@ -222,13 +222,13 @@ def test_a_server_that_lets_nobody_in_is_refused_before_anything_is_written(plac
     ("uri", "expected"), [("mlruns", "is a folder"), ("file:///tmp/x", "is a folder"), ("foo://bar", "can't be used")]
 )
 def test_a_store_of_an_unknown_kind_is_refused(uri: str, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match=expected):
-        tracked_at(TrackingSpec(uri=uri), Home(tmp_path), print)
+    with pytest.raises(UserInputError, match=expected):
+        resolve_tracking_uri(TrackingSpec(uri=uri), Home(tmp_path), print)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_experiment_that_was_deleted_is_told(tmp_path: Path) -> None:
-    tracking = Tracking(f"sqlite:///{tmp_path}/db")
+    tracking = TrackingClient(f"sqlite:///{tmp_path}/db")
     tracking.client.delete_experiment(tracking.experiment("e", tmp_path / "artifacts"))
     with pytest.raises(ConclaveError, match="was deleted"):
         tracking.experiment("e", tmp_path / "artifacts")
@@ -252,32 +252,32 @@ def test_what_a_server_denies_stays_in_the_spool(tmp_path: Path) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), Denies) as denying:
         thread = threading.Thread(target=denying.serve_forever, daemon=True)
         thread.start()
-        spool = Spool.of(tmp_path, "s", f"http://127.0.0.1:{denying.server_port}")
-        spool.tags("r", {"state": "done"})
+        outbox = Outbox.open(tmp_path, "s", f"http://127.0.0.1:{denying.server_port}")
+        outbox.tags("r", {"state": "done"})
         with pytest.raises(Exception, match="403"):
-            deliver(spool)
-        assert len(spool.unsent()) == 1
+            flush_outbox(outbox)
+        assert len(outbox.unsent()) == 1
         denying.shutdown()
 
 
 def test_a_torn_line_of_the_spool_is_passed_over(tmp_path: Path) -> None:
-    spool = Spool.of(tmp_path, "s", "sqlite://")
-    spool.metrics("r", {"x": 1.0}, 1, 1)
-    with open(spool.path, "ab") as file:
+    outbox = Outbox.open(tmp_path, "s", "sqlite://")
+    outbox.metrics("r", {"x": 1.0}, 1, 1)
+    with open(outbox.path, "ab") as file:
         file.write(b'{"run": "r", "metr')
-    spool.metrics("r", {"x": 2.0}, 2, 2)
-    assert [entry["step"] for entry, _ in spool.unsent()] == [1, 2]
+    outbox.metrics("r", {"x": 2.0}, 2, 2)
+    assert [entry["step"] for entry, _ in outbox.unsent()] == [1, 2]
 
 
 def _sync(place: Place, code: int = 0) -> dict[str, int]:
-    command = [sys.executable, "-m", "orchestrator", "sync", "--home", "home", "--json"]
+    command = [sys.executable, "-m", "conclave", "sync", "--home", "home", "--json"]
     found = subprocess.run(command, cwd=place.folder, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == code, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
     return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def _until(condition: Any, seconds: float = 60) -> None:
+def cumulative_seconds(condition: Any, seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until

@@ -14,14 +14,14 @@ import torch
 from mlflow.utils import requirements_utils
 from torch import nn
 
-import fusion.export
-import orchestrator.cli
-import orchestrator.fusing
-import orchestrator.pipeline
-import orchestrator.report
-import workers.fitrun
-import workers.member
-import workers.work
+import fusion.export.onnx_export
+import orchestrator.cli.entry
+import orchestrator.fusing.step
+import orchestrator.reporting.report
+import orchestrator.sweep
+import workers.runtime.job_runner
+import workers.runtime.training_job
+import workers.tracking.job_run
 
 __all__ = ["fusion", "mlflow", "onnxruntime", "orchestrator", "workers"]
 

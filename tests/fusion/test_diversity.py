@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from fusion.diversity import confusion, diversity, forecast, limit_of, pair
-from fusion.outputs import Table, softmax
-from fusion.score import detectable, holm
-from tests.fusion.test_methods import CLASSES, table
+from fusion.metrics.diversity import confusion, diversity, forecast, limit_of, pair
+from fusion.metrics.scores import detectable, holm
+from fusion.predictions import Predictions, softmax
+from tests.factories import CLASSES, table
 
 
 def rights(text: str) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_confusion_is_sklearns() -> None:
 
 def test_identical_members_gain_nothing_and_the_verdict_says_so() -> None:
     one = table(2000)
-    found = diversity(["a", "b"], Table(np.stack([one.logits[0]] * 2), (), one.labels))
+    found = diversity(["a", "b"], Predictions(np.stack([one.logits[0]] * 2), (), one.labels))
     assert found["pairs"][0]["disagreement"] == 0
     assert found["oracle"] == pytest.approx(float((one.logits[0].argmax(1) == one.labels).mean()))
     assert "next to nothing" in found["verdict"]
@@ -61,7 +61,7 @@ def test_a_bad_third_member_makes_nobody_the_same() -> None:
 def test_a_vote_that_gains_nothing_is_not_all_fusing() -> None:
     """Two good members among three useless ones: weights would gain what a vote does not."""
     one = table(4000, members=5, skill=(1.0, 1.0, 0.0, 0.0, 0.0))
-    loud = Table(one.logits * np.array([1, 1, 4, 4, 4])[:, None, None], (), one.labels)
+    loud = Predictions(one.logits * np.array([1, 1, 4, 4, 4])[:, None, None], (), one.labels)
     said = diversity(list("abcde"), loud)["verdict"]
     assert said.startswith("A vote gains next to nothing here")
     assert "Nearly the same" not in said, "not even those that guess: they guess differently"

@@ -13,29 +13,21 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from fusion import score
-from fusion.calibration import apply_temperature, fit_temperature, logs, nll, temperatures
-from fusion.cascade import Cascade
-from fusion.concat import Concat, start
-from fusion.fit import fit_all, fit_one, recommend
-from fusion.outputs import Evidence, Gathered, Table, softmax
-from fusion.shrunken import MemberWeights, Problem
-from fusion.stacking import PlainStack, Stack, StackBag, meta_features
-from fusion.voting import Vote, VoteLogits, pool
-from fusion.weighting import Weighted, greedy, optimal
-
-CLASSES = 4
-
-
-def table(n: int, members: int = 3, skill: tuple[float, ...] = (1.5, 1.0, 0.7), seed: int = 0) -> Table:
-    generator = np.random.default_rng(seed)
-    labels = np.arange(n) % CLASSES
-    truth = np.eye(CLASSES)[labels]
-    logits = np.stack([truth * skill[m] * 2 + generator.normal(size=(n, CLASSES)) for m in range(members)])
-    return Table(logits, (), labels)
+from fusion.methods.cascade import Cascade
+from fusion.methods.concat import Concat, averaging_head
+from fusion.methods.shrinkage import MemberWeightsProblem, ShrinkageProblem
+from fusion.methods.stacking import PlainStack, Stack, StackBag, meta_features
+from fusion.methods.voting import Vote, VoteLogits, weighted_mean
+from fusion.methods.weighting import Weighted, greedy, optimal
+from fusion.metrics import scores as score
+from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll, temperatures
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
+from fusion.selection.fitting import fit_all, fit_fusion
+from fusion.selection.recommendation import recommend
+from tests.factories import CLASSES, table
 
 
-def with_features(one: Table, seed: int = 0) -> tuple[Table, tuple[tuple[np.ndarray, np.ndarray], ...]]:
+def with_features(one: Predictions, seed: int = 0) -> tuple[Predictions, tuple[tuple[np.ndarray, np.ndarray], ...]]:
     """Features of different sizes whose heads give the table's logits."""
     generator = np.random.default_rng(seed)
     heads, features = [], []
@@ -46,14 +38,14 @@ def with_features(one: Table, seed: int = 0) -> tuple[Table, tuple[tuple[np.ndar
         free = generator.normal(size=(len(logits), width))
         features.append(free + (logits - bias - free @ weight.T) @ np.linalg.pinv(weight).T)
         heads.append((weight, bias))
-    return Table(one.logits, tuple(features), one.labels), tuple(heads)
+    return Predictions(one.logits, tuple(features), one.labels), tuple(heads)
 
 
-def evidence(n: int = 200, oof: int = 600, seed: int = 0, **keys: object) -> Evidence:
+def inputs(n: int = 200, oof: int = 600, seed: int = 0, **keys: object) -> FusionInputs:
     fuse, heads = with_features(table(n, seed=seed, **keys))  # type: ignore[arg-type]
     out = table(oof, seed=seed + 1, **keys) if oof else None  # type: ignore[arg-type]
     folds = np.random.default_rng(seed).permutation(np.arange(oof) % 5)
-    return Evidence(fuse, out, folds, heads, (0, 1, 2) if oof else ())
+    return FusionInputs(fuse, out, folds, heads, (0, 1, 2) if oof else ())
 
 
 class Given(ClassifierMixin, BaseEstimator):
@@ -74,7 +66,7 @@ class Given(ClassifierMixin, BaseEstimator):
 
 
 def test_vote_is_sklearns_soft_voting() -> None:
-    given = evidence()
+    given = inputs()
     rows = np.arange(200)[:, None]
     members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.fuse.logits)]
     oracle = VotingClassifier(members, voting="soft").fit(rows, given.fuse.labels).predict_proba(rows)
@@ -83,7 +75,7 @@ def test_vote_is_sklearns_soft_voting() -> None:
 
 def test_plain_stack_is_sklearns_stacking() -> None:
     """The same folds, the same log + LogisticRegression pipeline: equal to 1e-6 with four classes."""
-    given = evidence()
+    given = inputs()
     assert given.oof is not None
     rows = np.arange(600)[:, None]
     members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.oof.logits)]
@@ -96,27 +88,29 @@ def test_plain_stack_is_sklearns_stacking() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_weighted_is_never_worse_than_vote_on_fuse(seed: int) -> None:
-    given = evidence(n=60, seed=seed)
+    given = inputs(n=60, seed=seed)
     ours, vote = (nll(m.fit(given).predict_proba(given.fuse), given.fuse.labels) for m in (Weighted(), Vote()))
     assert ours <= vote + 1e-12
 
 
 def test_optimal_weights_are_those_of_a_general_solver() -> None:
-    given = evidence()
+    given = inputs()
     probabilities, labels = softmax(given.fuse.logits), given.fuse.labels
     oracle = minimize(
-        lambda w: nll(pool(probabilities, w), labels),
+        lambda w: nll(weighted_mean(probabilities, w), labels),
         np.full(3, 1 / 3),
         bounds=[(0, 1)] * 3,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
         method="SLSQP",
         options={"ftol": 1e-14},
     )
-    assert nll(pool(probabilities, optimal(probabilities[:, np.arange(len(labels)), labels])), labels) <= oracle.fun + 1e-7
+    assert (
+        nll(weighted_mean(probabilities, optimal(probabilities[:, np.arange(len(labels)), labels])), labels) <= oracle.fun + 1e-7
+    )
 
 
 def test_a_useless_member_gets_no_weight() -> None:
-    given = evidence(n=2000, skill=(2.0, 1.8, 0.0))
+    given = inputs(n=2000, skill=(2.0, 1.8, 0.0))
     assert Weighted().fit(given).weights_[2] < 0.02
 
 
@@ -136,15 +130,15 @@ def test_greedy_is_that_of_a_search_by_hand(seed: int) -> None:
 
 
 def test_uniform_weights_stay_where_nothing_beats_them() -> None:
-    given = evidence(n=60, skill=(1.0, 1.0, 1.0), seed=2)
-    same = replace(given, fuse=Table(np.stack([given.fuse.logits[0]] * 3), (), given.fuse.labels))
+    given = inputs(n=60, skill=(1.0, 1.0, 1.0), seed=2)
+    same = replace(given, fuse=Predictions(np.stack([given.fuse.logits[0]] * 3), (), given.fuse.labels))
     fitted = Weighted().fit(same)
     assert (fitted.chosen_, fitted.weights_.tolist()) == ("uniform", [1 / 3] * 3)
 
 
 def test_two_rows_are_enough_to_fit_on() -> None:
     """As 25 images leave: nested cross-validation then fits on a single row."""
-    given = evidence(n=2, oof=0)
+    given = inputs(n=2, oof=0)
     for name in ("weighted", "concat", "stack", "stack_plain"):
         fitted = fit_all(gathered(given, table(10)), (name,))[name]
         assert np.isfinite(fitted.nested).all()
@@ -157,15 +151,15 @@ def test_greedy_keeps_to_a_member_that_is_in_on_ties() -> None:
 
 
 def test_concat_starts_as_the_mean_of_logits() -> None:
-    given = evidence()
-    coef, intercept = start(given)
+    given = inputs()
+    coef, intercept = averaging_head(given)
     logits = np.concatenate(given.fuse.features, axis=1) @ coef.T + intercept
     assert np.abs(logits - given.fuse.logits.mean(0)).max() < 1e-6
 
 
 @pytest.mark.parametrize("penalty", [float("inf"), 1e9])
 def test_concat_with_a_large_penalty_is_the_calibrated_logit_vote(penalty: float) -> None:
-    given = evidence()
+    given = inputs()
     mean = given.fuse.logits.mean(0)
     expected = softmax(mean / fit_temperature(mean, given.fuse.labels))
     assert np.abs(Concat(penalty).fit(given).predict_proba(given.fuse) - expected).max() < 1e-6
@@ -174,15 +168,15 @@ def test_concat_with_a_large_penalty_is_the_calibrated_logit_vote(penalty: float
 def test_concat_of_differing_recipes_is_no_worse_than_the_vote_of_logits() -> None:
     """One member is timid, the strongest of them: its logits say little unless its temperature is heard."""
     made = table(2000, skill=(2.5, 0.5, 0.5))
-    timid = Table(made.logits * np.array([0.15, 1, 1])[:, None, None], (), made.labels)
+    timid = Predictions(made.logits * np.array([0.15, 1, 1])[:, None, None], (), made.labels)
     fuse, heads = with_features(timid)
-    given = Evidence(fuse, None, np.zeros(0, int), heads, alike=False)
+    given = FusionInputs(fuse, None, np.zeros(0, int), heads, alike=False)
     hearing, ours = VoteLogits().fit(given).predict_proba(fuse), Concat(float("inf")).fit(given).predict_proba(fuse)
-    assert np.abs(ours - apply_temperature(hearing, fit_temperature(logs(hearing), fuse.labels))).max() < 1e-3
+    assert np.abs(ours - apply_temperature(hearing, fit_temperature(log_probabilities(hearing), fuse.labels))).max() < 1e-3
 
 
 def test_concat_lowers_its_objective_and_stays_near_its_start() -> None:
-    given = evidence(n=800)
+    given = inputs(n=800)
     fitted = [nll(Concat(p).fit(given).predict_proba(given.fuse), given.fuse.labels) for p in (0.01, 1.0, float("inf"))]
     assert fitted[0] < fitted[1] < fitted[2]
 
@@ -190,14 +184,16 @@ def test_concat_lowers_its_objective_and_stays_near_its_start() -> None:
 def test_stack_beats_vote_where_a_member_confuses_two_classes() -> None:
     """Member 2 swaps classes 0 and 1 always: a vote is misled, a stack unswaps."""
     fuse, out, test = (table(n, skill=(0.6, 0.6, 3.0), seed=s) for n, s in ((400, 1), (2000, 2), (2000, 3)))
-    swapped = [Table(np.stack([t.logits[0], t.logits[1], t.logits[2][:, [1, 0, 2, 3]]]), (), t.labels) for t in (fuse, out, test)]
-    given = Evidence(swapped[0], swapped[1], np.arange(2000) % 5, (), (0, 1, 2))
+    swapped = [
+        Predictions(np.stack([t.logits[0], t.logits[1], t.logits[2][:, [1, 0, 2, 3]]]), (), t.labels) for t in (fuse, out, test)
+    ]
+    given = FusionInputs(swapped[0], swapped[1], np.arange(2000) % 5, (), (0, 1, 2))
     stack, vote = (m.fit(given).predict_proba(swapped[2]) for m in (Stack(), Vote()))
     assert (stack.argmax(1) == test.labels).mean() > (vote.argmax(1) == test.labels).mean() + 0.2
 
 
 def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
-    given = evidence(oof=0)
+    given = inputs(oof=0)
     kept = np.flatnonzero(given.fuse.labels != 2)
     plain, stack = (m.fit(given.with_fuse(kept)).predict_proba(given.fuse) for m in (PlainStack(), Stack()))
     assert plain.shape == stack.shape == (200, CLASSES)
@@ -206,26 +202,26 @@ def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
 
 
 def test_blending_warns_of_few_rows() -> None:
-    assert Stack(penalty=1.0).fit(evidence(oof=0)).few_rows_
-    assert not Stack(penalty=1.0).fit(evidence(oof=5000)).few_rows_
+    assert Stack(penalty=1.0).fit(inputs(oof=0)).few_rows_
+    assert not Stack(penalty=1.0).fit(inputs(oof=5000)).few_rows_
 
 
-def geometric(one: Table) -> np.ndarray:
+def geometric(one: Predictions) -> np.ndarray:
     """The mean of the members' calibrated log-probabilities, calibrated once more."""
     calibrated = [x / fit_temperature(x, one.labels) for x in one.logits]
-    mean = np.mean([logs(softmax(x)) for x in calibrated], axis=0)
+    mean = np.mean([log_probabilities(softmax(x)) for x in calibrated], axis=0)
     return softmax(mean / fit_temperature(mean, one.labels))
 
 
 @pytest.mark.parametrize("rows", [100, 2000])
 def test_stack_with_a_large_penalty_is_uniform_averaging(rows: int) -> None:
-    given = evidence(n=rows, oof=0)
+    given = inputs(n=rows, oof=0)
     assert np.abs(Stack(penalty=1e9).fit(given).predict_proba(given.fuse) - geometric(given.fuse)).max() < 1e-5
 
 
 def test_stack_takes_one_weight_a_member_below_ten_rows_a_parameter() -> None:
     """Three members and four classes: a matrix has 52 parameters."""
-    few, many = (Stack().fit(evidence(n=n, oof=0)) for n in (519, 520))
+    few, many = (Stack().fit(inputs(n=n, oof=0)) for n in (519, 520))
     assert (few.form_, many.form_) == ("weights", "matrix")
     blocks = few.coef_.reshape(CLASSES, 3, CLASSES)
     weights = np.diagonal(blocks, axis1=0, axis2=2)
@@ -239,7 +235,7 @@ def test_stack_minimises_its_objective(rows: int) -> None:
     one = table(rows)
     x = meta_features(one.logits, temperatures(one))
     start_ = (np.tile(np.eye(CLASSES), 3) / 3, np.zeros(CLASSES))
-    problem = (Problem if rows > 520 else MemberWeights)(x, one.labels, start_)
+    problem = (ShrinkageProblem if rows > 520 else MemberWeightsProblem)(x, one.labels, start_)
     ours = problem.solve(0.1, np.zeros(problem.shape))
 
     def objective(flat: np.ndarray) -> float:
@@ -252,16 +248,16 @@ def test_stack_minimises_its_objective(rows: int) -> None:
 
 
 def test_a_bag_speaks_as_the_mean_of_its_fold_fits() -> None:
-    given = evidence(n=600, oof=0)
+    given = inputs(n=600, oof=0)
     noisy = given.fuse.logits[:, None] + np.random.default_rng(5).normal(size=(3, 4, 600, CLASSES))
     bagged_ = replace(given, fuse=replace(given.fuse, folds=noisy))
-    mean = Table(np.log(softmax(noisy).mean(1)), (), given.fuse.labels)
+    mean = Predictions(np.log(softmax(noisy).mean(1)), (), given.fuse.labels)
     bag, stack = StackBag(penalty=1.0).fit(bagged_), Stack(penalty=1.0).fit(replace(given, fuse=mean))
     assert np.abs(bag.predict_proba(bagged_.fuse) - stack.predict_proba(mean)).max() < 1e-9
 
 
 def test_a_cascade_answers_as_the_vote_with_fewer_members() -> None:
-    given, test = evidence(n=3000, skill=(1.0, 2.0, 1.0)), table(3000, skill=(1.0, 2.0, 1.0), seed=9)
+    given, test = inputs(n=3000, skill=(1.0, 2.0, 1.0)), table(3000, skill=(1.0, 2.0, 1.0), seed=9)
     cascade, vote = Cascade().fit(given), Vote().fit(given)
     assert cascade.order_[0] == 1, "the best member is asked first"
     right = [(m.predict_proba(test).argmax(1) == test.labels).mean() for m in (cascade, vote)]
@@ -271,11 +267,11 @@ def test_a_cascade_answers_as_the_vote_with_fewer_members() -> None:
 
 def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
     """Stages by hand: a threshold above one is the vote of all, calibrated; zero is the first member alone."""
-    given = evidence(n=500)
+    given = inputs(n=500)
     cascade = Cascade().fit(given)
     cascade.threshold_ = 2.0
-    everybody = pool(softmax(given.fuse.logits), np.full(3, 1 / 3))
-    expected = apply_temperature(everybody, fit_temperature(logs(everybody), given.fuse.labels))
+    everybody = weighted_mean(softmax(given.fuse.logits), np.full(3, 1 / 3))
+    expected = apply_temperature(everybody, fit_temperature(log_probabilities(everybody), given.fuse.labels))
     assert np.abs(cascade.predict_proba(given.fuse) - expected).max() < 1e-9
     cascade.threshold_ = 0.0
     assert cascade.asked(given.fuse).tolist() == [1] * 500
@@ -283,13 +279,13 @@ def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
 
 def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:
     """Member 0's fold fits swap two classes, which a stack unswaps with a large gain; its full fit does not swap them."""
-    honest = evidence(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
+    honest = inputs(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
     assert honest.oof is not None
-    assert Stack().fit(honest).leak("stack", honest.fuse) is None
+    assert Stack().fit(honest).leak_warning("stack", honest.fuse) is None
     swapped = honest.oof.logits.copy()
     swapped[0] = swapped[0][:, [1, 0, 2, 3]]
-    misled = replace(honest, oof=Table(swapped, (), honest.oof.labels))
-    flagged = Stack().fit(misled).leak("stack", misled.fuse)
+    misled = replace(honest, oof=Predictions(swapped, (), honest.oof.labels))
+    flagged = Stack().fit(misled).leak_warning("stack", misled.fuse)
     assert flagged is not None
     assert "does not carry over" in flagged
 
@@ -298,42 +294,42 @@ def test_a_stack_whose_full_fits_are_too_sure_is_not_flagged() -> None:
     """Its last stage makes up for that, as that of uniform averaging does: the order of the classes is what it gains by."""
     members, draw = 5, np.random.default_rng(4)
 
-    def made(n: int, common: float) -> Table:
+    def made(n: int, common: float) -> Predictions:
         labels = np.arange(n) % CLASSES
         noise = np.sqrt(1 - common) * draw.normal(size=(members, n, CLASSES)) + np.sqrt(common) * draw.normal(size=(n, CLASSES))
         logits = 1.6 * np.eye(CLASSES)[labels] + noise
         logits[4] = logits[4][:, [1, 0, 2, 3]]
-        return Table(logits, (), labels)
+        return Predictions(logits, (), labels)
 
-    given = Evidence(made(2000, 0.5), made(4000, 0.0), np.arange(4000) % 5, (), tuple(range(members)))
+    given = FusionInputs(made(2000, 0.5), made(4000, 0.0), np.arange(4000) % 5, (), tuple(range(members)))
     stack = Stack().fit(given)
     assert stack.gained_ > 0.02
-    assert stack.leak("stack", given.fuse) is None
+    assert stack.leak_warning("stack", given.fuse) is None
 
 
 def test_plain_stack_and_bag_are_guarded_too() -> None:
-    honest = evidence(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
+    honest = inputs(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
     assert honest.oof is not None
     swapped = honest.oof.logits.copy()
     swapped[0] = swapped[0][:, [1, 0, 2, 3]]
     folds = np.repeat(honest.fuse.logits[:, None], 2, 1)
-    misled = replace(honest, oof=Table(swapped, (), honest.oof.labels), fuse=replace(honest.fuse, folds=folds))
+    misled = replace(honest, oof=Predictions(swapped, (), honest.oof.labels), fuse=replace(honest.fuse, folds=folds))
     for kind in (PlainStack, StackBag):
-        flagged = kind().fit(misled).leak("it", misled.fuse)
+        flagged = kind().fit(misled).leak_warning("it", misled.fuse)
         assert flagged is not None
         assert flagged.startswith("it gains")
 
 
 def test_vote_of_logits_is_their_mean_where_recipes_are_alike() -> None:
-    given = evidence()
+    given = inputs()
     assert np.abs(VoteLogits().fit(given).predict_proba(given.fuse) - softmax(given.fuse.logits.mean(0))).max() < 1e-12
 
 
 def test_vote_of_logits_hears_a_timid_member() -> None:
     """The best member's logits are a tenth of their size, as label smoothing does in the extreme: its order is the same."""
     one = table(4000, skill=(2.5, 0.5, 0.5))
-    timid = Table(one.logits * np.array([0.1, 1, 1])[:, None, None], (), one.labels)
-    alike = Evidence(timid, None, np.array([]), ())
+    timid = Predictions(one.logits * np.array([0.1, 1, 1])[:, None, None], (), one.labels)
+    alike = FusionInputs(timid, None, np.array([]), ())
     deaf, hearing = (VoteLogits().fit(e).predict_proba(timid) for e in (alike, replace(alike, alike=False)))
     right = [(p.argmax(1) == one.labels).mean() for p in (deaf, hearing)]
     assert right[1] > right[0] + 0.1
@@ -348,7 +344,7 @@ def test_temperature_undoes_a_known_sharpening() -> None:
 def test_temperature_lowers_nll_and_keeps_the_order() -> None:
     one = table(500)
     probabilities = softmax(one.logits[0] * 4)
-    calibrated = apply_temperature(probabilities, fit_temperature(logs(probabilities), one.labels))
+    calibrated = apply_temperature(probabilities, fit_temperature(log_probabilities(probabilities), one.labels))
     assert nll(calibrated, one.labels) < nll(probabilities, one.labels)
     assert (calibrated.argmax(1) == probabilities.argmax(1)).all()
 
@@ -380,40 +376,40 @@ def test_mcnemar_of_a_hand_made_case() -> None:
     assert p == pytest.approx(2 * (1 + 10 + 45) / 2**10)
 
 
-def gathered(given: Evidence, test: Table) -> Gathered:
+def gathered(given: FusionInputs, test: Predictions) -> TeamPredictions:
     rows = np.arange(1)
-    return Gathered(("a", "b", "c"), tuple("wxyz"), given, test, rows, rows, rows)
+    return TeamPredictions(("a", "b", "c"), tuple("wxyz"), given, test, rows, rows, rows)
 
 
 def test_identical_members_gain_nothing_and_the_single_one_is_recommended() -> None:
     one = table(400)
-    same = Table(np.stack([one.logits[0]] * 3), (), one.labels)
-    given = gathered(Evidence(same, None, np.zeros(0, int), ()), same)
+    same = Predictions(np.stack([one.logits[0]] * 3), (), one.labels)
+    given = gathered(FusionInputs(same, None, np.zeros(0, int), ()), same)
     fitted = fit_all(given, ("vote", "weighted"))
     assert np.abs(fitted["vote"].nested - fitted["a"].nested).max() < 1e-9
     assert recommend(given, fitted)[0] in ("a", "b", "c")
 
 
 def test_independent_members_are_voted() -> None:
-    given = gathered(evidence(n=2000, skill=(1.0, 1.0, 1.0), oof=0), table(10))
+    given = gathered(inputs(n=2000, skill=(1.0, 1.0, 1.0), oof=0), table(10))
     assert recommend(given, fit_all(given, ("vote",)))[0] == "vote"
 
 
 class Memory:
     """Knows the labels of the rows that it was fitted on, by heart."""
 
-    def fit(self, given: Evidence) -> "Memory":
+    def fit(self, given: FusionInputs) -> "Memory":
         self.seen = {row.tobytes(): label for row, label in zip(given.fuse.logits[0], given.fuse.labels, strict=True)}
         return self
 
-    def predict_proba(self, one: Table) -> np.ndarray:
+    def predict_proba(self, one: Predictions) -> np.ndarray:
         flat = np.full(CLASSES, 1 / CLASSES)
         known = [self.seen.get(row.tobytes()) for row in one.logits[0]]
         return np.stack([flat if k is None else softmax(9 * np.eye(CLASSES)[k]) for k in known])
 
 
 def test_nested_predictions_never_saw_their_row() -> None:
-    given = evidence(n=400, oof=0)
-    fitted = fit_one("memory", Memory, given)
+    given = inputs(n=400, oof=0)
+    fitted = fit_fusion("memory", Memory, given)
     assert nll(fitted.predict_proba(given.fuse), given.fuse.labels) < 0.1
     assert np.allclose(fitted.nested, 1 / CLASSES)

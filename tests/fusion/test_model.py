@@ -2,20 +2,23 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fusion.fit import Fitted, fit_all
-from fusion.frozen import Product, frozen
-from fusion.model import Average, Cascaded, FusedModel, Networks, assemble
-from fusion.names import KNOWN
-from fusion.outputs import Evidence, Gathered, Table
-from fusion.stacking import PlainStack
-from workers.augment import to_float
-from workers.models import Network, build
-from workers.spec import MemberSpec
+from fusion.export.combiners import CascadeCombiner, MeanCombiner
+from fusion.export.freezing import FoldedConv, freeze_for_inference
+from fusion.export.fused_model import CandidateNetworks, FusedModel, assemble
+from fusion.methods.names import KNOWN
+from fusion.methods.stacking import PlainStack
+from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
+from fusion.selection.fitting import FittedFusion, fit_all
+from workers.config.specs import MemberSpec
+from workers.models.build import build
+from workers.models.network import Network
+from workers.training.augmentation import to_float
 
 CLASSES = 3
 ARCHS = ("resnet18", "resnet18", "mobilenet_v3_small")
@@ -30,7 +33,7 @@ def networks() -> list[Network]:
     return made
 
 
-def outputs(networks: list[Network], images: torch.Tensor) -> Table:
+def outputs(networks: list[Network], images: torch.Tensor) -> Predictions:
     with torch.inference_mode():
         x = to_float(images)
         features = [network.features(x) for network in networks]
@@ -39,7 +42,7 @@ def outputs(networks: list[Network], images: torch.Tensor) -> Table:
     labels = stacked.mean(0).argmax(1)
     labels[::4] = (labels[::4] + 1) % CLASSES
     labels[:CLASSES] = np.arange(CLASSES)
-    return Table(stacked, tuple(f.double().numpy() for f in features), labels)
+    return Predictions(stacked, tuple(f.double().numpy() for f in features), labels)
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -51,16 +54,20 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     of_folds = np.stack([[table.logits[i], table.logits[0]] for i in range(3)])
     table = replace(table, folds=of_folds, student=table.logits[2])
     oof = table.only(with_oof) if with_oof else None
-    heads = tuple((n.head.weight.detach().double().numpy(), n.head.bias.detach().double().numpy()) for n in networks)  # type: ignore[union-attr]
+
+    def numpy(values: Any) -> Floats:
+        return values.detach().double().numpy()  # type: ignore[no-any-return]
+
+    heads = tuple((numpy(n.head.weight), numpy(n.head.bias)) for n in networks)
     rows = np.arange(120)
-    evidence = Evidence(table, oof, rows % 4, heads, with_oof, alike)
-    gathered = Gathered(("a", "b", "c"), ("x", "y", "z"), evidence, table, rows, rows, rows)
+    inputs = FusionInputs(table, oof, rows % 4, heads, with_oof, alike)
+    gathered = TeamPredictions(("a", "b", "c"), ("x", "y", "z"), inputs, table, rows, rows, rows)
     fitted = fit_all(gathered, KNOWN)
     absent = set() if with_oof else {"stack_bag"}
     assert set(fitted) == {"a", "b", "c", *KNOWN} - absent
     for name, fusion in fitted.items():
         with torch.inference_mode():
-            ours = assemble(fusion, Networks(networks, bags, networks[2]))(images).numpy()
+            ours = assemble(fusion, CandidateNetworks(networks, bags, networks[2]))(images).numpy()
         assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4, name
 
 
@@ -68,12 +75,12 @@ def test_a_high_temperature_is_the_same_as_a_module(networks: list[Network]) -> 
     """A stack of few rows that is far too sure: what its classes have beyond twelve digits counts for nothing in both."""
     images = torch.randint(0, 255, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     table = outputs(networks, images)
-    stack = PlainStack().fit(Evidence(table, None, np.zeros(0, int), ()))
+    stack = PlainStack().fit(FusionInputs(table, None, np.zeros(0, int), ()))
     stack.coef_ = stack.coef_ * 200
-    fusion = Fitted("stack_plain", stack, 8.0, np.zeros((60, CLASSES)))
+    fusion = FittedFusion("stack_plain", stack, 8.0, np.zeros((60, CLASSES)))
     assert stack.predict_proba(table).min() < 1e-20
     with torch.inference_mode():
-        ours = assemble(fusion, Networks(networks))(images).numpy()
+        ours = assemble(fusion, CandidateNetworks(networks))(images).numpy()
     assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4
 
 
@@ -86,8 +93,8 @@ def test_a_cascade_at_once_and_one_after_another_are_the_same(networks: list[Net
     with torch.inference_mode():
         logits = [network(x) for network in networks]
         middle = float(logits[0].softmax(1).amax(1).median())
-        combiner = Cascaded(torch.tensor([1.0, 0.5, 2.0]), torch.tensor(middle))
-        at_once, in_turn = combiner([], logits), combiner.one_after_another(counted, x)  # type: ignore[arg-type]
+        combiner = CascadeCombiner(torch.tensor([1.0, 0.5, 2.0]), torch.tensor(middle))
+        at_once, in_turn = combiner([], logits), combiner.ask_in_turn(counted, x)  # type: ignore[arg-type]
     assert torch.allclose(at_once, in_turn, atol=1e-5)
     assert seen[0] == 50
     assert 0 < seen[1] < 50
@@ -117,13 +124,13 @@ def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networ
                     module.weight.uniform_(0.5, 2)
                     module.bias.uniform_(-1, 1)
     wild = Network(Wild(), torch.nn.Linear(4, CLASSES)).eval()
-    model = FusedModel([*trained, wild], Average(torch.full((4,), 0.25)), 1.5).eval()
+    model = FusedModel([*trained, wild], MeanCombiner(torch.full((4,), 0.25)), 1.5).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fast = frozen(model, 16)
+    fast = freeze_for_inference(model, 16)
     with torch.inference_mode():
         assert torch.allclose(fast(images), model(images), atol=1e-5)
     kinds = [{type(m) for m in member.modules()} for member in fast.members]
     assert all(torch.nn.BatchNorm2d not in kind for kind in kinds)
-    assert Product in kinds[0]
+    assert FoldedConv in kinds[0]
     assert Wild in kinds[3], "kept as it is"
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is untouched"

@@ -9,15 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fusion import predict, quantize, runtimes
-from fusion.export import export
-from fusion.model import Average, FusedModel
-from fusion.predict import BATCH, Predictor
-from fusion.runtimes import TOLERANCES, Probabilities
-from fusion.session import Images
-from workers.errors import Rejected
-from workers.models import build
-from workers.spec import MemberSpec
+from fusion.export import quantization as quantize
+from fusion.export.combiners import MeanCombiner
+from fusion.export.fused_model import FusedModel
+from fusion.export.onnx_export import ModelCard, export_model
+from fusion.export.onnx_session import Images
+from fusion.serving import predictor as predict
+from fusion.serving import runtimes
+from fusion.serving.predictor import BATCH, Predictor
+from fusion.serving.runtimes import TOLERANCES, Probabilities
+from workers.config.specs import MemberSpec
+from workers.errors import UserInputError
+from workers.models.build import build
 
 SIZE = 16
 SPECS = [MemberSpec(name=f"m{seed}", seed=seed, width=8) for seed in (1, 2)]
@@ -31,17 +34,17 @@ def images() -> Images:
 @pytest.fixture
 def model(tmp_path: Path, images: Images) -> Path:
     networks = [build(spec, 3, SIZE).eval() for spec in SPECS]
-    fused = FusedModel(networks, Average(torch.full((2,), 0.5)), 1.3).eval()
+    fused = FusedModel(networks, MeanCombiner(torch.full((2,), 0.5)), 1.3).eval()
     with torch.inference_mode():
         expected = fused(torch.from_numpy(images)).double().numpy()
-    export(fused, SPECS, ["x", "y", "z"], {}, tmp_path / "fused.onnx", images, expected)
+    export_model(fused, ModelCard(SPECS, ["x", "y", "z"], {}), tmp_path / "fused.onnx", images, expected)
     return tmp_path / "fused.onnx"
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch-bfloat16"])
 def test_torch_answers_as_onnx_runtime_does(runtime: str, model: Path, images: Images) -> None:
-    expected = Predictor(model, "onnx").answers(images)
-    found = Predictor(model, runtime).answers(images)
+    expected = Predictor(model, "onnx").predict_proba(images)
+    found = Predictor(model, runtime).predict_proba(images)
     assert 0 < np.abs(found - expected).max() <= TOLERANCES[runtime], "another way, and the same answers"
 
 
@@ -51,40 +54,40 @@ def slow(self: Predictor, images: Images) -> Probabilities:
 
 
 def test_the_faster_one_is_taken_where_there_is_much_to_do(model: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Predictor, "_onnx", slow)
+    monkeypatch.setattr(Predictor, "_run_onnx", slow)
     few = Predictor(model)
-    first = few.answers(images)
+    first = few.predict_proba(images)
     assert few.run is None, "too little to load torch for"
-    monkeypatch.setattr(predict, "PATIENCE", 0.1)
-    second = few.answers(images)
+    monkeypatch.setattr(predict, "PATIENCE_SECONDS", 0.1)
+    second = few.predict_proba(images)
     assert few.runtime == "torch"
     assert np.abs(first - second).max() <= TOLERANCES["torch"]
 
 
 def test_what_is_slower_or_answers_otherwise_is_not_taken(model: Path, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    monkeypatch.setattr(predict, "PATIENCE_SECONDS", -1.0)
     monkeypatch.setattr(runtimes, "_seconds", lambda run, images: float("onnx" not in run.__qualname__))
     slower = Predictor(model)
-    slower.answers(images)
+    slower.predict_proba(images)
     assert slower.runtime == "onnx"
-    monkeypatch.setattr(Predictor, "_onnx", lambda self, images: np.full((len(images), 3), 1 / 3, np.float32))
+    monkeypatch.setattr(Predictor, "_run_onnx", lambda self, images: np.full((len(images), 3), 1 / 3, np.float32))
     other = Predictor(model)
-    other.answers(images)
+    other.predict_proba(images)
     assert other.runtime == "onnx"
-    with pytest.raises(Rejected, match="differs by"):
-        Predictor(model, "torch").answers(images)
+    with pytest.raises(UserInputError, match="differs by"):
+        Predictor(model, "torch").predict_proba(images)
 
 
 def test_a_model_without_its_torch_form_is_run_by_onnx_runtime(
     model: Path, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model.with_suffix(".safetensors").unlink()
-    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    monkeypatch.setattr(predict, "PATIENCE_SECONDS", -1.0)
     alone = Predictor(model)
-    alone.answers(images)
+    alone.predict_proba(images)
     assert alone.runtime == "onnx"
-    with pytest.raises(Rejected, match="safetensors beside the model"):
-        Predictor(model, "torch").answers(images)
+    with pytest.raises(UserInputError, match="safetensors beside the model"):
+        Predictor(model, "torch").predict_proba(images)
 
 
 def test_a_torch_form_of_another_export_is_not_run(
@@ -92,22 +95,22 @@ def test_a_torch_form_of_another_export_is_not_run(
 ) -> None:
     """As a killed export leaves them: the weights of the new one, of other sizes, beside the record of the one before."""
     other = build(SPECS[0].model_copy(update={"width": 4}), 3, SIZE).eval()
-    save_file(FusedModel([other], Average(torch.ones(1)), 1.0).state_dict(), model.with_suffix(".safetensors"))
-    monkeypatch.setattr(predict, "PATIENCE", -1.0)
+    save_file(FusedModel([other], MeanCombiner(torch.ones(1)), 1.0).state_dict(), model.with_suffix(".safetensors"))
+    monkeypatch.setattr(predict, "PATIENCE_SECONDS", -1.0)
     one = Predictor(model)
-    one.answers(images)
+    one.predict_proba(images)
     assert one.runtime == "onnx"
-    with pytest.raises(Rejected, match="does not belong to its"):
-        Predictor(model, "torch").answers(images)
+    with pytest.raises(UserInputError, match="does not belong to its"):
+        Predictor(model, "torch").predict_proba(images)
     model.with_suffix(".json").write_text("{")
-    with pytest.raises(Rejected, match="can't run this model"):
-        Predictor(model, "torch").answers(images)
+    with pytest.raises(UserInputError, match="can't run this model"):
+        Predictor(model, "torch").predict_proba(images)
 
 
 def test_convolutions_become_integers_however_many_classes_there_are(model: Path) -> None:
     """Three classes, and kernels of three by three."""
     kinds = {node.name: node.op_type for node in onnx.load(str(model)).graph.node}
     assert "Conv" in kinds.values()
-    light = quantize._light(model)
+    light = quantize._last_layers(model)
     assert light
     assert {kinds[name] for name in light} <= {"Gemm", "MatMul"}

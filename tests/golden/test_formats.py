@@ -16,10 +16,11 @@ import onnx
 import pytest
 from safetensors import safe_open
 
-from orchestrator import pipeline, refit
-from orchestrator.fusing import prepare, write_model
+from orchestrator import sweep as pipeline
+from orchestrator.execution.backends import inline_executor
+from orchestrator.fusing import refit
+from orchestrator.fusing.step import fit_team, write_model
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
 
 GOLDEN = Path(__file__).with_name("formats.json")
 TEAM = """\
@@ -77,7 +78,7 @@ def formats(folder: Path) -> dict[str, Any]:
     (folder / "team.yaml").write_text(TEAM)
     home = Home(folder / "home")
     os.environ["CONCLAVE_FAULT"] = "fit.step@b:40:nan"  # b leaves its checkpoint behind
-    pipeline.sweep(folder / "team.yaml", pipeline.Options(home, inline_pool))
+    pipeline.run_sweep(folder / "team.yaml", pipeline.SweepOptions(home, inline_executor))
     checkpoint = next((folder / "home" / "jobs").glob("*/checkpoint/[0-9]*/manifest.json"))
     found: dict[str, Any] = {
         "checkpoint": keys(json.loads(checkpoint.read_text())),
@@ -85,7 +86,7 @@ def formats(folder: Path) -> dict[str, Any]:
         "checkpoint tensors": {f.name: _tensors(f) for f in sorted(checkpoint.parent.glob("*.safetensors"))},
     }
     del os.environ["CONCLAVE_FAULT"]
-    pipeline.sweep(folder / "team.yaml", pipeline.Options(home, inline_pool))
+    pipeline.run_sweep(folder / "team.yaml", pipeline.SweepOptions(home, inline_executor))
     sweep = home.sweep("golden")
     jobs = [json.loads(path.read_text()) for path in sorted((folder / "home" / "jobs").glob("*/fit/manifest.json"))]
     full = next(record for record in jobs if record["fold"] is None and record["member"]["name"] == "a")
@@ -102,8 +103,8 @@ def formats(folder: Path) -> dict[str, Any]:
         "home": sorted(path.name for path in (folder / "home").iterdir()),
         "sweep files": sorted(path.name for path in sweep.path.iterdir()),
     }
-    request = refit.request_of(home.path, "golden")
-    made = prepare(request)
+    request = refit.build_request(home.path, "golden")
+    made = fit_team(request)
     for name in MODELS:
         write_model(request, made, name, folder / f"{name}.onnx")
         found[f"model {name}"] = _model(folder / f"{name}.onnx")

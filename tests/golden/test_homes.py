@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator import config
 from orchestrator.cli import app
+from orchestrator.config import loader as config
 from tests.golden.homes import NAMES, unpack
-from workers.errors import Rejected
+from workers.errors import UserInputError
 
 
 def run(*words: str) -> str:
@@ -73,13 +73,13 @@ def test_a_home_with_a_removed_fusion_still_opens_and_its_team_file_is_answered(
     assert set(json.loads(run("fuse", "tuned", "--home", "home", "--json"))["candidates"]) == {"a", "b", "vote"}
     run("export", "tuned", "--method", "vote", "--out", "vote.onnx", "--home", "home")
     with pytest.raises(
-        Rejected, match=r"tuned.yaml:8: concat.finetune asks for concat_tuned. concat_tuned was removed"
+        UserInputError, match=r"tuned.yaml:8: concat.finetune asks for concat_tuned. concat_tuned was removed"
     ) as refusal:
-        config.load(Path("tuned.yaml"))
+        config.load_team(Path("tuned.yaml"))
     assert "concat: unknown key" not in str(refusal.value)
     text = Path("tuned.yaml").read_text()
     Path("tuned.yaml").write_text(text.replace("concat: {finetune: true}\n", "").replace("[vote]", "[vote, concat_tuned]"))
-    with pytest.raises(Rejected, match=r"tuned.yaml:7: fusion: concat_tuned was removed"):
-        config.load(Path("tuned.yaml"))
+    with pytest.raises(UserInputError, match=r"tuned.yaml:7: fusion: concat_tuned was removed"):
+        config.load_team(Path("tuned.yaml"))
     Path("tuned.yaml").write_text(text.replace("concat: {finetune: true}\n", ""))
     assert json.loads(run("sweep", "tuned.yaml", "--home", "home", "--json", "--inline").splitlines()[-1])["trained"] == 0

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import config, plan
-from workers.data import Store
+from orchestrator.config import loader as config
+from orchestrator.planning.plan import Planner
+from workers.data.store import Store
 
 GOLDEN = Path(__file__).with_name("signatures.json")
 NETWORK = """\
@@ -60,8 +61,8 @@ def signatures(folder: Path) -> dict[str, dict[str, str]]:
         store = _store(folder / f"store-{with_test_rows}", with_test_rows)
         for name, text in TEAMS.items():
             (folder / "team.yaml").write_text(text)
-            team = config.load(folder / "team.yaml")
-            jobs = plan.make(team, store, folder / "home", (str(folder),)).jobs
+            team = config.load_team(folder / "team.yaml")
+            jobs = Planner(team, store, folder / "home", (str(folder),)).plan().jobs
             computed[f"{name}, {'own test rows' if with_test_rows else 'one tree'}"] = {j.label: j.signature for j in jobs}
     return computed
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import pipeline
+from orchestrator import sweep as pipeline
+from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
 
 GOLDEN = Path(__file__).with_name("weights.json")
 TEAM = """\
@@ -40,7 +40,7 @@ def machine() -> str:
 
 def weights(folder: Path) -> dict[str, str]:
     (folder / "team.yaml").write_text(TEAM)
-    summary = pipeline.sweep(folder / "team.yaml", pipeline.Options(Home(folder / "home"), inline_pool)).summary
+    summary = pipeline.run_sweep(folder / "team.yaml", pipeline.SweepOptions(Home(folder / "home"), inline_executor)).summary
     return {name: str(member["weights_sha256"]) for name, member in summary["members"].items()}
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import config, pipeline, teamfile
-from orchestrator.budget import Meter
+from orchestrator import sweep as pipeline
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
+from orchestrator.config.team import Team
+from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.budget import BudgetTracker
+from orchestrator.execution.executor import Event
 from orchestrator.home import Home
-from orchestrator.launch import Event
-from orchestrator.pools import inline_pool
-from orchestrator.team import Team
-from tests.conftest import TEAM
-from tests.orchestrator.test_launch import job
+from tests.factories import TEAM, job
+from workers.errors import UserInputError
 
 MEMBERS = "name: t\nmembers: [{name: a}, {name: b}]\n"
 
@@ -26,26 +28,26 @@ class Clock:
         return self.now
 
 
-def metered(text: str, paid: float = 0.0) -> tuple[Meter, Clock]:
+def metered(text: str, paid_seconds: float = 0.0) -> tuple[BudgetTracker, Clock]:
     clock = Clock()
-    return Meter(team(text), lambda event: None, paid, clock), clock
+    return BudgetTracker(team(text), lambda event: None, paid_seconds, clock), clock
 
 
 def team(text: str) -> Team:
-    return config.resolve(teamfile.parse(MEMBERS + text, Path("/somewhere/team.yaml")))
+    return config.resolve_team(teamfile.parse_document(MEMBERS + text, Path("/somewhere/team.yaml")))
 
 
 def test_hours_are_by_the_clock() -> None:
     meter, clock = metered("budget: {max_hours: 2}\n")
     clock.now += 7199
-    assert meter.reached() is None
+    assert meter.why_exhausted() is None
     clock.now += 1
-    assert "max_hours 2 is reached" in str(meter.reached())
+    assert "max_hours 2 is reached" in str(meter.why_exhausted())
 
 
 def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
     """Two trainers at 3 an hour: one works half an hour and fails, the other still runs; earlier runs paid 0.5 hours."""
-    meter, clock = metered("prices: {spot: 3, own: 1}\nbudget: {max_cost: 6, price: spot}\n", paid=1800)
+    meter, clock = metered("prices: {spot: 3, own: 1}\nbudget: {max_cost: 6, price: spot}\n", paid_seconds=1800)
     first, second = job("a"), job("b")
     meter(Event(first, "working"))
     clock.now += 900
@@ -54,9 +56,9 @@ def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
     meter(Event(first, "epoch", 1))
     meter(Event(first, "retry"))
     clock.now += 1799
-    assert meter.reached() is None, "0.5 + 0.5 + 0.75 hours at 3"
+    assert meter.why_exhausted() is None, "0.5 + 0.5 + 0.75 hours at 3"
     clock.now += 901
-    assert "max_cost 6 is reached" in str(meter.reached())
+    assert "max_cost 6 is reached" in str(meter.why_exhausted())
 
 
 def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_several_times() -> None:
@@ -66,18 +68,18 @@ def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_severa
     assert four.member.resources.processes == 4
     meter(Event(four, "started"))
     clock.now += 36_000
-    assert meter.reached() is None
+    assert meter.why_exhausted() is None
     meter(Event(four, "working"))
     clock.now += 1799
-    assert meter.reached() is None, "half an hour of four"
+    assert meter.why_exhausted() is None, "half an hour of four"
     clock.now += 2
-    assert "max_cost 2 is reached" in str(meter.reached())
+    assert "max_cost 2 is reached" in str(meter.why_exhausted())
 
 
 def test_the_hours_of_a_search_count() -> None:
     clock = Clock()
-    meter = Meter(team("budget: {max_hours: 2}\n"), lambda event: None, clock=clock, began=clock.now - 7200)
-    assert "max_hours 2 is reached" in str(meter.reached())
+    meter = BudgetTracker(team("budget: {max_hours: 2}\n"), lambda event: None, clock=clock, began=clock.now - 7200)
+    assert "max_hours 2 is reached" in str(meter.why_exhausted())
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_the_hours_of_a_search_count() -> None:
     ],
 )
 def test_a_budget_that_means_nothing_is_refused(text: str, expected: str) -> None:
-    with pytest.raises(config.Rejected, match=expected):
+    with pytest.raises(UserInputError, match=expected):
         team(text)
 
 
@@ -98,14 +100,14 @@ def test_a_used_up_budget_leaves_a_partial_team_and_a_larger_one_goes_on(tmp_pat
     """The first fit uses it up: the second member and all fold fits wait for the next run."""
     file = tmp_path / "team.yaml"
     file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1.0e-9}\n")
-    options = pipeline.Options(Home(tmp_path / "home"), inline_pool)
-    first = pipeline.sweep(file, options)
+    options = pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor)
+    first = pipeline.run_sweep(file, options)
     assert first.exit_code == 3
     states = [member["state"] for member in first.summary["members"].values()]
     assert states == ["done", "skipped"]
     assert "max_cost 1e-09 is reached; raise it and run again" in first.summary["members"]["b"]["reason"]
-    again = pipeline.sweep(file, options)
+    again = pipeline.run_sweep(file, options)
     assert (again.summary["trained"], again.summary["reused"]) == (0, 1), "what earlier runs paid counts"
     file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1000}\n")
-    last = pipeline.sweep(file, options)
+    last = pipeline.run_sweep(file, options)
     assert (last.exit_code, last.summary["trained"], last.summary["reused"]) == (0, 5, 1)

@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import TOLD_SECONDS, RayExecutor, _Trainer
-from orchestrator.launch import Event
-from orchestrator.machines import Shape
-from tests.orchestrator.test_launch import job
+from orchestrator.cluster.machines import Shape
+from orchestrator.execution.executor import Event
+from orchestrator.execution.ray_executor import WAITING_NOTE_SECONDS, RayExecutor, _Trainer
+from tests.factories import job
 
 
-@pytest.mark.parametrize(("waited", "told"), [(0.0, 0), (TOLD_SECONDS + 1, 1)])
+@pytest.mark.parametrize(("waited", "told"), [(0.0, 0), (WAITING_NOTE_SECONDS + 1, 1)])
 def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
     executor: Any = object.__new__(RayExecutor)
-    monkeypatch.setattr(executor, "_ready", lambda reference: False, raising=False)
-    trainer = _Trainer(None, Shape(1, 2, 1, (), 1), job("a"), asked="its sign of life", submitted=time.monotonic() - waited)
+    monkeypatch.setattr(executor, "_is_ready", lambda reference: False, raising=False)
+    trainer = _Trainer(
+        None, Shape(1, 2, 1, (), 1), job("a"), pending_heartbeat="its sign of life", submitted_at=time.monotonic() - waited
+    )
     notes = [event for _ in range(3) for event in executor._progress(trainer)]
     assert len(notes) == told
     for event in notes:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator import config, teamfile
-from workers.errors import Rejected
-from workers.recipe import AdamW, Sgd, StepSchedule
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
+from orchestrator.config.team import Team
+from workers.config.recipe import AdamW, Sgd, StepSchedule
+from workers.errors import UserInputError
 
 FULL = """\
 version: 1
@@ -40,8 +42,8 @@ quorum: 2
 """
 
 
-def parsed(text: str) -> config.Team:
-    return config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+def parsed(text: str) -> Team:
+    return config.resolve_team(teamfile.parse_document(text, Path("/somewhere/team.yaml")))
 
 
 def test_the_fixed_form_is_read_whole() -> None:
@@ -76,8 +78,8 @@ def test_snapshots_share_their_seed_and_only_they_carry_a_cycle() -> None:
     assert [m.name for m in team.members] == ["a", "c.1", "c.2", "c.3", "d-1.1", "d-1.2", "d-2.1", "d-2.2"]
     assert len({m.seed for m in team.members[1:4]}) == 1
     assert [m.cycle for m in team.members[1:4]] == [1, 2, 3]
-    assert not {"cycle", "cycles"} & {*team.members[0].science()}
-    assert "cycles" not in team.members[1].science(), "what was trained before there were any is not trained again"
+    assert not {"cycle", "cycles"} & {*team.members[0].fingerprint_fields()}
+    assert "cycles" not in team.members[1].fingerprint_fields(), "what was trained before there were any is not trained again"
 
 
 def test_an_average_is_a_member_beside_the_one_along_which_it_is_taken() -> None:
@@ -86,8 +88,8 @@ def test_an_average_is_a_member_beside_the_one_along_which_it_is_taken() -> None
         ("a", False), ("a.swa", True), ("b-1", False), ("b-1.ema", True), ("b-2", False), ("b-2.ema", True)
     ]  # fmt: skip
     assert team.members[0].seed == team.members[1].seed
-    assert "average" not in team.members[0].science()
-    assert team.members[1].science()["average"] == {"kind": "swa", "last": 0.25}
+    assert "average" not in team.members[0].fingerprint_fields()
+    assert team.members[1].fingerprint_fields()["average"] == {"kind": "swa", "last": 0.25}
 
 
 def test_a_student_is_a_recipe_by_the_defaults() -> None:
@@ -114,7 +116,7 @@ def test_another_optimizer_replaces_that_of_the_defaults() -> None:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2]).glob("examples/*.yaml")), ids=lambda path: path.name)
 def test_the_examples_are_valid(path: Path) -> None:
-    assert config.load(path).name == path.stem
+    assert config.load_team(path).name == path.stem
 
 
 HEAD = "name: t\n"
@@ -207,7 +209,7 @@ BAD = {
 
 @pytest.mark.parametrize(("text", "line", "expected"), BAD.values(), ids=BAD.keys())
 def test_a_bad_team_file_is_rejected_with_its_line(text: str, line: int | None, expected: str) -> None:
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(UserInputError) as caught:
         parsed(text)
     message = str(caught.value)
     assert expected in message
@@ -216,19 +218,19 @@ def test_a_bad_team_file_is_rejected_with_its_line(text: str, line: int | None, 
 
 
 def test_several_errors_are_reported_at_once() -> None:
-    with pytest.raises(Rejected) as caught:
+    with pytest.raises(UserInputError) as caught:
         parsed("name: t\nsede: 1\ntrain: {epochs: 0}\nmembers: [{name: a, arch: resnet81}]\n")
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_an_alias_bomb_ends_early() -> None:
     layers = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9))
-    with pytest.raises(Rejected, match="more than"):
+    with pytest.raises(UserInputError, match="more than"):
         parsed("x0: &x0 [1]\n" + layers)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, len(FULL) - 1), st.text(max_size=6), st.integers(0, 12))
 def test_a_mutated_team_file_never_gives_a_traceback(at: int, insert: str, drop: int) -> None:
-    with contextlib.suppress(Rejected):
+    with contextlib.suppress(UserInputError):
         parsed(FULL[:at] + insert + FULL[at + drop :])

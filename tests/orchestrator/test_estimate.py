@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator import config, estimate, plan, teamfile
-from orchestrator.estimate import GPU, STARTING
-from orchestrator.team import Team
-from tests.orchestrator.test_plan import FakeStore
-from workers.errors import Rejected
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
+from orchestrator.config.team import Team
+from orchestrator.planning import estimate
+from orchestrator.planning.estimate import GPU, STARTING
+from orchestrator.planning.plan import Planner
+from tests.factories import FakeStore
+from workers.errors import UserInputError
 
 TEAM = "name: t\ndata: {dataset: cifar10, folds: 0}\ntrain: {epochs: 100}\nmembers: [{name: a, count: 3}]\n"
-TYPES = {
+TYPES: dict[str, dict[str, Any]] = {
     "head": {"resources": {"CPU": 0}},
     "spot": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 2, "labels": {"market": "cheap"}},
     "dear": {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 1},
@@ -30,12 +33,12 @@ class Store(FakeStore):
 
 
 def team_of(text: str) -> Team:
-    return config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+    return config.resolve_team(teamfile.parse_document(text, Path("/somewhere/team.yaml")))
 
 
 def on(text: str, tmp_path: Path, **cluster: Any) -> estimate.Estimate:
-    made = plan.make(team_of(text), Store(tmp_path / "store"), tmp_path)
-    return estimate.on_cluster(made, {**CLUSTER, "available_node_types": TYPES, **cluster})
+    made = Planner(team_of(text), Store(tmp_path / "store"), tmp_path).plan()
+    return estimate.estimate_cluster(made, {**CLUSTER, "available_node_types": TYPES, **cluster})
 
 
 def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: Path) -> None:
@@ -61,7 +64,7 @@ def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path:
     assert halves.hours == pytest.approx(STARTING + 2 * HOURS)
     large = on(TEAM + "resources: {gpus: 2}\n", tmp_path)
     assert {name: count for name, (count, _) in large.machines.items()} == {"spot": 0, "dear": 1}
-    with pytest.raises(Rejected, match="a-1: asks for 3 GPUs and 1 CPUs on one machine"):
+    with pytest.raises(UserInputError, match="a-1: asks for 3 GPUs and 1 CPUs on one machine"):
         on(TEAM + "resources: {gpus: 3}\n", tmp_path)
 
 
@@ -69,28 +72,30 @@ def test_a_fit_that_goes_on_from_another_waits_for_it(tmp_path: Path) -> None:
     """Four cycles of one training, on three machines and on four cores: one after another."""
     text = TEAM.replace("{name: a, count: 3}", "{name: a, snapshots: 4}")
     assert on(text, tmp_path).hours == pytest.approx(STARTING + HOURS)
-    made = plan.make(team_of(text), Store(tmp_path / "store"), tmp_path)
-    alone = plan.make(team_of(TEAM.replace("count: 3", "seed: 1")), Store(tmp_path / "store"), tmp_path)
-    assert estimate.here(made, 4)[0] == pytest.approx(estimate.here(alone, 4)[0])
+    made = Planner(team_of(text), Store(tmp_path / "store"), tmp_path).plan()
+    alone = Planner(team_of(TEAM.replace("count: 3", "seed: 1")), Store(tmp_path / "store"), tmp_path).plan()
+    assert estimate.estimate_local(made, 4)[0] == pytest.approx(estimate.estimate_local(alone, 4)[0])
 
 
 def test_fits_of_two_cores_take_turns_on_two(tmp_path: Path) -> None:
     one, two = (
-        estimate.here(plan.make(team_of(TEAM + f"resources: {{cpus: {cpus}}}\n"), Store(tmp_path / "store"), tmp_path), 2)[0]
+        estimate.estimate_local(
+            Planner(team_of(TEAM + f"resources: {{cpus: {cpus}}}\n"), Store(tmp_path / "store"), tmp_path).plan(), 2
+        )[0]
         for cpus in (1, 2)
     )
     assert two == pytest.approx(2 * one)
 
 
 def test_own_machines_say_nothing_before_they_run(tmp_path: Path) -> None:
-    with pytest.raises(Rejected, match="names no machine types"):
+    with pytest.raises(UserInputError, match="names no machine types"):
         on(TEAM, tmp_path, available_node_types={})
 
 
 def test_a_type_without_a_limit_has_the_cluster_s_and_one_without_a_size_says_nothing(tmp_path: Path) -> None:
     one = {"head": TYPES["head"], "any": {"resources": {"CPU": 4, "GPU": 1}}}
     assert on(TEAM, tmp_path, available_node_types=one).machines["any"][0] == 3
-    with pytest.raises(Rejected, match="any says no `resources:`"):
+    with pytest.raises(UserInputError, match="any says no `resources:`"):
         on(TEAM, tmp_path, available_node_types={**one, "any": {"max_workers": 2}})
 
 
@@ -100,5 +105,5 @@ def test_machines_come_by_the_labels_that_jobs_prefer(tmp_path: Path) -> None:
     assert {name: count for name, (count, _) in either.machines.items()} == {"spot": 1, "dear": 1}, "two jobs on the dear one"
     alone = on(TEAM + "resources: {labels: {market: cheap}}\n", tmp_path, available_node_types=types, max_workers=1)
     assert {name: count for name, (count, _) in alone.machines.items()} == {"spot": 1, "dear": 0}
-    with pytest.raises(Rejected, match="no type in the file has that"):
+    with pytest.raises(UserInputError, match="no type in the file has that"):
         on(TEAM + "resources: {labels: {market: free}}\n", tmp_path, available_node_types=types)

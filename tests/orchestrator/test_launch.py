@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.launch import Event, Outcome, supervise
-from orchestrator.team import Retries
-from workers.job import Job
-from workers.spec import DataSpec, MemberSpec, TrainSpec
-
-
-def job(name: str, after: str | None = None, teachers: tuple[str, ...] = (), cpus: float = 1) -> Job:
-    member = MemberSpec.model_validate({"name": name, "seed": 1, "resources": {"cpus": cpus}})
-    here = Path("/nowhere")
-    return Job(
-        signature=name, member=member, fold=None, train=TrainSpec(), data=DataSpec(), team_seed=0,
-        home=here, store=here, after=after, teachers=teachers,
-    )  # fmt: skip
+from orchestrator.config.team import Retries
+from orchestrator.execution.executor import Event, Outcome
+from orchestrator.execution.scheduler import Scheduler
+from tests.factories import job
+from workers.config.job import Job
 
 
 class Fake:
@@ -32,16 +23,16 @@ class Fake:
         self.started: list[str] = []
         self.asked = 0
 
-    def impossible(self, job: Job) -> str | None:
+    def why_unschedulable(self, job: Job) -> str | None:
         self.asked += 1
         return "too large" if job.member.resources.cpus > self.largest else None
 
-    def room(self, job: Job) -> bool:
+    def has_capacity(self, job: Job) -> bool:
         self.asked += 1
         return len(self.running) < 2
 
     def submit(self, job: Job, uri: str | None, run: str | None) -> None:
-        assert self.room(job)
+        assert self.has_capacity(job)
         self.running.append(job)
         self.started.append(job.signature)
 
@@ -55,11 +46,14 @@ class Fake:
 
     def stop(self, seconds: float) -> None: ...
 
+    def call_on_head(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
     def close(self) -> None: ...
 
 
 def run(jobs: list[Job], fake: Fake, closed: Callable[[], str | None] = lambda: None, **retries: Any) -> dict[str, Outcome]:
-    return supervise(jobs, fake, None, lambda job: None, Retries(**retries), lambda event: None, closed)
+    return Scheduler(fake, Retries(**retries), lambda event: None, why_closed=closed).run(jobs)
 
 
 def test_jobs_start_in_the_order_of_the_plan_and_what_needs_another_after_it() -> None:
@@ -116,9 +110,7 @@ def test_supervision_costs_as_much_a_job_in_a_large_plan_as_in_a_small_one() -> 
 def test_what_is_closed_starts_nothing_more_and_lets_what_runs_end() -> None:
     fake = Fake()
     jobs = [job("a"), job("b"), job("c"), job("b.2", after="b"), job("s", teachers=("a", "c"))]
-    ended = supervise(
-        jobs, fake, None, lambda job: None, Retries(), lambda event: None, lambda: "used up" if fake.started else None
-    )
+    ended = run(jobs, fake, lambda: "used up" if fake.started else None)
     assert fake.started == ["a", "b"]
     skipped = {name for name, one in ended.items() if one.kind == "skipped"}
     assert skipped == {"c", "b.2", "s"}
@@ -128,8 +120,6 @@ def test_what_is_closed_starts_nothing_more_and_lets_what_runs_end() -> None:
 
 def test_a_retry_after_the_budget_is_used_up_is_skipped() -> None:
     fake = Fake({"a": [("failed", "errors"), ("done", None)]})
-    ended = supervise(
-        [job("a")], fake, None, lambda job: None, Retries(), lambda event: None, lambda: "used up" if fake.started else None
-    )
+    ended = run([job("a")], fake, lambda: "used up" if fake.started else None)
     assert (ended["a"].kind, ended["a"].reason) == ("skipped", "used up")
     assert fake.started == ["a"]

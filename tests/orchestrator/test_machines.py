@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator import machines
-from orchestrator.connection import Seen
-from orchestrator.machines import GPUS_COME, Machines, Size
-from tests.orchestrator.test_launch import job
-from workers.job import Job
-from workers.resources import Resources
+from orchestrator.cluster import machines
+from orchestrator.cluster.connection import ClusterSnapshot
+from orchestrator.cluster.machines import GPUS_COME, Machines, Size
+from tests.factories import job
+from workers.config.job import Job
+from workers.config.resources import Resources
 
 
 class Ray:
@@ -20,8 +20,8 @@ class Ray:
         self.now, self.refused_, self.drained, self.busy = nodes, refused, set[str](), False
         self.labels: dict[str, dict[str, str]] = {}
 
-    def seen(self) -> Seen | None:
-        return None if self.busy else Seen(self.now, self.drained, self.refused_, self.labels)
+    def snapshot(self) -> ClusterSnapshot | None:
+        return None if self.busy else ClusterSnapshot(self.now, self.drained, self.refused_, self.labels)
 
 
 def of(ray: Ray) -> Machines:
@@ -37,7 +37,7 @@ def asks(gpus: float | None, wait: float | None = None, labels: object = ()) -> 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr(machines.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
@@ -76,11 +76,11 @@ def test_a_limit_that_is_reached_for_a_while_is_no_refusal(clock: list[float]) -
 
 
 def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(None)) == Size(0, 1)
-    assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).asked(asks(None)) == Size(1, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None)) == Size(0, 1)
+    assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).size_for(asks(None)) == Size(1, 1)
     monkeypatch.setenv(GPUS_COME, "1")
-    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(None)) == Size(1, 1)
-    assert of(Ray({"n": {"CPU": 2.0}})).asked(asks(0)) == Size(0, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None)) == Size(1, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(0)) == Size(0, 1)
 
 
 def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(clock: list[float]) -> None:

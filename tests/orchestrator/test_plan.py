@@ -2,26 +2,13 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from orchestrator import config, plan, teamfile
-from workers.data import Store
-from workers.errors import Rejected
+from orchestrator.planning import plan
+from tests.factories import planned
+from workers.errors import UserInputError
 
 BASE = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: a, seed: 1}]\n"
-
-
-class FakeStore(Store):
-    """A store of ten rows without a file."""
-
-    digest = "0" * 64
-    tested = np.zeros(10, dtype=bool)
-
-
-def planned(text: str, tmp_path: Path) -> plan.Plan:
-    team = config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
-    return plan.make(team, FakeStore(tmp_path / "store"), tmp_path)
 
 
 def signatures(text: str, tmp_path: Path) -> list[str]:
@@ -89,7 +76,7 @@ def test_a_student_learns_from_all_full_fits_whatever_their_order(tmp_path: Path
     made = planned(two, tmp_path)
     student = made.student
     assert student
-    assert set(student.teachers) == set(student.needs) == {made.of(name)[0].signature for name in "ab"}
+    assert set(student.teachers) == set(student.needs) == {made.jobs_of(name)[0].signature for name in "ab"}
     assert (student.label, student.fold, student.train.epochs) == ("student", None, 5)
     assert signatures(two, tmp_path)[-1] == signatures(swapped, tmp_path)[-1]
     assert len({signatures(text, tmp_path)[-1] for text in (two, STUDENT, two.replace("epochs: 5", "soft: 0.5"))}) == 3
@@ -108,7 +95,7 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
     two = STUDENT.replace("[{name: a, seed: 1}]", "[{name: a, seed: 1}, {name: b, seed: 2}]")
     from_a, from_b = (two.replace("epochs: 5", f"epochs: 5, start: {name}") for name in "ab")
     renamed = from_a.replace("name: a", "name: c").replace("start: a", "start: c")
-    assert planned(from_a, tmp_path).student.start == planned(two, tmp_path).of("a")[0].signature  # type: ignore[union-attr]
+    assert planned(from_a, tmp_path).student.start == planned(two, tmp_path).jobs_of("a")[0].signature  # type: ignore[union-attr]
     found = [signatures(text, tmp_path)[-1] for text in (two, from_a, from_b, renamed)]
     assert len(set(found)) == 3
     assert found[3] == found[1], "names say nothing of a fit"
@@ -116,5 +103,5 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
 
 def test_a_module_that_is_no_python_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("x = 1\ndef Net(:\n")
-    with pytest.raises(Rejected, match=r"net\.py:2: not Python"):
+    with pytest.raises(UserInputError, match=r"net\.py:2: not Python"):
         plan._code_sha256("net", (str(tmp_path),))

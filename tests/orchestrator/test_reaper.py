@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-REAPER = Path(__file__).parents[2] / "orchestrator" / "reaper.py"
+REAPER = Path(__file__).parents[2] / "orchestrator" / "cluster" / "reaper.py"
 SLEEP = "import time; time.sleep(60)"
 DRIVER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}']); {SLEEP}"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from orchestrator import pipeline
+from orchestrator import sweep as pipeline
+from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
-from orchestrator.report import smallest_difference
-from tests.conftest import TEAM
+from orchestrator.reporting.report import smallest_difference
+from tests.factories import TEAM
 
 CLASSES = ("<img src=x onerror=alert(1)>", "$x_$", 'quo"ted')
 
@@ -26,7 +26,7 @@ def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f'<b>"{image}.png')
     data = "data: {dataset: folder, root: images, image_size: 8, folds: 0}\n"
     (tmp_path / "team.yaml").write_text(TEAM.replace("data: {dataset: digits, folds: 2}\n", data))
-    result = pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
+    result = pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     assert result.exit_code == 0
     page = (tmp_path / "home/sweeps/tiny/report.html").read_text()
     assert "&lt;img src=x onerror=alert(1)&gt;" in page

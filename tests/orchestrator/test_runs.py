@@ -6,70 +6,70 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import runs
+from orchestrator.execution.executor import Outcome
 from orchestrator.home import Home
-from orchestrator.launch import Outcome
-from orchestrator.plan import Plan
-from orchestrator.runs import Runs
-from tests.orchestrator.test_plan import planned
-from workers.artifact import MemberArtifact
-from workers.delivery import deliver
-from workers.tracking import Tracking
+from orchestrator.planning.plan import Plan
+from orchestrator.tracking import sweep_runs as runs
+from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from tests.factories import planned
+from workers.storage.artifacts import MemberArtifact
+from workers.tracking.client import TrackingClient
+from workers.tracking.delivery import flush_outbox
 
 TEAM = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: m, count: 3}]\n"
 
 
-def opened(made: Plan, home: Path, restart: tuple[str, ...] = ()) -> Runs:
+def opened(made: Plan, home: Path, restart: tuple[str, ...] = ()) -> SweepRuns:
     folder = Home(home).sweep("t")
     folder.path.mkdir(parents=True, exist_ok=True)
     (home / "team.yaml").write_text(TEAM)
-    return Runs.open(home / "team.yaml", made, folder, Home(home).tracking_uri, Home(home), restart)
+    return SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), made, restart)
 
 
 def test_of_a_large_plan_runs_are_made_as_jobs_start_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "SHOWN", 4)
+    monkeypatch.setattr(runs, "FIRST_RUNS", 4)
     made = planned(TEAM, tmp_path)
     first = opened(made, tmp_path)
-    assert list(first.jobs) == [job.signature for job in made.jobs[:4]]
-    late = made.of("m-3")[2]
-    run = first.run(late)
+    assert list(first.ids) == [job.signature for job in made.jobs[:4]]
+    late = made.jobs_of("m-3")[2]
+    run = first.run_id(late)
     tags = first.tracking.client.get_run(run).data.tags
-    assert tags["mlflow.parentRunId"] == first.jobs[made.of("m-3")[0].signature], "nested under its member's"
+    assert tags["mlflow.parentRunId"] == first.ids[made.jobs_of("m-3")[0].signature], "nested under its member's"
     again = opened(made, tmp_path)  # the first was killed: its sweep.json knows four
-    assert again.run(late) == run
+    assert again.run_id(late) == run
     assert again.parent == first.parent
 
 
 def test_a_restarted_fits_run_is_not_found_again(tmp_path: Path) -> None:
     made = planned(TEAM, tmp_path)
-    before = dict(opened(made, tmp_path).jobs)
-    after = opened(made, tmp_path, restart=("m-2",)).jobs
-    mine = {job.signature for job in made.of("m-2")}
+    before = dict(opened(made, tmp_path).ids)
+    after = opened(made, tmp_path, restart=("m-2",)).ids
+    mine = {job.signature for job in made.jobs_of("m-2")}
     assert {s for s in before if before[s] != after[s]} == mine
-    assert opened(made, tmp_path).jobs == after
+    assert opened(made, tmp_path).ids == after
 
 
 def test_a_store_that_goes_away_ends_no_sweep_and_gets_its_runs_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "SHOWN", 1)
+    monkeypatch.setattr(runs, "FIRST_RUNS", 1)
     made = planned(TEAM, tmp_path)
-    one, asked, start = opened(made, tmp_path), [], Tracking.start
+    one, asked, start = opened(made, tmp_path), [], TrackingClient.create_run
 
     def away(*given: object) -> str:
         asked.append(given)
         raise ConnectionError("nobody is there")
 
-    monkeypatch.setattr(Tracking, "start", away)
-    late = made.of("m-2")[0]
-    assert one.run_now(late) is None
-    assert one.run_now(made.of("m-3")[0]) is None
+    monkeypatch.setattr(TrackingClient, "create_run", away)
+    late = made.jobs_of("m-2")[0]
+    assert one.run_id_or_none(late) is None
+    assert one.run_id_or_none(made.jobs_of("m-3")[0]) is None
     assert len(asked) == 1, "who was not answered does not hold up job after job"
-    assert one.run_now(made.of("m-1")[0]) == one.jobs[made.of("m-1")[0].signature], "what is known needs nobody"
-    monkeypatch.setattr(Tracking, "start", start)
+    assert one.run_id_or_none(made.jobs_of("m-1")[0]) == one.ids[made.jobs_of("m-1")[0].signature], "what is known needs nobody"
+    monkeypatch.setattr(TrackingClient, "create_run", start)
     monkeypatch.setattr(MemberArtifact, "done", property(lambda self: self.root.name == late.signature))
     manifest = {"history": [{"train/loss": 0.5, "time": 7}], "weights_sha256": "w", "train_seconds": 3.0}
     monkeypatch.setattr(MemberArtifact, "manifest", lambda self: manifest)
     one.away_until = 0.0
-    one.gather({late.signature: Outcome(late, {})})
-    deliver(one.spool)
-    run = one.tracking.client.get_run(one.jobs[late.signature])
+    one.collect_trainings({late.signature: Outcome(late, {})})
+    flush_outbox(one.outbox)
+    run = one.tracking.client.get_run(one.ids[late.signature])
     assert (run.info.status, run.data.tags["state"], run.data.metrics["train/loss"]) == ("FINISHED", "done", 0.5)

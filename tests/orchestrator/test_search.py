@@ -7,23 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import config, pipeline, search, teamfile
+from orchestrator import sweep as pipeline
+from orchestrator.config import loader as config
+from orchestrator.config import yaml_document as teamfile
+from orchestrator.config.team import Team
+from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
-from orchestrator.pools import inline_pool
-from orchestrator.search import Search
-from orchestrator.team import Team
-from tests.conftest import TEAM, snapshot
-from tests.orchestrator.test_plan import FakeStore
-from workers import data, trial
-from workers.errors import ConclaveError, Rejected
-from workers.recipe import AdamW, Sgd
-from workers.splits import split
-from workers.trainer import FitData
-from workers.watcher import Watcher
+from orchestrator.planning import search
+from orchestrator.planning.plan import Planner
+from orchestrator.planning.search import Search
+from tests.factories import TEAM, FakeStore, snapshot
+from workers.config.recipe import AdamW, Sgd
+from workers.config.search_space import Choice
+from workers.data import packing as data
+from workers.data.splits import get_split
+from workers.diagnostics.callback import TrainingCallback
+from workers.errors import ConclaveError, UserInputError
+from workers.runtime import search_trial as trial
+from workers.training.trainer import TrainingData
 
 SEARCH = "search: {trials: 3, keep: 2, lr: [0.01, 0.3], optimizer: [sgd, adamw], augment: {rotate: [1, 30]}}"
 TEXT = "name: t\nmembers:\n  - {name: a}\n  - {name: b, seed: 5, optimizer: {kind: sgd, momentum: 0.8}, %s}\n"
-CHOICES = (
+CHOICES: tuple[Choice, ...] = (
     {"lr": 0.2, "optimizer": "sgd", "augment.rotate": 3.0},
     {"lr": 0.02, "optimizer": "adamw", "augment.rotate": 7.5},
     {"lr": 0.1, "optimizer": "sgd", "augment.rotate": 20.0},
@@ -32,7 +37,7 @@ ENDS = ([0.9, 0.5], [0.7, 0.3], [0.1])  # losses by epoch: the last was stopped 
 
 
 def team(text: str = TEXT % SEARCH) -> Team:
-    return config.resolve(teamfile.parse(text, Path("/somewhere/team.yaml")))
+    return config.resolve_team(teamfile.parse_document(text, Path("/somewhere/team.yaml")))
 
 
 def tried(one: Search) -> None:
@@ -51,26 +56,31 @@ def test_a_search_stands_for_the_members_that_it_will_find() -> None:
 
 def test_the_best_of_the_longest_trials_become_members(tmp_path: Path) -> None:
     ran: list[str] = []
+
+    def run_search(one: Search) -> None:
+        ran.append(one.label)
+        tried(one)
+
     store = FakeStore(tmp_path / "store")
-    found = search.resolved(team(), store, tmp_path, (), lambda one: (ran.append(one.label), tried(one))[0])
+    found = search.resolve_recipes(Planner(team(), store, tmp_path), run_search)
     assert ran == ["b"]
-    first, second = found.team.members[1:]
+    first, second = found.planner.team.members[1:]
     assert (first.name, first.seed, first.search, first.optimizer) == ("b-1", 5, None, AdamW(lr=0.02))
     assert (second.name, second.seed, second.optimizer) == ("b-2", 6, Sgd(lr=0.2, momentum=0.8)), "it keeps the rest of its kind"
     assert [(a.name, a.strength) for a in first.augment] == [("flip", 0.5), ("crop", 0.125), ("rotate", 7.5)]
     assert found.seconds == {"b-1": 25.0, "b-2": 25.0}, "fifty seconds of five epochs, shared"
     recipe = "{name: x, seed: 5, optimizer: {kind: adamw, lr: 0.02}, augment: [flip, crop, {rotate: 7.5}]}"
     written_by_hand = team(f"name: t\nmembers: [{recipe}]\n").members[0]
-    assert first.science() == written_by_hand.science(), "it is a recipe like any other from then on"
-    again = search.resolved(team(), store, tmp_path, (), lambda one: pytest.fail("done already"))
-    assert again.team == found.team
+    assert first.fingerprint_fields() == written_by_hand.fingerprint_fields(), "it is a recipe like any other from then on"
+    again = search.resolve_recipes(Planner(team(), store, tmp_path), lambda one: pytest.fail("done already"))
+    assert again.planner.team == found.planner.team
 
 
 def test_what_is_another_search_and_what_is_not(tmp_path: Path) -> None:
     store = FakeStore(tmp_path / "store")
 
     def signature(text: str) -> str:
-        return next(iter(search.searches(team(text), store, tmp_path)))
+        return next(iter(search.find_searches(Planner(team(text), store, tmp_path))))
 
     same = signature(TEXT % SEARCH)
     assert signature((TEXT % SEARCH).replace("keep: 2", "keep: 1")) == same
@@ -84,12 +94,12 @@ def test_what_failed_is_tried_again_where_too_little_is_left_and_else_is_not(tmp
     store = FakeStore(tmp_path / "store")
 
     def failing(states: list[str]) -> Search:
-        one = next(iter(search.searches(team(), store, tmp_path).values()))
+        one = next(iter(search.find_searches(Planner(team(), store, tmp_path)).values()))
         tried(one)
         for known, state in zip(one.trials.values(), states, strict=True):
             known.state = state
         one.save()
-        return next(iter(search.searches(team(), store, tmp_path).values()))
+        return next(iter(search.find_searches(Planner(team(), store, tmp_path)).values()))
 
     assert failing(["done", "done", "failed"]).left == 0
     again = failing(["failed", "done", "failed"])
@@ -98,17 +108,17 @@ def test_what_failed_is_tried_again_where_too_little_is_left_and_else_is_not(tmp
 
 def test_two_sweeps_do_not_search_the_same_at_once(tmp_path: Path) -> None:
     store = FakeStore(tmp_path / "store")
-    one, other = (next(iter(search.searches(team(), store, tmp_path).values())) for _ in range(2))
-    with one.held():
+    one, other = (next(iter(search.find_searches(Planner(team(), store, tmp_path)).values())) for _ in range(2))
+    with one.locked():
         with pytest.raises(ConclaveError, match="another sweep is at it"):
-            search.resolved(team(), store, tmp_path, (), tried)
+            search.resolve_recipes(Planner(team(), store, tmp_path), tried)
         tried(one)
-    with other.held():
+    with other.locked():
         assert other.left == 0, "what the first found is found"
 
 
 def test_too_few_trials_are_told(tmp_path: Path) -> None:
-    one = next(iter(search.searches(team(), FakeStore(tmp_path / "store"), tmp_path).values()))
+    one = next(iter(search.find_searches(Planner(team(), FakeStore(tmp_path / "store"), tmp_path)).values()))
     one.trials[one.add(dict(CHOICES[0]))].state = "failed"
     with pytest.raises(ConclaveError, match="search of b: 0 of 1 trials came to an end without an error, and 2 are to be kept"):
         one.best()
@@ -117,12 +127,12 @@ def test_too_few_trials_are_told(tmp_path: Path) -> None:
 
 def test_a_trial_sees_neither_fuse_nor_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = team("name: t\ndata: {dataset: digits}\nmembers: [{name: b, search: {trials: 2, lr: [0.01, 0.3]}}]\n")
-    store = data.pack(made.data, tmp_path)
-    parts = split(store, made.data, made.seed)
-    seen: list[FitData] = []
-    monkeypatch.setattr(trial, "fit", lambda make, rows, *rest: seen.append(rows))
-    one = next(iter(search.searches(made, store, tmp_path).values()))
-    trial.run(one.job({"lr": 0.1}), Watcher())
+    store = data.pack_data(made.data, tmp_path)
+    parts = get_split(store, made.data, made.seed)
+    seen: list[TrainingData] = []
+    monkeypatch.setattr(trial, "train", lambda make, task: seen.append(task.data))
+    one = next(iter(search.find_searches(Planner(made, store, tmp_path)).values()))
+    trial.run_trial(one.job({"lr": 0.1}), TrainingCallback())
     assert seen[0].watch is None
     assert seen[0].stop is not None
     assert sorted([*seen[0].fit.tolist(), *seen[0].stop.tolist()]) == sorted(parts.fit.tolist())
@@ -132,21 +142,21 @@ def test_a_trial_sees_neither_fuse_nor_test(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_trial_tells_its_score_each_epoch_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     made = team("name: t\ntrain: {epochs: 2}\ndefaults: {width: 4}\nmembers: [{name: b, search: {trials: 2, lr: [0.01, 0.3]}}]\n")
-    one = next(iter(search.searches(made, data.pack(made.data, tmp_path), tmp_path).values()))
+    one = next(iter(search.find_searches(Planner(made, data.pack_data(made.data, tmp_path), tmp_path)).values()))
 
-    class Scores(Watcher):
+    class Scores(TrainingCallback):
         def __init__(self) -> None:
             self.losses, self.history = list[float](), list[dict[str, float]]()
 
-        def resumed(self, history: list[dict[str, float]]) -> None:
+        def on_resume(self, history: list[dict[str, float]]) -> None:
             self.history = list(history)
 
-        def epoch(self, epoch: int, metrics: dict[str, float]) -> None:
+        def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
             self.losses.append(metrics[trial.LOSS])
 
     first, second = Scores(), Scores()
-    trial.run(one.job({"lr": 0.1}), first)
-    trial.run(one.job({"lr": 0.1}), second)
+    trial.run_trial(one.job({"lr": 0.1}), first)
+    trial.run_trial(one.job({"lr": 0.1}), second)
     assert (len(first.losses), second.losses) == (2, [])
     assert [e[trial.LOSS] for e in second.history] == first.losses
     assert not any(key.startswith("fuse") for key in second.history[0])
@@ -155,6 +165,6 @@ def test_a_trial_tells_its_score_each_epoch_and_goes_on_from_its_checkpoint(tmp_
 def test_without_ray_a_search_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(TEAM.replace("{name: a}", "{name: a, search: {trials: 2, lr: [0.01, 0.3]}}"))
     before = snapshot(tmp_path)
-    with pytest.raises(Rejected, match=r"member a: search runs its trials on Ray\. Leave --inline out"):
-        pipeline.sweep(tmp_path / "team.yaml", pipeline.Options(Home(tmp_path / "home"), inline_pool))
+    with pytest.raises(UserInputError, match=r"member a: search runs its trials on Ray\. Leave --inline out"):
+        pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     assert snapshot(tmp_path) == before

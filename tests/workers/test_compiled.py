@@ -1,18 +1,19 @@
 """torch.compile: the same training up to rounding, the same bits each time, cut off and resumed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.workers.test_training import CPU, Cut, data, digest, fitted, member
-from workers import train, trainer
-from workers.checkpoint import Checkpoints
-from workers.compiled import compiled
-from workers.errors import ConclaveError, Stopped
-from workers.models import build
-from workers.spec import TrainSpec
-from workers.watcher import Watcher
+from tests.factories import CPU, Cut, data, digest, fitted, member, run_training
+from workers.config.specs import TrainSpec
+from workers.diagnostics.callback import TrainingCallback
+from workers.errors import ConclaveError, TrainingStopped
+from workers.models.build import build
+from workers.storage.checkpoints import Checkpoints
+from workers.training import trainer
+from workers.training.compilation import compile_network
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
 
@@ -20,23 +21,23 @@ SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
 def test_a_compiled_training_is_the_plain_one_up_to_rounding_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     spec = member(optimizer={"kind": "sgd", "lr": 0.01}, augment=("flip", "crop"))
 
-    def run(folder: Path, watcher: Watcher) -> trainer.Fitted:
+    def run(folder: Path, callback: TrainingCallback) -> trainer.TrainingResult:
         settings = TrainSpec.model_validate({**SETTINGS, "compile": True})
-        return train.fit(lambda: build(spec, 3, 8), data(), spec, settings, 1, CPU, Checkpoints(folder, "me"), watcher)
+        return run_training(lambda: build(spec, 3, 8), data(), spec, settings, 1, Checkpoints(folder, "me"), callback)
 
-    whole, plain = run(tmp_path / "whole", Watcher()), fitted(spec, **SETTINGS)
+    whole, plain = run(tmp_path / "whole", TrainingCallback()), fitted(spec, **SETTINGS)
     for name, value in plain.network.state_dict().items():
         assert torch.allclose(whole.network.state_dict()[name], value, atol=1e-4), name
     assert digest(whole) != digest(plain), "it was not compiled at all"
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         run(tmp_path / "cut", Cut(7))
-    assert digest(run(tmp_path / "cut", Watcher())) == digest(whole)
+    assert digest(run(tmp_path / "cut", TrainingCallback())) == digest(whole)
 
 
 def test_a_machine_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ConclaveError, match="needs a C\\+\\+ compiler"):
-        compiled(torch.nn.Linear(2, 2), "default", CPU)
+        compile_network(torch.nn.Linear(2, 2), "default", CPU)
 
 
 @pytest.mark.parametrize(("several", "mode"), [(False, "max-autotune"), (True, "max-autotune-no-cudagraphs")])
@@ -44,6 +45,11 @@ def test_gradients_of_several_passes_are_kept_out_of_cuda_graphs(
     several: bool, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options["mode"]) or model)
-    compiled(torch.nn.Linear(2, 2), "max-autotune", torch.device("cuda"), several)
+
+    def compiled(model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        asked.append(options["mode"])
+        return model
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    compile_network(torch.nn.Linear(2, 2), "max-autotune", torch.device("cuda"), several)
     assert asked == [mode]

@@ -3,39 +3,21 @@
 import io
 import os
 import pickle
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import snapshot
-from workers.data import pack
-from workers.errors import Rejected
-from workers.images import decode
-from workers.spec import DataSpec
-
-
-def picture(value: int, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(value).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tree(root: Path, parts: tuple[str, ...] = ("train", "test"), classes: tuple[str, ...] = ("cat", "dog"), n: int = 12) -> Path:
-    for part in parts:
-        for label in classes:
-            folder = root / part / label
-            folder.mkdir(parents=True)
-            for i in range(n):
-                (folder / f"{i}.png").write_bytes(picture(i, mode="L" if i % 3 == 0 else "RGB"))
-    return root
+from tests.factories import bad_tar, huge_png, not_utf8, picture, snapshot, symlink_loop, too_few, tree, truncated
+from workers.config.specs import DataSpec
+from workers.data.images import decode
+from workers.data.packing import pack_data
+from workers.errors import UserInputError
 
 
 def folder_spec(root: Path, **keys: object) -> DataSpec:
@@ -46,7 +28,8 @@ def test_folder_and_archives_of_it_are_the_same_data(tmp_path: Path) -> None:
     root = tree(tmp_path / "images")
     (root / "train" / "cat" / "notes.txt").write_text("skipped")
     packed = [root]
-    for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz"), (".tar.xz", "w:xz")):
+    modes: dict[str, Literal["w", "w:gz", "w:xz"]] = {".tar": "w", ".tar.gz": "w:gz", ".tar.xz": "w:xz"}
+    for suffix, mode in modes.items():
         with tarfile.open(tmp_path / f"a{suffix}", mode) as archive:
             archive.add(root, arcname="images")
         packed.append(tmp_path / f"a{suffix}")
@@ -54,7 +37,7 @@ def test_folder_and_archives_of_it_are_the_same_data(tmp_path: Path) -> None:
         for path in sorted(root.rglob("*")):
             archive.write(path, path.relative_to(root))
     packed.append(tmp_path / "a.zip")
-    stores = [pack(folder_spec(path), tmp_path / "home") for path in packed]
+    stores = [pack_data(folder_spec(path), tmp_path / "home") for path in packed]
     contents = [sorted(zip(s.ids, s.labels.tolist(), (s.images.reshape(48, -1).sum(1)).tolist(), strict=True)) for s in stores]
     assert all(c == contents[0] for c in contents)
     assert all(s.meta["skipped"] == 1 for s in stores)
@@ -62,8 +45,8 @@ def test_folder_and_archives_of_it_are_the_same_data(tmp_path: Path) -> None:
 
 
 def test_val_stands_in_only_where_there_is_no_test(tmp_path: Path) -> None:
-    with_val = pack(folder_spec(tree(tmp_path / "a", ("train", "val"))), tmp_path / "home")
-    both = pack(folder_spec(tree(tmp_path / "b", ("train", "val", "test"))), tmp_path / "home")
+    with_val = pack_data(folder_spec(tree(tmp_path / "a", ("train", "val"))), tmp_path / "home")
+    both = pack_data(folder_spec(tree(tmp_path / "b", ("train", "val", "test"))), tmp_path / "home")
     assert with_val.tested.sum() == 24
     assert [i for i in both.ids if i.startswith("val")] == []
 
@@ -71,7 +54,7 @@ def test_val_stands_in_only_where_there_is_no_test(tmp_path: Path) -> None:
 def test_the_second_use_decodes_nothing(tmp_path: Path) -> None:
     decoded: list[int] = []
     for _ in range(2):
-        pack(DataSpec(), tmp_path, lambda rows, expected: decoded.append(rows))
+        pack_data(DataSpec(), tmp_path, lambda rows, expected: decoded.append(rows))
     assert decoded == [1797]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
 
@@ -84,26 +67,8 @@ def test_resizing_is_shorter_side_then_centre() -> None:
     assert (decode(buffer.getvalue(), 10) == 200).all()
 
 
-def truncated(root: Path) -> None:
-    path = tree(root) / "train" / "cat" / "1.png"
-    path.write_bytes(picture(1, (64, 64))[:2000])
-
-
-def huge_png(root: Path) -> None:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
-    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    (tree(root) / "train" / "cat" / "1.png").write_bytes(body)
-
-
 def single_class(root: Path) -> None:
     tree(root, classes=("cat",))
-
-
-def too_few(root: Path) -> None:
-    tree(root, n=2)
 
 
 def empty(root: Path) -> None:
@@ -115,18 +80,8 @@ def no_class_folders(root: Path) -> None:
     (root / "1.png").write_bytes(picture(1))
 
 
-def symlink_loop(root: Path) -> None:
-    (tree(root) / "train" / "cat" / "again").symlink_to(root / "train")
-
-
 def broken_link(root: Path) -> None:
     (tree(root) / "train" / "cat" / "x.png").symlink_to(root / "nowhere")
-
-
-def not_utf8(root: Path) -> None:
-    path = os.fsencode(tree(root) / "train" / "cat") + b"/\xff\xfe.png"
-    with open(path, "wb") as file:
-        file.write(picture(1))
 
 
 def folders_in_classes(root: Path) -> None:
@@ -174,20 +129,9 @@ def floats(root: Path) -> None:
 def test_a_bad_folder_is_rejected_and_nothing_is_written(make: Callable[[Path], None], expected: str, tmp_path: Path) -> None:
     make(tmp_path / "images")
     before = snapshot(tmp_path)
-    with pytest.raises(Rejected, match=expected):
-        pack(folder_spec(tmp_path / "images"), tmp_path / "home")
+    with pytest.raises(UserInputError, match=expected):
+        pack_data(folder_spec(tmp_path / "images"), tmp_path / "home")
     assert snapshot(tmp_path) == before
-
-
-def bad_tar(path: Path, name: str, link: bool = False) -> None:
-    with tarfile.open(path, "w:gz") as archive:
-        info = tarfile.TarInfo(name)
-        if link:
-            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            archive.addfile(info)
-        else:
-            info.size = 3
-            archive.addfile(info, io.BytesIO(b"abc"))
 
 
 def bad_zip(path: Path) -> None:
@@ -207,8 +151,8 @@ def damaged_zip(path: Path) -> None:
 def test_a_truncated_archive_of_cifar_is_refused(tmp_path: Path) -> None:
     bad_tar(tmp_path / "whole.tar.gz", "cifar-10-batches-py/data_batch_1")
     (tmp_path / "a.tar.gz").write_bytes((tmp_path / "whole.tar.gz").read_bytes()[:60])
-    with pytest.raises(Rejected, match="not a readable archive"):
-        pack(DataSpec(dataset="cifar10", root=tmp_path / "a.tar.gz"), tmp_path / "home")
+    with pytest.raises(UserInputError, match="not a readable archive"):
+        pack_data(DataSpec(dataset="cifar10", root=tmp_path / "a.tar.gz"), tmp_path / "home")
 
 
 def test_what_macos_adds_to_an_archive_is_no_class(tmp_path: Path) -> None:
@@ -218,8 +162,8 @@ def test_what_macos_adds_to_an_archive_is_no_class(tmp_path: Path) -> None:
             name = path.relative_to(tmp_path / "images").as_posix()
             archive.writestr(name, path.read_bytes())
             archive.writestr(f"__MACOSX/{PurePosixPath(name).parent}/._{path.name}", b"\0\5\x16\7")
-    store = pack(folder_spec(tmp_path / "a.zip"), tmp_path / "home")
-    assert store.classes == pack(folder_spec(tmp_path / "images"), tmp_path / "home").classes
+    store = pack_data(folder_spec(tmp_path / "a.zip"), tmp_path / "home")
+    assert store.classes == pack_data(folder_spec(tmp_path / "images"), tmp_path / "home").classes
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
@@ -247,8 +191,8 @@ def test_a_bad_archive_is_rejected_and_nothing_is_written(
 ) -> None:
     make(tmp_path / file)
     before = snapshot(tmp_path)
-    with pytest.raises(Rejected, match=expected):
-        pack(folder_spec(tmp_path / file), tmp_path / "home")
+    with pytest.raises(UserInputError, match=expected):
+        pack_data(folder_spec(tmp_path / file), tmp_path / "home")
     assert snapshot(tmp_path) == before
 
 
@@ -261,10 +205,10 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
 
     root = tree(tmp_path / "images")
     shutil.make_archive(str(tmp_path / "a"), {".tar.gz": "gztar", ".zip": "zip"}[suffix], root)
-    monkeypatch.setattr(f"workers.archives.{limit}", value)
+    monkeypatch.setattr(f"workers.data.archives.{limit}", value)
     before = snapshot(tmp_path)
-    with pytest.raises(Rejected, match=r"more than|no image is that large"):
-        pack(folder_spec(tmp_path / f"a{suffix}"), tmp_path / "home")
+    with pytest.raises(UserInputError, match=r"more than|no image is that large"):
+        pack_data(folder_spec(tmp_path / f"a{suffix}"), tmp_path / "home")
     assert snapshot(tmp_path) == before
 
 
@@ -279,7 +223,7 @@ def cifar(root: Path, payload: object = None) -> Path:
 
 
 def test_torchvisions_cifar_files_are_read(tmp_path: Path) -> None:
-    store = pack(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c")), tmp_path / "home")
+    store = pack_data(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c")), tmp_path / "home")
     assert store.images.shape == (240, 32, 32, 3)
     assert store.tested.sum() == 40
     assert store.classes[0] == "airplane"
@@ -292,6 +236,6 @@ class Evil:
 
 def test_a_malicious_cifar_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Rejected, match="asks to load"):
-        pack(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c", Evil())), tmp_path / "home")
+    with pytest.raises(UserInputError, match="asks to load"):
+        pack_data(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c", Evil())), tmp_path / "home")
     assert not (tmp_path / "pwned").exists()

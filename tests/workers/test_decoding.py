@@ -5,13 +5,12 @@ import time
 
 import pytest
 
-from workers import decoding
-from workers.decoding import SLICE, Decoding
+from workers.data.decoding import SLICE, Decoding
 
 
 def threads(function_seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Those that worked in the background, of four at most."""
-    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     seen: list[int] = []
 
     def slow(number: int) -> int:
@@ -35,9 +34,11 @@ def test_large_images_are_decoded_by_a_thread_a_core(monkeypatch: pytest.MonkeyP
 
 
 def test_an_error_is_raised_where_the_results_are_asked_for() -> None:
-    with Decoding(lambda number: 1 // number) as one:
+    decoding: Decoding[int, int] = Decoding(lambda number: 1 // number)
+    with decoding as one:
         waiting = one.begin([1] * SLICE + [0])
         with pytest.raises(ZeroDivisionError):
             waiting()
-    with Decoding(lambda number: 1 // number) as one, pytest.raises(ZeroDivisionError):
+    decoding = Decoding(lambda number: 1 // number)
+    with decoding as one, pytest.raises(ZeroDivisionError):
         one.begin([0])

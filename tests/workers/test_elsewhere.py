@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.orchestrator.test_launch import job
-from workers import data, elsewhere
-from workers.data import Store
-from workers.elsewhere import Disk
+from tests.factories import job
+from workers.config.job import Job
+from workers.config.specs import DataSpec
+from workers.data import packing as data
+from workers.data.store import Store
 from workers.errors import ConclaveError
-from workers.job import Job
-from workers.spec import DataSpec
+from workers.runtime import localize as elsewhere
+from workers.runtime.localize import DriverDisk
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return data.pack(DataSpec(), tmp_path_factory.mktemp("driver"))
+    return data.pack_data(DataSpec(), tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def borrowing(packed: Store) -> tuple[Job, list[str], elsewhere.Read]:
 
 
 def test_the_data_comes_once_and_is_the_same(packed: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elsewhere, "CHUNK", 10_000)
+    monkeypatch.setattr(elsewhere, "CHUNK_BYTES", 10_000)
     one, asked, read = borrowing(packed)
-    there = elsewhere.here(one, read)
+    there = elsewhere.localize_job(one, read)
     assert (there.home, there.store) == (cache / "home", cache / "data" / packed.digest)
     assert elsewhere.content_digest(Store(there.store)) == packed.digest
     for name in Store.FILES:
         assert (there.store / name).read_bytes() == (packed.folder / name).read_bytes()
     assert asked.count("images.npy") > 10, "in pieces"
     asked.clear()
-    assert elsewhere.here(one, read) == there
+    assert elsewhere.localize_job(one, read) == there
     assert asked == ["store.json"], "nothing comes over twice"
 
 
@@ -61,9 +62,9 @@ def test_what_was_changed_on_the_way_is_not_taken(packed: Store, cache: Path) ->
         return chunk[:-1] + bytes([chunk[-1] ^ 1]) if name == "images.npy" and chunk else chunk
 
     with pytest.raises(ConclaveError, match="came over with digest"):
-        elsewhere.here(one, spoiled)
+        elsewhere.localize_job(one, spoiled)
     assert list((cache / "data").glob("[!.]*")) == []
-    assert elsewhere.here(one, read).store.is_dir()
+    assert elsewhere.localize_job(one, read).store.is_dir()
 
 
 def test_no_other_file_is_lent(packed: Store) -> None:
@@ -76,7 +77,7 @@ def test_no_other_file_is_lent(packed: Store) -> None:
 def test_a_digest_that_is_none_never_becomes_a_path(packed: Store, cache: Path) -> None:
     one, _, _ = borrowing(packed)
     with pytest.raises(ConclaveError, match="no digest"):
-        elsewhere.here(one, lambda name, offset: b'{"digest": "../../outside"}')
+        elsewhere.localize_job(one, lambda name, offset: b'{"digest": "../../outside"}')
     assert not cache.exists()
 
 
@@ -93,7 +94,7 @@ def test_the_longest_unused_goes_first_and_what_is_in_use_stays(cache: Path) -> 
         (place / "content").write_bytes(bytes(1000))
         os.utime(place, (1e9 - age, 1e9 - age))
     with FileLock(cache / "home/jobs/busy/.lock"):
-        elsewhere.evict(cache, 3500, {cache / "data/own"})
+        elsewhere.evict_cache(cache, 3500, {cache / "data/own"})
     assert [place.name for place in places if place.exists()] == ["new", "busy", "own"]
 
 
@@ -108,15 +109,15 @@ def test_what_goes_while_it_is_counted_is_no_trouble(cache: Path, monkeypatch: p
         for found in walk(top):
             yield found[0], found[1], [*found[2], "gone"]
 
-    monkeypatch.setattr(elsewhere.os, "walk", removed)
-    assert elsewhere._bytes(cache / "home/jobs/busy") == 1000
-    assert elsewhere._used(cache / "home/jobs/gone") == 0
+    monkeypatch.setattr(os, "walk", removed)
+    assert elsewhere._folder_bytes(cache / "home/jobs/busy") == 1000
+    assert elsewhere._last_used(cache / "home/jobs/gone") == 0
 
 
 def test_a_disk_is_known_by_what_its_marker_says(tmp_path: Path) -> None:
     marker = tmp_path / ".holder"
-    assert not Disk(marker, "process 1 on here").is_here()
+    assert not DriverDisk(marker, "process 1 on here").is_visible()
     marker.write_text("process 2 on there")
-    assert not Disk(marker, "process 1 on here").is_here(), "a home of the same name on another machine"
+    assert not DriverDisk(marker, "process 1 on here").is_visible(), "a home of the same name on another machine"
     marker.write_text("process 1 on here")
-    assert Disk(marker, "process 1 on here").is_here()
+    assert DriverDisk(marker, "process 1 on here").is_visible()

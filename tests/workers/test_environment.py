@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workers.environment import differences, environment
+from workers.runtime.environment import differences, environment
 
 
 def test_the_same_machine_does_not_differ() -> None:

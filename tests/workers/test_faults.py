@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import faults
+from workers.diagnostics import faults
 
 
 def test_a_fault_that_happened_is_seen_with_its_process_id_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,7 +13,7 @@ def test_a_fault_that_happened_is_seen_with_its_process_id_at_once(tmp_path: Pat
     marks.mkdir()
     monkeypatch.setenv("CONCLAVE_FAULT", "here:1:nan")
     monkeypatch.setenv("CONCLAVE_FAULT_DIR", str(marks))
-    faults.subject("a")
+    faults.set_job("a")
     asked: list[list[Path]] = []
 
     def getpid() -> int:
@@ -22,9 +22,9 @@ def test_a_fault_that_happened_is_seen_with_its_process_id_at_once(tmp_path: Pat
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", getpid)
-        assert faults.reach("here") == "nan"
+        assert faults.fault_point("here") == "nan"
     assert asked
     assert not any(asked), "the mark is not there before its content is"
     assert (marks / "here:1:nan").read_text() == "7"
-    assert faults.reach("here") == "", "once"
+    assert faults.fault_point("here") == "", "once"
     assert list(tmp_path.iterdir()) == [marks]

@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.orchestrator.test_launch import job
-from workers.artifact import MemberArtifact
-from workers.checkpoint import Checkpoints
-from workers.delivery import take
-from workers.fitrun import FitRun
-from workers.tracking import Tracking
+from tests.factories import job
+from workers.storage.artifacts import MemberArtifact
+from workers.storage.checkpoints import Checkpoints
+from workers.tracking.client import TrackingClient
+from workers.tracking.delivery import download_training
+from workers.tracking.job_run import JobRun
 
 
 @pytest.fixture
-def tracked(tmp_path: Path) -> tuple[Tracking, str]:
-    tracking = Tracking(f"sqlite:///{tmp_path}/db")
-    return tracking, tracking.start(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
+def tracked(tmp_path: Path) -> tuple[TrackingClient, str]:
+    tracking = TrackingClient(f"sqlite:///{tmp_path}/db")
+    return tracking, tracking.create_run(tracking.experiment("e", tmp_path / "artifacts"), "r", {})
 
 
 @contextmanager
-def machine(home: Path, tracked: tuple[Tracking, str]) -> Iterator[tuple[FitRun, Checkpoints]]:
+def machine(home: Path, tracked: tuple[TrackingClient, str]) -> Iterator[tuple[JobRun, Checkpoints]]:
     """One after another makes the same fit, each with a disk of its own."""
     one = job("a").model_copy(update={"home": home})
-    run = FitRun(one, tracked[0].uri, tracked[1])
-    run.known = {1}
+    run = JobRun(one, tracked[0].uri, tracked[1])
+    run.known_steps = {1}
     yield run, Checkpoints(run.artifact.checkpoint, one.signature)
     run.close()
 
@@ -44,40 +44,40 @@ def newest(kept: Checkpoints) -> int:
 
 
 def test_a_machine_that_is_lost_while_it_sends_leaves_the_checkpoint_before(
-    tracked: tuple[Tracking, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tracked: tuple[TrackingClient, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with machine(tmp_path / "1", tracked) as (run, kept):
         save(kept, 1)
         run._upload()
     sent: list[str] = []
-    artifact = Tracking.artifact
+    log_artifact = TrackingClient.log_artifact
 
-    def cut_off(self: Tracking, run: str, path: Path, folder: str | None = None) -> None:
+    def cut_off(self: TrackingClient, run: str, path: Path, folder: str | None = None) -> None:
         if sent:
             raise ConnectionError
         sent.append(path.name)
-        artifact(self, run, path, folder)
+        log_artifact(self, run, path, folder)
 
     with machine(tmp_path / "2", tracked) as (run, kept):
-        run.fetch_checkpoint()
+        run.download_checkpoint()
         assert newest(kept) == 1
         save(kept, 2)
-        monkeypatch.setattr(Tracking, "artifact", cut_off)
+        monkeypatch.setattr(TrackingClient, "log_artifact", cut_off)
         with pytest.raises(ConnectionError):
             run._upload()
         monkeypatch.undo()
     with machine(tmp_path / "3", tracked) as (run, kept):
-        run.fetch_checkpoint()
+        run.download_checkpoint()
         assert newest(kept) == 1
         save(kept, 3)
         run._upload()
     with machine(tmp_path / "4", tracked) as (run, kept):
-        run.fetch_checkpoint()
+        run.download_checkpoint()
         assert newest(kept) == 3
-        assert len(kept.found()) == 2
+        assert len(kept.complete()) == 2
 
 
-def test_a_slot_that_rotted_is_not_taken(tracked: tuple[Tracking, str], tmp_path: Path) -> None:
+def test_a_slot_that_rotted_is_not_taken(tracked: tuple[TrackingClient, str], tmp_path: Path) -> None:
     with machine(tmp_path / "1", tracked) as (run, kept):
         for epoch in (1, 2):
             save(kept, epoch)
@@ -86,17 +86,17 @@ def test_a_slot_that_rotted_is_not_taken(tracked: tuple[Tracking, str], tmp_path
         if torch.frombuffer(bytearray(path.read_bytes())[-32:], dtype=torch.float32)[0] == 2:
             path.write_bytes(path.read_bytes()[:-1])
     with machine(tmp_path / "2", tracked) as (run, kept):
-        run.fetch_checkpoint()
+        run.download_checkpoint()
         assert newest(kept) == 1
 
 
-def test_a_fit_that_rotted_on_its_way_is_not_taken(tracked: tuple[Tracking, str], tmp_path: Path) -> None:
+def test_a_fit_that_rotted_on_its_way_is_not_taken(tracked: tuple[TrackingClient, str], tmp_path: Path) -> None:
     made, taken = MemberArtifact(tmp_path / "made"), MemberArtifact(tmp_path / "taken")
     made.publish({"w": torch.ones(8)}, {"o": torch.ones(8)}, {"signature": "s"})
-    tracked[0].artifact(tracked[1], made.folder, "fit")
-    assert take(taken, *tracked)
-    taken.forget()
+    tracked[0].log_artifact(tracked[1], made.folder, "fit")
+    assert download_training(taken, *tracked)
+    taken.delete()
     for path in (tmp_path / "artifacts").rglob("weights.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    assert not take(taken, *tracked)
+    assert not download_training(taken, *tracked)
     assert not taken.done

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
 
-from tests.orchestrator.test_launch import job
-from workers import together as in_ray
-from workers.checkpoint import Checkpoints
-from workers.errors import Diverged, Stopped
-from workers.group import ALONE, Group, Several, SummedBatchNorm
-from workers.models import build
-from workers.spec import MemberSpec, TrainSpec
-from workers.train import fit
-from workers.trainer import FitData
-from workers.watcher import Watcher
+from tests.factories import job, run_training
+from workers.config.specs import MemberSpec, TrainSpec
+from workers.diagnostics.callback import TrainingCallback
+from workers.errors import DivergedError, TrainingStopped
+from workers.models.build import build
+from workers.runtime import distributed as in_ray
+from workers.runtime.job_runner import JobContext
+from workers.storage.checkpoints import Checkpoints
+from workers.training.collectives import SINGLE_PROCESS, ProcessGroup, SingleProcess, SummedBatchNorm
+from workers.training.trainer import TrainingData
 
 RECIPE = {
     "width": 8,
@@ -34,32 +35,32 @@ RECIPE = {
 SHARED = {"epochs": 2, "batch_size": 12, "accumulate": 2, "precision": "float32", "clip": 1.0, "ema": 0.9}
 
 
-class Leaves(Watcher):
+class Leaves(TrainingCallback):
     """Asked to stop after so many steps, by whom it happens to be."""
 
     def __init__(self, after: int) -> None:
         self.left = after
 
-    def step(self) -> None:
+    def on_step_end(self) -> None:
         self.left -= 1
 
-    def stop_asked(self) -> bool:
+    def should_stop(self) -> bool:
         return self.left <= 0
 
 
-def train(group: Group, folder: Path, stop: dict[int, int]) -> dict[str, Any]:
+def train(group: SingleProcess, folder: Path, stop: dict[int, int]) -> dict[str, Any]:
     """One fit of 100 images; `stop` says which rank is asked to leave after how many steps."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (100, 8, 8, 3), dtype=torch.uint8, generator=generator)
-    data = FitData(images, torch.arange(100) % 4, torch.arange(90), torch.arange(90, 100))
+    data = TrainingData(images, torch.arange(100) % 4, torch.arange(90), torch.arange(90, 100))
     member = MemberSpec.model_validate({"name": "a", "seed": 3, **RECIPE})
-    watcher = Leaves(stop[group.rank]) if group.rank in stop else Watcher()
+    callback = Leaves(stop[group.rank]) if group.rank in stop else TrainingCallback()
     spec = TrainSpec.model_validate(SHARED)
     kept = Checkpoints(folder / "checkpoint", "s", lambda text: None)
     try:
-        made = fit(lambda: build(member, 4, 8), data, member, spec, 3, torch.device("cpu"), kept, watcher, group=group)
-    except (Stopped, Diverged) as error:
+        made = run_training(lambda: build(member, 4, 8), data, member, spec, 3, kept, callback, group=group)
+    except (TrainingStopped, DivergedError) as error:
         return {"error": type(error).__name__}
     save_file({k: v.contiguous() for k, v in made.network.state_dict().items()}, folder / f"weights{group.rank}")
     return {"history": [{k: e[k] for k in ("train/loss", "train/accuracy", "fuse/loss")} for e in made.history]}
@@ -68,14 +69,14 @@ def train(group: Group, folder: Path, stop: dict[int, int]) -> dict[str, Any]:
 def _process(rank: int, folder: str, stop: dict[int, int], env: dict[str, str]) -> None:
     os.environ.update(env)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = train(Several(), Path(folder), stop)
+    found = train(ProcessGroup(), Path(folder), stop)
     Path(folder, f"found{rank}").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
 
 def together(folder: Path, stop: dict[int, int] | None = None, **env: str) -> list[dict[str, Any]]:
     (folder / "meet").unlink(missing_ok=True)
-    multiprocessing.spawn(_process, (str(folder), stop or {}, env), nprocs=2)
+    spawn(_process, (str(folder), stop or {}, env), nprocs=2)
     return [json.loads((folder / f"found{rank}").read_text()) for rank in (0, 1)]
 
 
@@ -88,7 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[di
 def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     """Augmentation with mixed pairs, micro-batches, clipping, averaged weights and batch statistics among it."""
     folder, found = undisturbed
-    alone = train(ALONE, tmp_path, {})
+    alone = train(SINGLE_PROCESS, tmp_path, {})
     assert found[0] == found[1], "what is decided by, all know alike"
     for ours, one in zip(found[0]["history"], alone["history"], strict=True):
         assert ours == pytest.approx(one, rel=1e-3)
@@ -102,14 +103,14 @@ def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, list[dict[st
 def test_whoever_is_asked_to_stop_all_leave_and_go_on_to_the_same_weights(
     asked: int, undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    assert together(tmp_path, {asked: 5}) == [{"error": "Stopped"}] * 2
+    assert together(tmp_path, {asked: 5}) == [{"error": TrainingStopped.__name__}] * 2
     assert together(tmp_path) == undisturbed[1]
     first, second = load_file(tmp_path / "weights0"), load_file(undisturbed[0] / "weights0")
     assert all(torch.equal(first[k], second[k]) for k in second)
 
 
 def test_a_loss_that_is_no_number_ends_both(tmp_path: Path) -> None:
-    assert together(tmp_path, CONCLAVE_FAULT="fit.step:3:nan") == [{"error": "Diverged"}] * 2
+    assert together(tmp_path, CONCLAVE_FAULT="fit.step:3:nan") == [{"error": DivergedError.__name__}] * 2
 
 
 @pytest.mark.parametrize("make", [nn.BatchNorm2d, lambda c: nn.BatchNorm2d(c, momentum=None, affine=False)])
@@ -136,16 +137,16 @@ def test_the_summed_batch_norm_is_torch_s(make: Callable[[int], nn.Module], tmp_
         distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("error", [Stopped, Diverged])
+@pytest.mark.parametrize("error", [TrainingStopped, DivergedError])
 def test_only_the_first_process_says_why_a_fit_ended(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """All stop together; a word from another would end the first before it has sent its last checkpoint."""
 
     def run(*_: object) -> None:
         raise error("together")
 
-    monkeypatch.setattr(in_ray.member, "run", run)
-    monkeypatch.setattr(in_ray, "Several", lambda: None)
+    monkeypatch.setattr("workers.runtime.training_job.train_job", run)
+    monkeypatch.setattr(in_ray, "ProcessGroup", lambda: None)
     monkeypatch.setattr(in_ray, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(in_ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
-    share = in_ray.Share(job("a"), (None, None), 0.0, lambda one: (one, "", False), None)
-    assert in_ray._process({"share": share}) == {}
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    share = in_ray.DistributedJob(job("a"), JobContext(), 0.0, lambda one: (one, "", False), None)
+    assert in_ray._run_process({"work": share}) == {}

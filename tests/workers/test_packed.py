@@ -1,23 +1,26 @@
 """Members trained at once, as stacked networks: each is what it would be alone, up to rounding."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.workers.test_training import CPU, Cut, data, digest, member
-from workers import evaluate, train, trainer
-from workers.checkpoint import Checkpoints
-from workers.errors import Stopped
-from workers.models import build
-from workers.packed import Pack
-from workers.spec import MemberSpec, TrainSpec
-from workers.watcher import Watcher
+from tests.factories import Cut, data, digest, member, run_training
+from workers.config.specs import MemberSpec, TrainSpec
+from workers.diagnostics.callback import TrainingCallback
+from workers.errors import TrainingStopped
+from workers.models.build import build
+from workers.storage.checkpoints import Checkpoints
+from workers.training import evaluation as evaluate
+from workers.training import trainer
+from workers.training.augmentation import augment, to_float
+from workers.training.packed import Pack
 
 SEEDS = (3, 1, 8)
 
 
-def lane(seed: int, **keys: object) -> MemberSpec:
+def lane(seed: int, **keys: Any) -> MemberSpec:
     return member(**{"seed": seed, "packed": SEEDS, "augment": ("flip", "crop", "cutout"), **keys})
 
 
@@ -28,49 +31,53 @@ def settings(epochs: int, precision: str) -> TrainSpec:
 def packed(
     seed: int,
     folder: Path,
-    watcher: Watcher | None = None,
+    callback: TrainingCallback | None = None,
     epochs: int = 3,
     dtype: torch.dtype = torch.float32,
     precision: str = "float32",
-    **keys: object,
-) -> trainer.Fitted:
+    **keys: Any,
+) -> trainer.TrainingResult:
     torch.set_num_threads(1)
     spec = lane(seed, **keys)
 
     def make() -> Pack:
         return Pack([build(spec.model_copy(update={"seed": one}), 3, 8).to(dtype) for one in SEEDS])
 
-    return train.fit(make, data(), spec, settings(epochs, precision), seed, CPU, Checkpoints(folder, "me"), watcher)
+    return run_training(make, data(), spec, settings(epochs, precision), seed, Checkpoints(folder, "me"), callback)
 
 
 def alone(
-    seed: int, folder: Path, epochs: int = 3, dtype: torch.dtype = torch.float32, precision: str = "float32", **keys: object
-) -> trainer.Fitted:
+    seed: int, folder: Path, epochs: int = 3, dtype: torch.dtype = torch.float32, precision: str = "float32", **keys: Any
+) -> trainer.TrainingResult:
     spec = lane(seed, packed=(), **keys)
-    return train.fit(lambda: build(spec, 3, 8).to(dtype), data(), spec, settings(epochs, precision), seed, CPU)
+    return run_training(lambda: build(spec, 3, 8).to(dtype), data(), spec, settings(epochs, precision), seed)
 
 
 LOW = {"kind": "sgd", "lr": 0.002}
-RECIPES: dict[str, dict[str, object]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": {"kind": "sgd", "lr": 0.02}},
     "adamw": {"optimizer": {"kind": "adamw", "lr": 1e-3}},
     "mixup": {"optimizer": {"kind": "sgd", "lr": 0.02}, "augment": ("mixup",), "label_smoothing": 0.1, "stem": "imagenet"},
 }
 
 
-def farthest(ours: trainer.Fitted, own: trainer.Fitted) -> float:
+def farthest(ours: trainer.TrainingResult, own: trainer.TrainingResult) -> float:
     weights = ours.network.state_dict()
     return max(float((weights[name].double() - value.double()).abs().max()) for name, value in own.network.state_dict().items())
 
 
 @pytest.mark.parametrize("keys", RECIPES.values(), ids=RECIPES.keys())
 def test_each_member_of_a_pack_is_what_it_would_be_alone(
-    keys: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, for three epochs: in float32 batch norm of so small batches makes much of a rounding after some steps."""
-    real, floats = trainer.augment, evaluate.to_float
-    monkeypatch.setattr(trainer, "augment", lambda *a: (lambda x, targets: (x.double(), targets))(*real(*a)))
-    monkeypatch.setattr(evaluate, "to_float", lambda images: floats(images).double())
+
+    def augment_in_float64(*given: Any) -> tuple[torch.Tensor, Any]:
+        images, targets = augment(*given)
+        return images.double(), targets
+
+    monkeypatch.setattr(trainer, "augment", augment_in_float64)
+    monkeypatch.setattr(evaluate, "to_float", lambda images: to_float(images).double())
     for seed in SEEDS:
         ours, own = (one(seed, tmp_path / str(seed), dtype=torch.float64, **keys) for one in (packed, alone))
         assert farthest(ours, own) < 1e-5, seed
@@ -80,7 +87,7 @@ def test_each_member_of_a_pack_is_what_it_would_be_alone(
 
 
 @pytest.mark.parametrize("keys", [RECIPES["sgd"], RECIPES["adamw"]], ids=["sgd", "adamw"])
-def test_so_it_is_in_float32_for_an_epoch(keys: dict[str, object], tmp_path: Path) -> None:
+def test_so_it_is_in_float32_for_an_epoch(keys: dict[str, Any], tmp_path: Path) -> None:
     for seed in SEEDS:
         ours, own = (one(seed, tmp_path / str(seed), epochs=1, **keys) for one in (packed, alone))
         assert 0 < farthest(ours, own) < 1e-5, seed
@@ -88,7 +95,7 @@ def test_so_it_is_in_float32_for_an_epoch(keys: dict[str, object], tmp_path: Pat
 
 def test_a_pack_goes_on_bit_for_bit_and_its_other_members_train_nothing(tmp_path: Path) -> None:
     whole = packed(3, tmp_path / "whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingStopped):
         packed(3, tmp_path / "cut", Cut(7))
     assert digest(packed(3, tmp_path / "cut")) == digest(whole)
 

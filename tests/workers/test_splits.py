@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from workers.data import Store, pack
-from workers.errors import Rejected
-from workers.spec import DataSpec
-from workers.splits import Split, keep, split
+from tests.factories import FakeStore
+from workers.config.specs import DataSpec
+from workers.data.packing import pack_data
+from workers.data.splits import Split, get_split, keep_split
+from workers.data.store import Store
+from workers.errors import UserInputError
 
 SPEC = DataSpec(folds=3)
 
@@ -22,7 +26,7 @@ def same(one: Split, two: Split) -> bool:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return pack(SPEC, tmp_path)
+    return pack_data(SPEC, tmp_path)
 
 
 def kept(store: Store) -> Path:
@@ -31,7 +35,7 @@ def kept(store: Store) -> Path:
 
 
 def test_digits_are_the_real_ones_and_split_whole(store: Store) -> None:
-    parts = split(store, SPEC, 0)
+    parts = get_split(store, SPEC, 0)
     rows = np.concatenate([parts.fit, parts.fuse, parts.test])
     assert len(store.labels) == 1797
     assert sorted(rows.tolist()) == list(range(1797))
@@ -43,30 +47,31 @@ def test_digits_are_the_real_ones_and_split_whole(store: Store) -> None:
 
 
 def test_another_seed_splits_otherwise_and_the_same_seed_the_same(store: Store) -> None:
-    one, two, other = (split(store, SPEC, seed) for seed in (0, 0, 1))
+    one, two, other = (get_split(store, SPEC, seed) for seed in (0, 0, 1))
     assert (one.fuse == two.fuse).all()
     assert (one.folds == two.folds).all()
     assert (one.fuse != other.fuse).any()
 
 
 def test_more_folds_than_rows_of_a_class_are_rejected(store: Store) -> None:
-    with pytest.raises(Rejected, match="200 folds, but the smallest class has"):
-        split(store, SPEC.model_copy(update={"folds": 200}), 0)
+    with pytest.raises(UserInputError, match="200 folds, but the smallest class has"):
+        get_split(store, SPEC.model_copy(update={"folds": 200}), 0)
     assert not (store.folder / "splits").exists()
 
 
 def test_a_kept_split_is_the_one_that_would_be_made_and_needs_no_sklearn(store: Store) -> None:
-    made = split(store, SPEC, 0)
-    keep(store, SPEC, 0)
+    made = get_split(store, SPEC, 0)
+    keep_split(store, SPEC, 0)
     code = (
-        "import sys; from pathlib import Path; from workers.data import Store; from workers.spec import DataSpec\n"
-        "from workers.splits import split\n"
-        f"parts = split(Store(Path({str(store.folder)!r})), DataSpec(folds=3), 0)\n"
+        "import sys; from pathlib import Path; from workers.data.packing import Store\n"
+        "from workers.config.specs import DataSpec\n"
+        "from workers.data.splits import get_split\n"
+        f"parts = get_split(Store(Path({str(store.folder)!r})), DataSpec(folds=3), 0)\n"
         "print(len(parts.fit), len(parts.fuse), len(parts.test), 'sklearn' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.stdout.split() == [str(len(made.fit)), str(len(made.fuse)), str(len(made.test)), "False"], found.stderr
-    assert same(split(store, SPEC, 0), made)
+    assert same(get_split(store, SPEC, 0), made)
 
 
 @pytest.mark.parametrize(
@@ -74,34 +79,65 @@ def test_a_kept_split_is_the_one_that_would_be_made_and_needs_no_sklearn(store: 
     [(SPEC, 1), *((SPEC.model_copy(update=u), 0) for u in ({"folds": 2}, {"fuse_fraction": 0.2}, {"test_fraction": 0.3}))],
 )
 def test_what_is_asked_otherwise_is_split_otherwise(asked: tuple[DataSpec, int], store: Store) -> None:
-    other = split(store, *asked)
-    keep(store, SPEC, 0)
-    assert same(split(store, *asked), other)
-    assert not same(split(store, SPEC, 0), other)
+    other = get_split(store, *asked)
+    keep_split(store, SPEC, 0)
+    assert same(get_split(store, *asked), other)
+    assert not same(get_split(store, SPEC, 0), other)
 
 
 def test_a_kept_split_holds_whatever_would_be_made_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As by another version of scikit-learn: the fits that are done were of these rows."""
-    made = split(store, SPEC, 0)
-    keep(store, SPEC, 0)
-    monkeypatch.setattr("workers.splits._make", lambda *given: replace(made, fuse=made.fuse[::-1]))
-    assert same(split(store, SPEC, 0), made)
+    made = get_split(store, SPEC, 0)
+    keep_split(store, SPEC, 0)
+    monkeypatch.setattr("workers.data.splits._make_split", lambda *given: replace(made, fuse=made.fuse[::-1]))
+    assert same(get_split(store, SPEC, 0), made)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no archive"])
 def test_a_kept_split_that_is_not_whole_is_made_again(damage: bytes, store: Store) -> None:
-    made = split(store, SPEC, 0)
-    keep(store, SPEC, 0)
+    made = get_split(store, SPEC, 0)
+    keep_split(store, SPEC, 0)
     kept(store).write_bytes(damage)
-    assert same(split(store, SPEC, 0), made)
-    keep(store, SPEC, 0)
+    assert same(get_split(store, SPEC, 0), made)
+    keep_split(store, SPEC, 0)
     assert len(kept(store).read_bytes()) > 1000
 
 
 def test_a_flipped_byte_in_a_kept_split_is_noticed(store: Store) -> None:
-    made = split(store, SPEC, 0)
-    keep(store, SPEC, 0)
+    made = get_split(store, SPEC, 0)
+    keep_split(store, SPEC, 0)
     content = bytearray(kept(store).read_bytes())
     content[len(content) // 3] ^= 0xFF
     kept(store).write_bytes(bytes(content))
-    assert same(split(store, SPEC, 0), made)
+    assert same(get_split(store, SPEC, 0), made)
+
+
+def labelled_store(labels: list[int], tested: list[bool]) -> Store:
+    """A store of these labels, without images. `tested` says which rows the data set keeps for the test."""
+    names = [str(label) for label in range(max(labels) + 1)]
+    rows = {"labels": np.array(labels), "tested": np.array(tested), "classes": names}
+    return type("LabelledStore", (FakeStore,), rows)(Path("/nowhere"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    per_class=st.lists(st.integers(12, 40), min_size=2, max_size=5),
+    seed=st.integers(0, 10_000),
+    folds=st.sampled_from([0, 2, 3]),
+    fuse_fraction=st.floats(0.15, 0.4),
+    has_test_rows=st.booleans(),
+)
+def test_the_parts_are_disjoint_and_leave_no_row_out(
+    per_class: list[int], seed: int, folds: int, fuse_fraction: float, has_test_rows: bool
+) -> None:
+    labels = [label for label, count in enumerate(per_class) for _ in range(count)]
+    tested = [has_test_rows and i % 5 == 0 for i in range(len(labels))]
+    spec = DataSpec(folds=folds, fuse_fraction=fuse_fraction)
+    split = get_split(labelled_store(labels, tested), spec, seed)
+    rows = np.concatenate([split.fit, split.fuse, split.test])
+    assert sorted(rows.tolist()) == list(range(len(labels))), "each row is in one part, and no row is in two"
+    if has_test_rows:
+        assert split.test.tolist() == np.flatnonzero(tested).tolist()
+    assert set(split.folds.tolist()) == (set(range(folds)) if folds else {-1})
+    for part in (split.fit, split.fuse, split.test):
+        assert set(np.asarray(labels)[part].tolist()) == set(range(len(per_class))), "every class is in every part"

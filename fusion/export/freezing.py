@@ -1,0 +1,93 @@
+"""Freeze a fused model for inference alone: batch norms folded into convolutions, convolutions of small maps as constants."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn import functional as F
+
+from fusion.export.fused_model import FusedModel
+from workers.models.network import Network
+from workers.models.small_conv import SmallConv2d, use_plain_conv, use_small_conv
+
+TOLERANCE = 1e-3  # relative to a network's largest feature: what folding may change, by rounding
+
+
+class FoldedConv(nn.Module):
+    """A convolution of a small map as one constant matrix: (N, C, s, s) -> (N, O, s', s').
+
+    Args:
+        conv: The convolution.
+        side: The side s of the map.
+    """
+
+    def __init__(self, conv: SmallConv2d, side: int) -> None:
+        super().__init__()
+        self.matrix: Tensor
+        self.bias: Tensor | None
+        with torch.no_grad():
+            inputs = torch.eye(conv.in_channels * side * side).view(-1, conv.in_channels, side, side)
+            columns = F.conv2d(inputs, conv.weight, None, conv.stride, conv.padding)
+            self.shape = columns.shape[1:]
+            self.register_buffer("matrix", columns.flatten(1).T.contiguous())
+            spread = None if conv.bias is None else conv.bias.repeat_interleave(self.shape[1] * self.shape[2])
+            self.register_buffer("bias", spread)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve a map."""
+        return F.linear(x.flatten(1), self.matrix, self.bias).view(-1, *self.shape)
+
+
+def freeze_for_inference(model: FusedModel, size: int) -> FusedModel:
+    """Return the same function of images (N, size, size, 3), up to rounding. The original stays as it is."""
+    members = [_freeze_network(cast(Network, member), size) for member in model.members]
+    return FusedModel(members, copy.deepcopy(model.combiner), model.temperature).eval()
+
+
+@torch.no_grad()
+def _freeze_network(network: Network, size: int) -> Network:
+    """Freeze one network. A network that cannot be traced, or would become another function, stays as it is."""
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    expected = network.eval().features(images)
+    try:
+        trunk = _replace_small_convs(_fold_batchnorms(network.trunk), (images - network.mean) / network.std)
+        frozen = Network(trunk, copy.deepcopy(network.head)).eval()
+        tolerance = TOLERANCE * float(expected.abs().max())
+        is_same = torch.allclose(frozen.features(images), expected, rtol=0, atol=tolerance)
+    except Exception:  # whatever a user's own network can do when it is traced
+        is_same = False
+    return frozen if is_same else copy.deepcopy(network)
+
+
+def _fold_batchnorms(trunk: nn.Module) -> nn.Module:
+    """Fold batch norms into convolutions; torch does that for plain ones alone."""
+    plain = copy.deepcopy(trunk)
+    use_plain_conv(plain)
+    folded = fuse(plain)
+    use_small_conv(folded)
+    return folded
+
+
+def _replace_small_convs(trunk: nn.Module, normalized: Tensor) -> nn.Module:
+    """Replace every convolution that sees a small map by a constant matrix; a pass over images shows which ones do."""
+    sides: dict[str, tuple[SmallConv2d, int]] = {}
+
+    def record_side(name: str, conv: SmallConv2d) -> torch.utils.hooks.RemovableHandle:
+        def record(_: nn.Module, inputs: Sequence[Tensor]) -> None:
+            sides[name] = conv, conv.small_side(inputs[0])
+
+        return conv.register_forward_pre_hook(record)
+
+    handles = [record_side(name, module) for name, module in trunk.named_modules() if isinstance(module, SmallConv2d)]
+    trunk(normalized)
+    for handle in handles:
+        handle.remove()
+    for name, (conv, side) in sides.items():
+        if side:
+            trunk.set_submodule(name, FoldedConv(conv, side))
+    return trunk

@@ -1,0 +1,145 @@
+"""Write a fused model as one ONNX file, and as safetensors with JSON for torch; checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fusion.export.combiners import restore_combiner, stored_name
+from fusion.export.freezing import freeze_for_inference
+from fusion.export.fused_model import FusedModel
+from fusion.export.onnx_session import Images, predict_probabilities
+from fusion.predictions import Floats
+from workers.config.specs import MemberSpec
+from workers.errors import ConclaveError, CorruptFileError
+from workers.models.build import build, import_from
+from workers.storage.files import tensors_sha256, write_bytes, write_json
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What an exported file says of itself.
+
+    Attributes:
+        specs: The member of each network in the model.
+        classes: The class names, in the order of the probabilities.
+        provenance: Where the model comes from, as values that JSON has.
+    """
+
+    specs: Sequence[MemberSpec]
+    classes: Sequence[str]
+    provenance: Mapping[str, Any]
+
+
+def export_model(model: FusedModel, card: ModelCard, target: Path, images: Images, expected: Floats) -> float:
+    """Write a model to `target` (.onnx), and its torch form to the .safetensors and .json beside it.
+
+    Args:
+        model: The fused model.
+        card: What the files say of it.
+        target: The ONNX file.
+        images: (n, S, S, 3) uint8 to check the model with.
+        expected: (n, C) probabilities of the fusion for these images.
+
+    Returns:
+        The largest difference of ONNX Runtime's probabilities from the expected ones.
+
+    Raises:
+        ConclaveError: If it is more than TOLERANCE. Nothing is written then.
+    """
+    size = images.shape[1]
+    content = _to_onnx(freeze_for_inference(model, size), size, _metadata(card))
+    difference = float(np.abs(predict_probabilities(content, images) - expected).max())
+    if not difference <= TOLERANCE:
+        raise ConclaveError(f"the exported model differs from the fusion by {difference:.2g}; nothing was written.")
+    record = {
+        "classes": list(card.classes),
+        "image_size": size,
+        "members": [spec.model_dump(mode="json") for spec in card.specs],
+        "combiner": stored_name(model.combiner),
+        "temperature": model.temperature,
+        "weights_sha256": tensors_sha256(model.state_dict()),
+        **card.provenance,
+    }
+    tensors = save({k: v.contiguous() for k, v in model.state_dict().items()})
+    write_bytes(target.with_suffix(".safetensors"), tensors, "export")
+    write_json(target.with_suffix(".json"), record)
+    write_bytes(target, content, "export.onnx")
+    return difference
+
+
+def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
+    """Return the torch form of an export, from the .json and .safetensors beside FILE.onnx.
+
+    Args:
+        path: The exported file.
+        import_paths: Folders from which the users' own networks are imported.
+
+    Raises:
+        CorruptFileError: If the files are damaged, or not of one export.
+    """
+    import_from(import_paths)
+    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Tensor] = load_file(path.with_suffix(".safetensors"))
+    except SafetensorError as error:
+        file = path.with_suffix(".safetensors")
+        raise CorruptFileError(f"{file}: not a safetensors file ({error}). Export it again.") from None
+    if tensors_sha256(state) != record["weights_sha256"]:  # of another export: that of a killed one, before its .json came
+        raise CorruptFileError(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
+    specs = [MemberSpec.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
+    members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
+    buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
+    model = FusedModel(members, restore_combiner(record["combiner"], buffers), record["temperature"])
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _metadata(card: ModelCard) -> dict[str, str]:
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.provenance.items()}
+    return {"classes": json.dumps(list(card.classes)), **texts}
+
+
+def _to_onnx(model: FusedModel, size: int, metadata: dict[str, str]) -> bytes:
+    """Convert a model to ONNX with a dynamic batch: input `images`, output `probabilities`."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            cast(nn.Module, model).eval(),
+            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes={"images": {0: torch.export.Dim("N")}},
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update(metadata)
+    _forget_sources(program.model)
+    with tempfile.TemporaryDirectory() as work:
+        program.save(str(Path(work, "model.onnx")))
+        return Path(work, "model.onnx").read_bytes()
+
+
+def _forget_sources(model: Any) -> None:
+    """Remove torch's notes from the graph: they hold the paths of the machine that exported it."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for output in node.outputs:
+            output.metadata_props.clear()

@@ -1,0 +1,1 @@
+"""One module per fusion: how it is fitted and how it predicts, on arrays alone."""

@@ -1,0 +1,263 @@
+"""Stack: a multinomial logistic regression on the members' out-of-fold log-probabilities of all *fit* rows.
+
+Each member has one temperature for its out-of-fold logits and one for its full training, so that both speak alike. The penalty
+pulls the weights towards uniform averaging, so an unreliable stack falls back to a calibrated vote. It fits a full matrix where
+there are ten rows per parameter, else one weight per member. Without fold trainings it is blending on *fuse*. `PlainStack` is the
+common form, which shrinks to zero instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from fusion.methods.shrinkage import (
+    PENALTIES,
+    MemberWeightsProblem,
+    ShrinkageProblem,
+    Splits,
+    best_penalty,
+    cross_validated,
+    shuffled_splits,
+    solve_head,
+)
+from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
+from fusion.metrics.scores import bootstrap
+from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, log_softmax, softmax
+from workers.errors import ConclaveError
+
+FEW_ROWS = 5000
+ROWS_A_PARAMETER = 10
+MATERIAL_NATS = 0.005  # a smaller gain on OOF rows promised nothing
+WEAKER = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
+SMALL_HESSIAN = 1e10  # multiplications for one
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """What was learnt from out-of-fold predictions: a head on (n, M*C) log-probabilities, and how it was fitted.
+
+    Attributes:
+        coef: (C, M*C).
+        intercept: (C,).
+        penalty: The penalty.
+        form: "matrix", or "weights" for one weight per member.
+        rows: Number of rows that it was fitted on.
+        losses: (n,) cross-validated NLL of each row.
+        uniform: (n,) NLL of each row by the calibrated start.
+    """
+
+    coef: Floats
+    intercept: Floats
+    penalty: float
+    form: str
+    rows: int
+    losses: Floats  # (n,) cross-validated NLL of each row, and beside it
+    uniform: Floats  # (n,) that of the calibrated start
+
+
+def fit_head(predictions: Predictions, folds: Labels | None, penalty: float | None = None) -> FittedHead:
+    """Fit the meta-learner.
+
+    Args:
+        predictions: Predictions to learn from.
+        folds: The fold of each row, which cross-validation reuses; None for folds of its own.
+        penalty: The penalty; chosen by cross-validation where left out.
+    """
+    x, y = meta_features(predictions.logits, temperatures(predictions)), predictions.labels
+    members, _, classes = predictions.logits.shape
+    parameters = classes * (members * classes + 1)
+    form = "matrix" if len(y) >= ROWS_A_PARAMETER * parameters else "weights"
+    kind: type[ShrinkageProblem] = ShrinkageProblem if form == "matrix" else MemberWeightsProblem
+    start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
+
+    def make_problem(x: Inputs, y: Labels) -> ShrinkageProblem:
+        return kind(x, y, start)
+
+    splits = _splits(folds) if folds is not None else shuffled_splits(len(y))
+    losses = cross_validated(x, y, make_problem, splits, WEAKER if penalty is None else (np.inf, penalty))
+    chosen = best_penalty(losses) if penalty is None else penalty
+    coef, intercept = solve_head(make_problem(x, y), chosen)
+    return FittedHead(coef, intercept, chosen, form, len(y), losses[chosen], losses[np.inf])
+
+
+class _LinearHead:
+    """What every stack is once it is fitted: a linear head on log-probabilities at the members' temperatures."""
+
+    temperatures_: Floats
+    coef_: Floats
+    intercept_: Floats
+    gained_: float  # nats a row over uniform averaging, on OOF rows that the head was not fitted on
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return softmax(meta_features(predictions.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
+
+    def as_seen(self, predictions: Predictions) -> Predictions:
+        """Return the predictions as the head sees them."""
+        return predictions
+
+    def leak_warning(self, name: str, fuse: Predictions) -> str | None:
+        """Warn where what was gained on out-of-fold rows is missing on *fuse*: fold trainings and full trainings differ then.
+
+        *fuse* rows were held out from the head, from fold trainings and from full trainings alike. Both sides have their last
+        stage.
+
+        Args:
+            name: Name of the stack.
+            fuse: Predictions on *fuse*, of the members that the stack uses.
+        """
+        losses = calibrated_losses(log_probabilities(self.predict_proba(fuse)), fuse.labels)
+        gain = calibrated_losses(uniform_log_probabilities(self.as_seen(fuse)), fuse.labels) - losses
+        low, high = bootstrap(gain)
+        if self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
+            return None
+        return (
+            f"{name} gains {self.gained_:.4f} nats over uniform averaging on OOF rows but {gain.mean():+.4f} "
+            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
+        )
+
+
+class Stack(_LinearHead):
+    """The stack.
+
+    Attributes after fit: `temperatures_` (M,) of the full trainings, `coef_` (C, M*C), `intercept_` (C,), `penalty_`, `form_`,
+    `few_rows_`, `gained_`.
+
+    Args:
+        penalty: The penalty; chosen by cross-validation where left out.
+        head: What `fit_head` returned for the out-of-fold predictions, so that refits on parts of *fuse* don't repeat it.
+    """
+
+    def __init__(self, penalty: float | None = None, head: FittedHead | None = None) -> None:
+        self.penalty = penalty
+        self.head = head
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Fit the head on out-of-fold predictions, and the members' temperatures on *fuse*."""
+        self.temperatures_ = temperatures(inputs.fuse)
+        source = inputs.oof or inputs.fuse
+        self.meta_ = self.head or fit_head(source, inputs.folds if inputs.oof is not None else None, self.penalty)
+        self.coef_, self.intercept_ = self.meta_.coef, self.meta_.intercept
+        self.penalty_, self.form_, self.few_rows_ = self.meta_.penalty, self.meta_.form, self.meta_.rows < FEW_ROWS
+        self.gained_ = float((self.meta_.uniform - self.meta_.losses).mean())
+        return self
+
+
+class StackBag(Stack):
+    """The same meta-learner over the fold trainings: each member speaks as the mean of its K fold trainings' probabilities.
+
+    It has K networks per member at inference, and needs no full training. It is for teams whose fold trainings have outputs on
+    *fuse*.
+    """
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Fit the head, and the bags' temperatures on *fuse*."""
+        return super().fit(replace(inputs, fuse=bagged(inputs.fuse)))
+
+    def as_seen(self, predictions: Predictions) -> Predictions:
+        """Return the predictions of the bags of fold trainings."""
+        return bagged(predictions)
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return super().predict_proba(bagged(predictions))
+
+
+def bagged(predictions: Predictions) -> Predictions:
+    """Return predictions whose members are the bags of their fold trainings. Raises ConclaveError where those gave no outputs."""
+    if predictions.folds is None:
+        raise ConclaveError("stack_bag needs the outputs of every member's fold fits on fuse and test: set data.folds.")
+    return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)
+
+
+class PlainStack(_LinearHead):
+    """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero.
+
+    Args:
+        head: What `fit_plain_head` returned for the out-of-fold predictions.
+    """
+
+    def __init__(self, head: PlainHead | None = None) -> None:
+        self.head = head
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Fit the regression on out-of-fold predictions."""
+        source = inputs.oof or inputs.fuse
+        self.temperatures_ = np.ones(len(source.logits))
+        head = self.head or fit_plain_head(source, inputs.folds if inputs.oof is not None else None)
+        self.coef_, self.intercept_, self.gained_ = head.coef, head.intercept, head.gained
+        self.few_rows_ = len(source.labels) < FEW_ROWS
+        return self
+
+
+@dataclass(frozen=True)
+class PlainHead:
+    """A plain head.
+
+    Attributes:
+        coef: (C, M*C).
+        intercept: (C,).
+        gained: What it gains on held-out rows over uniform averaging, in nats per row.
+    """
+
+    coef: Floats
+    intercept: Floats
+    gained: float
+
+
+def fit_plain_head(predictions: Predictions, folds: Labels | None) -> PlainHead:
+    """Fit the logistic regression on log-probabilities, and measure its gain by another one, fitted without the first fold."""
+    x = meta_features(predictions.logits, np.ones(len(predictions.logits)))
+    count = predictions.logits.shape[-1]
+    gained = 0.0
+    if folds is not None:
+        fitted_rows, held_out = _splits(folds)[0]
+        coef, intercept = _regression(x[fitted_rows], predictions.labels[fitted_rows], count)
+        held_out_predictions = predictions.take(held_out)
+        losses = calibrated_losses(x[held_out] @ coef.T + intercept, held_out_predictions.labels)
+        gained = float(
+            (calibrated_losses(uniform_log_probabilities(held_out_predictions), held_out_predictions.labels) - losses).mean()
+        )
+    return PlainHead(*_regression(x, predictions.labels, count), gained)
+
+
+def uniform_log_probabilities(predictions: Predictions) -> Floats:
+    """Return the mean of the members' log-probabilities, each at its own temperature: (n, C)."""
+    x = meta_features(predictions.logits, temperatures(predictions))
+    return np.asarray(x.reshape(len(x), len(predictions.logits), -1).mean(1))
+
+
+def meta_features(logits: Floats, temperatures: Floats) -> Floats:
+    """Return log-probabilities, bounded below: logits (M, n, C) and temperatures (M,) -> (n, M*C)."""
+    scaled = np.maximum(log_softmax(logits / temperatures[:, None, None]), np.log(TINY))
+    return np.concatenate(list(scaled), axis=1)
+
+
+def _splits(folds: Labels) -> Splits:
+    rows = np.arange(len(folds))
+    return [(rows[folds != k], rows[folds == k]) for k in np.unique(folds)]
+
+
+def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
+    """Return coefficients (count, D) and intercept (count,) for all classes, whichever of them the rows have."""
+    seen = np.unique(y)
+    coef, intercept = np.zeros((1, x.shape[1])), np.zeros(1)
+    if len(seen) > 1:
+        model = _fitted(x, y, len(seen))
+        coef, intercept = model.coef_, model.intercept_
+    if len(seen) == 2 and len(coef) == 1:  # scikit-learn gives one row for two classes
+        coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
+    full, bias = np.zeros((count, x.shape[1])), np.full(count, np.log(TINY))
+    full[seen], bias[seen] = coef, intercept
+    return full, bias
+
+
+def _fitted(x: Floats, y: Labels, classes: int) -> LogisticRegression:
+    """Fit by Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
+    if len(x) * (x.shape[1] * classes) ** 2 <= SMALL_HESSIAN:
+        return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
+    return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)

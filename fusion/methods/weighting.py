@@ -1,0 +1,95 @@
+"""Weight members: a convex combination of their probabilities, with weights fitted on *fuse*.
+
+There are three candidates: uniform weights; NLL-optimal weights, a convex problem solved by EM for mixture weights; and greedy
+selection with replacement (Caruana et al. 2004). Inner cross-validation chooses; uniform stays where nothing beats it.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+
+from fusion.methods.shrinkage import shuffled_splits
+from fusion.methods.voting import weighted_mean
+from fusion.metrics.calibration import TINY
+from fusion.predictions import Floats, FusionInputs, Predictions, softmax
+
+ROUNDS = 40
+NEGLIGIBLE = 1e-4
+
+
+def uniform(likelihood: Floats) -> Floats:
+    """Return the same weight for each member, (M,). `likelihood` (M, n) is each member's probability of each row's label."""
+    return np.full(len(likelihood), 1 / len(likelihood))
+
+
+def optimal(likelihood: Floats) -> Floats:
+    """Return the weights on the simplex with the lowest NLL, (M,).
+
+    They are found by EM from uniform weights, which never gets worse; and the problem is convex.
+    """
+    weights = uniform(likelihood)
+    for _ in range(5000):
+        updated = weights * (likelihood @ (1 / np.maximum(weights @ likelihood, 1e-300))) / likelihood.shape[1]
+        if np.abs(updated - weights).max() < 1e-9:
+            break
+        weights = updated
+    weights = np.where(weights < NEGLIGIBLE, 0.0, weights)
+    return np.asarray(weights / weights.sum())
+
+
+def greedy(likelihood: Floats) -> Floats:
+    """Return weights (M,) by greedy selection: add, with replacement, the member that lowers NLL most.
+
+    The best prefix of the selection counts. Ties go to members that are selected already.
+    """
+    counts = np.zeros(len(likelihood))
+    total = np.zeros_like(likelihood[0])
+    best, best_loss = counts, np.inf
+    for size in range(1, ROUNDS + 1):
+        losses = -np.log(np.maximum((total + likelihood) / size, TINY)).mean(1)
+        tied = np.flatnonzero(losses <= losses.min() + 1e-12)
+        choice = max(tied, key=lambda i: (counts[i] > 0, -i))
+        counts = counts + np.eye(len(counts))[choice]
+        total = total + likelihood[choice]
+        if losses[choice] < best_loss - 1e-12:
+            best, best_loss = counts, losses[choice]
+    return np.asarray(best / best.sum())
+
+
+# From (M, n), each member's probability of the label of each row, to (M,) weights.
+CANDIDATES = {"uniform": uniform, "optimal": optimal, "greedy": greedy}
+
+
+class Weighted:
+    """Weighted voting. Attributes after fit: `weights_` (M,), `chosen_` (the candidate's name)."""
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Choose a candidate by cross-validation, and fit its weights on all *fuse* rows."""
+        probabilities, labels = softmax(inputs.fuse.logits), inputs.fuse.labels
+        likelihood = np.ascontiguousarray(probabilities[:, np.arange(len(labels)), labels])
+        losses = {name: self._validated(name, likelihood) for name in CANDIDATES}
+        self.chosen_ = min(CANDIDATES, key=lambda name: losses[name])
+        self.weights_ = CANDIDATES[self.chosen_](likelihood)
+        uniform_weights = uniform(likelihood)
+        if _nll(self.weights_, likelihood) > _nll(uniform_weights, likelihood):
+            self.chosen_, self.weights_ = "uniform", uniform_weights
+        return self
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return weighted_mean(softmax(predictions.logits), self.weights_)
+
+    @staticmethod
+    def _validated(name: str, likelihood: Floats) -> float:
+        rows, losses = likelihood.shape[1], []
+        for fitted_rows, held_out in shuffled_splits(rows):
+            weights = CANDIDATES[name](likelihood[:, fitted_rows])
+            losses.append(_nll(weights, likelihood[:, held_out]) * len(held_out))
+        return float(np.sum(losses))
+
+
+def _nll(weights: Floats, likelihood: Floats) -> float:
+    """Return the mean NLL of the pool: a row's probability of its label is the weighted mean of the members'."""
+    return float(-np.log(np.maximum(weights @ likelihood, TINY)).mean())

@@ -1,0 +1,258 @@
+"""Align the members' predictions by row and class name, and refuse what does not match.
+
+This is the form that every fusion learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.config.specs import NON_RECIPE_FIELDS
+from workers.errors import ConclaveError
+from workers.storage import legacy
+from workers.storage.artifacts import MemberArtifact, class_order
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+Inputs = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Outputs of M members on the same n rows.
+
+    Attributes:
+        logits: (M, n, C) float64.
+        features: M arrays (n, D_m) float32, in the members' order; empty where there are none.
+        labels: (n,) int64.
+        folds: (M, K, n, C) logits of the members' fold trainings on the same rows; NaN for a member without them, None where no
+            member has them.
+        student: (n, C) logits of a student, or None.
+    """
+
+    logits: Floats
+    features: tuple[Inputs, ...]
+    labels: Labels
+    folds: Floats | None = None
+    student: Floats | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Predictions:
+        """Return the predictions of some rows only, by their positions."""
+        folds = None if self.folds is None else self.folds[:, :, rows]
+        student = None if self.student is None else self.student[rows]
+        features = tuple(x[rows] for x in self.features)
+        return Predictions(self.logits[:, rows], features, self.labels[rows], folds, student)
+
+    def only(self, members: Sequence[int]) -> Predictions:
+        """Return the predictions of some members only, by their positions."""
+        index = list(members)
+        folds = None if self.folds is None else self.folds[index]
+        features = tuple(self.features[i] for i in index if self.features)
+        return Predictions(self.logits[index], features, self.labels, folds, self.student)
+
+
+@dataclass(frozen=True)
+class FusionInputs:
+    """What a fusion may learn from.
+
+    Attributes:
+        fuse: Predictions of the full trainings on *fuse*.
+        oof: Out-of-fold predictions for all *fit* rows, of the members in `with_oof`; None where there are none.
+        folds: (n_fit,) the fold of each *fit* row.
+        heads: W (C, D) and b (C,) of each member's linear head; empty where one member has none.
+        with_oof: Positions of the members that `oof` covers.
+        alike: Whether the members' recipes differ in their seeds alone.
+    """
+
+    fuse: Predictions
+    oof: Predictions | None
+    folds: Labels
+    heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
+    with_oof: tuple[int, ...] = ()  # the members that `oof` covers
+    alike: bool = True  # whether the members' recipes differ in their seeds alone
+
+    def with_fuse(self, rows: NDArray[np.int64]) -> FusionInputs:
+        """Return the same with some of the *fuse* rows only: what nested cross-validation refits on."""
+        return replace(self, fuse=self.fuse.take(rows))
+
+    def only(self, members: Sequence[int]) -> FusionInputs:
+        """Return the same with some members only; `oof` covers exactly these already."""
+        heads = tuple(self.heads[i] for i in members) if self.heads else ()
+        return replace(self, fuse=self.fuse.only(members), heads=heads)
+
+
+@dataclass(frozen=True)
+class TeamPredictions:
+    """The predictions of a whole team.
+
+    Attributes:
+        names: The members, in the order of every first axis.
+        classes: The class names, in the order of every last axis.
+        evidence: What fusions may learn from.
+        test: Predictions on *test*.
+        fit_rows: (n,) row numbers in the store.
+        fuse_rows: (n,) row numbers in the store.
+        test_rows: (n,) row numbers in the store.
+    """
+
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    inputs: FusionInputs
+    test: Predictions
+    fit_rows: Labels
+    fuse_rows: Labels
+    test_rows: Labels
+
+
+def softmax(logits: Floats) -> Floats:
+    """Return the softmax over the last axis."""
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.asarray(exp / exp.sum(-1, keepdims=True))
+
+
+def log_softmax(logits: Floats) -> Floats:
+    """Return the logarithm of the softmax over the last axis."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """The labels and the split that all members of a team share.
+
+    Attributes:
+        classes: The class names.
+        labels: (N,) the index of each row's class, of all rows of the data set.
+        fit_folds: (n_fit,) the fold of each *fit* row.
+        fit_rows: (n_fit,) row numbers of *fit*.
+    """
+
+    classes: Sequence[str]
+    labels: Labels
+    fit_folds: Labels
+    fit_rows: Labels
+
+
+def load_predictions(
+    full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None = None
+) -> TeamPredictions:
+    """Read the artifacts of every member, and of the student.
+
+    Args:
+        full: Folder of each member's full training.
+        folds: Folders of each member's fold trainings; members without an entry are left out of `oof`.
+        rows: The labels and the split.
+        student: Folder of the student's training, or None.
+
+    Raises:
+        ConclaveError: If members don't match each other or the data.
+        CorruptFileError: If a file is damaged.
+    """
+    return _Loader(full, folds, rows, student).load()
+
+
+class _Loader:
+    """Reads artifacts, and puts their rows and classes into one order."""
+
+    def __init__(
+        self, full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None
+    ) -> None:
+        self.names, self.full, self.folds, self.rows, self.student = tuple(full), full, folds, rows, student
+        self.records = {name: MemberArtifact(full[name]).manifest() for name in self.names}
+        self.first = self.records[self.names[0]]
+        for name, record in self.records.items():
+            if record["data_digest"] != self.first["data_digest"]:
+                raise ConclaveError(f"member {name} was trained on other data than {self.names[0]}; they can't be fused.")
+        self.class_order = {name: class_order(self.records[name]["classes"], rows.classes, name) for name in self.names}
+        self.outputs = {name: MemberArtifact(full[name]).outputs() for name in self.names}
+        self.row_numbers = {part: self.outputs[self.names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
+
+    def load(self) -> TeamPredictions:
+        heads = [_head(self.full[name], self.class_order[name]) for name in self.names]
+        with_oof = [i for i, name in enumerate(self.names) if self.folds.get(name)]
+        inputs = FusionInputs(
+            self._predictions("fuse"),
+            self._out_of_fold([self.names[i] for i in with_oof]),
+            self.rows.fit_folds,
+            tuple(h for h in heads if h is not None) if all(heads) else (),
+            tuple(with_oof),
+            all(_recipe(record) == _recipe(self.first) for record in self.records.values()),
+        )
+        fuse_rows, test_rows = self.row_numbers["fuse"], self.row_numbers["test"]
+        test = self._predictions("test")
+        return TeamPredictions(self.names, tuple(self.rows.classes), inputs, test, self.rows.fit_rows, fuse_rows, test_rows)
+
+    def _predictions(self, part: str) -> Predictions:
+        """Return the predictions on *fuse* or *test*."""
+        rows, logits, features = self.row_numbers[part], [], []
+        for name in self.names:
+            outputs = self.outputs[name]
+            positions = _positions(outputs[f"{part}_rows"].numpy(), rows, name)
+            logits.append(outputs[f"{part}_logits"].numpy()[positions][:, self.class_order[name]])
+            features.append(outputs[f"{part}_features"].numpy()[positions])
+        labels, stacked = self.rows.labels[rows], np.stack(logits).astype(np.float64)
+        return Predictions(stacked, tuple(features), labels, self._of_folds(part), self._of_student(part))
+
+    def _out_of_fold(self, names: Sequence[str]) -> Predictions | None:
+        if not names:
+            return None
+        logits = []
+        for name in names:
+            parts = [MemberArtifact(folder).outputs() for folder in self.folds[name]]
+            rows = np.concatenate([part["oof_rows"].numpy() for part in parts])
+            values = np.concatenate([part["oof_logits"].numpy() for part in parts])
+            logits.append(values[_positions(rows, self.rows.fit_rows, name)][:, self.class_order[name]])
+        return Predictions(np.stack(logits).astype(np.float64), (), self.rows.labels[self.rows.fit_rows])
+
+    def _of_folds(self, part: str) -> Floats | None:
+        """Return the fold trainings' logits on *fuse* or *test*, (M, K, n, C). Those of early versions have none."""
+        rows = self.row_numbers[part]
+        by_member: dict[str, list[Floats]] = {}
+        for name in self.names:
+            parts = [MemberArtifact(folder).outputs() for folder in self.folds.get(name, ())]
+            if parts and all(legacy.has_fold_outputs(outputs, part) for outputs in parts):
+                order = self.class_order[name]
+                by_member[name] = [
+                    outputs[f"{part}_logits"].numpy()[_positions(outputs[f"{part}_rows"].numpy(), rows, name)][:, order]
+                    for outputs in parts
+                ]
+        if not by_member:
+            return None
+        missing = np.full_like(next(iter(by_member.values())), np.nan)
+        return np.array([by_member.get(name, missing) for name in self.names], dtype=np.float64)
+
+    def _of_student(self, part: str) -> Floats | None:
+        if self.student is None:
+            return None
+        artifact = MemberArtifact(self.student)
+        outputs, order = artifact.outputs(), class_order(artifact.manifest()["classes"], self.rows.classes, "student")
+        positions = _positions(outputs[f"{part}_rows"].numpy(), self.row_numbers[part], "student")
+        return np.asarray(outputs[f"{part}_logits"].numpy()[positions][:, order], dtype=np.float64)
+
+
+def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record["member"].items() if k not in (*NON_RECIPE_FIELDS, "seed")}
+
+
+def _positions(have: Labels, want: Labels, name: str) -> Labels:
+    """Return where each wanted row stands among those that the member has."""
+    if len(have) != len(want) or not np.array_equal(np.sort(have), np.sort(want)):
+        raise ConclaveError(f"member {name} has outputs for other rows than the rest; they can't be fused.")
+    by_row = np.argsort(have)
+    return np.asarray(by_row[np.searchsorted(have[by_row], want)])
+
+
+def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:
+    """Return the linear head of a member, (C, D) and (C,), its classes in the given order; None where it has none."""
+    weights = MemberArtifact(folder).weights()
+    if "head.weight" not in weights or weights["head.weight"].ndim != 2:
+        return None
+    matrix = weights["head.weight"].double().numpy()
+    bias = weights["head.bias"].double().numpy() if "head.bias" in weights else np.zeros(len(matrix))
+    return matrix[order], bias[order]

@@ -1,0 +1,1 @@
+"""Fit every fusion, compare the candidates, and recommend one."""

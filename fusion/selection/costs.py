@@ -1,0 +1,161 @@
+"""Count what candidates cost: measured training seconds, and the vote that the same seconds would have paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fusion.methods.names import STACKS
+from fusion.metrics.calibration import apply_temperature, calibrated_losses, fit_temperature, log_probabilities
+from fusion.metrics.scores import accuracy_gain, scores
+from fusion.predictions import Floats, TeamPredictions, softmax
+from fusion.selection.fitting import FittedFusion
+
+Row = dict[str, Any]
+ROUNDING = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Measured training seconds of one member.
+
+    A snapshot's seconds are those of its own cycle. The cycles that it went on from belong to the same `chain`.
+
+    Attributes:
+        full: Seconds of the full training.
+        folds: Seconds of each fold training.
+        before: Seconds of the cycles before this one, of the full training.
+        chain: Name of the training that the member comes from; "" where it has one of its own.
+        search: The member's share of the seconds that finding its recipe took.
+        folds_before: Seconds of the cycles before this one, of each fold training.
+    """
+
+    full: float
+    folds: tuple[float, ...] = ()
+    before: float = 0.0
+    chain: str = ""
+    search: float = 0.0
+    folds_before: tuple[float, ...] = ()
+
+
+def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapping[str, TrainingCost]) -> float:
+    """Return the training seconds that a candidate had to be paid with.
+
+    A single member pays for itself, a stack for its fold trainings too, a bag for those alone, a student for its teachers too.
+
+    Args:
+        name: Name of the candidate.
+        fusion: The fitted candidate.
+        team: The team's predictions.
+        costs: Cost of each member, and of the student.
+    """
+    if name in team.names:
+        return costs[name].before + costs[name].full + costs[name].search
+    members = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
+    full = 0.0 if name == "stack_bag" else sum(seconds_by_training(members, costs).values())
+    full += sum(costs[m].search for m in members)
+    if name == "student":
+        return full + costs[name].full
+    folds = max(len(costs[m].folds) for m in members) if name in STACKS else 0
+    return full + sum(sum(seconds_by_training(members, costs, fold).values()) for fold in range(folds))
+
+
+def seconds_by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:
+    """Return the seconds of each training that led to these members. Snapshots of one training share it.
+
+    Args:
+        members: Names of the members.
+        costs: Cost of each member.
+        fold: Fold index, or None for the full trainings.
+    """
+    seconds: dict[str, float] = {}
+    for name in members:
+        training = costs[name].chain or name
+        seconds[training] = max(seconds.get(training, 0.0), cumulative_seconds(costs[name], fold))
+    return seconds
+
+
+def cumulative_seconds(cost: TrainingCost, fold: int | None = None) -> float:
+    """Return the training time from fresh weights to the end of a training.
+
+    Args:
+        cost: Measured training cost of one member.
+        fold: Fold index, or None for the full training.
+
+    Returns:
+        Seconds, including earlier cycles of the same training.
+    """
+    if fold is None:
+        return cost.before + cost.full
+    return cost.folds[fold] + (cost.folds_before[fold] if cost.folds_before else 0.0)
+
+
+def incremental_seconds(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> list[float]:
+    """Return what each training costs beside those before it in the list: of snapshots, the cycles that none of these ran."""
+    paid: dict[str, float] = {}
+    increments = []
+    for name in members:
+        training, until = costs[name].chain or name, cumulative_seconds(costs[name], fold)
+        increments.append(max(0.0, until - paid.get(training, 0.0)))
+        paid[training] = max(paid.get(training, 0.0), until)
+    return increments
+
+
+def compute_matched_vote(
+    fusion: FittedFusion, seconds: float, team: TeamPredictions, costs: Mapping[str, TrainingCost]
+) -> Row | None:
+    """Find the best vote of the team's networks that the same training time would have paid for.
+
+    Full trainings come first, then fold trainings, in rounds over the members. *Fuse* decides how many rounds vote, for fold
+    trainings of few epochs may be no help.
+
+    Args:
+        fusion: The candidate to compare with.
+        seconds: Training seconds of the candidate.
+        team: The team's predictions.
+        costs: Cost of each member.
+
+    Returns:
+        The number of voting `networks` of those `affordable`, with scores on *fuse* and *test*. None where not one network is
+        affordable, or where the fold trainings' predictions are not there.
+    """
+    members = list(range(len(team.names)) if fusion.members is None else fusion.members)
+    networks = _affordable_networks(members, seconds, team, costs)
+    if not networks:
+        return None
+    fuse, test, affordable = team.inputs.fuse, team.test, len(networks)
+    counts = (*range(len(members), affordable, len(members)), affordable)
+    votes = {n: _vote([on_fuse for on_fuse, _ in networks[:n]]) for n in counts}
+    count = min(votes, key=lambda n: float(calibrated_losses(log_probabilities(votes[n]), fuse.labels).sum()))
+    temperature = fit_temperature(log_probabilities(votes[count]), fuse.labels)
+    row: Row = {"networks": count, "affordable": affordable, "test": None}
+    row["fuse"] = scores(apply_temperature(votes[count], temperature), fuse.labels)
+    if len(test.labels):
+        vote = apply_temperature(_vote([on_test for _, on_test in networks[:count]]), temperature)
+        gain = accuracy_gain(fusion.predict_proba(test), vote, test.labels)
+        row |= {"test": scores(vote, test.labels), "gain_over_it": gain}
+    return row
+
+
+def _affordable_networks(
+    members: list[int], seconds: float, team: TeamPredictions, costs: Mapping[str, TrainingCost]
+) -> list[tuple[Floats, Floats]]:
+    """Return the logits on *fuse* and *test* of the networks that `seconds` trained; none where predictions are missing."""
+    names = [team.names[m] for m in members]
+    fuse, test = team.inputs.fuse, team.test
+    increments = incremental_seconds(names, costs)
+    networks = [(fuse.logits[m], test.logits[m]) for m in members]
+    if seconds > sum(increments) * ROUNDING:
+        if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[members]).any():
+            return []
+        for fold in range(fuse.folds.shape[1]):
+            increments += incremental_seconds(names, costs, fold)
+            networks += [(fuse.folds[m, fold], test.folds[m, fold]) for m in members]
+    return networks[: int((np.cumsum(increments) <= seconds * ROUNDING).sum())]
+
+
+def _vote(logits: list[Floats]) -> Floats:
+    return np.asarray(softmax(np.stack(logits)).mean(0))

@@ -1,0 +1,93 @@
+"""Choose what runs an exported model: ONNX Runtime, or torch where the model's torch form lies beside it.
+
+Which is faster depends on the batch and on the processor. ONNX Runtime is faster for one image. For many images torch may be, by
+far where the processor multiplies bfloat16. `benchmarks/inference.py` measures both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.export.onnx_session import Images
+from workers.errors import ConclaveError, UserInputError
+
+Probabilities = np.ndarray[Any, np.dtype[np.float32]]  # (N, C)
+Run = Callable[[Images], Probabilities]
+
+# How far a runtime's probabilities may be from ONNX Runtime's; checked on the first batch that it answers.
+TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
+NAMES = ("auto", "onnx", *TOLERANCES)
+
+
+def load_runtime(name: str, onnx: Run, model: Path, images: Images) -> Run:
+    """Return the runtime of this name.
+
+    Args:
+        name: One of NAMES, except for "auto".
+        onnx: Runs the model by ONNX Runtime.
+        model: The exported model.
+        images: A batch to check the runtime with.
+
+    Raises:
+        UserInputError: If there is no torch form, or its answers differ.
+    """
+    if name == "onnx":
+        return onnx
+    for form in (model.with_suffix(".json"), model.with_suffix(".safetensors")):
+        if not form.is_file():
+            raise UserInputError(f"--runtime {name}: needs {form} beside the model; `conclave export` writes it.")
+    try:
+        run = torch_runtime(model, images.shape[1], name == "torch-bfloat16")
+    except (ConclaveError, ImportError, OSError, ValueError, KeyError) as error:  # damaged, or of another version
+        raise UserInputError(f"--runtime {name}: torch can't run this model ({error}). Use --runtime onnx.") from None
+    difference = float(np.abs(run(images) - onnx(images)).max())
+    if not difference <= TOLERANCES[name]:
+        raise UserInputError(
+            f"--runtime {name}: differs by {difference:.2g} from the model, at most {TOLERANCES[name]:g} is allowed. Use onnx."
+        )
+    return run
+
+
+def pick_faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
+    """Return the faster of ONNX Runtime and torch in float32 on this batch, and its name.
+
+    Torch is not taken where its answers differ by more than 1e-4; bfloat16 never is. Answers must not depend on what was timed.
+    """
+    try:
+        run = load_runtime("torch", onnx, model, images)
+    except UserInputError:  # no torch form that would answer the same
+        return "onnx", onnx
+    return ("torch", run) if _seconds(run, images) < _seconds(onnx, images) else ("onnx", onnx)
+
+
+def torch_runtime(model: Path, size: int, bfloat16: bool) -> Run:
+    """Return a function that runs the torch form of an exported model, frozen, in channels_last.
+
+    Args:
+        model: The exported model.
+        size: Side of the images in pixels.
+        bfloat16: Whether to compute in bfloat16.
+    """
+    import torch
+
+    from fusion.export.freezing import freeze_for_inference
+    from fusion.export.onnx_export import load_model
+
+    fused = freeze_for_inference(load_model(model), size).to(memory_format=torch.channels_last)
+
+    def run(images: Images) -> Probabilities:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return fused(torch.from_numpy(images)).float().numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+def _seconds(run: Run, images: Images) -> float:
+    began = time.perf_counter()
+    run(images)
+    return time.perf_counter() - began

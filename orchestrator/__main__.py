@@ -1,5 +1,0 @@
-"""`python -m orchestrator` is `conclave`."""
-
-from orchestrator.cli import main
-
-main()

@@ -1,0 +1,71 @@
+"""The console script: a thin Typer app whose errors become a sentence and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 interrupted and resumable.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import cluster_commands, result_commands, team_commands, tracking_commands
+from workers.errors import ConclaveError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Train a team of image classifiers, fuse them, and export one model.\n\n"
+    "Start with `conclave init team.yaml`, then run `conclave sweep team.yaml`.",
+)
+for group in (team_commands, result_commands, cluster_commands, tracking_commands):
+    app.add_typer(group.app)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"conclave {version('conclave-ensembles')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)  # without it Typer returns a command's exit code instead of leaving
+        sys.exit(code if isinstance(code, int) else 0)
+    except ConclaveError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted: what is finished is kept; the same command goes on from there", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command line
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"conclave: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)

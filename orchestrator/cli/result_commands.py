@@ -1,0 +1,189 @@
+"""Commands on what a sweep made: fuse, predict, export, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName
+from workers.errors import UserInputError
+
+if TYPE_CHECKING:
+    from orchestrator.home import SweepFolder
+
+app = typer.Typer()
+FUSE_COLUMNS = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
+
+
+@app.command(epilog="Example: `conclave fuse cifar-team --drop weak --method vote --method stack`")
+def fuse(
+    name: SweepName,
+    method: Annotated[list[str] | None, typer.Option(help="A fusion to fit; may be given again.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Members to leave out; commas or given again.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Members to fuse; commas or given again.")] = None,
+    also: Annotated[list[str] | None, typer.Option("--with", help="Another sweep of the same data and split.")] = None,
+    home: HomeDir = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the fusions again from what was trained. Nothing is trained, and nothing of the sweep changes."""
+    from orchestrator.fusing.refit import join_sweeps, refit_fusions, select_members
+    from orchestrator.reporting.report import table_rows, verdict
+    from orchestrator.reporting.tables import print_table
+
+    request = select_members(join_sweeps(home, name, method, also or ()), drop or (), only or ())
+    details = refit_fusions(request)
+    if as_json:
+        print(json.dumps(details))
+        return
+    rows = table_rows({"members": request.members}, details)
+    print_table(list(FUSE_COLUMNS), [[row[key] for key in FUSE_COLUMNS] for row in rows])
+    for line in (verdict(details), details["diversity"]["verdict"], *details["warnings"]):
+        print(line)
+
+
+@app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
+def predict(
+    model: Annotated[Path, typer.Argument(help="A fused.onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
+    out: Annotated[Path | None, typer.Option(help="The CSV file to write; stdout where left out.")] = None,
+    runtime: Annotated[str, typer.Option(help="auto (onnx, or torch where it is faster), onnx, torch, torch-bfloat16.")] = "auto",
+) -> None:
+    """Predict class probabilities of images, as CSV: file, class, probability."""
+    from fusion.serving.predictor import Predictor
+    from fusion.serving.runtimes import NAMES
+
+    if runtime not in NAMES:
+        raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
+    rows = Predictor(model, runtime).rows(images)
+    if out is None:
+        _write_csv(sys.stdout, rows)
+        return
+    with _new_file(out) as file:
+        _write_csv(file, rows)
+
+
+def _write_csv(file: TextIO, rows: Iterable[tuple[str, str, float]]) -> None:
+    """Write predictions row by row, so that any number of images fits into memory."""
+    import csv
+
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["file", "class", "probability"])
+    writer.writerows([name, label, f"{probability:.7g}"] for name, label, probability in rows)
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[TextIO]:
+    """Write a text file that is there once it is complete. Raises UserInputError where it cannot be written."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserInputError(f"--out {path}: can't be written ({error.strerror}).") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise UserInputError(f"--out {path}: can't be written ({error.strerror}).") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@app.command(epilog="Example: `conclave export digits --method stack --out stack.onnx`")
+def export(
+    name: SweepName,
+    method: Annotated[str | None, typer.Option(help="A fusion or a member to export.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The model file; SWEEP-METHOD.onnx where left out.")] = None,
+    outputs: Annotated[Path | None, typer.Option(help="Write what every fusion was made from, FILE.npz.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write 8-bit integers too, and say what they cost.")] = False,
+    home: HomeDir = DEFAULT_HOME,
+) -> None:
+    """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
+    from orchestrator.home import Home
+
+    folder = Home(home).existing(name)
+    if method is None and outputs is None:
+        raise UserInputError("export: say what: --method NAME for a model, or --outputs FILE.npz.")
+    target = out or Path(f"{name}-{method}.onnx")
+    if outputs:
+        _check_writable("--outputs", outputs)
+    if method:
+        _check_writable("--out", target)
+    if method and target.suffix in (".json", ".safetensors"):
+        raise UserInputError(f"--out {target}: the model's torch form goes to files of these names; name the model itself .onnx.")
+    if outputs:
+        _export_outputs(folder, outputs)
+    if method:
+        _export_model(home, name, method, target, int8)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Raise UserInputError for a file that can't be written, before anything is fitted for it."""
+    if path.is_dir() or not path.resolve().parent.is_dir():
+        problem = "is a folder" if path.is_dir() else "its folder is not there"
+        raise UserInputError(f"{option} {path}: {problem}. Name a file.")
+
+
+def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
+    import shutil
+
+    if not folder.outputs.is_file():
+        raise UserInputError(f"sweep {folder.path.name}: not fused yet. Run `conclave sweep` first.")
+    try:
+        shutil.copyfile(folder.outputs, outputs)
+    except OSError as error:
+        raise UserInputError(f"--outputs {outputs}: can't be written ({error.strerror}).") from None
+    print(f"{outputs} is written.")
+
+
+def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) -> None:
+    from dataclasses import replace
+
+    from fusion.methods.names import KNOWN
+    from orchestrator.fusing.refit import build_request
+    from orchestrator.fusing.step import fit_team, write_int8_model, write_model
+
+    request = build_request(home, name)
+    if method not in (*request.members, *KNOWN):
+        known = ", ".join((*request.members, *KNOWN))
+        raise UserInputError(f"--method {method}: not in this sweep; there are {known}.")
+    fitted_team = fit_team(replace(request, fusions=() if method in request.members else (method,)))
+    if method not in fitted_team.fitted:
+        raise UserInputError(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
+    try:
+        difference = write_model(request, fitted_team, method, target)
+    except OSError as error:
+        raise UserInputError(f"--out {target}: can't be written ({error.strerror}).") from None
+    print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
+    if int8:
+        integer_target = target.with_suffix(".int8.onnx")
+        loss = write_int8_model(request, fitted_team, target, integer_target)
+        print(f"{integer_target} is written: right on {loss}.")
+
+
+@app.command(epilog="Example: `conclave report digits`")
+def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Print a finished sweep's table and verdict, and where its HTML report is."""
+    from orchestrator.home import Home
+    from orchestrator.reporting.tables import print_summary
+
+    folder = Home(home).existing(name)
+    summary = folder.summary()
+    if not summary:
+        raise UserInputError(f"sweep {name}: not finished yet. Run `conclave sweep` again; what is done is kept.")
+    if as_json:
+        print(json.dumps({**summary, "details": folder.details()}))
+        return
+    if folder.has_newer_run:
+        print("A later run of this sweep is under way, or did not end; this is of the one before:")
+    print_summary(Home(home), summary)

@@ -1,0 +1,233 @@
+"""Commands on a team file, up to and with the sweep: init, validate, plan, sweep, status, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile
+from workers.errors import UserInputError
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.launcher import Cluster
+    from orchestrator.cluster.ray_jobs import RemoteSweep
+    from orchestrator.planning.plan import Plan
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `conclave init team.yaml`")
+def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("team.yaml")) -> None:
+    """Write a team file to start from: three small members on the digits data set."""
+    if path.exists():
+        raise UserInputError(f"{path}: exists already. Give another name.")
+    template = Path(__file__).parent / "templates" / "team.yaml"
+    try:
+        path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise UserInputError(f"{path}: can't be written ({error.strerror}).") from None
+    print(f"{path} is written. Next: conclave sweep {path}")
+
+
+@app.command(epilog="Example: `conclave validate team.yaml`")
+def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
+    """Check a team file. Nothing else is read, and nothing is written."""
+    from orchestrator.config.loader import load_team
+
+    team = load_team(team_file)
+    if as_json:
+        print(team.model_dump_json())
+    else:
+        names = ", ".join(m.name for m in team.members)
+        print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
+
+
+@app.command(epilog="Example: `conclave plan team.yaml`")
+def plan(
+    team_file: TeamFile,
+    home: HomeDir = DEFAULT_HOME,
+    data: DataPath = None,
+    on: Annotated[
+        Path | None, typer.Option(help="A cluster file: estimate its machines, hours and money.", metavar="CLUSTER.YAML")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the jobs, what is already done, and an estimate of the time. Only the home is read."""
+    from orchestrator.cluster.launcher import Cluster
+    from orchestrator.config.loader import load_team
+    from orchestrator.planning.plan import Planner
+    from orchestrator.planning.search import known_recipes
+    from workers.data.store import find_store
+
+    team = load_team(team_file, data)
+    cluster = Cluster.read(on) if on else None
+    store = find_store(team.data, home)
+    if store is None:
+        folds = (None, *range(team.folds))
+        labels = [f"{m.name}{'' if fold is None else f' fold {fold}'}" for fold in folds for m in team.members]
+        labels += ["student"] if team.student else []
+        time = "unknown until the data is packed: `conclave sweep` packs it"
+        _show_plan([(label, "to do") for label in labels], time, as_json)
+        return
+    recipes = known_recipes(Planner(team, store, home, (str(team_file.resolve().parent),)))
+    jobs = recipes.planner.plan()
+    open_searches = [search for search in recipes.searches if search.left]
+    rows = [(f"{s.label} search: {s.left} of {s.space.trials} trials", "to do") for s in open_searches]
+    rows += [(job.label, "done" if job.signature in jobs.done else "to do") for job in jobs.jobs]
+    suffix = " after the search, which is not counted" if open_searches else ""
+    _show_plan(rows, _describe_time(jobs, cluster) + suffix if jobs.todo else "nothing to do", as_json)
+
+
+def _describe_time(plan: Plan, cluster: Cluster | None) -> str:
+    """Return the estimated time in words: on this machine, or on the machines of a cluster file."""
+    from orchestrator.planning.estimate import estimate_cluster, estimate_local
+
+    if cluster is None:
+        seconds, basis = estimate_local(plan, os.cpu_count() or 1)
+        return f"about {seconds / 60:.1f} minutes on this machine's cores ({basis})"
+    try:
+        estimate = estimate_cluster(plan, cluster.config)
+    except UserInputError as error:
+        raise UserInputError(f"{cluster.path}: {error}") from None
+    counts = {name: (count, hours) for name, (count, hours) in estimate.machines.items() if count}
+    machines = ", ".join(f"{count} {name} ({hours:.1f} hours)" for name, (count, hours) in counts.items())
+    is_priced = estimate.money is not None
+    money = f", {estimate.money:.2f} by `prices`" if is_priced else ", money unknown: name their types in `prices`"
+    return f"about {estimate.hours:.1f} hours on {machines}{money} ({estimate.basis})"
+
+
+def _show_plan(rows: list[tuple[str, str]], time: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"jobs": [{"job": label, "state": state} for label, state in rows], "time": time}))
+        return
+    from orchestrator.reporting.tables import print_table
+
+    print_table(["job", "state"], [list(row) for row in rows])
+    print(f"{len(rows)} jobs, {sum(state == 'done' for _, state in rows)} done. Time: {time}.")
+
+
+@app.command(epilog="Example: `conclave sweep team.yaml --home runs --json`")
+def sweep(
+    team_file: TeamFile,
+    home: HomeDir = DEFAULT_HOME,
+    data: DataPath = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="Train without Ray, one job after another: for debugging.")] = False,
+    restart: Annotated[list[str] | None, typer.Option(help="Train this member afresh; may be given again.")] = None,
+    on: Annotated[Path | None, typer.Option(help="A cluster file: sweep there.", metavar="CLUSTER.YAML")] = None,
+    down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --down: don't ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what isn't done, track it, fuse it, and export one model. What is done is never trained again."""
+    if on and (address or inline or as_json):
+        raise UserInputError("--on sweeps on that cluster: it goes together with neither --address nor --inline nor --json.")
+    if down and not on:
+        raise UserInputError("--down ends a cluster's machines: name its file with --on.")
+    if on:
+        remote = _remote_sweep(on, home, data, tuple(restart or ()))
+        raise typer.Exit(_sweep_on_cluster(team_file, remote, down, yes))
+    from orchestrator.cli.screen import Screen
+    from orchestrator.execution.backends import RayBackend, inline_executor
+    from orchestrator.home import Home
+    from orchestrator.reporting.tables import print_summary
+    from orchestrator.sweep import SweepOptions, run_sweep
+
+    with Screen() as screen, closing(RayBackend(address, screen.say)) as ray:
+        options = SweepOptions(
+            home=Home(home),
+            make_executor=inline_executor if inline else ray.executor,
+            on_event=screen.on_event,
+            say=screen.say,
+            on_packing=screen.on_packing,
+            data=data,
+            restart=tuple(restart or ()),
+            make_search=None if inline else ray.search,
+            check_executor=(lambda: None) if inline else ray.check_reachable,
+        )
+        result = run_sweep(team_file, options)
+    if as_json:
+        print(json.dumps(result.summary))
+    else:
+        print_summary(Home(home), result.summary)
+    raise typer.Exit(result.exit_code)
+
+
+def _remote_sweep(cluster_file: Path, home: Path, data: Path | None, restart: tuple[str, ...]) -> RemoteSweep:
+    from orchestrator.cluster.launcher import Cluster
+    from orchestrator.cluster.ray_jobs import RemoteSweep
+    from orchestrator.home import Home
+
+    return RemoteSweep(Cluster.ready(cluster_file), Home(home), print, str(data) if data else None, restart=restart)
+
+
+def _sweep_on_cluster(team_file: Path, remote: RemoteSweep, down: bool, yes: bool) -> int:
+    from orchestrator.cluster.ray_jobs import sweep_on_cluster
+
+    if down and not yes and not sys.stdin.isatty():
+        raise UserInputError("--down asks before it ends machines, and there is no terminal to ask on: say --yes too.")
+
+    def ended() -> None:
+        if down and (yes or typer.confirm(f"End the machines of {remote.cluster.name}?", default=True)):
+            remote.cluster.down()
+
+    return sweep_on_cluster(team_file, remote, ended)
+
+
+@app.command(epilog="Example: `conclave status cifar-team`")
+def status(
+    name: Annotated[str | None, typer.Argument(help="A sweep; all of them where left out.", metavar="[SWEEP]")] = None,
+    home: HomeDir = DEFAULT_HOME,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is done. Only the home is read."""
+    from orchestrator.home import Home
+    from orchestrator.reporting.tables import print_table
+
+    place = Home(home)
+    names = [place.existing(name).path.name] if name else place.sweeps()
+    states = {sweep_name: _sweep_state(place, sweep_name) for sweep_name in names}
+    if as_json:
+        print(json.dumps(states))
+    elif not states:
+        print(f"No sweep in {home} yet.")
+    else:
+        rows = [[name, s["state"], member, text] for name, s in states.items() for member, text in s["members"].items()]
+        print_table(["sweep", "state", "member", "trainings"], rows)
+
+
+def _sweep_state(place: Any, name: str) -> dict[str, Any]:
+    from workers.storage.artifacts import MemberArtifact
+
+    folder = place.sweep(name)
+    members = {}
+    for member, signatures in folder.state()["members"].items():
+        done = sum(MemberArtifact.in_home(place.path, signature).done for signature in signatures)
+        members[member] = f"{done}/{len(signatures)} trainings done"
+    summary = folder.summary()
+    return {
+        "state": "unfinished" if folder.has_newer_run else summary.get("state", "unfinished"),
+        "recommended": summary.get("recommended"),
+        "members": members,
+    }
+
+
+@app.command(epilog="Example: `conclave doctor`")
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine (PyTorch, GPU, packages, disk) and say in words what is wrong."""
+    from orchestrator.cli.doctor import examine
+
+    facts, problems = examine()
+    if as_json:
+        print(json.dumps({"facts": facts, "problems": problems}))
+    else:
+        for key, value in facts.items():
+            print(f"{key}: {value}")
+        print("\n".join(f"PROBLEM: {p}" for p in problems) or "Healthy: nothing is wrong.")
+    raise typer.Exit(1 if problems else 0)

@@ -1,0 +1,83 @@
+"""Commands on tracking: ui, server, sync."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir
+from workers.errors import UserInputError
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: `conclave ui --port 5001`")
+def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000) -> None:
+    """Show the MLflow UI of this home, on this machine only. Ctrl-C ends it."""
+    from orchestrator.home import Home
+    from orchestrator.tracking.server import SAFE
+
+    place = Home(home)
+    if not place.database.is_file():
+        raise UserInputError(f"{home}: no runs yet. `conclave sweep` makes some.")
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
+    hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
+    os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
+
+
+@app.command(epilog="Example: `conclave server --host 0.0.0.0 --allow tracking.lab:5000`")
+def server(
+    home: HomeDir = DEFAULT_HOME,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port.")] = 5000,
+    database: Annotated[
+        str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://...; a SQLite file where left out.")
+    ] = None,
+    artifacts: Annotated[str | None, typer.Option(help="A folder or s3://...; in the home where left out.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A name that clients may call it by, NAME:PORT.")] = None,
+    postgres: Annotated[
+        Path | None, typer.Option(help="A folder for a PostgreSQL of its own, created at the first start.")
+    ] = None,
+    background: Annotated[bool, typer.Option("--background", help="Return once it answers; its log is in the home.")] = False,
+) -> None:
+    """Run the team's tracking server. Ctrl-C ends it.
+
+    Set its admin's password for the first start, in MLFLOW_AUTH_ADMIN_PASSWORD.
+    """
+    from orchestrator.tracking.server import Server
+
+    tracking_server = Server(home, host, port, database, artifacts, tuple(allow or ()), postgres)
+    if not background:
+        raise typer.Exit(tracking_server.run())
+    words = [word for word in sys.argv[1:] if word != "--background"]
+    tracking_server.in_background([sys.executable, "-m", "conclave", *words])
+    print(f"The server answers on port {port}; its log is {home / 'server.log'}.")
+
+
+@app.command(epilog="Example: `conclave sync`")
+def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
+    """Send what the tracking store has not got yet, because it was away. Twice is the same as once."""
+    from workers.tracking.delivery import flush_outbox
+    from workers.tracking.outbox import Outbox
+
+    sent, left, problems = 0, 0, set()
+    for outbox in Outbox.all_in_home(home):
+        if outbox.unsent():
+            try:
+                sent += flush_outbox(outbox)
+            except Exception as error:  # whatever a network, a server and a database can do
+                problems.add(f"{outbox.uri}: {str(error).splitlines()[0][:200]}")
+        left += len(outbox.unsent())
+    if as_json:
+        print(json.dumps({"sent": sent, "left": left}))
+    else:
+        print(f"{sent} entries sent, {left} left.")
+    for problem in sorted(problems):
+        print(f"conclave: {problem}", file=sys.stderr)
+    raise typer.Exit(1 if left else 0)

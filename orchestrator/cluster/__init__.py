@@ -1,0 +1,1 @@
+"""Ray and its machines: connection, cluster files, jobs on a cluster."""

@@ -1,0 +1,159 @@
+"""Use a cluster file and Ray's own launcher: up, down, attach, a tunnel, files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import yaml_document as teamfile
+from workers.errors import ConclaveError, UserInputError
+
+TUNNEL_SECONDS = 60.0
+UNEDITED = re.compile(r"(ami|sg|fs|subnet)-0{17}|192\.0\.2\.\d+|ghcr\.io/conclave-ensembles/\S+")
+PASSWORD = "(umask 077; openssl rand -hex 16 > {path})"
+TOKEN = "ray get-auth-token --generate > /dev/null; chmod 600 ~/.ray/auth_token"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster file in the format of Ray's launcher.
+
+    Attributes:
+        path: The file.
+        config: Its content.
+        ray: The command line of Ray.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    ray: tuple[str, ...] = (sys.executable, "-m", "ray.scripts.scripts")
+
+    @classmethod
+    def read(cls, path: Path) -> Cluster:
+        """Read a cluster file. Raises UserInputError where it is no such file."""
+        document = teamfile.read_document(path, "Copy cluster.yaml, or a file of examples/clusters, and edit it.")
+        if not {"cluster_name", "provider"} <= set(document.values):
+            raise UserInputError(f"{path}: not a cluster file: cluster_name and provider are needed. Start from cluster.yaml.")
+        types = document.values.get("available_node_types")
+        has_shape = types is None or (isinstance(types, dict) and all(isinstance(entry, dict) for entry in types.values()))
+        if not has_shape or not all(isinstance(entry.get("resources") or {}, dict) for entry in (types or {}).values()):
+            raise UserInputError(
+                f"{path}: available_node_types: a name for each type, and under it its settings. See cluster.yaml."
+            )
+        return cls(path, document.values)
+
+    @classmethod
+    def ready(cls, file: Path) -> Cluster:
+        """Read a cluster file that is to be started.
+
+        Raises UserInputError where it was not edited, or where its secrets are missing.
+        """
+        cluster = cls.read(file)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if placeholder := UNEDITED.search(line.partition("#")[0]):
+                raise UserInputError(f"{file}:{number}: {placeholder[0]} is a placeholder; put yours there (lines marked EDIT).")
+        for file, command in cluster.secrets():
+            _check_secret(file, command)
+        return cluster
+
+    @property
+    def name(self) -> str:
+        """The cluster's name."""
+        return str(self.config["cluster_name"])
+
+    @property
+    def brings_gpus(self) -> bool:
+        """Whether machines with GPUs come when jobs wait, where there may be none yet."""
+        types = self.config.get("available_node_types") or {}
+        return any(float((entry.get("resources") or {}).get("GPU") or 0) >= 1 for entry in types.values())
+
+    def secrets(self) -> Iterator[tuple[Path, str]]:
+        """Yield what must be there before machines start, and how it is made: Ray's token, and the tracking server's password."""
+        yield Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")), TOKEN
+        for source in map(str, (self.config.get("file_mounts") or {}).values()):
+            if source.endswith("tracking_password"):
+                yield Path(source).expanduser(), PASSWORD.format(path=source)
+
+    @property
+    def serves(self) -> bool:
+        """Whether the head runs a tracking server."""
+        return any("conclave server" in str(command) for command in self.config.get("head_start_ray_commands") or ())
+
+    def up(self) -> None:
+        """Start the cluster's head."""
+        self._run("up", "--yes", str(self.path))
+
+    def down(self) -> None:
+        """End all machines of the cluster."""
+        self._run("down", "--yes", str(self.path))
+
+    def attach(self) -> int:
+        """Open a shell on the head; return its exit code."""
+        return subprocess.run([*self.ray, "attach", str(self.path)], env=self._env(), check=False).returncode
+
+    def fetch(self, source: str, target: Path) -> None:
+        """Copy a folder of the head into a local one."""
+        target.mkdir(parents=True, exist_ok=True)
+        self._run("rsync-down", str(self.path), f"{source}/", f"{target}/")
+
+    @contextlib.contextmanager
+    def tunnel(self) -> Iterator[str]:
+        """Open the head's dashboard and jobs on a local port by SSH, and yield the address."""
+        port = _free_port()
+        words = [*self.ray, "dashboard", str(self.path), "--port", str(port)]
+        process = subprocess.Popen(words, env=self._env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + TUNNEL_SECONDS
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise ConclaveError(f"{self.path}: no tunnel to the head's dashboard. `conclave up {self.path}` starts it.")
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+    def ui_command(self, home: str) -> str:
+        """Return the command that opens the MLflow UI of the head on this machine."""
+        if self.serves:
+            return f'ray exec {self.path} "echo sign in as admin; sleep infinity" --port-forward 5000'
+        return f'ray exec {self.path} "conclave ui --home {home} --port 5000" --port-forward 5000'
+
+    def _run(self, *words: str) -> None:
+        code = subprocess.run([*self.ray, *words], env=self._env(), check=False).returncode
+        if code:
+            raise ConclaveError(f"ray {words[0]} {self.path} failed (exit {code}); what it said is above.")
+
+    @staticmethod
+    def _env() -> dict[str, str]:
+        return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _check_secret(path: Path, command: str) -> None:
+    """Check a secret of which every machine of the cluster gets a copy: it must be there, and nobody else may read it."""
+    if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        raise UserInputError(f"{path}: this secret of the cluster's is not there. Make it once: {command}")
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UserInputError(f"{path}: others can read this secret of the cluster's. Run: chmod 600 {path}")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.3):
+        return True
+    return False

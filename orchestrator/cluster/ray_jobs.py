@@ -1,0 +1,175 @@
+"""Sweep on a cluster: start its machines, run the same command as a Ray job on the head, and fetch the results."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.launcher import Cluster
+from orchestrator.cluster.machines import GPUS_COME
+from orchestrator.config import loader as config
+from orchestrator.config.team import Team
+from orchestrator.home import Home
+from workers.errors import ConclaveError, UserInputError
+
+NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
+STOP_SECONDS = 30  # that a sweep which is told to stop may take; Ray would give it three
+AGENT_PORT = " Where something else on the head holds port 52365, end it: the agent that starts jobs listens there."
+FETCHED = (0, 1, 3, 130)  # exit codes of sweeps that left something; one that was rejected did not
+HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
+
+
+@dataclass(frozen=True)
+class RemoteSweep:
+    """What `sweep --on` was asked for.
+
+    Attributes:
+        cluster: The cluster.
+        home: The local home, where the results are fetched to.
+        say: Shows a line to people.
+        data: A path on the cluster's shared disk, instead of data.root.
+        head_home: The home on the head.
+        restart: Members to train afresh.
+    """
+
+    cluster: Cluster
+    home: Home  # here: where the results are fetched to
+    say: Callable[[str], None]
+    data: str | None = None  # a path on the cluster's shared disk
+    head_home: str = HOME
+    restart: tuple[str, ...] = ()
+
+
+def sweep_on_cluster(team_file: Path, remote: RemoteSweep, ended: Callable[[], None] = lambda: None) -> int:
+    """Sweep on a cluster. Ctrl-C stops the sweep there, resumable, and is raised again.
+
+    Args:
+        team_file: The team file.
+        remote: What was asked for.
+        ended: Called once machines may run, whatever comes then.
+
+    Returns:
+        The exit code of the sweep.
+
+    Raises:
+        UserInputError: Before any machine starts.
+    """
+    team = config.load_team(team_file)
+    team.check_names("--restart", remote.restart)
+    with tempfile.TemporaryDirectory() as work:
+        folder = bundle_team(team, team_file, Path(work))
+        try:
+            remote.cluster.up()
+            code = _run(team_file, folder, remote)
+            if code in FETCHED:
+                _fetch(team, remote)
+        finally:
+            ended()
+    return code
+
+
+def _run(team_file: Path, folder: Path, remote: RemoteSweep) -> int:
+    with remote.cluster.tunnel() as address:
+        gpus = {GPUS_COME: "1"} if remote.cluster.brings_gpus else {}
+        job = _Job.submit(
+            address, remote_command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
+        )
+        remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` gives a shell beside it")
+        try:
+            job.follow(remote.say)
+        except KeyboardInterrupt:
+            remote.say("stopping the sweep on the cluster; the same command goes on from there")
+            job.stop()
+            raise
+        return job.exit_code()
+
+
+def _fetch(team: Team, remote: RemoteSweep) -> None:
+    remote.cluster.fetch(f"{remote.head_home}/sweeps/{team.name}", remote.home.sweep(team.name).path)
+    remote.say(f"fetched to {remote.home.sweep(team.name).path}")
+    remote.say(f"MLflow UI: {remote.cluster.ui_command(remote.head_home)}, then http://127.0.0.1:5000")
+
+
+def remote_command(team_file: str, remote: RemoteSweep) -> str:
+    """Return the command line of the sweep on the head."""
+    words = ["conclave", "sweep", team_file, "--home", remote.head_home]
+    words += ["--data", remote.data] if remote.data else []
+    words += [word for name in remote.restart for word in ("--restart", name)]
+    return shlex.join(words)
+
+
+def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
+    """Copy the team file, and what it needs from beside it, to `target`: the user's own modules, and weights to start from."""
+    folder = team_file.resolve().parent
+    shutil.copyfile(team_file, target / team_file.name)
+    for path in folder.glob("*.py"):
+        shutil.copyfile(path, target / path.name)
+    for arch in {m.arch for m in team.recipes if ":" in m.arch}:
+        package = arch.partition(":")[0].partition(".")[0]
+        if (folder / package).is_dir():
+            shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for weights in {m.weights for m in team.recipes if m.weights}:
+        if not weights.is_relative_to(folder):
+            raise UserInputError(f"weights {weights}: lie outside {folder}; on a cluster they have to be beside the team file.")
+        if not weights.is_file():
+            raise UserInputError(f"weights: {weights} is not there. Give a state-dict file.")
+        copied = target / weights.relative_to(folder)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, copied)
+    return target
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job on the head's job server."""
+
+    client: Any
+    name: str
+
+    @classmethod
+    def submit(cls, address: str, entrypoint: str, folder: Path, env: dict[str, str]) -> _Job:
+        from ray.job_submission import JobSubmissionClient
+
+        client, until = JobSubmissionClient(address), time.monotonic() + READY_SECONDS
+        runtime_env = {"working_dir": str(folder), "env_vars": env}
+        while True:
+            try:
+                return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+            except RuntimeError as error:  # Ray's own for every answer that is none
+                if NOT_READY not in str(error) or time.monotonic() > until:
+                    hint = AGENT_PORT if NOT_READY in str(error) else ""
+                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{hint}") from None
+                time.sleep(1)
+
+    def follow(self, say: Callable[[str], None]) -> None:
+        """Show what the job prints, line by line, until it ends."""
+        asyncio.run(self._follow(say))
+
+    async def _follow(self, say: Callable[[str], None]) -> None:
+        rest = ""
+        async for text in self.client.tail_job_logs(self.name):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                say(line)
+        if rest:
+            say(rest)
+
+    def stop(self) -> None:
+        """Stop the job, and come back once it has written checkpoints and left: the machines may be ended next."""
+        self.client.stop_job(self.name)
+        until = time.monotonic() + STOP_SECONDS
+        while not self.client.get_job_status(self.name).is_terminal() and time.monotonic() < until:
+            time.sleep(0.5)
+
+    def exit_code(self) -> int:
+        details = self.client.get_job_info(self.name)
+        if details.driver_exit_code is not None:
+            return int(details.driver_exit_code)
+        raise ConclaveError(f"the job {self.name} ended as {details.status}: {details.message}")

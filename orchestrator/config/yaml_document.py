@@ -1,0 +1,125 @@
+"""Parse YAML text to plain values that remember their lines. Knows YAML, not what the keys mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from workers.errors import UserInputError
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000  # aliases of aliases of aliases end here
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file.
+
+    Attributes:
+        path: The file.
+        values: Plain dictionaries, tuples and scalars.
+        root: The parsed tree, which knows the lines.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    root: CommentedMap
+
+    def line(self, where: KeyPath) -> int:
+        """Return the line, from 1, of the innermost key of `where` that is in the file."""
+        node: Any = self.root
+        line = 1
+        for key in where:
+            try:
+                if isinstance(node, CommentedMap):
+                    line = node.lc.key(key)[0] + 1
+                elif isinstance(node, CommentedSeq):
+                    line = node.lc.item(key)[0] + 1
+                node = node[key]
+            except (KeyError, IndexError, TypeError, AttributeError):
+                break
+        return line
+
+    def has(self, where: KeyPath) -> bool:
+        """Return whether the file has this key."""
+        node: Any = self.root
+        for key in where:
+            try:
+                node = node[key]
+            except (KeyError, IndexError, TypeError):
+                return False
+        return True
+
+
+def read_document(path: Path, hint: str = "") -> Document:
+    """Read a file.
+
+    Args:
+        path: The file.
+        hint: What to do where the file is missing, as a sentence.
+
+    Raises:
+        UserInputError: With the line, for anything that is not one plain mapping.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserInputError(f"{path}: larger than 1 MiB, which none of our YAML files is. Check the path.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserInputError(f"{path}: there is no such file. {hint}".strip()) from None
+    except UnicodeDecodeError as error:
+        raise UserInputError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+    except OSError as error:
+        raise UserInputError(f"{path}: can't be read ({error.strerror}).") from None
+    return parse_document(text, path)
+
+
+def parse_document(text: str, path: Path) -> Document:
+    """Parse YAML text; `path` is for the messages. Raises UserInputError."""
+    try:
+        root = YAML(typ="rt", pure=True).load(text)
+        if not isinstance(root, CommentedMap):
+            raise UserInputError(f"{path}:1: a team file is a mapping of keys (version, name, members, ...), this is not.")
+        values = _plain(root, [0])
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        problem = (error.problem or "not valid YAML").split("\n")[0]
+        if "duplicate key" in problem:
+            problem += "; each key may stand once"
+        raise UserInputError(f"{path}:{line}: {problem}.") from None
+    except (YAMLError, RecursionError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        first = (str(error) or type(error).__name__).split("\n")[0]
+        raise UserInputError(f"{path}: not valid YAML ({first}).") from None
+    return Document(path, values, root)
+
+
+def _plain(node: Any, count: list[int]) -> Any:
+    """Convert ruamel's types to dict, tuple, int, float, str, bool and None.
+
+    Raises ValueError for tags and for too many values.
+    """
+    count[0] += 1
+    if count[0] > MAX_NODES:
+        raise ValueError(f"more than {MAX_NODES} values")
+    tag = node.tag.value if isinstance(node, TaggedScalar | CommentedMap | CommentedSeq) else None
+    if tag not in (None, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        raise ValueError(f"the tag {tag} is not allowed")
+    if isinstance(node, Mapping):
+        return {str(k): _plain(v, count) for k, v in node.items()}
+    if isinstance(node, CommentedSeq | list | tuple):
+        return tuple(_plain(v, count) for v in node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    if node is None:
+        return None
+    return str(node)  # dates and the like: they are text to us

@@ -1,0 +1,1 @@
+"""Run jobs: the queue, the scheduler, executors on Ray and in this process, retries and the budget."""

@@ -1,0 +1,77 @@
+"""Choose where the jobs of a sweep run: on Ray, or in this process. Ray is imported only once it is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from orchestrator.config.team import Team
+from orchestrator.execution.executor import Executor
+from orchestrator.execution.inline_executor import InlineExecutor
+from orchestrator.home import SweepFolder
+from orchestrator.planning.search import Search
+from workers.runtime.localize import DriverDisk
+
+if TYPE_CHECKING:
+    from orchestrator.cluster.connection import Connection
+
+
+def inline_executor(team: Team, folder: SweepFolder) -> Executor:
+    """Return an executor that runs everything in this process, without Ray."""
+    return InlineExecutor()
+
+
+class RayBackend:
+    """Executors and searches on Ray.
+
+    Args:
+        address: HOST:PORT of a running Ray cluster. Without it, RAY_ADDRESS counts, and else a local Ray is started.
+        say: Shows a line to people.
+    """
+
+    def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS")
+        self.say = say
+
+    @cached_property
+    def connection(self) -> Connection:
+        """The connection that all executors and searches share: Ray keeps the token of the first one for good."""
+        from orchestrator.cluster.connection import Connection
+
+        return Connection(self.address)
+
+    def check_reachable(self) -> None:
+        """Check that a cluster answers at the address, if one was named. Raises UserInputError where none does."""
+        from orchestrator.cluster.connection import probe
+
+        if self.address:
+            probe(self.address)
+
+    def executor(self, team: Team, folder: SweepFolder) -> Executor:
+        """Return an executor for the jobs of a sweep."""
+        from orchestrator.execution.ray_executor import RayExecutor
+
+        return RayExecutor(self.connection, team.heartbeat, *self._machine_policy(team, folder))
+
+    def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
+        """Return a function that runs the trials of a search."""
+
+        def run_search(search: Search) -> None:
+            from orchestrator.execution.tuning import Tuner
+
+            Tuner(self.connection, self.say, *self._machine_policy(team, folder))(search)
+
+        return run_search
+
+    def close(self) -> None:
+        """Disconnect from Ray, if a connection was made."""
+        if "connection" in self.__dict__:
+            self.connection.close()
+
+    def _machine_policy(self, team: Team, folder: SweepFolder) -> tuple[bool, DriverDisk | None]:
+        """Return whether machines must be like this one, and the disk of the home where machines may have other disks."""
+        on_cluster, holder = self.address is not None, folder.holder.absolute()
+        disk = DriverDisk(holder, holder.read_text(encoding="utf-8")) if on_cluster else None
+        return team.environment == "strict" or (team.environment is None and on_cluster), disk

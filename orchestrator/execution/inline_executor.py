@@ -1,0 +1,55 @@
+"""Run jobs in this process, one after another: for tests and debuggers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from orchestrator.execution.executor import Event, Outcome, classify_result
+from workers.config.job import Job
+
+
+class InlineExecutor:
+    """Holds one job at a time and runs it, in this process, at the next poll."""
+
+    def __init__(self) -> None:
+        self._submitted: tuple[Job, str | None, str | None] | None = None
+
+    def why_unschedulable(self, job: Job) -> str | None:
+        """Return None: this process takes every job."""
+        return None
+
+    def has_capacity(self, job: Job) -> bool:
+        """Return whether no job waits to be run."""
+        return self._submitted is None
+
+    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
+        """Keep a job until the next poll."""
+        self._submitted = (job, uri, run)
+
+    def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        """Run the submitted job, and yield its events and its outcome."""
+        from workers.runtime.heartbeat import JobProgress
+        from workers.runtime.job_runner import JobContext, run_job
+
+        if self._submitted is None:
+            return
+        job, uri, run = self._submitted
+        self._submitted = None
+        progress = JobProgress()
+        yield Event(job, "working")
+        result = run_job(job, progress, JobContext(uri, run))
+        yield Event(job, "epoch", progress.epochs_done, progress.metrics)
+        yield classify_result(job, result)
+
+    def stop(self, seconds: float) -> None:
+        """Forget the submitted job."""
+        self._submitted = None
+
+    def call_on_head(self, function: Any, *arguments: Any) -> Any:
+        """Call the function here."""
+        return function(*arguments)
+
+    def close(self) -> None:
+        """Forget the submitted job."""
+        self._submitted = None

@@ -1,0 +1,188 @@
+"""Run a search's trials by Ray Tune: Optuna says what to try (TPE), ASHA ends early what does worse than others.
+
+Tune schedules. What was tried and how it went is written to the search's own record, from which another run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.machines import GPUS_COME
+from orchestrator.planning.search import Search, describe_choice
+from workers.config.search_space import Choice
+from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.errors import ConclaveError, DivergedError
+from workers.runtime.environment import environment
+from workers.runtime.localize import DriverDisk
+from workers.runtime.search_trial import ACCURACY, LOSS, run_trial
+
+if TYPE_CHECKING:
+    from workers.runtime.actor import JobLocalizer
+
+DIGITS = 4  # of what is chosen: a recipe that people can read
+DIVERGED = 1e9  # the loss of a trial that came to none
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Runs searches on Ray.
+
+    Attributes:
+        connection: The connection to Ray.
+        say: Shows a line to people.
+        strict: Whether machines must be like this one.
+        disk: The disk of the home, where machines may have other disks.
+    """
+
+    connection: Connection
+    say: Callable[[str], None]
+    strict: bool = False
+    disk: DriverDisk | None = None
+
+    def _localizer(self) -> JobLocalizer:
+        from workers.runtime.actor import JobLocalizer
+
+        return JobLocalizer(environment(), self.strict, self.disk)
+
+    def __call__(self, search: Search) -> None:
+        """Try until all trials came to an end. Raises KeyboardInterrupt where somebody stops it; it can go on later."""
+        os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+        with tempfile.TemporaryDirectory() as folder:  # for Tune's own records
+            self._run(search, folder)
+
+    def _run(self, search: Search, folder: str) -> None:
+        from ray import tune
+        from ray.tune.schedulers import ASHAScheduler
+        from ray.tune.search.optuna import OptunaSearch
+
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        logging.getLogger("optuna").setLevel(logging.ERROR)
+        space, finished = _space(search), [t for t in search.trials.values() if t.has_ended]
+        unfinished = [t.choice for t in search.trials.values() if not t.has_ended]
+        sampler = OptunaSearch(
+            OptunaSearch.convert_search_space(space),
+            metric="loss",
+            mode="min",
+            seed=search.job({}).seed % 2**31 + len(finished),
+            points_to_evaluate=unfinished or None,
+        )
+        for trial in finished:
+            if trial.epochs:
+                sampler.add_evaluated_point(trial.choice, trial.epochs[-1]["loss"])
+        asha = ASHAScheduler("epoch", "loss", "min", max_t=search.epochs, grace_period=min(search.space.grace, search.epochs))
+        resources = search.member.resources
+        gpus = resources.gpus_where(GPUS_COME in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(_train, search=search, localizer=self._localizer()), {"cpu": resources.cpus, "gpu": gpus}
+            ),
+            tune_config=tune.TuneConfig(search_alg=sampler, scheduler=asha, num_samples=search.left),
+            run_config=tune.RunConfig(
+                storage_path=folder,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=3),
+                callbacks=[_keeper(search, self.say)],
+            ),
+        )
+        self.say(f"{search.label}: searching, {search.left} of {search.space.trials} trials left")
+        tuner.fit()
+        if search.left:
+            raise ConclaveError(f"search of {search.label}: {search.left} trials did not come to an end. Run again.")
+
+
+def rounded(search: Search, config: dict[str, Any]) -> Choice:
+    """Round Tune's choice to digits that people can read, within the ranges."""
+    choice: Choice = {}
+    for key, value in config.items():
+        if isinstance(value, str):
+            choice[key] = value
+            continue
+        low, high = search.space.augment[key.removeprefix("augment.")] if "." in key else getattr(search.space, key)
+        choice[key] = min(max(float(f"{value:.{DIGITS}g}"), low), high)
+    return choice
+
+
+def _space(search: Search) -> dict[str, Any]:
+    """Return the search space in Tune's terms."""
+    from ray import tune
+
+    spec, space = search.space, {}
+    for key in ("lr", "weight_decay"):
+        if bounds := getattr(spec, key):
+            space[key] = tune.loguniform(*bounds)
+    if spec.optimizer:
+        space["optimizer"] = tune.choice(list(spec.optimizer))
+    return {**space, **{f"augment.{name}": tune.uniform(*bounds) for name, bounds in spec.augment.items()}}
+
+
+class _Reports(TrainingCallback):
+    """Reports each epoch to Tune, those before an interruption too."""
+
+    def on_resume(self, history: list[Epoch]) -> None:
+        """Report the epochs of a checkpoint."""
+        for epoch, metrics in enumerate(history):
+            self.on_epoch_end(epoch, metrics)
+
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+        """Report an epoch."""
+        from ray import tune
+
+        point = {"loss": metrics[LOSS], "accuracy": metrics[ACCURACY], "seconds": metrics["seconds"]}
+        tune.report({"epoch": epoch + 1, **point})
+
+
+def _train(config: dict[str, Any], search: Search, localizer: JobLocalizer) -> None:
+    """Run a trial, in its own process."""
+    from ray import tune
+
+    job, _, _ = localizer(search.job(rounded(search, config)))
+    try:
+        run_trial(job, _Reports())
+    except DivergedError:
+        tune.report({"epoch": search.epochs, "loss": DIVERGED, "accuracy": 0.0, "seconds": 0.0})
+
+
+def _no_keeper() -> None:
+    """Stand in for a keeper in Tune's copy."""
+
+
+def _keeper(search: Search, say: Callable[[str], None]) -> Any:
+    """Return Tune's callback that records what happens to trials."""
+    from ray import tune
+
+    class Keeper(tune.Callback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.names: dict[str, str] = {}
+
+        def __reduce__(self) -> Any:
+            return _no_keeper, ()  # Tune keeps a copy of itself, which nobody asks for: the search's own record is the truth
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.names[trial.trial_id] = search.add(rounded(search, trial.config))
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+            if "loss" in result:
+                points = search.trials[self.names[trial.trial_id]].epochs
+                points.append({key: float(result[key]) for key in ("loss", "accuracy", "seconds")})
+                search.save()
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            name = self.names[trial.trial_id]
+            record = search.trials[name]
+            record.state = "done" if len(record.epochs) >= search.epochs else "stopped"
+            loss = f"loss {record.epochs[-1]['loss']:.4f}" if record.epochs else "no epoch"
+            text = f"{record.state} after {len(record.epochs)} epochs, {loss}"
+            say(f"{search.label}: trial {describe_choice(record.choice)}: {text}")
+            search.save()
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            search.trials[self.names[trial.trial_id]].state = "failed"
+            search.save()
+
+    return Keeper()

@@ -1,0 +1,1 @@
+"""The fusion step: finished trainings in, fitted fusions and one model out; and refits of it."""

@@ -1,0 +1,137 @@
+"""Refit fusions from artifacts: choose members of one or several sweeps for the fusion step. No training, no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.errors import UserInputError
+from workers.storage import legacy
+
+if TYPE_CHECKING:
+    from orchestrator.fusing.request import FusionRequest
+    from orchestrator.planning.plan import Plan
+
+
+def join_sweeps(home: Path, name: str, methods: list[str] | None, others: Sequence[str]) -> FusionRequest:
+    """Return one request for the members of several sweeps. Those of the other sweeps are called SWEEP.MEMBER.
+
+    Args:
+        home: The home.
+        name: Name of the sweep.
+        methods: The fusions to fit; the team's where left out.
+        others: Names of further sweeps.
+
+    Raises:
+        UserInputError: If a sweep is not known, or has other data or another split.
+    """
+    request = build_request(home, name, methods)
+    for other in others:
+        joined = build_request(home, other)
+        if _split_of(request) != _split_of(joined):
+            raise UserInputError(
+                f"--with {other}: other data, seed or split than {name}: its members saw rows that {name} fuses on."
+            )
+        new_names = {member: f"{other}.{member}" for member in joined.members}
+        request = replace(
+            request,
+            student=None,
+            members={**request.members, **{new: joined.members[old] for old, new in new_names.items()}},
+            full={**request.full, **{new: joined.full[old] for old, new in new_names.items()}},
+            folds={**request.folds, **{new: joined.folds[old] for old, new in new_names.items() if old in joined.folds}},
+            import_paths=(*request.import_paths, *joined.import_paths),
+        )
+    return request
+
+
+def _split_of(request: FusionRequest) -> tuple[object, ...]:
+    data = request.data
+    return (request.store, request.team_seed, data.fuse_fraction, data.test_fraction, data.folds)
+
+
+def select_members(request: FusionRequest, drop: Sequence[str], only: Sequence[str]) -> FusionRequest:
+    """Return the request for some of the members.
+
+    Args:
+        request: The request.
+        drop: Members to leave out; each entry may hold several, separated by commas.
+        only: Members to keep; all where empty.
+
+    Raises:
+        UserInputError: If a member is not there, or none is left.
+    """
+    dropped, wanted = ([name for text in texts for name in text.split(",")] for texts in (drop, only))
+    for option, names in (("--drop", dropped), ("--only", wanted)):
+        for name in names:
+            if name not in request.members:
+                raise UserInputError(f"{option} {name}: no such member is done; there are {', '.join(request.members)}.")
+    selected = [m for m in request.members if m not in dropped and (not wanted or m in wanted)]
+    if not selected:
+        raise UserInputError("--drop and --only leave no member to fuse.")
+    return replace(
+        request,
+        student=request.student if selected == list(request.members) else None,
+        members={m: request.members[m] for m in selected},
+        full={m: request.full[m] for m in selected},
+        folds={m: request.folds[m] for m in selected if m in request.folds},
+    )
+
+
+def build_request(home: Path, name: str, methods: list[str] | None = None) -> FusionRequest:
+    """Return the request for a sweep, from the home alone.
+
+    Args:
+        home: The home.
+        name: Name of the sweep.
+        methods: The fusions to fit; the team's where left out.
+
+    Raises:
+        UserInputError: If the sweep or a fusion is not known, or no member is done.
+    """
+    from fusion.methods.names import KNOWN
+    from orchestrator.fusing.request import make_request
+    from orchestrator.home import Home
+    from orchestrator.reporting.summary import member_states
+
+    unknown = [m for m in methods or () if m not in KNOWN]
+    if unknown:
+        raise UserInputError(f"--method {unknown[0]}: unknown; known are {', '.join(KNOWN)}.")
+    folder = Home(home).existing(name)
+    plan = _plan_of(home, name)
+    if methods:
+        plan = replace(plan, team=plan.team.model_copy(update={"fusion": tuple(methods)}))
+    members = member_states(plan, {})
+    if all(member["state"] != "done" for member in members.values()):
+        raise UserInputError(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
+    return make_request(plan, members, folder)
+
+
+def _plan_of(home: Path, name: str) -> Plan:
+    from orchestrator.config.loader import resolve_team
+    from orchestrator.config.yaml_document import Document, read_document
+    from orchestrator.home import Home
+    from orchestrator.planning.plan import Planner
+    from orchestrator.planning.search import known_recipes
+    from workers.data.store import Store, find_store
+
+    folder = Home(home).existing(name)
+    state = folder.state()
+    origin, written = Path(state["team_file"]), read_document(folder.team)
+    document = Document(origin, legacy.without_removed(written.values), written.root)
+    team = resolve_team(document, state["data"] and Path(state["data"]))
+    store = Store(Path(home, "data", state["store"])) if state.get("store") else find_store(team.data, home)
+    if store is None or not (store.folder / "store.json").is_file():
+        raise UserInputError(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
+    recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))
+    if undone := [search.label for search in recipes.searches if search.left]:
+        raise UserInputError(f"sweep {name}: the search of {undone[0]} is not done. Run `conclave sweep` again.")
+    return replace(recipes.planner.plan(), searched=recipes.seconds)
+
+
+def refit_fusions(request: FusionRequest) -> dict[str, Any]:
+    """Fit the fusions and return what they come to. Nothing is written, so the sweep's own results stay as they are."""
+    from orchestrator.fusing.step import evaluate_fusions, fit_team
+
+    return evaluate_fusions(request, fit_team(request))

@@ -1,0 +1,126 @@
+"""Describe what the fusion step is asked: where finished trainings are, and what to make of them. Light to import."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.config.job import Job
+from workers.config.specs import DataSpec, MemberSpec
+from workers.storage.artifacts import MemberArtifact
+from workers.tracking.client import TrackingClient
+
+if TYPE_CHECKING:
+    from orchestrator.home import SweepFolder
+    from orchestrator.planning.plan import Plan
+    from orchestrator.tracking.sweep_runs import SweepRuns
+
+
+@dataclass(frozen=True)
+class ArtifactLocation:
+    """Where a finished training can be had: its tracking run, and its folder in the home."""
+
+    run: str | None
+    root: Path
+
+    def download(self, uri: str | None) -> Path:
+        """Return a local folder that holds the artifact: the home's, or one from the tracking store `uri`."""
+        if MemberArtifact(self.root).done or not (uri and self.run):
+            return self.root
+        folder = TrackingClient(uri).download(self.run, "fit")
+        return folder.parent if folder and MemberArtifact(folder.parent).done else self.root
+
+
+@dataclass(frozen=True)
+class FusionRequest:
+    """All that the fusion step needs. It is sent to the fusion actor as it is.
+
+    Attributes:
+        sweep: The sweep's folder.
+        name: Name of the team.
+        members: The members that are done.
+        full: Location of each member's full training.
+        folds: Locations of the fold trainings, of the members that have them all.
+        fusions: Names of the fusions to fit.
+        data: The splits.
+        team_seed: Seed of the split.
+        store: Folder of the packed data.
+        uri: The tracking store, or None to use the home alone.
+        import_paths: Folders from which the users' own modules are imported.
+        provenance: What the exported model says of where it comes from.
+        student: The student and the location of its training, where it is done.
+        prices: Price of one trainer for an hour, by kind of machine.
+        searched: Seconds of search that finding a member's recipe took.
+    """
+
+    sweep: Path
+    name: str
+    members: Mapping[str, MemberSpec]
+    full: Mapping[str, ArtifactLocation]
+    folds: Mapping[str, Sequence[ArtifactLocation]]
+    fusions: Sequence[str]
+    data: DataSpec
+    team_seed: int
+    store: Path
+    uri: str | None
+    import_paths: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    student: tuple[MemberSpec, ArtifactLocation] | None = None
+    prices: Mapping[str, float] = field(default_factory=dict)
+    searched: Mapping[str, float] = field(default_factory=dict)
+
+
+def make_request(
+    plan: Plan, members: dict[str, dict[str, Any]], folder: SweepFolder, runs: SweepRuns | None = None
+) -> FusionRequest:
+    """Return the request for the members that are done.
+
+    Args:
+        plan: The plan.
+        members: State of each member, from `member_states`.
+        folder: The sweep's folder.
+        runs: The sweep's runs; without them, only the home is used.
+    """
+    specs = {m.name: m for m in plan.team.members if members[m.name]["state"] == "done"}
+    run_ids = runs.ids if runs else {}
+
+    def location(job: Job) -> ArtifactLocation:
+        return ArtifactLocation(run_ids.get(job.signature), MemberArtifact.in_home(job.home, job.signature).root)
+
+    jobs, student = {name: plan.jobs_of(name) for name in specs}, plan.student
+    has_student = student and len(specs) == len(members) and MemberArtifact.in_home(student.home, student.signature).done
+    return FusionRequest(
+        sweep=folder.path.absolute(),
+        name=plan.team.name,
+        members=specs,
+        full={name: location(of_member[0]) for name, of_member in jobs.items()},
+        folds={n: [location(j) for j in of[1:]] for n, of in jobs.items() if of[1:] and members[n]["reason"] is None},
+        fusions=plan.team.fusion,
+        data=plan.team.data,
+        team_seed=plan.team.seed,
+        store=plan.store.folder.absolute(),
+        uri=runs.tracking.uri if runs else None,
+        import_paths=plan.jobs[0].import_paths,
+        provenance={
+            "sweep": plan.team.name,
+            "data_digest": plan.store.digest,
+            "member_weights": {n: members[n]["weights_sha256"] for n in specs},
+            "commit": code_commit(),
+        },
+        student=(student.member, location(student)) if student and has_student else None,
+        prices=plan.team.hourly,
+        searched=plan.searched,
+    )
+
+
+def code_commit() -> str:
+    """Return the commit of our own code, where it lies in a repository and git is there; else "unknown"."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # an image has no git
+        return "unknown"
+    return answer.stdout.strip() or "unknown"

@@ -1,0 +1,1 @@
+"""Plan a sweep: the jobs and their signatures, searches for recipes, estimates. Pure of torch, Ray and MLflow."""

@@ -1,0 +1,230 @@
+"""Estimate what a plan will take: time on this machine; machines, hours and money on a cluster. No torch, Ray or MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.planning.plan import Plan
+from workers.config.job import Job
+from workers.config.resources import Resources
+from workers.errors import UserInputError
+from workers.storage.artifacts import MemberArtifact
+
+# Floating-point operations a second that a fit is assumed to reach before one was measured, of ResNet18.
+CORE = 1.0e11
+GPU = 2.5e12  # a third of what a T4 can do in float32
+STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
+MEASURED, ROUGH = "measured on fits that are done here", "rough: from the network's size alone"
+Kind = tuple[str, int, str, int]
+
+
+def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
+    """Estimate the time that the rest of a plan takes on this machine.
+
+    It takes as long as all the work shared by all cores, or as long as the longest row of trainings that go on from each other.
+
+    Args:
+        plan: The plan.
+        cores: Number of CPU cores.
+
+    Returns:
+        Seconds, and what the estimate rests on.
+    """
+    rates = _Rates.from_plan(plan, gpu=False)
+    seconds = {job.signature: rates.seconds(job) for job in plan.todo}
+    work = sum(seconds[job.signature] * max(1.0, job.member.resources.cpus) for job in plan.todo)
+    ends: dict[str, float] = {}
+    for job in plan.todo:
+        ends[job.signature] = seconds[job.signature] + _ready(job, ends)
+    return max(work / max(1, cores), max(ends.values(), default=0.0)), rates.basis
+
+
+def _ready(job: Job, ends: Mapping[str, float]) -> float:
+    """Return when the last of the trainings ends that a job needs."""
+    return max((ends[signature] for signature in job.needs if signature in ends), default=0.0)
+
+
+@dataclass(frozen=True)
+class MachineType:
+    """Machines of one type in a cluster file.
+
+    Attributes:
+        name: Name of the type.
+        gpus: GPUs of one machine.
+        cpus: CPU cores of one machine.
+        most: Largest number of machines.
+        price: Price of one trainer for an hour, or None where the team names none.
+        labels: Ray's labels of the machines.
+    """
+
+    name: str
+    gpus: float
+    cpus: float
+    most: int
+    price: float | None  # of a trainer for an hour
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def slots(self, gpus: float, cpus: float, wanted: Resources) -> int:
+        """Return how many jobs fit on one machine at a time; none where the jobs want another kind of machine."""
+        if wanted.preference(self.labels) is None:
+            return 0
+        return int(min(self.gpus / gpus if gpus else math.inf, self.cpus / cpus))
+
+
+@dataclass
+class _Machine:
+    group: MachineType
+    slots: list[float] = field(default_factory=list)  # hours until each is free
+
+    @property
+    def hours(self) -> float:
+        return max(self.slots)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimate for a sweep on a cluster.
+
+    Attributes:
+        machines: Number of machines of each type that come, and their hours together.
+        hours: Hours until the last job ends.
+        money: The price, where the team has prices for all machines.
+        basis: What the estimate rests on.
+    """
+
+    machines: Mapping[str, tuple[int, float]]
+    hours: float
+    money: float | None  # where the team has prices for all of them
+    basis: str
+
+
+def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
+    """Estimate a sweep on a cluster: jobs in the plan's order, each on the machine that is free first.
+
+    Machine types are filled in the file's order. `prices` of the team count by the name of a type, or by its label `market`.
+
+    Args:
+        plan: The plan.
+        config: Content of a cluster file of Ray's launcher.
+
+    Raises:
+        UserInputError: If a job fits on no machine.
+    """
+    groups, idle = _groups(config, plan.team.hourly), float(config.get("idle_timeout_minutes") or 5) / 60
+    has_gpus = any(group.gpus >= 1 for group in groups)
+    rates, limit = _Rates.from_plan(plan, gpu=has_gpus), int(config.get("max_workers") or sum(group.most for group in groups))
+    machines: list[_Machine] = []
+    ends: dict[str, float] = {}
+    for job in plan.todo:
+        wanted = job.member.resources
+        gpus, cpus = wanted.gpus_where(has_gpus), wanted.cpus
+        usable = [machine for machine in machines if machine.group.slots(gpus, cpus, wanted)]
+        next_type = _next(groups, machines, limit, job, has_gpus)
+        if not usable and next_type is None:
+            raise UserInputError(
+                f"{job.label}: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; no type in the file has that."
+            )
+        machine = min(usable, key=lambda machine: min(machine.slots), default=None)
+        if next_type and (machine is None or min(machine.slots) > STARTING):
+            machine = _Machine(next_type, [STARTING] * next_type.slots(gpus, cpus, wanted))
+            machines.append(machine)
+        assert machine
+        slot = machine.slots.index(min(machine.slots))
+        machine.slots[slot] = max(machine.slots[slot], _ready(job, ends)) + rates.seconds(job) / 3600
+        ends[job.signature] = machine.slots[slot]
+    return _summed(machines, groups, idle, rates.basis)
+
+
+def _summed(machines: list[_Machine], groups: list[MachineType], idle: float, basis: str) -> Estimate:
+    """Sum up. A machine is paid for all trainers that it holds, from its start until it was idle for as long as the file says."""
+    hours_by_type = {group.name: [machine.hours + idle for machine in machines if machine.group == group] for group in groups}
+    money = sum((machine.hours + idle) * len(machine.slots) * (machine.group.price or 0.0) for machine in machines)
+    is_priced = all(machine.group.price is not None for machine in machines) and bool(machines)
+    longest = max((machine.hours for machine in machines), default=0.0)
+    return Estimate(
+        {name: (len(hours), sum(hours)) for name, hours in hours_by_type.items()}, longest, money if is_priced else None, basis
+    )
+
+
+def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[MachineType]:
+    """Return the worker types of a cluster file.
+
+    Raises UserInputError where it names none: a fixed set of machines is not known here.
+    """
+    types = config.get("available_node_types")
+    if not types:
+        raise UserInputError("the cluster file names no machine types, so nothing can be said before its machines run.")
+    machine_types = []
+    for name, entry in types.items():
+        resources, labels = entry.get("resources") or {}, entry.get("labels") or {}
+        own_limit = entry.get("max_workers")
+        most = int(config.get("max_workers") or 0) if own_limit is None else int(own_limit)
+        if name == config.get("head_node_type") or not most:
+            continue
+        if not resources:
+            raise UserInputError(
+                f"available_node_types: {name} says no `resources:`, so what fits on it is not known before it runs."
+            )
+        sizes = float(resources.get("GPU") or 0), float(resources.get("CPU") or 0)
+        machine_types.append(MachineType(name, *sizes, most, prices.get(name, prices.get(str(labels.get("market")))), labels))
+    return machine_types
+
+
+def _next(groups: list[MachineType], machines: list[_Machine], limit: int, job: Job, has_gpus: bool) -> MachineType | None:
+    """Return the type of the next machine that may come for a job: of those that the job prefers, the file's first."""
+    if len(machines) >= limit:
+        return None
+    wanted = job.member.resources
+    usable = [group for group in groups if group.slots(wanted.gpus_where(has_gpus), wanted.cpus, wanted)]
+    available = [group for group in usable if sum(machine.group == group for machine in machines) < group.most]
+    return min(available, key=lambda group: wanted.preference(group.labels) or 0, default=None)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Seconds per image by kind of network: measured on finished trainings on such a device, else assumed."""
+
+    plan: Plan
+    measured: Mapping[Kind, float]
+    speed: float
+
+    @classmethod
+    def from_plan(cls, plan: Plan, gpu: bool) -> _Rates:
+        rates_by_kind: dict[Kind, float] = {}
+        for job in plan.jobs:
+            if job.signature in plan.done:
+                manifest = MemberArtifact.in_home(job.home, job.signature).manifest()
+                rates = sorted(1 / epoch["train/images_per_second"] for epoch in manifest["history"])
+                if gpu != str(manifest["device"]).startswith("cpu"):
+                    rates_by_kind[_kind(job)] = rates[len(rates) // 2]
+        return cls(plan, rates_by_kind, GPU if gpu else CORE)
+
+    @property
+    def basis(self) -> str:
+        return MEASURED if all(_kind(job) in self.measured for job in self.plan.todo) else ROUGH
+
+    def seconds(self, job: Job) -> float:
+        return self._images(job) * self.measured.get(_kind(job), self._assumed(job))
+
+    def _images(self, job: Job) -> float:
+        store = self.plan.store
+        rows = float((~store.tested).sum()) * (1 - job.data.fuse_fraction)
+        if not store.tested.any():
+            rows *= 1 - job.data.test_fraction
+        first, end = job.epochs
+        teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
+        return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
+
+    def _assumed(self, job: Job) -> float:
+        """Assume forward and backward passes of a ResNet18 of this width at this size."""
+        size = self.plan.store.size
+        is_small_stem = job.member.stem == "cifar" or (job.member.stem == "auto" and size < 64)
+        flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)
+        return flops * (job.member.width / 64) ** 2 / self.speed / job.member.resources.processes
+
+
+def _kind(job: Job) -> Kind:
+    return job.member.arch, job.member.width, job.member.stem, job.member.resources.processes

@@ -1,0 +1,152 @@
+"""Draw the report's plots, from the content of fusion.json and the histories of the full trainings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Details = dict[str, Any]
+Histories = dict[str, list[dict[str, float]]]
+
+
+def all_plots(details: Details, histories: Histories) -> dict[str, Figure]:
+    """Return every plot by the name that the page calls it by."""
+    return {
+        "costs": costs(details),
+        "forecast": forecast(details),
+        "reliability": reliability(details),
+        "disagreement": disagreement(details),
+        "confusion": confusion(details),
+        "classes": classes(details),
+        "curves": curves(histories),
+    }
+
+
+def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def curves(histories: Histories) -> Figure:
+    """Plot training loss and accuracy on *fuse* against epochs, for each member."""
+    figure = _figure(9)
+    for place, (key, label) in enumerate((("train/loss", "training loss"), ("fuse/accuracy", "accuracy on fuse"))):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for name, history in histories.items():
+            axes.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], label=name)
+        axes.set(xlabel="epoch", title=label)
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def costs(details: Details) -> Figure:
+    """Plot accuracy with intervals against training cost, for each candidate."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    for name, row in details["candidates"].items():
+        scores = row["test"] or row["fuse"]
+        is_recommended = name == details["recommended"]
+        low, high = row.get("interval") or (scores["accuracy"], scores["accuracy"])
+        spread = [[(scores["accuracy"] - low) * 100], [(high - scores["accuracy"]) * 100]]
+        position = ([row["train_cost"]], [scores["accuracy"] * 100])
+        axes.errorbar(*position, yerr=spread, fmt="s" if is_recommended else "o", capsize=3, label=name)
+    axes.set(xlabel="training cost, multiples of one member", ylabel="accuracy, %")
+    axes.set_title("Accuracy against cost (95 % intervals)")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def classes(details: Details) -> Figure:
+    """Plot the accuracy of each class on *test*, for each candidate."""
+    figure = _figure(9, 0.4 * len(details["candidates"]) + 1.6)
+    axes = figure.add_subplot()
+    names = [n for n, row in details["candidates"].items() if row.get("per_class")]
+    values = [[100 * (v or 0) for v in details["candidates"][n]["per_class"]] for n in names]
+    if values:
+        picture = axes.imshow(values, aspect="auto", cmap="viridis")
+        figure.colorbar(picture, label="accuracy, %")
+        axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names)
+    axes.set_title("Accuracy by class on the test rows")
+    return figure
+
+
+def forecast(details: Details) -> Figure:
+    """Plot the accuracy of a vote against its number of members."""
+    figure = _figure()
+    axes = figure.add_subplot()
+    ahead = details["diversity"]["forecast"]
+    for measured, style, label in ((True, "o-", "measured, mean over subsets"), (False, "o--", "forecast")):
+        rows = [row for row in ahead if row["measured"] is measured]
+        axes.plot([r["members"] for r in rows], [100 * r["accuracy"] for r in rows], style, label=label)
+    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="What more such members would give")
+    axes.set_xticks([row["members"] for row in ahead])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def reliability(details: Details) -> Figure:
+    """Plot accuracy against confidence for the recommended candidate and the best single member."""
+    figure = _figure(4.6, 4.2)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
+    for name in dict.fromkeys((details["recommended"], details["best_single"])):
+        points = details["candidates"][name].get("reliability", ())
+        if points:
+            axes.plot([p["confidence"] for p in points], [p["accuracy"] for p in points], "o-", label=name)
+    axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability on the test rows")
+    axes.grid(alpha=0.3)
+    if len(axes.get_lines()) > 1:
+        axes.legend(frameon=False)
+    return figure
+
+
+def disagreement(details: Details) -> Figure:
+    """Plot how often two members disagree in being right, in percent of the *fuse* rows."""
+    names = list(details["diversity"]["confusion"])
+    share = [[0.0] * len(names) for _ in names]
+    for pair in details["diversity"]["pairs"]:
+        i, j = names.index(pair["first"]), names.index(pair["second"])
+        share[i][j] = share[j][i] = 100 * pair["disagreement"]
+    side = 0.5 * len(names) + 2.6
+    figure = _figure(side + 0.8, side)
+    axes = figure.add_subplot()
+    figure.colorbar(axes.imshow(share, cmap="Blues"), label="% of rows")
+    largest = max(map(max, share))
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for i, row in enumerate(share):
+        for j, value in enumerate(row):
+            if i != j:
+                axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 * largest else "black")
+    axes.set_title("Rows that just one of two gets right")
+    return figure
+
+
+def confusion(details: Details) -> Figure:
+    """Plot each member's confusion matrix on *fuse*, its mistakes alone."""
+    matrices = details["diversity"]["confusion"]
+    columns = min(3, len(matrices))
+    lines = -(-len(matrices) // columns)
+    figure = _figure(3.4 * columns, 3.4 * lines)
+    for place, (name, matrix) in enumerate(matrices.items()):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        _mistakes(axes, matrix, details["classes"])
+        axes.set_title(name)
+    return figure
+
+
+def _mistakes(axes: Axes, matrix: list[list[int]], names: list[str]) -> None:
+    wrong = [[0 if i == j else count for j, count in enumerate(row)] for i, row in enumerate(matrix)]
+    axes.imshow(wrong, cmap="magma")
+    ticks = range(len(names)) if len(names) <= 12 else []
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, parse_math=False)  # a folder may be named $x$
+    axes.set_yticks(ticks, [names[i] for i in ticks], parse_math=False)
+    axes.set(xlabel="guessed", ylabel="is")

@@ -1,0 +1,60 @@
+"""Print tables on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.home import Home
+
+WIDE = 10_000  # columns
+
+
+def print_table(headers: list[str], rows: list[list[str]], marked: int | None = None) -> None:
+    """Print a table.
+
+    Args:
+        headers: Column titles.
+        rows: Cells.
+        marked: Index of a row to show in bold.
+    """
+    table = Table(box=None)
+    for header in headers:
+        table.add_column(header, no_wrap=True)
+    for i, row in enumerate(rows):
+        table.add_row(*row, style="bold green" if i == marked else None)
+    console = Console()
+    if not console.is_terminal:  # in a pipe or a file nothing is cut off
+        console = Console(width=WIDE)
+    console.print(table)
+
+
+def print_summary(home: Home, summary: dict[str, Any]) -> None:
+    """Print a sweep's table, its verdict, and where its model and its report are."""
+    from orchestrator.reporting import report
+
+    counts = f"{summary['trained']} jobs trained now, {summary['reused']} found done"
+    print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
+    for name, member in summary["members"].items():
+        if member["reason"]:
+            print(f"  {name}: {member['state']}: {member['reason']}")
+    if summary.get("unsent"):
+        print(f"Tracking: {summary['unsent']} entries could not be sent. When it is back: conclave sync --home {home.path}")
+    folder = home.sweep(summary["sweep"])
+    details = folder.details()
+    if summary["state"] == "interrupted":
+        print("Interrupted: what is finished is kept; the same command goes on from there.")
+    if summary["state"] in ("failed", "interrupted") or not details:
+        return
+    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details['best_single']}"}
+    keys |= {"p": "p", "train": "training", "inference": "inference"}
+    rows = report.table_rows(summary, details)
+    marked = next(i for i, row in enumerate(rows) if row["recommended"])
+    print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
+    for line in (report.verdict(details), details["diversity"]["verdict"], *details["warnings"]):
+        print(line)
+    uri = str(summary["tracking_uri"])
+    browse = uri if uri.startswith("http") else f"conclave ui --home {home.path}"
+    print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  {browse}")

@@ -1,0 +1,264 @@
+"""The whole story of a sweep: prepare, train, fuse, publish."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.loader import load_team
+from orchestrator.config.team import Team
+from orchestrator.execution.budget import BudgetTracker
+from orchestrator.execution.executor import Executor, OnEvent, Outcome
+from orchestrator.execution.preflight import check_networks
+from orchestrator.execution.scheduler import Scheduler
+from orchestrator.fusing.interim import InterimReporter
+from orchestrator.fusing.request import make_request
+from orchestrator.home import Home, SweepFolder
+from orchestrator.planning.plan import Plan, Planner
+from orchestrator.planning.search import Search, resolve_recipes, run_no_search
+from orchestrator.reporting.report import run_note, write_report
+from orchestrator.reporting.summary import SweepReport, histories, member_states, student_state
+from orchestrator.tracking.store import resolve_tracking_uri
+from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from workers.data.packing import OnProgress, pack_data
+from workers.data.splits import get_split, keep_split
+from workers.data.store import Store, find_store
+from workers.errors import UserInputError
+from workers.storage.artifacts import MemberArtifact
+
+STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
+FLUSH_SECONDS = 10.0
+INTERRUPTED_FLUSH_SECONDS = 2.0
+EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
+
+
+@dataclass
+class SweepOptions:
+    """What a caller of `run_sweep` may choose.
+
+    Attributes:
+        home: The home.
+        make_executor: Returns the executor for a team's jobs.
+        on_event: Is told of everything that happens to a job.
+        say: Shows a line to people.
+        on_packing: Is told how many rows are decoded.
+        data: Folder or archive to use instead of data.root.
+        restart: Members to train afresh.
+        make_search: Returns a function that runs searches; None where searches cannot be run.
+        check_executor: Raises UserInputError where the executor's machines do not answer.
+        began: A time.monotonic() from which the budget's hours count.
+    """
+
+    home: Home
+    make_executor: Callable[[Team, SweepFolder], Executor]
+    on_event: OnEvent = lambda event: None
+    say: Callable[[str], None] = lambda text: None
+    on_packing: OnProgress = lambda rows, expected: None
+    data: Path | None = None
+    restart: tuple[str, ...] = ()
+    make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None
+    check_executor: Callable[[], None] = lambda: None
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class SweepResult:
+    """What a sweep came to: its summary, the exit code, and what became of the jobs that were run, by signature."""
+
+    summary: dict[str, Any]
+    exit_code: int
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+
+
+def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
+    """Train what isn't done, fuse, export and report.
+
+    Args:
+        team_file: The team file.
+        options: What the caller chose.
+
+    Raises:
+        UserInputError: Before anything was written.
+        ConclaveError: If the tracking store or the fusion step fails.
+    """
+    team = load_team(team_file, options.data)
+    team.check_names("--restart", options.restart)
+    if options.make_search is None and (searched := [m.name for m in team.members if m.search]):
+        raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
+    uri = resolve_tracking_uri(team.tracking, options.home, options.say)
+    import_paths = (str(team_file.resolve().parent),)
+    if not _is_finished(team, options, import_paths):
+        options.check_executor()
+        check_networks(team, import_paths)
+    store = _pack(team, options)
+    place = SweepPlace(team_file, options.home, options.home.sweep(team.name), uri)
+    with place.folder.locked():
+        keep_split(store, team.data, team.seed)
+        return _PreparedSweep(place, options, Planner(team, store, options.home.path, import_paths)).run()
+
+
+def _pack(team: Team, options: SweepOptions) -> Store:
+    def check(store: Store) -> None:
+        get_split(store, team.data, team.seed)
+
+    store = pack_data(team.data, options.home.path, options.on_packing, check)
+    for note in store.notes():
+        options.say(note)
+    return store
+
+
+def _is_finished(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> bool:
+    """Return whether all is trained and fused, so that no network needs to be built; of a search that is not known yet."""
+    store = find_store(team.data, options.home.path)
+    if store is None or options.restart or any(member.search for member in team.members):
+        return False
+    plan = Planner(team, store, options.home.path, import_paths).plan()
+    return not plan.todo and _is_unchanged(options.home.sweep(team.name), plan)
+
+
+def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
+    summary = folder.summary()
+    is_complete = summary.get("state") == "done" and folder.model.is_file() and folder.report.is_file()
+    return bool(is_complete and folder.state().get("fingerprint") == plan.fingerprint())
+
+
+def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
+    """Return a line for each setting that differs from the sweep's last run, whose settings are `before`."""
+    now = plan.settings()
+    if not before:
+        return []
+    differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    return [f"changed since the last run: {k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}" for k in differing]
+
+
+@dataclass
+class _PreparedSweep:
+    """A sweep whose data is packed and whose folder is locked."""
+
+    place: SweepPlace
+    options: SweepOptions
+    planner: Planner
+
+    def run(self) -> SweepResult:
+        folder, options = self.place.folder, self.options
+        run_search = options.make_search(self.planner.team, folder) if options.make_search else run_no_search
+        recipes = resolve_recipes(self.planner, run_search)
+        plan = replace(recipes.planner.plan(), searched=recipes.seconds)
+        for line in describe_changes(folder.state().get("settings", {}), plan):
+            options.say(line)
+        self._keep_team_file()
+        for job in plan.jobs:
+            MemberArtifact.in_home(job.home, job.signature).remove_leftovers()
+        runs = SweepRuns.open(self.place, plan, options.restart)
+        for search in recipes.searches:
+            runs.log_search(search)
+        again = recipes.planner.plan()  # without what is to be trained afresh
+        plan = runs.import_remote_trainings(recipes.planner, replace(again, searched=recipes.seconds))
+        if not plan.todo and _is_unchanged(folder, plan):
+            return self._repeat(plan, runs)
+        return _ActiveSweep(self.place, self.options, plan, runs).run()
+
+    def _keep_team_file(self) -> None:
+        if self.place.team_file.resolve() != self.place.folder.team.resolve():
+            shutil.copyfile(self.place.team_file, self.place.folder.team)
+
+    def _repeat(self, plan: Plan, runs: SweepRuns) -> SweepResult:
+        """Return the finished sweep's summary, and fill the runs of a tracking store that has none of this sweep yet."""
+        folder = self.place.folder
+        current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": runs.parent}
+        summary = {**folder.summary(), **current, "trained": 0, "reused": len(plan.jobs)}
+        if runs.is_new:
+            runs.finish(summary, run_note(summary), folder.details())
+        return _close(SweepResult(summary, EXIT_DONE), runs, folder)
+
+
+@dataclass
+class _ActiveSweep:
+    """A sweep that has something to train or to fuse."""
+
+    place: SweepPlace
+    options: SweepOptions
+    plan: Plan
+    runs: SweepRuns
+    executor: Executor | None = None
+
+    def run(self) -> SweepResult:
+        self.runs.start()
+        try:
+            result = self._train_and_fuse()
+        except KeyboardInterrupt:
+            result = self._interrupt()
+        except BaseException:
+            self.runs.mark_failed()
+            self.runs.flush(FLUSH_SECONDS)
+            raise
+        finally:
+            if self.executor:
+                self.executor.close()
+        return _close(result, self.runs, self.place.folder)
+
+    def _train_and_fuse(self) -> SweepResult:
+        outcomes = self.runs.collect_trainings(self._train())
+        members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
+        self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
+        done = [name for name, member in members.items() if member["state"] == "done"]
+        if len(done) < self.plan.team.quorum:
+            summary = self._report.summarize(members, outcomes)
+            self.runs.finish(summary, run_note(summary))
+            return SweepResult(summary, EXIT_FAILED, outcomes)
+        self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
+        details = self._fuse(members)
+        summary = self._report.summarize(members, outcomes, details)
+        write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
+        self.runs.finish(summary, run_note(summary), details)
+        return SweepResult(summary, EXIT_DONE if summary["state"] == "done" else EXIT_PARTIAL, outcomes)
+
+    @property
+    def _report(self) -> SweepReport:
+        return SweepReport(self.plan, self.place.folder, self.runs)
+
+    def _train(self) -> dict[str, Outcome]:
+        """Run the jobs that are not done; return their outcomes by signature."""
+        if not self.plan.todo:
+            return {}
+        team, options = self.plan.team, self.options
+        self.executor = options.make_executor(team, self.place.folder)
+        interim = InterimReporter(self.plan, options.on_event, options.say)
+        budget = BudgetTracker.from_plan(self.plan, interim, options.began)
+        scheduler = Scheduler(
+            executor=self.executor,
+            retries=team.retries,
+            on_event=budget,
+            tracking_uri=self.place.uri,
+            run_id_of=self.runs.run_id_or_none,
+            why_closed=budget.why_exhausted,
+        )
+        outcomes = scheduler.run(self.plan.todo)
+        interim.close()
+        return outcomes
+
+    def _fuse(self, members: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        from orchestrator.fusing.step import fuse  # only now: nothing before needs what it imports
+
+        request = make_request(self.plan, members, self.place.folder, self.runs)
+        details: dict[str, Any] = self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
+        return details
+
+    def _interrupt(self) -> SweepResult:
+        if self.executor:
+            self.executor.stop(STOP_SECONDS)
+        self.runs.mark_interrupted()
+        summary = {**self._report.summarize(member_states(self.plan, {}), {}), "state": "interrupted"}
+        return SweepResult(summary, EXIT_INTERRUPTED)
+
+
+def _close(result: SweepResult, runs: SweepRuns, folder: SweepFolder) -> SweepResult:
+    """Send what can be sent, and write the summary."""
+    is_interrupted = result.exit_code == EXIT_INTERRUPTED
+    result.summary["unsent"] = runs.flush(INTERRUPTED_FLUSH_SECONDS if is_interrupted else FLUSH_SECONDS)
+    folder.write("summary.json", result.summary)
+    return result

@@ -1,0 +1,149 @@
+"""Run the team's tracking server: MLflow's own, behind a password, with artifacts through it, no jobs and no pickle."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from orchestrator.tracking.database import Database
+from workers.errors import ConclaveError, UserInputError
+from workers.storage.files import write_bytes
+
+SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable, as are the two of clients: MLFLOW_TRACKING_USERNAME, _PASSWORD
+SHORTEST = 12
+STARTING = 180.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A tracking server.
+
+    Attributes:
+        home: Where it keeps its files.
+        host: The address that it listens on.
+        port: Its port.
+        database: postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out.
+        artifacts: A folder, or s3://BUCKET/PATH; a folder of the home where left out.
+        allow: Names, with port, by which clients may call it.
+        postgres: The folder of a PostgreSQL of its own, in the place of `database`.
+    """
+
+    home: Path
+    host: str
+    port: int
+    database: str | None = None  # postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out
+    artifacts: str | None = None  # a folder or s3://BUCKET/PATH; a folder of the home where left out
+    allow: Sequence[str] = ()  # the names, with port, by which clients may call it
+    postgres: Path | None = None  # the folder of a PostgreSQL of its own, in the place of `database`
+
+    def run(self) -> int:
+        """Run the server until it is told to end; return its exit code. Raises UserInputError before anything is written."""
+        if self.postgres is None:
+            self.start()
+        assert self.postgres
+        server = self._own()
+        server.check()
+        with Database(self.postgres).running():
+            server.write()
+            process = subprocess.Popen(server.command(), env={**os.environ, **server.env()})
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: process.send_signal(number))
+            return process.wait()
+
+    def _own(self) -> Server:
+        """Return the same server on the database of its own, where it is to have one."""
+        if self.postgres and self.database:
+            raise UserInputError("--postgres brings a database of its own; it doesn't go together with --database.")
+        return replace(self, postgres=None, database=Database(self.postgres).uri) if self.postgres else self
+
+    def in_background(self, words: Sequence[str]) -> None:
+        """Start the same command without us, and come back once it answers. Raises ConclaveError where it does not."""
+        self._own().check()
+        self.home.mkdir(parents=True, exist_ok=True)
+        log, until = self.home / "server.log", time.monotonic() + STARTING
+        if self._answers():
+            return  # started before
+        with open(log, "ab") as log_file:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
+        while not self._answers():
+            if process.poll() is not None or time.monotonic() > until:
+                raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
+            time.sleep(0.5)
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def start(self) -> None:
+        """Become the server. Raises UserInputError where the password is missing, before anything is written."""
+        self.check()
+        self.write()
+        os.execve(sys.executable, self.command(), {**os.environ, **self.env()})
+
+    def check(self) -> None:
+        """Check the password and the packages. Raises UserInputError."""
+        if len(os.environ.get(PASSWORD, "")) < SHORTEST and not self._started_before():
+            raise UserInputError(
+                f"{PASSWORD}: set it to a password of at least {SHORTEST} characters, the admin's, for the first start."
+            )
+        if find_spec("flask_wtf") is None:  # MLflow's authentication would end in a traceback
+            raise UserInputError("the server needs packages of its own: pip install 'conclave-ensembles[server]'")
+
+    def write(self) -> None:
+        """Write what MLflow reads at its start, secrets among it."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        if not self.secret.exists():
+            write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
+        write_bytes(self.settings, self._authentication().encode(), mode=0o600)
+
+    @property
+    def secret(self) -> Path:
+        """The file of the secret key."""
+        return self.home / "server-secret"
+
+    @property
+    def settings(self) -> Path:
+        """The file of the authentication's settings."""
+        return self.home / "server-auth.ini"
+
+    def _started_before(self) -> bool:
+        """Return whether it was started before with the same database of accounts: another one has no admin yet."""
+        return self.settings.exists() and self.settings.read_text(encoding="utf-8") == self._authentication()
+
+    def command(self) -> list[str]:
+        """Return MLflow's command line."""
+        artifacts = self.artifacts or str((self.home / "artifacts").absolute())
+        hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
+        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
+        words += ["--port", str(self.port), "--serve-artifacts"]
+        return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
+
+    def env(self) -> Mapping[str, str]:
+        """Return MLflow's environment. Secrets go this way: everybody on the machine can read a command line."""
+        return {
+            **SAFE,
+            "MLFLOW_BACKEND_STORE_URI": self.database or f"sqlite:///{self.home.absolute()}/mlflow.db",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.secret.read_text(encoding="utf-8"),
+            "MLFLOW_AUTH_CONFIG_PATH": str(self.settings.absolute()),
+        }
+
+    def _authentication(self) -> str:
+        """Return the authentication's settings: nobody without an account; accounts read what others made and write their own."""
+        database = self.database or f"sqlite:///{self.home.absolute()}/server-users.db"
+        return f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}\nadmin_username = admin\n" + (
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"  # else each request hashes its password anew
+        )

@@ -1,0 +1,86 @@
+"""The outbox keeps every entry, and sending it again changes nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.tracking.delivery import flush_outbox
+from workers.tracking.outbox import Entry, Outbox
+
+RUNS = st.sampled_from(["r1", "r2"])
+ENTRIES = st.one_of(
+    st.tuples(st.just("metrics"), RUNS, st.integers(0, 5), st.floats(-10, 10)),
+    st.tuples(st.just("tags"), RUNS, st.sampled_from(["a", "b"]), st.text(max_size=5)),
+    st.tuples(st.just("status"), RUNS, st.sampled_from(["RUNNING", "FINISHED"]), st.just(0)),
+)
+
+
+class FakeStore:
+    """A tracking store that keeps what it is sent as MLflow does: the last value of each metric's step, of each tag."""
+
+    def __init__(self, failures: list[bool]) -> None:
+        self.state: dict[Any, Any] = {}
+        self.failures = failures
+
+    def send(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            for name, value in entry.get("metrics", {}).items():
+                self.state[entry["run"], name, entry["step"]] = value
+            self.state |= {(entry["run"], name): value for name, value in entry.get("tags", {}).items()}
+            if "status" in entry:
+                self.state[entry["run"], "status"] = entry["status"]
+        if self.failures and self.failures.pop():
+            raise ConnectionError("the answer got lost, though everything was taken")
+
+
+def fill(outbox: Outbox, entries: list[Any]) -> dict[Any, Any]:
+    """Add the entries; return what a store that got them once holds."""
+    expected: dict[Any, Any] = {}
+    for kind, run, key, value in entries:
+        if kind == "metrics":
+            outbox.metrics(run, {"loss": value}, key, 0)
+            expected[run, "loss", key] = value
+        elif kind == "tags":
+            outbox.tags(run, {key: value})
+            expected[run, key] = value
+        else:
+            outbox.status(run, key, 0)
+            expected[run, "status"] = key
+    return expected
+
+
+@given(st.lists(ENTRIES, max_size=130), st.lists(st.booleans(), max_size=6))
+def test_what_is_sent_twice_is_as_good_as_sent_once(entries: list[Any], failures: list[bool]) -> None:
+    """Batches whose answer got lost are sent again. In the end the store holds the same, and a replay changes nothing."""
+    with tempfile.TemporaryDirectory() as work:
+        outbox, store = Outbox.open(Path(work), "t", "sqlite:///nowhere"), FakeStore(failures)
+        expected = fill(outbox, entries)
+        while outbox.unsent():
+            try:
+                flush_outbox(outbox, store)  # type: ignore[arg-type]
+            except ConnectionError:
+                continue
+        assert store.state == expected
+        outbox.mark_sent(0)
+        store.failures = []
+        assert flush_outbox(outbox, store) == len(entries)  # type: ignore[arg-type]
+        assert store.state == expected
+
+
+@given(st.lists(ENTRIES, max_size=20), st.integers(2, 60))
+def test_a_torn_line_costs_that_entry_alone(entries: list[Any], torn_bytes: int) -> None:
+    with tempfile.TemporaryDirectory() as work:
+        outbox = Outbox.open(Path(work), "t", "sqlite:///nowhere")
+        fill(outbox, entries)
+        before = outbox.unsent()
+        outbox.tags("torn", {"by": "a crash" * 10})
+        content = outbox.path.read_bytes()
+        outbox.path.write_bytes(content[:-torn_bytes])
+        outbox.tags("after", {"the": "crash"})
+        kept = [entry for entry, _ in outbox.unsent()]
+        assert kept == [*(entry for entry, _ in before), {"run": "after", "tags": {"the": "crash"}}]

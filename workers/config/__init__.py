@@ -1,0 +1,1 @@
+"""Describe members, trainings, data and resources: frozen, strict, and light to import."""

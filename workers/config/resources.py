@@ -1,0 +1,64 @@
+"""Describe what a job asks of a machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from workers.config.strict import Strict
+
+Labels = tuple[tuple[str, str], ...]  # sorted pairs of a key and its value
+
+
+LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
+
+
+def _labels(value: Any) -> Any:
+    """Accept `{market: spot}`, or a list of such mappings with the preferred one first."""
+    if value == () or (isinstance(value, tuple) and value and isinstance(value[0], tuple)):
+        return value
+    entries = value if isinstance(value, tuple | list) else (value,)
+    for entry in entries:
+        if not (isinstance(entry, Mapping) and entry and all(_is_label(word) for pair in entry.items() for word in pair)):
+            raise ValueError("expected labels of machines like {market: spot}, or a list of such, the preferred ones first")
+    return tuple(tuple(sorted(entry.items())) for entry in entries)
+
+
+def _is_label(word: object) -> bool:
+    return isinstance(word, str) and LABEL.fullmatch(word) is not None
+
+
+class Resources(Strict):
+    """What one job asks of the scheduler.
+
+    Attributes:
+        gpus: Number of GPUs, fractions included. None means one per process where there are GPUs, else none.
+        cpus: Number of CPU cores.
+        workers: Processes that train one member together. None means one per GPU.
+        labels: Labels that a machine must have, as alternatives with the preferred one first. Without any, every machine will do.
+        wait_minutes: How long to wait for a machine that could hold the job. None means as long as one may come.
+    """
+
+    gpus: float | None = Field(None, ge=0)
+    cpus: float = Field(1, gt=0)
+    workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
+    labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels)] = ()  # of machines, the preferred first; none: any will do
+    wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
+
+    def preference(self, labels: Mapping[str, str]) -> int | None:
+        """Return which of the alternatives, from 0, a machine with these labels meets first, or None where it meets none."""
+        wishes = self.labels or ((),)
+        return next((i for i, wish in enumerate(wishes) if all(labels.get(k) == v for k, v in wish)), None)
+
+    def gpus_where(self, has_gpus: bool) -> float:
+        """Return how many GPUs a job asks for, given whether there are machines with GPUs."""
+        return float(has_gpus) * (self.workers or 1) if self.gpus is None else self.gpus
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that train one member together, on one machine."""
+        whole = self.gpus is not None and self.gpus.is_integer()
+        return self.workers or (max(1, int(self.gpus or 0)) if whole else 1)

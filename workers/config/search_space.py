@@ -1,0 +1,64 @@
+"""Describe what a search of recipes may try."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from workers.config.recipe import AUGMENTS
+from workers.config.strict import Strict
+
+
+def _range(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] < value[1]:
+        raise ValueError("expected a range like [0.001, 0.3]: two numbers above 0, the smaller one first")
+    return value
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_range)]
+
+
+def _augment_range(value: Mapping[str, Range]) -> Mapping[str, Range]:
+    for name, (_, high) in value.items():
+        if name not in AUGMENTS:
+            raise ValueError(f"unknown augmentation {name!r}; known are {', '.join(AUGMENTS)}")
+        if high > AUGMENTS[name][1]:
+            raise ValueError(f"the strength of {name} is its {AUGMENTS[name][2]}: at most {AUGMENTS[name][1]:g}")
+    return value
+
+
+class SearchSpec(Strict):
+    """What to try instead of the member's own settings. Trials are scored on a tenth of the *fit* rows; the best become members.
+
+    Attributes:
+        trials: Number of trials.
+        keep: Number of recipes that become members.
+        epochs: Most epochs of a trial. None means as many as a member has.
+        grace: Epochs that each trial trains before it may be stopped.
+        lr: Range of learning rates, searched by their logarithm.
+        weight_decay: Range of weight decays, searched by their logarithm.
+        optimizer: Optimizers to choose from.
+        augment: Range of strengths of each augmentation.
+    """
+
+    trials: int = Field(ge=2, le=1000)
+    keep: int = Field(1, ge=1, le=100)
+    epochs: int | None = Field(None, ge=1)  # the most that a trial trains; as many as a member where left out
+    grace: int = Field(1, ge=1)  # epochs that each trial trains before it may be stopped
+    lr: Range | None = None  # searched by its logarithm, as is the next
+    weight_decay: Range | None = None
+    optimizer: tuple[Literal["sgd", "adamw"], ...] = ()
+    augment: Annotated[dict[str, Range], AfterValidator(_augment_range)] = Field({})  # of strengths
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not (self.lr or self.weight_decay or self.augment):  # by names alone the same would be tried again and again
+            raise ValueError("nothing to search; give a range of lr, weight_decay or augment (optimizers alone: write members)")
+        if self.keep > self.trials:
+            raise ValueError(f"keep: {self.keep} of {self.trials} trials")
+        return self
+
+
+Choice = dict[str, float | str]  # lr, weight_decay, optimizer, augment.NAME

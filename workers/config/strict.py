@@ -1,0 +1,30 @@
+"""Share what every description needs: frozen models that refuse unknown keys and wrong types, and names."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("a name has 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class Strict(BaseModel):
+    """A frozen pydantic model that refuses unknown keys, wrong types and infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def kind(value: Any) -> Any:
+    """Let a plain name stand for a mapping: `adamw` for `{kind: adamw}`."""
+    return {"kind": value} if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""Read a data set: sources, archives, decoding, the packed store, splits."""

@@ -1,0 +1,1 @@
+"""Follow a training from outside, and inject faults into it in tests."""

@@ -1,0 +1,28 @@
+"""What a training reports while it runs, and the one thing that it asks: whether to stop."""
+
+from __future__ import annotations
+
+Epoch = dict[str, float]  # the metrics of one epoch
+
+
+class TrainingCallback:
+    """Follows a training. The methods of this class do nothing; subclasses override what they need."""
+
+    def on_resume(self, history: list[Epoch]) -> None:
+        """Called before the first step, with the metrics of the epochs that a checkpoint brought; empty in a fresh start."""
+
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+        """Called after each epoch, counted from 0, once its checkpoint is written."""
+
+    def on_step_end(self) -> None:
+        """Called after each optimizer step, as a sign of life."""
+
+    def on_checkpoint(self) -> None:
+        """Called after a checkpoint was written."""
+
+    def note(self, text: str) -> None:
+        """Called with something that people should know."""
+
+    def should_stop(self) -> bool:
+        """Return True to make the training write a checkpoint after its step and raise TrainingStopped."""
+        return False

@@ -1,0 +1,146 @@
+"""Build a member's network: a torchvision classifier by name, a ResNet of any width, or a network of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from workers.config.architectures import RESNETS, SCALABLE
+from workers.config.specs import MemberSpec
+from workers.errors import UserInputError
+from workers.models.network import Network, SmallResNet
+from workers.models.small_conv import use_small_conv
+
+SMALL = 64  # below this side `stem: auto` takes the 3x3 stem without pooling
+
+
+def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
+    """Return a member's network, with fresh weights from its seed or with those that `weights:` names.
+
+    Args:
+        spec: The member.
+        classes: Number of classes.
+        image_size: Side of the images in pixels.
+
+    Raises:
+        UserInputError: If the network cannot be built as asked.
+    """
+    torch.manual_seed(spec.seed)
+    network = _built(spec, classes, image_size)
+    use_small_conv(network)
+    return network
+
+
+def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
+    network = _own(spec.arch, classes, image_size) if ":" in spec.arch else _named(spec, classes, image_size)
+    if isinstance(network, Network):
+        return network
+    if spec.weights:
+        _load(network, spec)
+    head = getattr(network, "head", None)
+    if ":" in spec.arch and callable(getattr(network, "features", None)) and isinstance(head, nn.Module):
+        return Network(_Features(network), head)
+    return _split(network, classes)
+
+
+class _Features(nn.Module):
+    """A user's network that has `features` and a `head`, without the head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        del network.head
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, cast(Any, self.network).features(x))
+
+
+def _named(spec: MemberSpec, classes: int, image_size: int) -> nn.Module:
+    small = spec.stem == "cifar" or (spec.stem == "auto" and image_size < SMALL)
+    if spec.arch in SCALABLE:
+        blocks = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[spec.arch]
+        network: nn.Module = SmallResNet(blocks, spec.width, classes)
+    elif spec.width != 64:
+        raise UserInputError(f"member {spec.name}: width changes {' and '.join(sorted(SCALABLE))} only, not {spec.arch}.")
+    else:
+        network = torchvision.models.get_model(spec.arch, weights=None, **_options(spec.arch, classes, image_size))
+    if small and spec.arch in RESNETS:
+        stem = nn.Conv2d(3, cast(nn.Conv2d, network.conv1).out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        network.conv1, network.maxpool = stem, nn.Identity()
+    elif spec.stem == "cifar":
+        raise UserInputError(f"member {spec.name}: `stem: cifar` is for ResNets; {spec.arch} has a stem of its own.")
+    return network
+
+
+def _options(arch: str, classes: int, image_size: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_classes": classes}
+    if arch.startswith("vit"):
+        options["image_size"] = image_size
+    if arch in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    if arch == "maxvit_t":
+        options["input_size"] = (image_size, image_size)
+    return options
+
+
+def _own(arch: str, classes: int, image_size: int) -> nn.Module:
+    module, _, name = arch.partition(":")
+    try:
+        network = getattr(importlib.import_module(module), name)(num_classes=classes, image_size=image_size)
+    except Exception as error:
+        raise UserInputError(f"arch {arch}: calling it with num_classes and image_size failed: {error!r}.") from error
+    if not isinstance(network, nn.Module):
+        raise UserInputError(f"arch {arch}: gave {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def _split(network: nn.Module, classes: int) -> Network:
+    """Cut a network before its last Linear layer. A network that does not end in one gives its logits as features."""
+    linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linears or cast(nn.Linear, network.get_submodule(linears[-1])).out_features != classes:
+        return Network(network, nn.Identity())
+    head = network.get_submodule(linears[-1])
+    parent, _, name = linears[-1].rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return Network(network, head)
+
+
+def _load(network: nn.Module, spec: MemberSpec) -> None:
+    """Start from a state dict, without a head for another number of classes. Never unpickles code."""
+    path = cast(Path, spec.weights)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        problem = str(error).split("\n")[0]
+        raise UserInputError(f"member {spec.name}: weights {path} can't be read as a plain state dict ({problem}).") from None
+    state_of_network = network.state_dict()
+    if not isinstance(state, dict):
+        raise UserInputError(f"member {spec.name}: weights {path} hold no state dict.")
+    matching = {k: v for k, v in state.items() if k in state_of_network and state_of_network[k].shape == v.shape}
+    heads = {n for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+    missing = [
+        k
+        for k in state_of_network
+        if k not in matching and k.rpartition(".")[0] not in heads and not k.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise UserInputError(f"member {spec.name}: weights {path} are of another network than {spec.arch} (at {missing[0]}).")
+    network.load_state_dict(matching, strict=False)
+
+
+def import_from(paths: Iterable[str]) -> None:
+    """Make modules importable from the folders in which users keep networks of their own."""
+    sys.path[:0] = [p for p in paths if p not in sys.path]

@@ -1,0 +1,122 @@
+"""Train one job by several processes of one machine: Ray Train's TorchTrainer starts them, each with its share of the GPUs.
+
+The first process does all that a trainer does. The others only help it to train. The trainer actor that asked for the job
+hears of it once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from workers.config.job import Job
+from workers.diagnostics import faults
+from workers.diagnostics.callback import TrainingCallback
+from workers.errors import DivergedError, TrainingStopped
+from workers.runtime import training_job
+from workers.runtime.heartbeat import JobProgress
+from workers.runtime.job_runner import JobContext, run_job
+from workers.training.collectives import ProcessGroup
+
+REPORT_SECONDS = 1.0
+TIMEOUT_SECONDS = 24 * 3600  # of a step that waits for another process; one that hangs is ended by its heartbeat before
+
+
+@dataclass(frozen=True)
+class DistributedJob:
+    """What each process needs to know.
+
+    Attributes:
+        job: The job.
+        context: The tracking store and the run.
+        gpus: GPUs of all processes together.
+        localize: Prepares the job for the processes' machine.
+        trainer: Handle of the trainer actor that hears of the job.
+    """
+
+    job: Job
+    context: JobContext
+    gpus: float
+    localize: Callable[[Job], tuple[Job, str, bool]]
+    trainer: Any
+
+
+def train_distributed(work: DistributedJob) -> dict[str, Any]:
+    """Train a job by several processes; return what `run_job` returns in the first of them.
+
+    Raises whatever the other processes raised, unless it was the training's own trouble.
+    """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    wanted = work.job.member.resources
+    per_process = {"CPU": wanted.cpus / wanted.processes, **({"GPU": work.gpus / wanted.processes} if work.gpus else {})}
+    scaling = ScalingConfig(
+        num_workers=wanted.processes,
+        use_gpu=bool(work.gpus),
+        resources_per_worker=per_process,
+        placement_strategy="STRICT_PACK",  # on one machine, as the job asks for it
+        label_selector=dict(wanted.labels[0]) if wanted.labels else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:  # for Ray Train's own records: checkpoints are ours
+        trainer = TorchTrainer(
+            _run_process,
+            train_loop_config={"work": work},
+            torch_config=TorchConfig(backend="nccl" if work.gpus else "gloo", timeout_s=TIMEOUT_SECONDS),
+            scaling_config=scaling,
+            run_config=RunConfig(storage_path=folder, name=work.job.signature, failure_config=FailureConfig(max_failures=0)),
+        )
+        result = trainer.fit().return_value
+    assert result is not None
+    return dict(result)
+
+
+def _run_process(config: dict[str, DistributedJob]) -> dict[str, Any]:
+    """Run in each process, once torch.distributed is set up."""
+    work, group = config["work"], ProcessGroup()
+    faults.set_job(work.job.label)
+    job, note, is_isolated = work.localize(work.job)
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if train.get_context().get_world_rank() > 0:
+        with contextlib.suppress(TrainingStopped, DivergedError):  # all stop together, and the first process reports it
+            training_job.train_job(job, TrainingCallback(), device, group)
+        return {}
+    progress = JobProgress()
+    context = replace(work.context, note=note, is_isolated=is_isolated, device=device, group=group)
+    with _Reporting(progress, work.trainer):
+        return run_job(job, progress, context)
+
+
+class _Reporting:
+    """Reports a progress to the trainer actor while it lasts, and brings back whether to stop."""
+
+    def __init__(self, progress: JobProgress, trainer: Any) -> None:
+        self.progress, self.trainer = progress, trainer
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._report, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def _report(self) -> None:
+        node, is_last = ray.get_runtime_context().get_node_id(), False
+        while not is_last:
+            is_last = self.ended.wait(REPORT_SECONDS)
+            heartbeat = self.progress.heartbeat(os.getpid(), node)
+            self.progress.stop_requested = ray.get(self.trainer.report.remote(heartbeat))

@@ -1,0 +1,82 @@
+"""What is known of a running job from outside: its progress, and its trainer's sign of life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from workers.diagnostics.callback import Epoch, TrainingCallback
+
+if TYPE_CHECKING:
+    from workers.tracking.job_run import JobRun
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A trainer's sign of life.
+
+    Attributes:
+        pid: Process id of the trainer, on its own machine.
+        node: Ray's id of that machine.
+        epoch: Number of finished epochs.
+        metrics: Metrics of the last epoch.
+        notes: Everything that people should know of the job, so far.
+        steps: Number of optimizer steps since the job started.
+        is_waiting: Whether the job is done by several processes, for which there is no machine yet.
+    """
+
+    pid: int
+    node: str
+    epoch: int
+    metrics: dict[str, float]
+    notes: list[str]
+    steps: int
+    is_waiting: bool = False
+
+
+@dataclass
+class JobProgress(TrainingCallback):
+    """Follows a training for the live table, hands on what it hears to the job's tracking run, and can ask it to stop."""
+
+    tracking_run: JobRun | None = None
+    epochs_done: int = 0
+    metrics: Epoch = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    steps: int = 0
+    stop_requested: bool = False
+
+    def on_resume(self, history: list[Epoch]) -> None:
+        """Take over the epochs of a checkpoint."""
+        if history:
+            self.epochs_done, self.metrics = len(history), history[-1]
+        if self.tracking_run:
+            self.tracking_run.on_resume(history)
+
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+        """Count an epoch."""
+        self.epochs_done, self.metrics = epoch + 1, metrics
+        if self.tracking_run:
+            self.tracking_run.on_epoch_end(epoch, metrics)
+
+    def on_step_end(self) -> None:
+        """Count a step."""
+        self.steps += 1
+
+    def on_checkpoint(self) -> None:
+        """Let the tracking run have the checkpoint."""
+        if self.tracking_run:
+            self.tracking_run.on_checkpoint()
+
+    def note(self, text: str) -> None:
+        """Keep a note."""
+        self.notes.append(text)
+        if self.tracking_run:
+            self.tracking_run.note(text)
+
+    def should_stop(self) -> bool:
+        """Return whether somebody asked the job to stop."""
+        return self.stop_requested
+
+    def heartbeat(self, pid: int, node: str, is_waiting: bool = False) -> Heartbeat:
+        """Return the sign of life of the process that this progress belongs to."""
+        return Heartbeat(pid, node, self.epochs_done, self.metrics, list(self.notes), self.steps, is_waiting)

@@ -1,0 +1,152 @@
+"""Serve a machine that does not share the driver's disk: it gets a home of its own, and the data is streamed to it once.
+
+CONCLAVE_CACHE (~/.cache/conclave) holds both: data/DIGEST is a packed store, and home/ is where trainings are made before they
+go to the tracking store. Where it takes more than CONCLAVE_CACHE_GB (50), what was unused for the longest time goes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from workers.config.job import Job
+from workers.data.store import Store
+from workers.errors import ConclaveError
+from workers.storage.artifacts import MemberArtifact
+
+CHUNK_BYTES = 16 << 20
+Read = Callable[[str, int], bytes]  # at most CHUNK_BYTES bytes of a store's file, from an offset on
+
+
+@dataclass(frozen=True)
+class DriverDisk:
+    """The driver's disk, recognised by a file that is there, with this content, while the driver runs."""
+
+    marker: Path
+    content: str
+
+    def is_visible(self) -> bool:
+        """Return whether this process sees the driver's disk."""
+        try:
+            return self.marker.read_text(encoding="utf-8") == self.content
+        except OSError:
+            return False
+
+
+def localize_job(job: Job, read: Read) -> Job:
+    """Return the same job with a home and a packed store on this machine.
+
+    Args:
+        job: The job, with the driver's paths.
+        read: Reads from the driver's store.
+
+    Raises:
+        ConclaveError: If the data did not arrive whole.
+    """
+    root, digest = cache_folder(), str(json.loads(read("store.json", 0))["digest"])
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ConclaveError(f"{digest!r} is no digest of a packed store")
+    store = root / "data" / digest
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(_store_lock(store)):
+        if not (store / "store.json").is_file():
+            _stream(store, read, digest)
+    os.utime(store)
+    home = root / "home"
+    in_use = {store, MemberArtifact.in_home(home, job.signature).root}
+    evict_cache(root, float(os.environ.get("CONCLAVE_CACHE_GB", "50")) * 1e9, in_use)
+    return job.model_copy(update={"home": home, "store": store})
+
+
+def cache_folder() -> Path:
+    """Return the folder of this machine's cache."""
+    return Path(os.environ.get("CONCLAVE_CACHE", Path.home() / ".cache" / "conclave")).absolute()
+
+
+def read_chunk(store: Path, name: str, offset: int) -> bytes:
+    """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError where the name is none of a store's files."""
+    if name not in Store.FILES:
+        raise ConclaveError(f"{name}: not a file of a packed store")
+    with open(store / name, "rb") as file:
+        file.seek(offset)
+        return file.read(CHUNK_BYTES)
+
+
+def _stream(store: Path, read: Read, digest: str) -> None:
+    """Copy a store file by file into a folder beside it, which is renamed into place once its content has the digest."""
+    for stale in store.parent.glob(f".{digest}-*"):  # of a process that was killed: we hold its lock
+        shutil.rmtree(stale, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
+    try:
+        for name in Store.FILES:
+            with open(work / name, "wb") as file:
+                while chunk := read(name, file.tell()):
+                    file.write(chunk)
+        if (arrived := content_digest(Store(work))) != digest:
+            raise ConclaveError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
+        work.rename(store)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def content_digest(store: Store) -> str:
+    """Return the digest of a store as packing computed it, from the arrays themselves."""
+    hasher = hashlib.sha256()
+    for start in range(0, len(store.images), 4096):
+        hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
+    labels = [store.classes[label] for label in store.labels]
+    hasher.update(json.dumps([store.ids, labels, store.tested.tolist(), store.classes]).encode())
+    return hasher.hexdigest()
+
+
+def evict_cache(root: Path, most_bytes: float, in_use: set[Path]) -> None:
+    """Remove what was unused for the longest time, until the rest takes at most `most_bytes`. What is in use stays."""
+    jobs = [artifact.root for artifact in MemberArtifact.all_in_home(root / "home")]
+    entries = [*(root / "data").glob("[!.]*"), *jobs]
+    sizes = {entry: _folder_bytes(entry) for entry in entries}
+    for entry in sorted(entries, key=_last_used):
+        if sum(sizes.values()) <= most_bytes:
+            return
+        if entry not in in_use:
+            with contextlib.suppress(Timeout), _lock_entry(entry, is_job=entry in jobs):
+                shutil.rmtree(entry, ignore_errors=True)
+                del sizes[entry]
+
+
+def _store_lock(store: Path) -> Path:
+    return store.parent / f".{store.name}.lock"
+
+
+@contextlib.contextmanager
+def _lock_entry(entry: Path, is_job: bool) -> Iterator[None]:
+    """Raise Timeout where a trainer is at work on an entry. Other trainers keep the pages of a store that they have mapped."""
+    with FileLock(MemberArtifact(entry).lock_path if is_job else _store_lock(entry), timeout=0):
+        yield
+
+
+def _last_used(entry: Path) -> float:
+    try:
+        return entry.stat().st_mtime
+    except FileNotFoundError:  # another trainer made room
+        return 0.0
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Return the size of a folder. A trainer at work may remove its older checkpoints meanwhile."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total

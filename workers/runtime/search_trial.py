@@ -1,0 +1,50 @@
+"""Run one trial of a search: train on the *fit* rows but for a tenth, by which the trial is scored.
+
+A trial never sees *fuse* and *test*.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from workers.config.job import Job
+from workers.config.specs import StopSpec
+from workers.data.splits import get_split
+from workers.data.store import Store
+from workers.diagnostics.callback import TrainingCallback
+from workers.models.build import build, import_from
+from workers.runtime.training_job import default_device, training_data, use_deterministic_kernels
+from workers.storage.artifacts import MemberArtifact
+from workers.storage.checkpoints import Checkpoints
+from workers.training.train import train
+from workers.training.trainer import TrainingTask
+
+LOSS, ACCURACY = "stop/loss", "stop/accuracy"
+
+
+def trial_job(job: Job) -> Job:
+    """Return the job as a trial does it: with rows set apart, and without ever stopping by itself."""
+    return job.model_copy(update={"train": job.train.model_copy(update={"stop": StopSpec(patience=job.train.epochs + 1)})})
+
+
+def run_trial(job: Job, callback: TrainingCallback) -> None:
+    """Train a trial, from its checkpoint where there is one.
+
+    Args:
+        job: The trial, as a job.
+        callback: Gets each epoch's metrics, LOSS and ACCURACY among them.
+
+    Raises:
+        ConclaveError: What `train` raises.
+    """
+    torch.set_num_threads(job.train.threads)
+    import_from(job.import_paths)
+    store, device = Store(job.store), default_device()
+    use_deterministic_kernels(device)
+    data = replace(training_data(trial_job(job), store, get_split(store, job.data, job.team_seed), device), watch=None)
+    checkpoints = Checkpoints(MemberArtifact.in_home(job.home, job.signature).checkpoint, job.signature, callback.note)
+    task = TrainingTask(data, job.member, job.train, job.seed, device, checkpoints, callback, math.inf)
+    train(lambda: build(job.member, len(store.classes), store.size), task)

@@ -1,0 +1,109 @@
+"""Keep the last two checkpoints of a training, each complete and checksummed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from workers.diagnostics.faults import fault_point
+from workers.errors import CorruptFileError
+from workers.storage.artifacts import UNFINISHED_CHECKPOINT
+from workers.storage.manifest import MANIFEST, read_manifest
+from workers.storage.tensor_folder import Groups, load_tensors, replace_folder, save_tensors
+
+KEEP = 2
+
+
+def checkpoint_name(epoch: int, step: int) -> str:
+    """Return the folder name of a checkpoint. Names sort as positions do."""
+    return f"{epoch:06d}-{step:08d}"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds: its folder, its record and its tensors, by group and name."""
+
+    folder: Path
+    record: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one training, in `folder`/EPOCH-STEP.
+
+    Attributes:
+        folder: Where they are kept.
+        owner: The training's signature.
+        note: Hears of every checkpoint that could not be written or read while another way was left.
+    """
+
+    folder: Path
+    owner: str
+    note: Callable[[str], None] = lambda text: None
+
+    def save(self, epoch: int, step: int, tensors: Groups, record: Mapping[str, Any]) -> None:
+        """Write a checkpoint. A full or failing disk is noted, not raised: the training goes on with the older checkpoints."""
+        new, target = self.folder / UNFINISHED_CHECKPOINT, self.folder / checkpoint_name(epoch, step)
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            save_tensors(new, tensors, {**record, "owner": self.owner, "epoch": epoch, "step": step}, "checkpoint")
+            fault_point("checkpoint.publish")
+            replace_folder(new, target)
+        except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)
+            self.note(f"the checkpoint after epoch {epoch} could not be written ({error.strerror}): {self.folder}")
+            return
+        for old in self.complete()[:-KEEP]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def take_over(self, other: Checkpoints, average: dict[str, Any] | None = None) -> None:
+        """Begin where another training ended, unless this one has a checkpoint of its own.
+
+        Args:
+            other: The checkpoints that the other training left.
+            average: How the other training must have averaged weights; None where it does not matter.
+        """
+        state = other.newest() if not self.complete() else None
+        if state and average in (None, state.record.get("average")):
+            record = {k: v for k, v in state.record.items() if k not in ("owner", "epoch", "step", "files")}
+            self.save(state.record["epoch"], state.record["step"], state.tensors, record)
+
+    def complete(self) -> list[Path]:
+        """Return the folders of the complete checkpoints, oldest first."""
+        return sorted(p.parent for p in self.folder.glob(f"[0-9]*/{MANIFEST}"))
+
+    def newest(self) -> State | None:
+        """Return the newest checkpoint that can be read, or None where there is none.
+
+        Raises:
+            CorruptFileError: If there are checkpoints and all of them are damaged. It names the files.
+        """
+        problems: list[str] = []
+        for folder in reversed(self.complete()):
+            try:
+                state = self._read(folder)
+            except CorruptFileError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                self.note(f"going on from the checkpoint before: {problem}")
+            for later in [f for f in self.complete() if f > folder]:
+                shutil.rmtree(later)
+            return state
+        if problems:
+            raise CorruptFileError("every checkpoint is bad: " + " ".join(problems))
+        return None
+
+    def _read(self, folder: Path) -> State:
+        record = read_manifest(folder)
+        if record.get("owner") != self.owner:
+            raise CorruptFileError(f"{folder}: belongs to another training ({record.get('owner')}).")
+        if folder.name != checkpoint_name(record["epoch"], record["step"]):
+            raise CorruptFileError(f"{folder}: holds the checkpoint of another step.")
+        return State(folder, record, {Path(name).stem: load_tensors(folder, name) for name in record["files"]})

@@ -1,0 +1,69 @@
+"""Write files that are whole or not there, and compute digests of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workers.diagnostics.faults import fault_point
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o644) -> None:
+    """Write a file atomically: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Args:
+        path: The file.
+        content: What to write.
+        point: Name of the fault points that tests inject faults at.
+        mode: Permissions of the file.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            fault_point(f"{point}.opened")
+            file.write(content[: len(content) // 2])
+            file.flush()
+            fault_point(f"{point}.half")
+            file.write(content[len(content) // 2 :])
+            file.flush()
+            fault_point(f"{point}.fsync")
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        fault_point(f"{point}.rename")
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically. Raises ValueError for numbers that JSON has not, such as NaN."""
+    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the digest of the name, dtype, shape and bytes of every tensor, sorted by name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""Save tensors to a folder atomically, and read them back by their checksums. No pickle.
+
+A folder holds one `NAME.safetensors` file per group of tensors, and a manifest, written last, with their checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from workers.diagnostics.faults import fault_point
+from workers.errors import CorruptFileError
+from workers.storage.files import sync_folder, write_bytes
+from workers.storage.manifest import MANIFEST, read_manifest, seal_manifest
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+SUFFIX = ".safetensors"
+
+
+def save_tensors(folder: Path, groups: Groups, record: Mapping[str, Any], point: str = "artifact") -> None:
+    """Write groups of tensors and, last, the manifest.
+
+    Args:
+        folder: The folder; made if it is not there.
+        groups: The tensors, by the name of their file and by their own name.
+        record: What the manifest says beside the checksums.
+        point: Name of the fault points that tests inject faults at.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, group in groups.items():
+        content = to_bytes({k: v.detach().cpu().contiguous() for k, v in group.items()})
+        write_bytes(folder / f"{name}{SUFFIX}", content, point)
+        files[f"{name}{SUFFIX}"] = hashlib.sha256(content).hexdigest()
+    fault_point(f"{point}.manifest")
+    write_bytes(folder / MANIFEST, seal_manifest({**record, "files": files}), f"{point}.manifest")
+
+
+def verify_folder(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder after checking every file in it. Raises FileNotFoundError or CorruptFileError."""
+    manifest = read_manifest(folder)
+    for name in manifest["files"]:
+        load_tensors(folder, name)
+    return manifest
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Return one group of tensors, verified by its checksum. Raises FileNotFoundError or CorruptFileError."""
+    file = f"{name.removesuffix(SUFFIX)}{SUFFIX}"
+    expected = read_manifest(folder)["files"].get(file)
+    try:
+        content = (folder / file).read_bytes()
+    except FileNotFoundError:
+        raise CorruptFileError(f"{folder / file}: missing.") from None
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise CorruptFileError(f"{folder / file}: the checksum differs from its manifest.")
+    try:
+        tensors: dict[str, Tensor] = from_bytes(content)
+    except SafetensorError as error:
+        raise CorruptFileError(f"{folder / file}: {error}.") from None
+    return tensors
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put the complete folder `new` where `old` is."""
+    shutil.rmtree(old, ignore_errors=True)
+    new.rename(old)
+    sync_folder(old.parent)

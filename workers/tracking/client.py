@@ -1,0 +1,252 @@
+"""Talk to MLflow. No other module imports it.
+
+The driver creates the experiment and the runs; a trainer writes to the run that it was given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+# Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is away.
+os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which is ours, and JSON under --json
+
+import logging
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from workers.errors import ConclaveError
+from workers.tracking.outbox import Entry
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+# Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
+PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
+OLDEST_FIRST = ["attributes.start_time ASC"]
+EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
+
+
+class RefusedEntryError(Exception):
+    """The store answers, and will never take this entry; its run was deleted, for example."""
+
+
+@dataclass(frozen=True)
+class TrackingClient:
+    """A tracking store, by its URI."""
+
+    uri: str
+
+    @cached_property
+    def client(self) -> Any:
+        """MLflow's own client."""
+        return mlflow.MlflowClient(self.uri, self.uri)
+
+    def experiment(self, name: str, artifacts: Path | None) -> str:
+        """Return the id of an experiment, which is created if it is not there.
+
+        Args:
+            name: The experiment's name.
+            artifacts: Folder for its artifacts; None where the server says where they go.
+
+        Raises:
+            ConclaveError: If the store is away, or the experiment was deleted.
+        """
+        try:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment and experiment.lifecycle_stage != "active":
+                raise ConclaveError(
+                    f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`mlflow experiments restore "
+                    f"--experiment-id {experiment.experiment_id}`), or name another: `tracking: {{experiment: ...}}`."
+                )
+            if experiment:
+                return str(experiment.experiment_id)
+            location = artifacts.absolute().as_uri() if artifacts else None
+            return str(self.client.create_experiment(name, location))
+        except MlflowException as error:
+            raise ConclaveError(f"tracking {self.uri}: {str(error).splitlines()[0]}") from None
+
+    def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
+        """Create a run, nested under `parent` where there is one, and return its id."""
+        all_tags = {**tags, "mlflow.source.name": "conclave", "mlflow.user": os.environ.get("USER", "conclave")}
+        if parent:
+            all_tags["mlflow.parentRunId"] = parent
+        return str(self.client.create_run(experiment, run_name=name, tags=all_tags).info.run_id)
+
+    def has_run(self, run: str | None) -> bool:
+        """Return whether a run is there and was not deleted."""
+        try:
+            return run is not None and self.client.get_run(run).info.lifecycle_stage == "active"
+        except MlflowException:
+            return False
+
+    def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
+        """Log parameters. They cannot change in MLflow, so those that the run has already stay; a new run has none."""
+        known = {} if is_new else self.client.get_run(run).data.params
+        missing = [Param(k, str(v)[:6000]) for k, v in values.items() if k not in known]
+        for at in range(0, len(missing), 100):
+            self.client.log_batch(run, params=missing[at : at + 100])
+
+    def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file or a folder into a run's artifacts, replacing what is there."""
+        if path.is_dir():
+            self.client.log_artifacts(run, str(path), folder)
+        else:
+            self.client.log_artifact(run, str(path), folder)
+
+    def download(self, run: str, folder: str, into: Path | None = None) -> Path | None:
+        """Download an artifact folder of a run.
+
+        Args:
+            run: The run's id.
+            folder: Path of the folder, or of a file, within the run's artifacts.
+            into: Where to copy it. Without it, a local store's folder is used in place, and a remote one's goes to a
+                temporary folder.
+
+        Returns:
+            The local path, or None where the run has no such artifact.
+        """
+        target = str(into) if into else None
+        try:
+            path = mlflow.artifacts.download_artifacts(run_id=run, artifact_path=folder, tracking_uri=self.uri, dst_path=target)
+            return Path(path)
+        except (MlflowException, OSError):
+            return None
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Send spooled entries, metrics of one run in one request. Raises Refused where it never can be sent."""
+        try:
+            for run, batch in groupby(entries, lambda e: e["run"] if "metrics" in e else None):
+                if run is not None:
+                    self._send_metrics(str(run), list(batch))
+                    continue
+                for entry in batch:
+                    self._send_one(entry)
+        except MlflowException as error:
+            if error.error_code in PERMANENT:
+                raise RefusedEntryError(f"{self.uri}: {str(error).splitlines()[0]}") from None
+            raise
+
+    def _send_metrics(self, run: str, entries: Sequence[Entry]) -> None:
+        """Send metrics. The first point of a step counts: an epoch that is trained again after a loss adds no second one."""
+        known = (
+            {e.step for e in self.client.get_metric_history(run, EPOCH_KEY)}
+            if any(EPOCH_KEY in e["metrics"] for e in entries)
+            else set()
+        )
+        points = [
+            Metric(key, float(value), entry["time"], entry["step"])
+            for entry in entries
+            if not (EPOCH_KEY in entry["metrics"] and entry["step"] in known)
+            for key, value in entry["metrics"].items()
+        ]
+        for at in range(0, len(points), 500):
+            self.client.log_batch(run, metrics=points[at : at + 500])
+
+    def _send_one(self, entry: Entry) -> None:
+        run = str(entry["run"])
+        if "tags" in entry:
+            self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in entry["tags"].items()])
+        elif "artifact" in entry:
+            if Path(entry["artifact"]).exists():  # else it was replaced by something newer, which has its own entry
+                self.log_artifact(run, Path(entry["artifact"]), entry["folder"])
+        elif "status" in entry:
+            if entry["status"] == "RUNNING":
+                self.client.update_run(run, status="RUNNING")
+            else:
+                self.client.set_terminated(run, entry["status"], entry["time"])
+        elif "forget" in entry:
+            self.delete_artifacts(run, entry["forget"])
+        elif "model" in entry:
+            self.register(run, entry["model"], Path(entry["path"]))
+
+    def delete_artifacts(self, run: str, folder: str) -> None:
+        """Remove a folder of a run's artifacts."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if self.client.list_artifacts(run, folder):
+            get_artifact_repository(self.client.get_run(run).info.artifact_uri, self.uri).delete_artifacts(folder)
+
+    def experiment_of(self, run: str) -> str:
+        """Return the id of a run's experiment."""
+        return str(self.client.get_run(run).info.experiment_id)
+
+    def find_training(self, experiment: str, signature: str) -> str | None:
+        """Return a run of the experiment that holds the finished training with this signature, or None."""
+        runs = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
+        """Return the runs of an experiment that have this tag, by the signature of their training; the newest of each."""
+        runs: dict[str, str] = {}
+        wanted, token = f"tags.{tag} = '{value}' and tags.state != 'restarted'", None
+        while token != "":
+            page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
+            runs |= {r.data.tags["signature"]: str(r.info.run_id) for r in page if "signature" in r.data.tags}
+            token = page.token or ""
+        return runs
+
+    def register(self, run: str, name: str, onnx_file: Path) -> str:
+        """Log a fused ONNX file as a model of the run and register it as champion, once. Return its version."""
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        digest = hashlib.sha256(onnx_file.read_bytes()).hexdigest()
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run and version.tags.get("sha256") == digest:
+                return str(version.version)
+        self._log_model(run, onnx_file)
+        source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
+        version = str(self.client.create_model_version(name, source, run, tags={"sha256": digest}).version)
+        self.client.set_registered_model_alias(name, "champion", version)
+        return version
+
+    def _log_model(self, run: str, onnx_file: Path) -> None:
+        """Log a pyfunc model on ONNX Runtime, without a pickle."""
+        import numpy as np
+        import onnx
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        model = onnx.load(str(onnx_file))
+        size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+        signature = ModelSignature(
+            Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), "images")]),
+            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]),
+        )
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        with tempfile.TemporaryDirectory() as work:
+            target = Path(work, "model")
+            packages = ("onnxruntime", "onnx", "mlflow")
+            mlflow.onnx.save_model(
+                model,
+                str(target),
+                signature=signature,
+                input_example={"images": np.full((2, size, size, 3), 128, np.uint8)},
+                pip_requirements=[f"{name}=={_version(name)}" for name in packages],
+            )
+            self.client.log_artifacts(run, str(target), "fused_model")
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

@@ -1,0 +1,129 @@
+"""Write to the local disk first what has to reach the tracking store: append-only, sent later, never lost. No MLflow here.
+
+HOME/spool/NAME.jsonl holds one entry per line, and HOME/spool/NAME.sent the number of its bytes that were sent. Entries are
+idempotent: sending one twice is the same as sending it once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workers.storage.files import write_bytes
+
+Entry = dict[str, Any]
+FOLDER = "spool"
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """One file of entries. Only one process at a time appends to it."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, home: Path, name: str, uri: str) -> Outbox:
+        """Return the outbox of this name for a tracking store, created if it is not there."""
+        outbox = cls.in_home(home, name)
+        outbox.path.parent.mkdir(parents=True, exist_ok=True)
+        cls.remove_leftovers(home, [name])
+        if not outbox.path.exists():
+            outbox._append({"uri": uri})
+        return outbox
+
+    @classmethod
+    def in_home(cls, home: Path, name: str) -> Outbox:
+        """Return the outbox of this name, whether it is there or not."""
+        return cls(home / FOLDER / f"{name}.jsonl")
+
+    @classmethod
+    def all_in_home(cls, home: Path) -> list[Outbox]:
+        """Return every outbox of a home."""
+        return [cls(path) for path in sorted((home / FOLDER).glob("*.jsonl"))]
+
+    @staticmethod
+    def remove_leftovers(home: Path, names: Iterable[str]) -> None:
+        """Remove what the owners of these outboxes were writing when they were killed."""
+        owned = set(names)
+        for stale in (home / FOLDER).glob(".*.sent.*"):
+            if stale.name[1:].rpartition(".sent.")[0] in owned:
+                stale.unlink(missing_ok=True)
+
+    @property
+    def uri(self) -> str:
+        """The tracking store that the entries are for."""
+        return next((str(e["uri"]) for e, _ in self._entries(0) if "uri" in e), "")
+
+    def metrics(self, run: str, values: Mapping[str, float], step: int, time_ms: int) -> None:
+        """Add metrics of a run at a step, with their time in milliseconds since 1970."""
+        self._append({"run": run, "metrics": dict(values), "step": step, "time": time_ms})
+
+    def tags(self, run: str, tags: Mapping[str, str]) -> None:
+        """Add tags of a run."""
+        self._append({"run": run, "tags": dict(tags)})
+
+    def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
+        """Add a file or a folder as an artifact of a run. It is read when it is sent."""
+        self._append({"run": run, "artifact": str(path.absolute()), "folder": folder})
+
+    def status(self, run: str, status: str, time_ms: int) -> None:
+        """Add the status of a run, by MLflow's word for it."""
+        self._append({"run": run, "status": status, "time": time_ms})
+
+    def model(self, run: str, name: str, onnx_file: Path) -> None:
+        """Add a fused model for the registry."""
+        self._append({"run": run, "model": name, "path": str(onnx_file.absolute())})
+
+    def delete_checkpoint(self, run: str) -> None:
+        """Add that a run needs its checkpoint no more."""
+        self._append({"run": run, "forget": "checkpoint"})
+
+    def steps(self) -> set[int]:
+        """Return the steps whose metrics are here, sent or not."""
+        return {int(e["step"]) for e, _ in self._entries(0) if "metrics" in e}
+
+    def unsent(self) -> list[tuple[Entry, int]]:
+        """Return the entries that were not sent yet, each with the offset behind it. A line that a crash tore is passed over."""
+        return [(entry, end) for entry, end in self._entries(self._offset()) if "uri" not in entry]
+
+    def mark_sent(self, offset: int) -> None:
+        """Remember that everything before `offset` was sent."""
+        write_bytes(self.path.with_suffix(".sent"), str(offset).encode(), "spool")
+
+    def _offset(self) -> int:
+        try:
+            return int(self.path.with_suffix(".sent").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def _append(self, entry: Entry) -> None:
+        line = json.dumps(entry).encode() + b"\n"
+        with open(self.path, "a+b") as file:
+            if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
+                line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _entries(self, offset: int) -> Iterator[tuple[Entry, int]]:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        for line in content[offset:].splitlines(keepends=True):
+            offset += len(line)
+            if line.endswith(b"\n"):
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(entry, dict):
+                    yield entry, offset
+
+
+def _last_byte(handle: int, size: int) -> bytes:
+    return os.pread(handle, 1, size - 1)

@@ -1,0 +1,53 @@
+"""The teacher of a student, and the loss that draws the student's answers to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workers.models.network import Network
+
+TINY = 1e-12
+
+
+class Teacher:
+    """The vote of finished networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) float32 probabilities.
+
+    It is a vote and not a fusion that was fitted on *fuse*. So a student's outputs on *fuse* stay those of rows that nobody who
+    taught it has seen.
+
+    Args:
+        networks: The members' networks, in evaluation mode.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = networks
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the mean of the networks' probabilities."""
+        return torch.stack([network(x).float().softmax(1) for network in self.networks]).mean(0)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
+        """Move the networks to a device."""
+        for network in self.networks:
+            network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Return the KL divergence of a student's answers from its teacher's, both softened by a temperature.
+
+    It is multiplied by the squared temperature, so that gradients keep their size (Hinton, Vinyals and Dean 2015,
+    arXiv:1503.02531).
+
+    Args:
+        logits: (N, C) of the student.
+        taught: (N, C) probabilities of the teacher.
+        temperature: Above 1, small probabilities count for more.
+    """
+    softened = (taught.clamp(min=TINY).log() / temperature).log_softmax(1)
+    answered = (logits / temperature).log_softmax(1)
+    return F.kl_div(answered, softened, reduction="batchmean", log_target=True) * temperature**2

@@ -1,0 +1,45 @@
+"""Train a network with the trainer that its member needs, with smaller micro-batches where the device has too little memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from workers.errors import DeviceMemoryError
+from workers.models.network import Network
+from workers.training.packed import PackTrainer
+from workers.training.trainer import Trainer, TrainingResult, TrainingTask
+
+
+def train(build_network: Callable[[], Network], task: TrainingTask) -> TrainingResult:
+    """Train from fresh weights, or from the newest checkpoint.
+
+    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. Each
+    process of a group calls this alike; the first alone writes checkpoints and is followed by the callback.
+
+    Args:
+        build_network: Returns the network with its initial weights.
+        task: What to train on, and how.
+
+    Raises:
+        DivergedError: If the loss or a weight is no longer finite.
+        DeviceMemoryError: If not even two images at a time fit into the device's memory.
+        CorruptFileError: If every checkpoint is damaged.
+        TrainingStopped: If the callback asked the training to stop.
+    """
+    micro_batch = task.spec.batch_size
+    trainer_class = PackTrainer if task.member.packed else Trainer
+    while True:
+        try:
+            return trainer_class(build_network(), task, micro_batch).run()
+        except torch.OutOfMemoryError:
+            if task.group.size > 1:  # the others are in the middle of the step
+                raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size") from None
+            if micro_batch <= 2:  # batch statistics need two images
+                raise DeviceMemoryError("out of device memory even with two images at a time") from None
+            micro_batch = math.ceil(micro_batch / 2)
+            if task.device.type == "cuda":
+                torch.cuda.empty_cache()
+            task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")

@@ -1,0 +1,386 @@
+"""One training, from fresh weights to final ones, readable from top to bottom.
+
+Everything random derives from (seed, epoch, step). So a training that is resumed from a checkpoint between two steps goes on
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workers.config.job import derive_seed
+from workers.config.recipe import Ema
+from workers.config.specs import MemberSpec, StudentSpec, TrainSpec
+from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.diagnostics.faults import fault_point
+from workers.errors import CorruptFileError, DivergedError, TrainingStopped
+from workers.models.network import Network, memory_format
+from workers.storage.checkpoints import Checkpoints
+from workers.training.augmentation import Labels, augment, to_float
+from workers.training.averaging import WeightAverage
+from workers.training.checkpoint_policy import CheckpointPolicy
+from workers.training.collectives import SINGLE_PROCESS, SingleProcess
+from workers.training.compilation import compile_network
+from workers.training.distillation import Teacher, distillation_loss
+from workers.training.evaluation import predict_outputs, resolve_precision
+from workers.training.optimizers import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
+
+LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows that a training reads.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, the images of the whole data set.
+        labels: (N,) int64, their labels.
+        fit: (n,) row numbers to train on.
+        watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
+        stop: Row numbers by which the training stops early, or by which a search's trial is scored; or None.
+        teacher: The teacher of a student, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    fit: Tensor
+    watch: Tensor | None
+    stop: Tensor | None = None
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What to train on, and how.
+
+    Attributes:
+        data: The rows.
+        member: The recipe.
+        spec: What all trainings of the team share.
+        seed: Seed of this training.
+        device: Device to train on.
+        checkpoints: Where checkpoints are kept; None for none.
+        callback: Follows the training.
+        checkpoint_seconds: Longest time without a checkpoint.
+        group: The processes that train together.
+    """
+
+    data: TrainingData
+    member: MemberSpec
+    spec: TrainSpec
+    seed: int
+    device: torch.device
+    checkpoints: Checkpoints | None = None
+    callback: TrainingCallback = field(default_factory=TrainingCallback)
+    checkpoint_seconds: float = 300.0
+    group: SingleProcess = SINGLE_PROCESS
+
+
+@dataclass
+class TrainingResult:
+    """What a training gives: the network with its final weights, and how it came about.
+
+    Attributes:
+        network: The trained network.
+        history: Metrics of each epoch.
+        micro_batch: Images per forward pass.
+        precision: "float32" or "bfloat16".
+        resumed_from: Number of epochs that a checkpoint brought.
+    """
+
+    network: Network
+    history: list[Epoch]
+    micro_batch: int
+    precision: str
+    resumed_from: int
+
+    def seconds(self, first: int = 0) -> float:
+        """Return the seconds of training from epoch `first` on, evaluation left out, time before an interruption included."""
+        return sum(epoch["seconds"] for epoch in self.history[first:])
+
+
+@dataclass
+class _Sums:
+    """What the steps of an unfinished epoch summed up to: the loss and the number of right answers of each lane."""
+
+    loss: list[float]
+    correct: list[float]
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains one network. A pack of several networks has a lane for each of them (workers/training/packed.py).
+
+    Args:
+        network: The network with its initial weights.
+        task: What to train on, and how.
+        micro_batch: Largest number of images per forward pass.
+    """
+
+    lanes, lane = 1, 0  # how many networks are trained at once, and which of them is this training's own
+
+    def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
+        self.task, self.data, self.member, self.spec = task, task.data, task.member, task.spec
+        self.seed, self.device, self.group = task.seed, task.device, task.group
+        self.checkpoints, self.callback = task.checkpoints, task.callback
+        self.network, self.micro_batch = network, micro_batch
+        self.best: dict[str, Tensor] = {}
+        self.policy = CheckpointPolicy(task.checkpoint_seconds)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self.histories: list[list[Epoch]] = [[] for _ in range(self.lanes)]
+        self.precision = resolve_precision(self.spec.precision, self.device)
+        self.format = self._memory_format()
+        self.network = self.group.synchronize_batchnorm(self.network.to(self.device, memory_format=self.format))  # type: ignore[call-overload]
+        self.model = self.group.wrap(self.network)
+        if self.spec.compile:
+            has_several_passes = self.spec.accumulate > 1 or self.micro_batch < self.spec.batch_size
+            self.model = compile_network(self.model, self.spec.compile, self.device, has_several_passes)
+        if self.data.teacher:
+            self.data.teacher.to(self.device, self.format)
+        self.optimizer = make_optimizer(self.member, self.network)
+        self.averages: dict[str, WeightAverage] = {}
+        if self.spec.ema:
+            self.averages["ema"] = WeightAverage(self.network, Ema(decay=self.spec.ema), self.spec.epochs)
+        if self.member.average:
+            self.averages["average"] = WeightAverage(self.network, self.member.average, self.spec.epochs)
+        self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
+        self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
+
+    @property
+    def history(self) -> list[Epoch]:
+        """The metrics of each finished epoch of this training's own lane."""
+        return self.histories[self.lane]
+
+    def run(self) -> TrainingResult:
+        """Train, and return the result. Raises what `train` raises, and torch.OutOfMemoryError."""
+        step, sums = self._resume()
+        start = len(self.history)
+        self.policy.start()
+        self.callback.on_resume(self.history)
+        end = self.member.cycle_ends(self.spec.epochs)[self.member.cycle - 1]
+        for epoch in range(start, end):
+            if self._has_stopped_early():
+                break
+            trained, validated = self._train_epoch(epoch, step, sums or self._no_sums()), self._validate()
+            step, sums = 0, None
+            now = {"time": float(round(time.time() * 1000))}
+            for history, *metrics in zip(self.histories, trained, validated, strict=True):
+                history.append(metrics[0] | metrics[1] | now)
+            for average in self.averages.values():
+                average.on_epoch_end(self.network, len(self.history))
+            self._track_best()
+            if epoch + 1 == end or self.policy.is_due():
+                self._save()
+            self.callback.on_epoch_end(epoch, self.history[-1])
+        if self.best:
+            self._final_network().load_state_dict(self.best)
+        if self.member.averaged:
+            torch.manual_seed(derive_seed(self.seed, "settle"))
+            self.averages["average"].update_batchnorm_stats(self._fit_images(), self.device)
+        return TrainingResult(self._final_network(), self.history, self.micro_batch, self.precision, start)
+
+    def _final_network(self) -> Network:
+        return self.averages["average"].network if self.member.averaged else self._evaluated_networks()[self.lane]
+
+    def _evaluated_networks(self) -> list[Network]:
+        """Return the network of each lane that is evaluated after an epoch."""
+        return [self.averages["ema"].network if "ema" in self.averages else self.network]
+
+    def _fit_images(self) -> Iterator[Tensor]:
+        """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""
+        rows = self.data.fit[torch.randperm(len(self.data.fit))]
+        for part in torch.tensor_split(rows, math.ceil(len(rows) / self.spec.batch_size)):
+            yield to_float(self.data.images[part].to(self.device)).contiguous(memory_format=self.format)
+
+    def _memory_format(self) -> torch.memory_format:
+        return memory_format(self.network, self.device, self.precision)
+
+    def _no_sums(self) -> _Sums:
+        return _Sums([0.0] * self.lanes, [0.0] * self.lanes)
+
+    def _train_epoch(self, epoch: int, first_step: int, sums: _Sums) -> list[Epoch]:
+        """Run the epoch's steps from `first_step` on; `sums` are those of the steps before. Return the metrics of each lane."""
+        self.network.train()
+        rows = self._order(epoch)
+        loss, correct = torch.tensor(sums.loss, device=self.device), torch.tensor(sums.correct, device=self.device)
+        rate = learning_rate(self.spec, self.member, (epoch + 1) * self.steps - 1, self.steps)
+        began = time.perf_counter() - sums.seconds
+        for step in range(first_step, self.steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.spec, self.member, epoch * self.steps + step, self.steps)
+            step_loss, step_correct = self._step(epoch, step, rows[..., step * self.batch : (step + 1) * self.batch])
+            loss += step_loss * _nan_where_injected("fit.step")
+            correct += step_correct
+            self.callback.on_step_end()
+            if self.device.type == "cpu" or step % LOOK_EVERY == 0:
+                self._after_step(step + 1, loss, correct, began)
+        totals = self.group.all_reduce(*loss, *correct)
+        if not (all(map(math.isfinite, totals)) and all(bool(p.isfinite().all()) for p in self.network.parameters())):
+            raise DivergedError(f"the loss or a weight is not finite after epoch {epoch + 1}")
+        seconds, images = time.perf_counter() - began, self.steps * self.batch
+        return [
+            {
+                "train/loss": total / self.steps,
+                "train/accuracy": right / images,
+                "train/lr": rate,
+                "train/images_per_second": images / seconds,
+                "seconds": seconds / self.lanes,  # what one lane costs
+            }
+            for total, right in zip(totals[: self.lanes], totals[self.lanes :], strict=True)
+        ]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch's steps, one after another: (n,)."""
+        return self._shuffled(epoch, self.seed)
+
+    def _shuffled(self, epoch: int, seed: int) -> Tensor:
+        order = self._generator(seed, epoch, "order", "cpu")
+        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
+
+    def _after_step(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
+        """Check between two steps, all processes together, for a loss that is not finite, a stop, and an overdue checkpoint."""
+        by_process = self.group.all_gather(*loss, *correct, self.callback.should_stop(), self.policy.is_overdue())
+        *totals, stop, overdue = (sum(values) for values in zip(*by_process, strict=True))
+        for total in totals[: self.lanes]:
+            if not math.isfinite(total):
+                raise DivergedError(f"the loss is {total} in epoch {len(self.history) + 1}, up to step {step}")
+        if step == self.steps and not stop:
+            return  # the epoch's own checkpoint follows
+        if stop or overdue:
+            seconds = time.perf_counter() - began
+            self._save(step, [_Sums(values[: self.lanes], values[self.lanes : -2], seconds) for values in by_process])
+        if stop:
+            raise TrainingStopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
+
+    def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
+        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
+        x, targets = self._augmented(epoch, step, rows, self.seed)
+        x = x.contiguous(memory_format=self.format)
+        loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        parts = self.group.micro_batches(len(rows), self.micro_batch)
+        for part in parts:
+            with self.group.no_sync(self.model) if part != parts[-1] else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    logits = self.model(x[part])
+                    taught = self.data.teacher(x[part]) if self.data.teacher else None
+                logits = logits.float()
+                part_loss = self._objective(logits, targets, part, taught) * (len(logits) / len(rows))
+                (part_loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
+            loss += part_loss.detach()
+            correct += (logits.argmax(1) == targets[0][part]).sum()
+        if self.spec.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average in self.averages.values():
+            average.on_step_end(self.network)
+        return loss, correct
+
+    def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
+        images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
+        return augment(images, labels, self.member.augment, self._generator(seed, epoch, step, self.device))
+
+    def _objective(self, logits: Tensor, targets: Labels, part: slice, taught: Tensor | None) -> Tensor:
+        """Return the loss of a micro-batch: of the labels, and for a student of its distance to the teacher."""
+        loss = self._mixed_loss(logits, targets, part)
+        if taught is None or not isinstance(self.member, StudentSpec):
+            return loss
+        soft = self.member.soft
+        return soft * distillation_loss(logits, taught, self.member.temperature) + (1 - soft) * loss
+
+    def _mixed_loss(self, logits: Tensor, targets: Labels, part: slice) -> Tensor:
+        first, second, share = targets
+        loss = self._loss(logits, first[part])
+        return loss if share == 1 else share * loss + (1 - share) * self._loss(logits, second[part])
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.member.label_smoothing)
+
+    def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
+        return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))
+
+    def _validate(self) -> list[Epoch]:
+        """Return each lane's loss and accuracy on the watched rows, and on the rows that decide about stopping early."""
+        return [self._validate_network(network) for network in self._evaluated_networks()]
+
+    def _validate_network(self, network: Network) -> Epoch:
+        metrics: Epoch = {}
+        for name, rows in (("fuse", self.data.watch), ("stop", self.data.stop)):
+            if rows is not None:
+                loss, accuracy = self._evaluate(network, rows)
+                metrics |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
+        return metrics
+
+    def _evaluate(self, network: Network, rows: Tensor) -> tuple[float, float]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits, _ = predict_outputs(network, self.data.images, rows, self.device)
+        labels = self.data.labels[rows].cpu()
+        loss = F.cross_entropy(logits, labels).item()
+        return (loss if math.isfinite(loss) else 1e9), (logits.argmax(1) == labels).float().mean().item()
+
+    def _track_best(self) -> None:
+        if self.data.stop is not None and self.history[-1]["stop/loss"] <= min(e["stop/loss"] for e in self.history):
+            self.best = {k: v.detach().clone() for k, v in self._final_network().state_dict().items()}
+
+    def _has_stopped_early(self) -> bool:
+        if self.spec.stop is None or not self.history:
+            return False
+        losses = [epoch["stop/loss"] for epoch in self.history]
+        return len(losses) - 1 - losses.index(min(losses)) >= self.spec.stop.patience
+
+    def _save(self, step: int = 0, sums: Sequence[_Sums] = ()) -> None:
+        """Write a checkpoint after `step` steps of the current epoch (0 at its end), with each process's sums."""
+        with self.policy.writing():
+            if self.checkpoints is None or self.group.rank:
+                return
+            groups: dict[str, dict[str, Tensor]] = {
+                "network": self.network.state_dict(),
+                "optimizer": optimizer_state(self.optimizer),
+            }
+            groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
+            if self.best:
+                groups["best"] = self.best
+            record = {
+                "histories": self.histories,
+                "micro_batch": self.micro_batch,
+                "sums": [asdict(process_sums) for process_sums in sums],
+                "average": self.member.averages() if "average" in self.averages else None,
+            }
+            self.checkpoints.save(len(self.history), step, groups, record)
+            self.callback.on_checkpoint()
+
+    def _resume(self) -> tuple[int, _Sums | None]:
+        """Load the newest checkpoint. Return the number of finished steps of the current epoch, and what they summed up to."""
+        state = self.checkpoints.newest() if self.checkpoints else None
+        if state is None:
+            return 0, None
+        try:
+            self.network.load_state_dict(state.tensors["network"])
+            load_optimizer_state(self.optimizer, self.network, state.tensors["optimizer"])
+            if "average" in self.averages and state.record.get("average") != self.member.averages():
+                del self.averages["average"]  # asked for, or asked for otherwise, when this training was under way already
+            for name, average in self.averages.items():
+                average.model.load_state_dict(state.tensors[name])
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
+        self.best = state.tensors.get("best", {})
+        self.micro_batch = min(self.micro_batch, state.record["micro_batch"])
+        self.histories = state.record["histories"]
+        sums = state.record["sums"]
+        return state.record["step"], _Sums(**sums[self.group.rank]) if sums else None
+
+
+def _nan_where_injected(point: str) -> float:
+    """Return 1, or NaN where a test asks for it."""
+    return math.nan if fault_point(point) == "nan" else 1.0
