@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test check guard bench chaos table lock
+.PHONY: install demo test test-all check guard bench chaos table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -17,9 +17,13 @@ demo: install
 	$(BIN)/conclave sweep examples/digits.yaml --home $(HOME_DIR)
 	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
 
-# In the order of the folders: files with whole sweeps come first, so that none of them is left for the end.
+# A few minutes on two cores: unit tests, one whole sweep, a kill and resume, every command once; and the branch coverage.
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+
+# What `make test` leaves out: faults, clusters, whole sweeps. Files with whole sweeps come first, so that none is left for the end.
+test-all: install
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install
@@ -33,7 +37,7 @@ table: install
 guard: install
 	$(BIN)/python -m benchmarks.guard
 
-# Outside CI, under half an hour on a quiet machine: every figure of README's table of speed, and the table.
+# Outside CI, under half an hour on a quiet machine: every figure of docs/explanation/speed.md, and the table.
 bench: install
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.sweep
@@ -49,6 +53,8 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python scripts/repository.py
 	$(BIN)/python scripts/lock.py
 
 # Writes the lock file from what is installed: after a deliberate change of versions, and never by hand.

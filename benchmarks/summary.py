@@ -1,4 +1,4 @@
-"""README's table of speed, from what the other files here have measured: peer, ours, ratio, goal. `make bench` ends with it.
+"""Print the table of docs/explanation/speed.md from what the other files here measured. `make bench` ends with it.
 
 Prints Markdown; a file that is missing is a row that is missing. A goal that is missed says so.
 """

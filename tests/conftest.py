@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("CONCLAVE_HOME", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Folders of what takes long: whole sweeps, faults and clusters. `make test` leaves them out, and `make test-all` runs them.
+SLOW = ("cluster", "end_to_end", "faults")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what the tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in a slow folder. A single test elsewhere can be marked by hand."""
+    for item in items:
+        if Path(item.path).relative_to(ROOT).parts[1] in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -389,7 +389,7 @@ def test_prices_become_money(tmp_path: Path) -> None:
 def test_status_plan_report_read_the_home_only(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     state = json.loads(conclave("status", "tiny", "--home", "home", "--json", cwd=folder).stdout)
-    assert state["tiny"]["members"]["a"] == "3/3 fits done"
+    assert state["tiny"]["members"]["a"] == "3/3 trainings done"
     planned = json.loads(conclave("plan", "team.yaml", "--home", "home", "--json", cwd=folder).stdout)
     assert {job["state"] for job in planned["jobs"]} == {"done"}
     assert "recommended" in conclave("report", "tiny", "--home", "home", "--json", cwd=folder).stdout

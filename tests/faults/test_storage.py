@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_fit_is_refused(place_of: Callable[[str], Place]
     _cut_off(place)
     for folder in place.checkpoints("a"):
         rewrite(folder, owner="somebody")
-    assert "belongs to another fit (somebody)" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
+    assert "belongs to another training (somebody)" in place.sweep("--inline", code=3)["members"]["a"]["reason"]
 
 
 @pytest.mark.parametrize("change", [{"step": 4}, {"epoch": 1}, {"micro_batch": 10}])

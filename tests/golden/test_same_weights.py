@@ -59,6 +59,7 @@ def compare(commit: str, team_file: Path, folder: Path) -> tuple[dict[str, str],
     return _weights(_checkout(commit, folder / "code"), team_file, then), _weights(ROOT, team_file, now)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _has(BASE), reason="a shallow clone has no base commit to compare with")
 def test_the_base_commit_and_this_one_train_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(TEAM)
