@@ -59,7 +59,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class FusionInputs:
-    """What a fusion may learn from.
+    """Everything that a fusion may learn from.
 
     Attributes:
         fuse: Predictions of the full trainings on *fuse*.

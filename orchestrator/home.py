@@ -76,7 +76,7 @@ class SweepFolder:
 
     @property
     def outputs(self) -> Path:
-        """What every fusion was made from."""
+        """The file with the arrays that every fusion was made from."""
         return self.path / "outputs.npz"
 
     @property
@@ -102,7 +102,7 @@ class SweepFolder:
 
     @property
     def has_newer_run(self) -> bool:
-        """Whether a run later than the one that the summary tells of is under way, or did not end."""
+        """True if a later run than that of the summary is under way, or did not end."""
         return self.summary().get("state") == "done" and self.state().get("fingerprint") is None
 
     def write(self, name: str, content: Any) -> None:

@@ -38,7 +38,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 @dataclass
 class SweepOptions:
-    """What a caller of `run_sweep` may choose.
+    """The options of `run_sweep`.
 
     Attributes:
         home: The home.
@@ -67,7 +67,7 @@ class SweepOptions:
 
 @dataclass
 class SweepResult:
-    """What a sweep came to: its summary, the exit code, and what became of the jobs that were run, by signature."""
+    """The result of a sweep: its summary, its exit code, and the outcome of each job that was run, by signature."""
 
     summary: dict[str, Any]
     exit_code: int

@@ -100,7 +100,7 @@ class StackCombiner(nn.Module):
 
 
 class BagCombiner(StackCombiner):
-    """The same over bags of networks, K in a row for each member: stack_bag."""
+    """Combine bags of networks by a stack; each member has K networks in a row. This is the module of stack_bag."""
 
     def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
         """Combine the networks' outputs."""

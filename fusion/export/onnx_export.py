@@ -32,7 +32,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What an exported file says of itself.
+    """The description that an exported file carries.
 
     Attributes:
         specs: The member of each network in the model.

@@ -24,7 +24,7 @@ QUANTIZED = ("Conv", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """What the integers cost.
+    """The cost of computing with integers.
 
     Attributes:
         rows: Number of rows that it was measured on.

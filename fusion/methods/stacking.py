@@ -38,7 +38,7 @@ SMALL_HESSIAN = 1e10  # multiplications for one
 
 @dataclass(frozen=True)
 class FittedHead:
-    """What was learnt from out-of-fold predictions: a head on (n, M*C) log-probabilities, and how it was fitted.
+    """A head on (n, M*C) log-probabilities, fitted to out-of-fold predictions, and how it was fitted.
 
     Attributes:
         coef: (C, M*C).
@@ -85,7 +85,7 @@ def fit_head(predictions: Predictions, folds: Labels | None, penalty: float | No
 
 
 class _LinearHead:
-    """What every stack is once it is fitted: a linear head on log-probabilities at the members' temperatures."""
+    """A fitted stack: a linear head on log-probabilities at the members' temperatures."""
 
     temperatures_: Floats
     coef_: Floats
@@ -148,7 +148,7 @@ class Stack(_LinearHead):
 
 
 class StackBag(Stack):
-    """The same meta-learner over the fold trainings: each member speaks as the mean of its K fold trainings' probabilities.
+    """Stacking over the fold trainings: each member speaks as the mean of its K fold trainings' probabilities.
 
     It has K networks per member at inference, and needs no full training. It is for teams whose fold trainings have outputs on
     *fuse*.
@@ -170,7 +170,7 @@ class StackBag(Stack):
 def bagged(predictions: Predictions) -> Predictions:
     """Return predictions whose members are the bags of their fold trainings. Raises ConclaveError where those gave no outputs."""
     if predictions.folds is None:
-        raise ConclaveError("stack_bag needs the outputs of every member's fold fits on fuse and test: set data.folds.")
+        raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
     return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)
 
 

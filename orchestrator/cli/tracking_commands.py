@@ -62,7 +62,7 @@ def server(
 
 @app.command(epilog="Example: `conclave sync`")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
-    """Send what the tracking store has not got yet, because it was away. Twice is the same as once."""
+    """Send to the tracking store what it missed while it was away. Running this twice does no harm."""
     from workers.tracking.delivery import flush_outbox
     from workers.tracking.outbox import Outbox
 

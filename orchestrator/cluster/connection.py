@@ -24,7 +24,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class ClusterSnapshot:
-    """What Ray says of its machines at one moment.
+    """The machines of a Ray at one moment.
 
     The autoscaler lists a demand as infeasible where no type could hold it, and also where a limit is reached. The second case
     shows by another demand of the same shape that is met, or by a machine on its way.

@@ -73,7 +73,7 @@ class Cluster:
 
     @property
     def brings_gpus(self) -> bool:
-        """Whether machines with GPUs come when jobs wait, where there may be none yet."""
+        """True if machines with GPUs come when jobs wait, where there may be none yet."""
         types = self.config.get("available_node_types") or {}
         return any(float((entry.get("resources") or {}).get("GPU") or 0) >= 1 for entry in types.values())
 
@@ -86,7 +86,7 @@ class Cluster:
 
     @property
     def serves(self) -> bool:
-        """Whether the head runs a tracking server."""
+        """True if the head runs a tracking server."""
         return any("conclave server" in str(command) for command in self.config.get("head_start_ray_commands") or ())
 
     def up(self) -> None:

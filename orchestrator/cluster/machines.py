@@ -30,7 +30,7 @@ def trainer_environment(threads: int) -> dict[str, str]:
 
 
 class Size(NamedTuple):
-    """What a machine has, or what a job asks for on one machine.
+    """GPUs and CPUs: those of a machine, or those that a job asks for on one machine.
 
     Attributes:
         gpus: Number of GPUs, fractions included.
@@ -60,7 +60,7 @@ class Size(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a trainer has. Jobs that ask for just that may follow one another in it.
+    """The resources of a trainer. Jobs that ask for exactly these may follow one another in it.
 
     Attributes:
         gpus: Number of GPUs.
@@ -78,7 +78,7 @@ class Shape(NamedTuple):
 
     @property
     def size(self) -> Size:
-        """What it asks for on one machine."""
+        """The GPUs and CPUs that a trainer of this shape needs on one machine."""
         return Size(self.gpus, self.cpus)
 
     def options(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say 
 
 @dataclass(frozen=True)
 class RemoteSweep:
-    """What `sweep --on` was asked for.
+    """The options of one `conclave sweep --on`.
 
     Attributes:
         cluster: The cluster.

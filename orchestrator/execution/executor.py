@@ -1,4 +1,4 @@
-"""What runs jobs somewhere, as the scheduler sees it: the `Executor` protocol, its events and its outcomes."""
+"""The seam between the scheduler and whatever runs jobs: the `Executor` protocol, its events and its outcomes."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from workers.config.resources import Resources
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 
-# Floating-point operations a second that a fit is assumed to reach before one was measured, of ResNet18.
+# Floating-point operations a second that a training of ResNet18 is assumed to reach before one was measured.
 CORE = 1.0e11
 GPU = 2.5e12  # a third of what a T4 can do in float32
 STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
-MEASURED, ROUGH = "measured on fits that are done here", "rough: from the network's size alone"
+MEASURED, ROUGH = "measured on trainings that are done here", "rough: from the network's size alone"
 Kind = tuple[str, int, str, int]
 
 

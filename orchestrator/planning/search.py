@@ -43,7 +43,7 @@ class Trial:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the trial came to an end."""
+        """True if the trial came to an end."""
         return self.state in ENDED
 
     @property
@@ -93,7 +93,7 @@ class Search:
 
     @property
     def space(self) -> SearchSpec:
-        """What may be tried."""
+        """The settings that may be tried."""
         assert self.member.search
         return self.member.search
 

@@ -38,10 +38,10 @@ class Job(Strict):
     home: Path
     store: Path
     import_paths: tuple[str, ...] = ()
-    checkpoint_seconds: float = 300.0  # the longest that a fit goes without one
-    after: str | None = None  # the fit from whose last checkpoint this one goes on
+    checkpoint_seconds: float = 300.0  # the longest that a training goes without one
+    after: str | None = None  # the training from whose last checkpoint this one continues
     followed: bool = False  # whether another job of the plan goes on from this one
-    teachers: tuple[str, ...] = ()  # the full fits whose pooled answers a student learns
+    teachers: tuple[str, ...] = ()  # the full trainings whose pooled answers a student learns
     start: str | None = None  # the one of them whose weights it begins from
 
     @property

@@ -32,7 +32,7 @@ def _is_label(word: object) -> bool:
 
 
 class Resources(Strict):
-    """What one job asks of the scheduler.
+    """The resources that one job asks for.
 
     Attributes:
         gpus: Number of GPUs, fractions included. None means one per process where there are GPUs, else none.

@@ -30,7 +30,7 @@ def _augment_range(value: Mapping[str, Range]) -> Mapping[str, Range]:
 
 
 class SearchSpec(Strict):
-    """What to try instead of the member's own settings. Trials are scored on a tenth of the *fit* rows; the best become members.
+    """The settings to try in place of a member's own. Trials are scored on a tenth of the *fit* rows; the best become members.
 
     Attributes:
         trials: Number of trials.

@@ -44,7 +44,7 @@ def _compile(value: Any) -> Any:
 
 
 class TrainSpec(Strict):
-    """What all trainings of a team share."""
+    """The settings that all trainings of a team share."""
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(128, ge=1)
@@ -55,7 +55,7 @@ class TrainSpec(Strict):
     clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
-    fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold fit runs
+    fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold training runs
     compile: Annotated[Literal["default", "max-autotune"] | None, BeforeValidator(_compile)] = None  # by torch.compile
 
     def of_fold(self, fold: int | None) -> TrainSpec:

@@ -118,5 +118,7 @@ def _bounded(size: int, before: int, name: str, archive: Path) -> int:
     if size > MAX_FILE_BYTES:
         raise UserInputError(f"{archive}: {name} unpacks to {size:,} bytes; no image is that large. Remove it.")
     if before + size > MAX_BYTES:
-        raise UserInputError(f"{archive}: unpacks to more than {MAX_BYTES:,} bytes. Split the data set, or unpack it to a folder.")
+        raise UserInputError(
+            f"{archive}: unpacks to more than {MAX_BYTES:,} bytes. Split the data set, or unpack it to a folder."
+        )
     return before + size

@@ -37,9 +37,7 @@ def decode(content: bytes | Path, size: int) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"is {width} x {height} pixels, more than {MAX_PIXELS:,}")
+            _check_size(image)
             image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size where that suffices
             ImageOps.exif_transpose(image, in_place=True)
             return _square(_rgb(image), size)
@@ -48,7 +46,15 @@ def decode(content: bytes | Path, size: int) -> Pixels:
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"has more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        raise UnreadableImageError(f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+        raise UnreadableImageError(
+            f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from None
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"is {width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -102,7 +102,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass
 class _PackedRows:
-    """What is known of the rows that were decoded so far."""
+    """The rows that were decoded so far."""
 
     labels: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -166,7 +166,9 @@ def _refuse_bad(bad: list[str], spec: DataSpec) -> None:
     """Raise UserInputError where more images are bad than the team allows."""
     if len(bad) > spec.max_bad:
         shown = "\n".join(f"{text}." for text in bad[:MOST_SHOWN])
-        hint = "Repair or remove it, or allow some with data.max_bad." if spec.max_bad == 0 else f"data.max_bad is {spec.max_bad}."
+        hint = (
+            "Repair or remove it, or allow some with data.max_bad." if spec.max_bad == 0 else f"data.max_bad is {spec.max_bad}."
+        )
         raise UserInputError(f"{shown} {hint}")
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from workers.data.archives import Entry, is_archive, walk
-from workers.errors import UserInputError
-from workers.data.images import Pixels, is_image
 from workers.config.specs import DataSpec
+from workers.data.archives import Entry, is_archive, walk
+from workers.data.images import Pixels, is_image
+from workers.errors import UserInputError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from workers.config.specs import DataSpec
 from workers.data.store import Rows, Store
 from workers.errors import UserInputError
 from workers.storage.files import write_bytes
-from workers.config.specs import DataSpec
 
 
 @dataclass(frozen=True)

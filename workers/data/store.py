@@ -31,7 +31,7 @@ class Store:
 
     @cached_property
     def meta(self) -> dict[str, object]:
-        """What packing found out: classes, digest, size, counts."""
+        """The record of the packing: classes, digest, size, counts."""
         content = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
         assert isinstance(content, dict)
         return content

@@ -1,4 +1,4 @@
-"""What a training reports while it runs, and the one thing that it asks: whether to stop."""
+"""The callback of a training. It is told what happens, and it answers one question: whether to stop."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _current_job = ""
 
 
 class InjectedFaultError(RuntimeError):
-    """What the action `raise` raises."""
+    """The exception that the action `raise` raises."""
 
 
 def set_job(label: str) -> None:

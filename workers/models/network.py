@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-# ImageNet's channel statistics: fixed, so that nothing is estimated from rows that a fit may not see, and right for
+# ImageNet's channel statistics: fixed, so that nothing is estimated from rows that a training may not see, and right for
 # weights trained elsewhere.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

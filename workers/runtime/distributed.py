@@ -36,7 +36,7 @@ TIMEOUT_SECONDS = 24 * 3600  # of a step that waits for another process; one tha
 
 @dataclass(frozen=True)
 class DistributedJob:
-    """What each process needs to know.
+    """Everything that each process of a group needs to know.
 
     Attributes:
         job: The job.

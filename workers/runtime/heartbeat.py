@@ -1,4 +1,4 @@
-"""What is known of a running job from outside: its progress, and its trainer's sign of life."""
+"""The progress of a running job, and its trainer's heartbeat, as others see them."""
 
 from __future__ import annotations
 

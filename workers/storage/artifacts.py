@@ -94,7 +94,7 @@ class MemberArtifact:
 
     @property
     def done(self) -> bool:
-        """Whether the training is finished."""
+        """True if the training is finished."""
         return (self.folder / MANIFEST).is_file()
 
     def manifest(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 @dataclass(frozen=True)
 class State:
-    """What a checkpoint holds: its folder, its record and its tensors, by group and name."""
+    """The content of a checkpoint: its folder, its record and its tensors, by group and name."""
 
     folder: Path
     record: dict[str, Any]

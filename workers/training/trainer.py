@@ -59,7 +59,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What to train on, and how.
+    """The rows, the recipe and the surroundings of one training.
 
     Attributes:
         data: The rows.
@@ -86,7 +86,7 @@ class TrainingTask:
 
 @dataclass
 class TrainingResult:
-    """What a training gives: the network with its final weights, and how it came about.
+    """The result of a training: the network with its final weights, and how it came about.
 
     Attributes:
         network: The trained network.
@@ -109,7 +109,7 @@ class TrainingResult:
 
 @dataclass
 class _Sums:
-    """What the steps of an unfinished epoch summed up to: the loss and the number of right answers of each lane."""
+    """Sums over the steps of an unfinished epoch: the loss and the number of right answers of each lane."""
 
     loss: list[float]
     correct: list[float]
