@@ -35,7 +35,7 @@ def print_summary(home: Home, summary: dict[str, Any]) -> None:
     """Print a sweep's table, its verdict, and where its model and its report are."""
     from orchestrator.reporting import report
 
-    counts = f"{summary['trained']} jobs trained now, {summary['reused']} found done"
+    counts = f"{summary['trained']} trainings were run now, {summary['reused']} were done before"
     print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
     for name, member in summary["members"].items():
         if member["reason"]:
