@@ -1,7 +1,9 @@
 """Promises about the code as a whole."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,36 @@ def test_no_source_file_is_hidden_from_git() -> None:
     words = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", *PACKAGES]
     hidden = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
     assert [name for name in hidden if "__pycache__" not in name] == []
+
+
+FOLDERS = "tests|docs|benchmarks|orchestrator|fusion|workers|examples|scripts"
+CITED = re.compile(rf"(?<![\w/.])((?:{FOLDERS})/[\w./-]+\.(?:py|md|yaml|json|j2))\b")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+def _texts(*patterns: str) -> Iterator[tuple[Path, str]]:
+    words = ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns]
+    for name in subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            yield ROOT / name, (ROOT / name).read_text()
+
+
+def test_every_file_that_code_and_documents_cite_exists() -> None:
+    """A comment that cites what was moved or removed misleads whoever follows it."""
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, text in _texts("*.py", "*.md", "*.yaml", "*.toml", "Makefile")
+        for name in CITED.findall(text)
+        if not (ROOT / name).exists()
+    }
+    assert missing == set()
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    broken = {
+        f"{path.relative_to(ROOT)}: {link}"
+        for path, text in _texts("*.md")
+        for link in LINK.findall(text)
+        if not (path.parent / link).exists()
+    }
+    assert broken == set()

@@ -1,0 +1,85 @@
+"""Networks: torchvision's own, their stems and heads, and the weights that they may start from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from tests.factories import CPU, member
+from workers.config.architectures import KNOWN
+from workers.errors import UserInputError
+from workers.models.build import build
+from workers.models.network import has_linear_head, memory_format
+
+
+def test_our_resnet18_is_torchvisions() -> None:
+    network = build(member(width=64, stem="imagenet"), 10, 32).eval()
+    oracle = torchvision.models.resnet18(num_classes=10)
+    state = {k.removeprefix("trunk."): v for k, v in network.state_dict().items() if not k.startswith("head")}
+    oracle.load_state_dict(state | {f"fc.{k}": v for k, v in network.head.state_dict().items()})
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.allclose(network(x), oracle.eval()((x - network.mean) / network.std), atol=1e-5)
+
+
+def test_the_known_networks_are_torchvisions_classifiers() -> None:
+    assert set(torchvision.models.list_models(module=torchvision.models)) == KNOWN
+
+
+@pytest.mark.parametrize(
+    "arch", ["resnet34", "resnet50", "mobilenet_v3_small", "densenet121", "squeezenet1_1", "vit_b_32", "shufflenet_v2_x0_5"]
+)
+def test_any_torchvision_classifier_splits_into_features_and_head(arch: str) -> None:
+    network = build(member(arch=arch, width=64), 7, 64).eval()
+    x = torch.rand(2, 3, 64, 64)
+    assert network(x).shape == (2, 7)
+    assert torch.equal(network.head(network.features(x)), network(x))
+    assert has_linear_head(network) == (arch != "squeezenet1_1")
+
+
+def test_stem_auto_depends_on_the_image_size() -> None:
+    kernels = []
+    for stem, size in (("auto", 32), ("auto", 64), ("cifar", 64)):
+        first = build(member(stem=stem), 3, size).trunk.conv1
+        assert isinstance(first, nn.Conv2d)
+        kernels.append(first.kernel_size[0])
+    assert kernels == [3, 7, 3]
+
+
+def test_narrow_networks_keep_out_of_reach_of_a_bug_in_onednn() -> None:
+    """Its float32 1x1 strided backward pass writes past a buffer in channels_last order; there such a fit crashed."""
+    narrow, wide = build(member(), 3, 8), build(member(width=16), 3, 8)
+    assert memory_format(narrow, CPU, "float32") is torch.contiguous_format
+    assert memory_format(narrow, CPU, "bfloat16") is torch.channels_last
+    assert memory_format(narrow, torch.device("cuda"), "float32") is torch.channels_last
+    assert memory_format(wide, CPU, "float32") is torch.channels_last
+    assert memory_format(build(member(arch="vgg11", width=64), 3, 32), CPU, "float32") is torch.channels_last
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(torchvision.models.mobilenet_v3_small(num_classes=3).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UserInputError, match="another network"):
+        build(member(weights=tmp_path / "w.pt"), 3, 8)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, ("pwned", "w")
+
+
+def test_malicious_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Evil()}, tmp_path / "w.pt")
+    with pytest.raises(UserInputError, match="plain state dict"):
+        build(member(weights=tmp_path / "w.pt"), 3, 8)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_are_started_from_and_another_head_is_left_out(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "w.pt")
+    spec = member(width=64, stem="imagenet", weights=tmp_path / "w.pt")
+    network = build(spec, 3, 64)
+    saved = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert torch.equal(network.trunk.layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])  # type: ignore[index,union-attr]
+    assert network.head.out_features == 3
