@@ -39,7 +39,7 @@ class Cascade:
         stages = self._stages(predictions)
         return stages[_stops(stages, self.threshold_), np.arange(stages.shape[1])]
 
-    def asked(self, predictions: Predictions) -> Labels:
+    def count_networks(self, predictions: Predictions) -> Labels:
         """Return how many members each row took, (n,)."""
         return _stops(self._stages(predictions), self.threshold_) + 1
 

@@ -103,7 +103,7 @@ def _choices(fusion: FittedFusion, team: TeamPredictions) -> Row:
         words.append(f"penalty {method.penalty_:g}" if is_finite else "stays at uniform averaging: nothing else is better")
     if isinstance(method, Cascade):
         predictions = team.test if len(team.test.labels) else team.inputs.fuse
-        row["asked"] = float(method.asked(predictions).mean())
+        row["asked"] = float(method.count_networks(predictions).mean())
         until = f"until {method.threshold_:.1%} sure" if method.threshold_ <= 1 else "all of them"
         words.append(f"asks {', '.join(team.names[i] for i in method.order_)} {until}: {row['asked']:.2f} on average")
     return {**row, "chosen": "; ".join(words)}

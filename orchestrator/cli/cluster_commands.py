@@ -11,7 +11,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: `conclave up cluster.yaml`")
 def up(cluster_file: ClusterFile) -> None:
-    """Start a cluster's head by Ray's launcher. Its workers come when members wait for them."""
+    """Start the head of a cluster by Ray's launcher. Workers start when members wait for them."""
     from orchestrator.cluster.launcher import Cluster
 
     Cluster.ready(cluster_file).up()

@@ -26,14 +26,16 @@ FUSE_COLUMNS = ("name", "accuracy", "nll", "gain", "train", "inference", "recomm
 @app.command(epilog="Example: `conclave fuse cifar-team --drop weak --method vote --method stack`")
 def fuse(
     name: SweepName,
-    method: Annotated[list[str] | None, typer.Option(help="A fusion to fit; may be given again.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="Members to leave out; commas or given again.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Members to fuse; commas or given again.")] = None,
-    also: Annotated[list[str] | None, typer.Option("--with", help="Another sweep of the same data and split.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A fusion to fit. Repeat the option for several.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Members to leave out, separated by commas.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="The only members to fuse, separated by commas.")] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--with", help="Another sweep on the same data and split, whose members join.")
+    ] = None,
     home: HomeDir = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Fit the fusions again from what was trained. Nothing is trained, and nothing of the sweep changes."""
+    """Fit the fusions again from finished trainings. Nothing is trained, and the sweep stays as it is."""
     from orchestrator.fusing.refit import join_sweeps, refit_fusions, select_members
     from orchestrator.reporting.report import table_rows, verdict
     from orchestrator.reporting.tables import print_table
@@ -51,12 +53,15 @@ def fuse(
 
 @app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
 def predict(
-    model: Annotated[Path, typer.Argument(help="A fused.onnx.")],
+    model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
-    out: Annotated[Path | None, typer.Option(help="The CSV file to write; stdout where left out.")] = None,
-    runtime: Annotated[str, typer.Option(help="auto (onnx, or torch where it is faster), onnx, torch, torch-bfloat16.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="The CSV file to write. The default is stdout.")] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(help="What runs the model: onnx, torch or torch-bfloat16. auto takes torch where it is faster than onnx."),
+    ] = "auto",
 ) -> None:
-    """Predict class probabilities of images, as CSV: file, class, probability."""
+    """Predict the class probabilities of images. The output is CSV: file, class, probability."""
     from fusion.serving.predictor import Predictor
     from fusion.serving.runtimes import NAMES
 
@@ -102,10 +107,10 @@ def _new_file(path: Path) -> Iterator[TextIO]:
 @app.command(epilog="Example: `conclave export digits --method stack --out stack.onnx`")
 def export(
     name: SweepName,
-    method: Annotated[str | None, typer.Option(help="A fusion or a member to export.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The model file; SWEEP-METHOD.onnx where left out.")] = None,
-    outputs: Annotated[Path | None, typer.Option(help="Write what every fusion was made from, FILE.npz.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Write 8-bit integers too, and say what they cost.")] = False,
+    method: Annotated[str | None, typer.Option(help="The fusion or the member to export.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The model file to write. The default is SWEEP-METHOD.onnx.")] = None,
+    outputs: Annotated[Path | None, typer.Option(help="An .npz file for the arrays that every fusion was made from.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write an 8-bit version too, and measure what it costs.")] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
@@ -173,7 +178,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) 
 
 @app.command(epilog="Example: `conclave report digits`")
 def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
-    """Print a finished sweep's table and verdict, and where its HTML report is."""
+    """Print the table and the verdict of a finished sweep, and the path of its HTML report."""
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_summary
 

@@ -37,7 +37,7 @@ def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path
 
 @app.command(epilog="Example: `conclave validate team.yaml`")
 def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
-    """Check a team file. Nothing else is read, and nothing is written."""
+    """Check a team file, and name every mistake with its line. Nothing is written."""
     from orchestrator.config.loader import load_team
 
     team = load_team(team_file)
@@ -54,11 +54,11 @@ def plan(
     home: HomeDir = DEFAULT_HOME,
     data: DataPath = None,
     on: Annotated[
-        Path | None, typer.Option(help="A cluster file: estimate its machines, hours and money.", metavar="CLUSTER.YAML")
+        Path | None, typer.Option(help="Estimate the machines, hours and money of this cluster.", metavar="CLUSTER.YAML")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the jobs, what is already done, and an estimate of the time. Only the home is read."""
+    """Show the jobs, what is already done, and an estimate of the remaining time. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
     from orchestrator.planning.plan import Planner
@@ -117,15 +117,17 @@ def sweep(
     team_file: TeamFile,
     home: HomeDir = DEFAULT_HOME,
     data: DataPath = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray cluster, HOST:PORT.")] = None,
-    inline: Annotated[bool, typer.Option("--inline", help="Train without Ray, one job after another: for debugging.")] = False,
-    restart: Annotated[list[str] | None, typer.Option(help="Train this member afresh; may be given again.")] = None,
-    on: Annotated[Path | None, typer.Option(help="A cluster file: sweep there.", metavar="CLUSTER.YAML")] = None,
+    address: Annotated[str | None, typer.Option(help="The address of a running Ray cluster, HOST:PORT.")] = None,
+    inline: Annotated[bool, typer.Option("--inline", help="Train without Ray, one job after another, for debugging.")] = False,
+    restart: Annotated[
+        list[str] | None, typer.Option(help="Train this member from the start again. Repeat the option for several.")
+    ] = None,
+    on: Annotated[Path | None, typer.Option(help="Run the sweep on the cluster of this file.", metavar="CLUSTER.YAML")] = None,
     down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="With --down: don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --down: do not ask first.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train what isn't done, track it, fuse it, and export one model. What is done is never trained again."""
+    """Train the members, fuse them, and export one model. A finished training is never repeated."""
     if on and (address or inline or as_json):
         raise UserInputError("--on sweeps on that cluster: it goes together with neither --address nor --inline nor --json.")
     if down and not on:
@@ -182,11 +184,11 @@ def _sweep_on_cluster(team_file: Path, remote: RemoteSweep, down: bool, yes: boo
 
 @app.command(epilog="Example: `conclave status cifar-team`")
 def status(
-    name: Annotated[str | None, typer.Argument(help="A sweep; all of them where left out.", metavar="[SWEEP]")] = None,
+    name: Annotated[str | None, typer.Argument(help="The sweep to show. The default is all of them.", metavar="[SWEEP]")] = None,
     home: HomeDir = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is done. Only the home is read."""
+    """Show what is done. Nothing is written."""
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_table
 
@@ -220,7 +222,7 @@ def _sweep_state(place: Any, name: str) -> dict[str, Any]:
 
 @app.command(epilog="Example: `conclave doctor`")
 def doctor(as_json: AsJson = False) -> None:
-    """Look at this machine (PyTorch, GPU, packages, disk) and say in words what is wrong."""
+    """Check PyTorch, GPU, packages and disk of this machine, and say what is wrong."""
     from orchestrator.cli.doctor import examine
 
     facts, problems = examine()

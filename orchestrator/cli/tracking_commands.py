@@ -37,16 +37,18 @@ def server(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port.")] = 5000,
     database: Annotated[
-        str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://...; a SQLite file where left out.")
+        str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://... The default is a SQLite file in the home.")
     ] = None,
-    artifacts: Annotated[str | None, typer.Option(help="A folder or s3://...; in the home where left out.")] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="A name that clients may call it by, NAME:PORT.")] = None,
-    postgres: Annotated[
-        Path | None, typer.Option(help="A folder for a PostgreSQL of its own, created at the first start.")
+    artifacts: Annotated[str | None, typer.Option(help="A folder or s3://... The default is a folder in the home.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A host name that clients may use, NAME:PORT. Repeat the option for several.")
     ] = None,
-    background: Annotated[bool, typer.Option("--background", help="Return once it answers; its log is in the home.")] = False,
+    postgres: Annotated[Path | None, typer.Option(help="Run a PostgreSQL in this folder, created at the first start.")] = None,
+    background: Annotated[
+        bool, typer.Option("--background", help="Return once the server answers. Its log is in the home.")
+    ] = False,
 ) -> None:
-    """Run the team's tracking server. Ctrl-C ends it.
+    """Run a tracking server for the team. Ctrl-C ends it.
 
     Set its admin's password for the first start, in MLFLOW_AUTH_ADMIN_PASSWORD.
     """

@@ -262,7 +262,7 @@ def test_a_cascade_answers_as_the_vote_with_fewer_members() -> None:
     assert cascade.order_[0] == 1, "the best member is asked first"
     right = [(m.predict_proba(test).argmax(1) == test.labels).mean() for m in (cascade, vote)]
     assert right[0] >= right[1] - 0.005
-    assert 1 < cascade.asked(test).mean() < 2
+    assert 1 < cascade.count_networks(test).mean() < 2
 
 
 def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
@@ -274,7 +274,7 @@ def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
     expected = apply_temperature(everybody, fit_temperature(log_probabilities(everybody), given.fuse.labels))
     assert np.abs(cascade.predict_proba(given.fuse) - expected).max() < 1e-9
     cascade.threshold_ = 0.0
-    assert cascade.asked(given.fuse).tolist() == [1] * 500
+    assert cascade.count_networks(given.fuse).tolist() == [1] * 500
 
 
 def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:
