@@ -108,13 +108,13 @@ def run_round(seed: int, wanted: int, tally: Tally) -> None:
     finally:
         place.end()
     check(weights(summary) == weights(expected), seed, "the weights differ")
-    told, wanted_points = points(summary), points(expected)
-    check(told == wanted_points, seed, "the metric points differ")
+    actual_points, wanted_points = points(summary), points(expected)
+    check(actual_points == wanted_points, seed, "the metric points differ")
     check(not begun(place.home), seed, f"left behind: {begun(place.home)}")
     whole(place.home)
     tally.sweeps += 1
     tally.fits += len(list(place.home.glob("jobs/*/fit/manifest.json")))
-    tally.points += sum(map(len, told.values()))
+    tally.points += sum(map(len, actual_points.values()))
     shutil.rmtree(folder)
 
 
@@ -258,11 +258,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--files", type=int, default=10_000)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     tally, began = Tally(), time.monotonic()
-    outcomes = Counter(fuzz(asked.files, asked.seed, tally))
+    outcomes = Counter(fuzz(options.files, options.seed, tally))
     print(f"{tally.files} mutated team files: {dict(outcomes)}, no traceback", flush=True)
-    seeds = campaign(asked.seed, asked.kills, tally)
+    seeds = campaign(options.seed, options.kills, tally)
     result = {
         "kills": dict(tally.kills),
         "sweeps": tally.sweeps,

@@ -26,7 +26,7 @@ FIT, FUSE, TEST = 45_000, 5_000, 10_000
 def main() -> None:
     began = time.perf_counter()
     gathered = synthetic()
-    made = time.perf_counter() - began
+    seconds_to_make = time.perf_counter() - began
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     began = time.perf_counter()
     fitted = fit_all(gathered, KNOWN)
@@ -37,7 +37,13 @@ def main() -> None:
     diversity(gathered.names, gathered.inputs.fuse)
     seconds["comparing"] = time.perf_counter() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    result = {"seconds": seconds, "total": sum(seconds.values()), "peak_gib": most, "before_gib": before, "making": made}
+    result = {
+        "seconds": seconds,
+        "total": sum(seconds.values()),
+        "peak_gib": most,
+        "before_gib": before,
+        "making": seconds_to_make,
+    }
     write_result("fusion", "python -m benchmarks.fusion", result)
     print(json.dumps(result, indent=1))
 
@@ -51,8 +57,8 @@ def synthetic() -> TeamPredictions:
 
     def logits(rows: slice) -> Floats:
         n = rows.stop - rows.start
-        own = draw.normal(size=(MEMBERS, n, CLASSES))
-        return np.asarray(3.2 * np.eye(CLASSES)[labels[rows]] + hard[rows] + own)
+        noise = draw.normal(size=(MEMBERS, n, CLASSES))
+        return np.asarray(3.2 * np.eye(CLASSES)[labels[rows]] + hard[rows] + noise)
 
     fit, fuse, test = slice(0, FIT), slice(FIT, FIT + FUSE), slice(FIT + FUSE, FIT + FUSE + TEST)
 

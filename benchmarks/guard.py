@@ -30,11 +30,11 @@ JOBS, BATCH, SIDE = 500, 64, 32
 Work = Callable[[], object]
 
 
-def ratio(ours: Work, reference: Work, turns: int = TURNS) -> float:
-    """Median of ours over reference, a pair a turn."""
-    ours()
+def ratio(work: Work, reference: Work, turns: int = TURNS) -> float:
+    """Median of work over reference, a pair a turn."""
+    work()
     reference()
-    return median(_seconds(ours) / _seconds(reference) for _ in range(turns))
+    return median(_seconds(work) / _seconds(reference) for _ in range(turns))
 
 
 def _seconds(work: Work) -> float:
@@ -70,18 +70,18 @@ def step_over_bare() -> float:
     rows, labels = torch.arange(BATCH), torch.arange(BATCH) % 10
     network = build(member, 10, SIDE).train()
     task = TrainingTask(TrainingData(images, labels, rows, None), member, TrainSpec(), 1, torch.device("cpu"))
-    one = Trainer(network, task, BATCH)
-    bare = build(member, 10, SIDE).to(memory_format=one.format).train()
-    optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=one.format)
+    trainer = Trainer(network, task, BATCH)
+    bare = build(member, 10, SIDE).to(memory_format=trainer.format).train()
+    optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=trainer.format)
 
     def constant() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=one.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=trainer.precision == "bfloat16"):
             logits = bare(x)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return ratio(lambda: one._step(0, 0, rows), constant, 4 * TURNS)
+    return ratio(lambda: trainer._step(0, 0, rows), constant, 4 * TURNS)
 
 
 # What is measured, and the most that it may be. Seen when it was written, on a busy machine: 1.71, 1.03, 1.09.
@@ -95,9 +95,9 @@ LIMITS: tuple[tuple[Callable[[], float], float], ...] = (
 def main() -> None:
     worse = 0
     for measure, limit in LIMITS:
-        found = measure()
-        worse += found > limit
-        print(f"{measure.__name__:20} {found:6.2f}   at most {limit:g}{'' if found <= limit else '   WORSE'}", flush=True)
+        value = measure()
+        worse += value > limit
+        print(f"{measure.__name__:20} {value:6.2f}   at most {limit:g}{'' if value <= limit else '   WORSE'}", flush=True)
     sys.exit(1 if worse else 0)
 
 

@@ -28,12 +28,14 @@ ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{}/
 def buildah(*words: str, **env: str) -> str:
     """With the settings that need no engine and no kernel module. Raises with what it said."""
     without = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}  # where nothing else is said
-    found = subprocess.run(["buildah", *words], env={**without, **os.environ, **env}, capture_output=True, text=True, check=False)
-    if found.returncode:
+    process = subprocess.run(
+        ["buildah", *words], env={**without, **os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    if process.returncode:
         raise SystemExit(
-            f"buildah {' '.join(words[:3])}: exit {found.returncode}\n{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
+            f"buildah {' '.join(words[:3])}: exit {process.returncode}\n{process.stdout[-3000:]}\n{process.stderr[-3000:]}"
         )
-    return found.stdout
+    return process.stdout
 
 
 def base(tar: Path) -> None:
@@ -61,8 +63,8 @@ def run(name: str, command: str, **env: str) -> tuple[float, str]:
     container = buildah("from", "--pull-never", name).strip()
     try:
         began = time.monotonic()
-        given = [f"--env={key}={value}" for key, value in env.items()]
-        out = buildah("run", "--isolation", "chroot", *given, container, "--", "bash", "-c", command)
+        settings = [f"--env={key}={value}" for key, value in env.items()]
+        out = buildah("run", "--isolation", "chroot", *settings, container, "--", "bash", "-c", command)
         return time.monotonic() - began, out
     finally:
         buildah("rm", container)
@@ -79,12 +81,12 @@ def main() -> None:
     parser.add_argument("base", type=Path)
     parser.add_argument("--pip", type=Path)
     parser.add_argument("--volume", action="append", default=[])
-    given = parser.parse_args()
-    base(given.base)
-    result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", given.pip, given.volume)}
+    options = parser.parse_args()
+    base(options.base)
+    result: dict[str, Any] = {"tracking": build(TRACKING, "tracking.Dockerfile", options.pip, options.volume)}
     result["tracking"]["seconds_to_answer"] = predict_probabilities(TRACKING, 5000, "--postgres /tmp/postgres")
     print(result, flush=True)
-    result["trainer"] = build(TRAINER, "Dockerfile", given.pip, given.volume, "--target", "trainer")
+    result["trainer"] = build(TRAINER, "Dockerfile", options.pip, options.volume, "--target", "trainer")
     print(result, flush=True)
     seconds, said = run(TRAINER, "id --user && conclave doctor")
     assert said.startswith("1000\n"), said
@@ -95,7 +97,7 @@ def main() -> None:
     summary = json.loads(said.splitlines()[-1])
     assert summary["state"] == "done", summary
     result["trainer"] |= {"demo_seconds": round(seconds, 1), "demo_recommends": summary["recommended"]}
-    result["notebook"] = build(NOTEBOOK, "Dockerfile", given.pip, given.volume, "--target", "notebook")
+    result["notebook"] = build(NOTEBOOK, "Dockerfile", options.pip, options.volume, "--target", "notebook")
     result["notebook"]["jupyterlab"] = run(NOTEBOOK, "jupyter lab --version")[1].strip()
     write_result("images", "python -m benchmarks.images BASE", result)
     print(json.dumps(result, indent=1))

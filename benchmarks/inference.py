@@ -108,8 +108,8 @@ def eager(folder: Path) -> Run:
 
 
 def onnx(path: Path) -> Run:
-    found = create_session(str(path))
-    return lambda images: found.run(None, {"images": images})[0]
+    session = create_session(str(path))
+    return lambda images: session.run(None, {"images": images})[0]
 
 
 def sessions(folder: Path) -> Run:
@@ -118,7 +118,7 @@ def sessions(folder: Path) -> Run:
 
 
 def ways() -> dict[str, Callable[[Path], Run]]:
-    found: dict[str, Callable[[Path], Run]] = {
+    runners: dict[str, Callable[[Path], Run]] = {
         "eager": eager,
         "sessions": sessions,
         "fused.onnx": lambda folder: onnx(folder / "fused.onnx"),
@@ -128,14 +128,14 @@ def ways() -> dict[str, Callable[[Path], Run]]:
         "cascade": lambda folder: torch_runtime(folder / "cascade.onnx", SIDE, False),
     }
     if resolve_precision("auto", torch.device("cpu")) == "bfloat16":
-        found["torch bfloat16"] = lambda folder: torch_runtime(folder / "fused.onnx", SIDE, True)
-        found["student torch bfloat16"] = lambda folder: torch_runtime(folder / "0.onnx", SIDE, True)
-    return found
+        runners["torch bfloat16"] = lambda folder: torch_runtime(folder / "fused.onnx", SIDE, True)
+        runners["student torch bfloat16"] = lambda folder: torch_runtime(folder / "0.onnx", SIDE, True)
+    return runners
 
 
 def turn(name: str, folder: Path) -> None:
     """Prints median milliseconds by batch; FOLDER/NAME.npy is what it answers."""
-    run, images, found = ways()[name](folder), pictures(), {}
+    run, images, milliseconds = ways()[name](folder), pictures(), {}
     np.save(folder / f"{name}.npy", run(images))
     for batch, calls in CALLS.items():
         times = []
@@ -144,8 +144,8 @@ def turn(name: str, folder: Path) -> None:
             run(images[:batch])
             if call >= 2:
                 times.append((time.perf_counter() - began) * 1000)
-        found[str(batch)] = median(times)
-    print(json.dumps(found))
+        milliseconds[str(batch)] = median(times)
+    print(json.dumps(milliseconds))
 
 
 def main() -> None:
@@ -155,19 +155,19 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name in ways():
                 command = [sys.executable, "-m", "benchmarks.inference", "turn", name, work]
-                told = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-                for batch, milliseconds in json.loads(told.splitlines()[-1]).items():
+                printed = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+                for batch, milliseconds in json.loads(printed.splitlines()[-1]).items():
                     times[batch][name].append(milliseconds)
         answers = {name: np.load(Path(work, f"{name}.npy")) for name in ("eager", "sessions", *WAYS) if name in ways()}
-    found = {batch: {name: median(values) for name, values in of.items()} for batch, of in times.items()}
-    best = {b: min((n for n in WAYS if n in t), key=lambda n: t[n]) for b, t in found.items()}
-    students = {b: min((n for n in STUDENTS.values() if n in t), key=lambda n: t[n]) for b, t in found.items()}
+    medians = {batch: {name: median(values) for name, values in of.items()} for batch, of in times.items()}
+    best = {b: min((n for n in WAYS if n in t), key=lambda n: t[n]) for b, t in medians.items()}
+    students = {b: min((n for n in STUDENTS.values() if n in t), key=lambda n: t[n]) for b, t in medians.items()}
     result = {
-        "milliseconds": found,
-        "over_eager": {b: {n: t["eager"] / t[n] for n in t if n != "eager"} for b, t in found.items()},
+        "milliseconds": medians,
+        "over_eager": {b: {n: t["eager"] / t[n] for n in t if n != "eager"} for b, t in medians.items()},
         "fastest": best,
         "fastest_student": students,
-        "student_over_fused": {b: t[best[b]] / t[students[b]] for b, t in found.items()},
+        "student_over_fused": {b: t[best[b]] / t[students[b]] for b, t in medians.items()},
         "differ": {name: float(np.abs(values - answers["eager"]).max()) for name, values in answers.items()},
         "goals": GOALS,
     }

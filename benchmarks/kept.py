@@ -63,8 +63,8 @@ class KeptFits:
         return KeptFit(self.folder / f"{label.replace(' ', '-')}.npz")
 
     def has(self, job: Job) -> bool:
-        kept = self.of(job.label)
-        return kept.is_there and kept.record["signature"] == job.signature
+        stored = self.of(job.label)
+        return stored.is_there and stored.record["signature"] == job.signature
 
     def keep(self, job: Job, parts: Split) -> None:
         artifact = MemberArtifact.in_home(job.home, job.signature)
@@ -123,8 +123,8 @@ class KeptFits:
     def _fold_fits(self, names: Sequence[str], folds: int) -> dict[str, list[KeptFit]]:
         """Of the members that have them all; of none where that is one member: a stack of one is none."""
         every = {name: [self.of(f"{name} fold {k}") for k in range(folds)] for name in names}
-        found = {name: fits for name, fits in every.items() if fits and all(fit.is_there for fit in fits)}
-        return found if len(found) > 1 else {}
+        complete = {name: fits for name, fits in every.items() if fits and all(fit.is_there for fit in fits)}
+        return complete if len(complete) > 1 else {}
 
 
 def _oof(fold_fits: Sequence[Sequence[KeptFit]], folds: Labels, labels: Labels) -> Predictions | None:

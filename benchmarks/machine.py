@@ -42,18 +42,18 @@ def write_result(name: str, command: str, result: dict[str, Any]) -> Path:
 def median_seconds(work: Callable[[], object], times: int) -> float:
     """Of so many, after one that warms up."""
     work()
-    found = []
+    seconds = []
     for _ in range(times):
         began = time.perf_counter()
         work()
-        found.append(time.perf_counter() - began)
-    return median(found)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
 
 
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    process = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return process.stdout.strip()
 
 
 def _processor() -> str:

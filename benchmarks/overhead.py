@@ -49,15 +49,15 @@ GOAL = 0.05
 
 
 def planned(team: Path, home: Path) -> Plan:
-    found = config.load_team(team)
-    store = data.pack_data(found.data, home, check=lambda store: get_split(store, found.data, found.seed))
-    return Planner(found, store, home).plan()
+    loaded = config.load_team(team)
+    store = data.pack_data(loaded.data, home, check=lambda store: get_split(store, loaded.data, loaded.seed))
+    return Planner(loaded, store, home).plan()
 
 
 def bare(team: Path, home: Path, labels: list[str]) -> None:
     """Fit one after another, in this process; prints the seconds of each."""
-    made = planned(team, home)
-    print(json.dumps([_bare(job, made.store) for job in made.jobs if job.label in labels]))
+    plan = planned(team, home)
+    print(json.dumps([_bare(job, plan.store) for job in plan.jobs if job.label in labels]))
 
 
 def _bare(job: Job, store: Store) -> float:
@@ -84,8 +84,8 @@ def bare_at_once(team: Path, home: Path, labels: list[str]) -> list[float]:
 def packed(seconds: list[float]) -> float:
     """When the last of these ends, each begun on the core that is free first, the longest first."""
     free = [0.0] * CORES
-    for one in sorted(seconds, reverse=True):
-        free[free.index(min(free))] += one
+    for duration in sorted(seconds, reverse=True):
+        free[free.index(min(free))] += duration
     return max(free)
 
 

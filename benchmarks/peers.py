@@ -56,81 +56,79 @@ class Kept(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return softmax(self.given_[x[:, 0]])
 
 
-def estimators(found: TeamPredictions) -> list[tuple[str, Kept]]:
+def estimators(team: TeamPredictions) -> list[tuple[str, Kept]]:
     """Rows are counted *fit*, *fuse*, *test*, one after another. Members without fold fits have no `oof`."""
-    inputs, fit = found.inputs, len(found.fit_rows)
-    rest = len(found.fuse_rows) + len(found.test_rows)
+    inputs, fit = team.inputs, len(team.fit_rows)
+    rest = len(team.fuse_rows) + len(team.test_rows)
     folds = np.concatenate([inputs.folds, np.full(rest, -1)])
-    made = []
-    for i, name in enumerate(found.names):
+    members = []
+    for i, name in enumerate(team.names):
         nothing = np.zeros((fit, inputs.fuse.logits.shape[2]))
-        logits = np.concatenate([nothing, inputs.fuse.logits[i], found.test.logits[i]])
+        logits = np.concatenate([nothing, inputs.fuse.logits[i], team.test.logits[i]])
         oof = None
         if inputs.oof is not None and i in inputs.with_oof:
             at = inputs.oof.logits[inputs.with_oof.index(i)]
             oof = np.concatenate([at, np.zeros((rest, at.shape[1]))])
-        made.append((name, Kept(logits, oof, folds)))
-    return made
+        members.append((name, Kept(logits, oof, folds)))
+    return members
 
 
-def rows_of(found: TeamPredictions) -> tuple[Labels, Labels, Labels]:
+def rows_of(team: TeamPredictions) -> tuple[Labels, Labels, Labels]:
     """Row numbers of *fit*, *fuse* and *test*, each (n, 1)."""
-    ends = np.cumsum([0, len(found.fit_rows), len(found.fuse_rows), len(found.test_rows)])
+    ends = np.cumsum([0, len(team.fit_rows), len(team.fuse_rows), len(team.test_rows)])
     fit, fuse, test = (np.arange(a, b)[:, None] for a, b in itertools.pairwise(ends))
     return fit, fuse, test
 
 
-def peers(found: TeamPredictions) -> dict[str, Fusion]:
+def peers(team: TeamPredictions) -> dict[str, Fusion]:
     """Other people's, by name."""
-    made, (fit, fuse, test) = estimators(found), rows_of(found)
-    labels = found.inputs.fuse.labels
+    members, (fit, fuse, test) = estimators(team), rows_of(team)
+    labels = team.inputs.fuse.labels
 
     def voting() -> Floats:
-        return np.asarray(VotingClassifier(made, voting="soft").fit(fuse, labels).predict_proba(test))
+        return np.asarray(VotingClassifier(members, voting="soft").fit(fuse, labels).predict_proba(test))
 
     def blending() -> Floats:
-        ready = [(name, one.fit(fuse, labels)) for name, one in made]
+        ready = [(name, member.fit(fuse, labels)) for name, member in members]
         stack = StackingClassifier(ready, LogisticRegression(max_iter=2000), cv="prefit")
         return np.asarray(stack.fit(fuse, labels).predict_proba(test))
 
     def stacking() -> Floats:
         stack = StackingClassifier(
-            [(n, one) for n, one in made if one.oof is not None],
+            [(n, member) for n, member in members if member.oof is not None],
             LogisticRegression(max_iter=2000),
-            cv=PredefinedSplit(found.inputs.folds),
+            cv=PredefinedSplit(team.inputs.folds),
         )
-        assert found.inputs.oof is not None
-        return np.asarray(stack.fit(fit, found.inputs.oof.labels).predict_proba(test))
+        assert team.inputs.oof is not None
+        return np.asarray(stack.fit(fit, team.inputs.oof.labels).predict_proba(test))
 
     def greedy() -> Floats:
         from autogluon.core.metrics import log_loss
         from autogluon.core.models.greedy_ensemble.ensemble_selection import EnsembleSelection
 
         chosen = EnsembleSelection(ensemble_size=MAX_ROUNDS, problem_type="multiclass", metric=log_loss)
-        chosen.fit([softmax(z) for z in found.inputs.fuse.logits], labels)
-        weighted = (weight * softmax(z) for weight, z in zip(chosen.weights_, found.test.logits, strict=True))
+        chosen.fit([softmax(z) for z in team.inputs.fuse.logits], labels)
+        weighted = (weight * softmax(z) for weight, z in zip(chosen.weights_, team.test.logits, strict=True))
         return np.asarray(sum(weighted))
 
     known: dict[str, Fusion] = {"scikit-learn VotingClassifier": voting, "scikit-learn StackingClassifier, prefit": blending}
-    if found.inputs.oof is not None:
+    if team.inputs.oof is not None:
         known["scikit-learn StackingClassifier, folds"] = stacking
     if importlib.util.find_spec("autogluon") is not None:
         known["AutoGluon EnsembleSelection"] = greedy
     return known
 
 
-def ours(found: TeamPredictions) -> dict[str, Fusion]:
+def ours(team: TeamPredictions) -> dict[str, Fusion]:
     """The same steps, with the temperature that is the last stage of each."""
 
     def of(name: str) -> Fusion:
         def fusion() -> Floats:
-            members = found.inputs.with_oof if name == "stack" and found.inputs.oof is not None else None
-            inputs = found.inputs if members is None else found.inputs.only(members)
+            members = team.inputs.with_oof if name == "stack" and team.inputs.oof is not None else None
+            inputs = team.inputs if members is None else team.inputs.only(members)
             method = METHODS[name]().fit(inputs)
             temperature = fit_temperature(log_probabilities(method.predict_proba(inputs.fuse)), inputs.fuse.labels)
-            return apply_temperature(
-                method.predict_proba(found.test if members is None else found.test.only(members)), temperature
-            )
+            return apply_temperature(method.predict_proba(team.test if members is None else team.test.only(members)), temperature)
 
         return fusion
 
@@ -138,16 +136,16 @@ def ours(found: TeamPredictions) -> dict[str, Fusion]:
 
 
 def main() -> None:
-    found, _ = table.gathered()
+    team, _ = table.gathered()
     result = {}
-    for name, fusion in {**peers(found), **ours(found)}.items():
+    for name, fusion in {**peers(team), **ours(team)}.items():
         began = time.perf_counter()
         probabilities = fusion()
         seconds = time.perf_counter() - began
-        result[name] = {**scores(probabilities, found.test.labels), "seconds": seconds}
+        result[name] = {**scores(probabilities, team.test.labels), "seconds": seconds}
         row = result[name]
         print(f"{name:40} {row['accuracy']:.2%}  NLL {row['nll']:.4f}  ECE {row['ece']:.4f}  {seconds:.2f} s", flush=True)
-    write_result("peers", "python -m benchmarks.peers", {"members": list(found.names), "rows": result})
+    write_result("peers", "python -m benchmarks.peers", {"members": list(team.names), "rows": result})
     print(json.dumps(describe()))
 
 

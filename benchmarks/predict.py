@@ -45,18 +45,18 @@ def files(archive: Path | None, folder: Path) -> list[Path]:
 
 
 def _of(archive: Path) -> list[bytes]:
-    found = (content for name, content in walk(archive) if is_image(name))
-    return [c if isinstance(c, bytes) else c.read_bytes() for c, _ in zip(found, range(FILES), strict=False)]
+    images = (content for name, content in walk(archive) if is_image(name))
+    return [c if isinstance(c, bytes) else c.read_bytes() for c, _ in zip(images, range(FILES), strict=False)]
 
 
 def _made() -> list[bytes]:
-    generator, made = np.random.default_rng(0), []
+    generator, images = np.random.default_rng(0), []
     for _ in range(FILES):
         coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
         out = io.BytesIO()
         coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        made.append(out.getvalue())
-    return made
+        images.append(out.getvalue())
+    return images
 
 
 def _model(folder: Path) -> Path:
@@ -74,8 +74,8 @@ def main() -> None:
         images = np.stack([decode(path, SIDE) for path in paths])
 
         def decoding() -> None:
-            with Decoding(partial(decode, size=SIDE)) as one:
-                one.begin(paths)()
+            with Decoding(partial(decode, size=SIDE)) as decoding:
+                decoding.begin(paths)()
 
         def running() -> None:
             for at in range(0, len(images), BATCH):

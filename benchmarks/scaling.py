@@ -37,7 +37,7 @@ def machines() -> Any:
     return cluster
 
 
-def tracked(planner: Planner, made: Plan, home: Path) -> dict[str, float]:
+def tracked(planner: Planner, plan: Plan, home: Path) -> dict[str, float]:
     """Until the first job may start: runs of the first jobs, and a look for fits that the store has already."""
     folder = Home(home).sweep("t")
     folder.path.mkdir(parents=True)
@@ -45,15 +45,15 @@ def tracked(planner: Planner, made: Plan, home: Path) -> dict[str, float]:
     TrackingClient(Home(home).tracking_uri).client.search_experiments()  # makes the tables
     empty = (home / "mlflow.db").stat().st_size
     began = time.perf_counter()
-    runs = SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), made)
+    runs = SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), plan)
     opened = time.perf_counter()
-    runs.import_remote_trainings(planner, made)
+    runs.import_remote_trainings(planner, plan)
     looked = time.perf_counter()
     size = (home / "mlflow.db").stat().st_size
     return {
         "open_seconds": opened - began,
         "run_ms": 1000 * (opened - began) / len(runs.ids),
-        "look_ms_a_job": 1000 * (looked - opened) / len(made.jobs),
+        "look_ms_a_job": 1000 * (looked - opened) / len(plan.jobs),
         "database_kb_a_run": (size - empty) / 1000 / len(runs.ids),
     }
 
@@ -62,17 +62,17 @@ def measure(members: int, executor: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         began = time.perf_counter()
         planner = planner_of(members, FOLDS, Path(work))
-        made = planner.plan()
+        plan = planner.plan()
         plan_seconds = time.perf_counter() - began
         began = time.perf_counter()
-        ended = run_all(made, executor)
+        ended = run_all(plan, executor)
         seconds = time.perf_counter() - began
-        assert len(ended) == len(made.jobs) == members * (1 + FOLDS)
+        assert len(ended) == len(plan.jobs) == members * (1 + FOLDS)
         return {
-            "jobs": len(made.jobs),
-            "plan_ms_a_job": 1000 * plan_seconds / len(made.jobs),
-            "supervised_ms_a_job": 1000 * seconds / len(made.jobs),
-            **tracked(planner, made, Path(work)),
+            "jobs": len(plan.jobs),
+            "plan_ms_a_job": 1000 * plan_seconds / len(plan.jobs),
+            "supervised_ms_a_job": 1000 * seconds / len(plan.jobs),
+            **tracked(planner, plan, Path(work)),
         }
 
 

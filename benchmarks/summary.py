@@ -20,8 +20,8 @@ def result(name: str) -> dict[str, Any] | None:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         return None
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {**kept["result"], "machine": kept["machine"]}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return {**content["result"], "machine": content["machine"]}
 
 
 def at_least(value: float, goal: float) -> str:
@@ -32,47 +32,47 @@ def at_most(value: float, goal: float) -> str:
     return f"{goal:g}" + ("" if value <= goal else ": missed")
 
 
-def training(stem: str, found: dict[str, Any]) -> Iterator[Row]:
-    rates, where = found["images_per_second"], STEMS[stem]
+def training(stem: str, figures: dict[str, Any]) -> Iterator[Row]:
+    rates, where = figures["images_per_second"], STEMS[stem]
     names = {"common": "usual script (DataLoader, 2 workers)", "torchensemble": "TorchEnsemble's own fit"}
-    for peer, ratio in found["ours_over"].items():
-        goal = at_least(ratio, found["goals"]["common"]) if peer == "common" else ""
+    for peer, ratio in figures["ours_over"].items():
+        goal = at_least(ratio, figures["goals"]["common"]) if peer == "common" else ""
         what = f"training, all members at once, images/s, {where}"
         yield what, f"{rates[peer]:,.0f}: {names[peer]}", f"{rates['ours']:,.0f}", f"{ratio:.1f}x", goal
-    for way, ratio in found.get("over_ours", {}).items():
+    for way, ratio in figures.get("over_ours", {}).items():
         yield f"{NAMES[way]}, {where}", f"{rates['ours']:,.0f}: ours", f"{rates[way]:,.0f}", f"{ratio:.2f}x", ""
-    share, efficiency = found["roof_fraction"], found["pipeline_efficiency"]
+    share, efficiency = figures["roof_fraction"], figures["pipeline_efficiency"]
     yield (
         f"share of what a large matrix product reaches, {where}",
         "1",
         f"{share:.2f}",
         "",
-        at_least(share, found["goals"]["roof"]),
+        at_least(share, figures["goals"]["roof"]),
     )
-    goal = at_least(efficiency, found["goals"]["pipeline_efficiency"])
+    goal = at_least(efficiency, figures["goals"]["pipeline_efficiency"])
     yield f"over forward, backward and step alone, {where}", "1", f"{efficiency:.3f}", "", goal
-    ratio, one = found["outputs_over_training"], found["one_core"]
-    of_training = f"{rates['ours'] / found['machine']['cores']:,.0f}"
+    ratio, one_core = figures["outputs_over_training"], figures["one_core"]
+    of_training = f"{rates['ours'] / figures['machine']['cores']:,.0f}"
     yield (
         f"outputs over training, images/s a core, {where}",
         of_training,
-        f"{one['outputs']:,.0f}",
+        f"{one_core['outputs']:,.0f}",
         f"{ratio:.1f}x",
         at_least(ratio, 3),
     )
     if stem == "imagenet":
         for key, what, goal_rate in (("flip_crop", "flip and crop", 30_000), ("every_augmentation", "every kind", 10_000)):
-            yield f"augmentation, {what}, images/s a core", "", f"{one[key]:,.0f}", "", at_least(one[key], goal_rate)
+            yield f"augmentation, {what}, images/s a core", "", f"{one_core[key]:,.0f}", "", at_least(one_core[key], goal_rate)
 
 
-def orchestration(found: dict[str, Any]) -> Iterator[Row]:
-    ours, pool = found["no_op_jobs_a_second"], found["pool_of_two_actors_a_second"]
-    goal = at_least(ours, found["goals"]["no_op_jobs_a_second"])
+def orchestration(figures: dict[str, Any]) -> Iterator[Row]:
+    per_second, pool = figures["no_op_jobs_a_second"], figures["pool_of_two_actors_a_second"]
+    goal = at_least(per_second, figures["goals"]["no_op_jobs_a_second"])
     yield (
         "jobs that do nothing, supervised, a second",
         f"{pool:,.0f}: bare pool of two actors",
-        f"{ours:,.0f}",
-        f"{ours / pool:.2f}x",
+        f"{per_second:,.0f}",
+        f"{per_second / pool:.2f}x",
         goal,
     )
     for key, what in (
@@ -86,46 +86,46 @@ def orchestration(found: dict[str, Any]) -> Iterator[Row]:
         ("start_new_home_seconds", "until the first step, new home, s"),
         ("nothing_to_do_seconds", "sweep with nothing to do, s"),
     ):
-        yield what, "", f"{found[key]:.2f}", "", at_most(found[key], found["goals"][key])
+        yield what, "", f"{figures[key]:.2f}", "", at_most(figures[key], figures["goals"][key])
 
 
-def overhead(found: dict[str, Any]) -> Iterator[Row]:
-    best, ours = found["bare_packed_seconds"], found["sweep_seconds"]
-    what = f"sweep of {found['fits']} fits, s, first step to last fit's end"
+def overhead(figures: dict[str, Any]) -> Iterator[Row]:
+    best, sweep = figures["bare_packed_seconds"], figures["sweep_seconds"]
+    what = f"sweep of {figures['fits']} fits, s, first step to last fit's end"
     yield (
         what,
         f"{best:.0f}: the bare fits, packed",
-        f"{ours:.0f}",
-        f"{ours / best:.3f}x",
-        at_most(ours / best, 1 + found["goal"]),
+        f"{sweep:.0f}",
+        f"{sweep / best:.3f}x",
+        at_most(sweep / best, 1 + figures["goal"]),
     )
 
 
-def tracking(found: dict[str, Any]) -> Iterator[Row]:
-    what = f"an epoch's metrics, {found['members']} members at once, ms of processor time each"
-    cost = found["processor_milliseconds"]  # all threads', that of training among them
-    yield what, "", f"{cost:.1f} (training held for {found['held_milliseconds']:.1f})", "", at_most(cost, found["goal"])
+def tracking(figures: dict[str, Any]) -> Iterator[Row]:
+    what = f"an epoch's metrics, {figures['members']} members at once, ms of processor time each"
+    cost = figures["processor_milliseconds"]  # all threads', that of training among them
+    yield what, "", f"{cost:.1f} (training held for {figures['held_milliseconds']:.1f})", "", at_most(cost, figures["goal"])
 
 
-def packing(found: dict[str, Any]) -> Iterator[Row]:
-    seconds, again = found["seconds"], found["second_use_seconds"]
-    what, peer = f"packing {found['images']:,} JPEGs, s", f"{seconds['decoding']:.1f}: decoding them in threads"
-    yield what, peer, f"{seconds['packing']:.1f}", f"{found['over_decoding']:.2f}x", ""
-    yield "its second use, s", "", f"{again:.3f}", "", at_most(again, found["goals"]["second_use_seconds"])
+def packing(figures: dict[str, Any]) -> Iterator[Row]:
+    seconds, again = figures["seconds"], figures["second_use_seconds"]
+    what, peer = f"packing {figures['images']:,} JPEGs, s", f"{seconds['decoding']:.1f}: decoding them in threads"
+    yield what, peer, f"{seconds['packing']:.1f}", f"{figures['over_decoding']:.2f}x", ""
+    yield "its second use, s", "", f"{again:.3f}", "", at_most(again, figures["goals"]["second_use_seconds"])
 
 
-def inference(found: dict[str, Any]) -> Iterator[Row]:
-    for batch, goals in (("1", found["goals"]["1"]), ("256", found["goals"]["256"])):
-        times, best = found["milliseconds"][batch], found["fastest"][batch]
-        ratio = found["over_eager"][batch][best]
+def inference(figures: dict[str, Any]) -> Iterator[Row]:
+    for batch, goals in (("1", figures["goals"]["1"]), ("256", figures["goals"]["256"])):
+        times, best = figures["milliseconds"][batch], figures["fastest"][batch]
+        ratio = figures["over_eager"][batch][best]
         eager = f"{times['eager']:.1f}: three networks in turn"
         goal = at_least(ratio, goals["fused_over_eager"])
         yield f"answers for {batch} images, ms ({best})", eager, f"{times[best]:.1f}", f"{ratio:.1f}x", goal
-        asked = times["torch"] / times["cascade"]
+        speedup = times["torch"] / times["cascade"]
         peer = f"{times['torch']:.1f}: all members, torch"
-        yield f"cascade for {batch} images, ms", peer, f"{times['cascade']:.1f}", f"{asked:.1f}x", ""
-        of_student, fastest = found["student_over_fused"][batch], found["fastest_student"][batch]
-        goal = at_least(of_student, found["goals"]["student_over_fused"])
+        yield f"cascade for {batch} images, ms", peer, f"{times['cascade']:.1f}", f"{speedup:.1f}x", ""
+        of_student, fastest = figures["student_over_fused"][batch], figures["fastest_student"][batch]
+        goal = at_least(of_student, figures["goals"]["student_over_fused"])
         yield (
             f"student for {batch} images, ms",
             f"{times[best]:.1f}: fused",
@@ -135,15 +135,15 @@ def inference(found: dict[str, Any]) -> Iterator[Row]:
         )
 
 
-def predicting(found: dict[str, Any]) -> Iterator[Row]:
-    seconds, ratio = found["seconds"], found["over_the_slower"]
+def predicting(figures: dict[str, Any]) -> Iterator[Row]:
+    seconds, ratio = figures["seconds"], figures["over_the_slower"]
     slower = max(seconds["decoding"], seconds["running"])
     halves = f"{slower:.1f}: the slower of decoding and running"
-    yield "predict on 10,000 files, s", halves, f"{seconds['predict']:.1f}", f"{ratio:.2f}x", at_most(ratio, found["goal"])
+    yield "predict on 10,000 files, s", halves, f"{seconds['predict']:.1f}", f"{ratio:.2f}x", at_most(ratio, figures["goal"])
 
 
-def fusing(found: dict[str, Any]) -> Iterator[Row]:
-    seconds, gib = found["total"], found["peak_gib"]
+def fusing(figures: dict[str, Any]) -> Iterator[Row]:
+    seconds, gib = figures["total"], figures["peak_gib"]
     yield "all fusions of ten members, 50,000 rows, nested, s", "", f"{seconds:.0f} ({gib:.1f} GiB)", "", at_most(seconds, 60)
 
 
@@ -160,11 +160,11 @@ OTHERS = {
 
 def rows() -> Iterator[Row]:
     for stem in STEMS:
-        if found := result(f"train-{stem}"):
-            yield from training(stem, found)
+        if figures := result(f"train-{stem}"):
+            yield from training(stem, figures)
     for name, make in OTHERS.items():
-        if found := result(name):
-            yield from make(found)
+        if figures := result(name):
+            yield from make(figures)
 
 
 def main() -> None:
@@ -172,8 +172,8 @@ def main() -> None:
     for row in rows():
         print(f"| {' | '.join(row)} |")
     for name in (*(f"train-{stem}" for stem in STEMS), *OTHERS):
-        if found := result(name):
-            machine = found["machine"]
+        if figures := result(name):
+            machine = figures["machine"]
             print(f"\n{name}: {machine['cores']} cores, {machine['processor']}, torch {machine['torch']}", end="")
     print()
 

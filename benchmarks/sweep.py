@@ -77,9 +77,9 @@ def idle_trainer() -> Any:
 
     @ray.remote(max_restarts=0, max_concurrency=3)
     class Idle:
-        def __init__(self, *given: Any) -> None: ...
+        def __init__(self, *arguments: Any) -> None: ...
 
-        def run(self, *given: Any) -> dict[str, Any]:
+        def run(self, *arguments: Any) -> dict[str, Any]:
             return {"train_seconds": 0.0}
 
         def heartbeat(self) -> Heartbeat:
@@ -91,9 +91,9 @@ def idle_trainer() -> Any:
     return Idle
 
 
-def run_all(made: Plan, executor: Executor) -> dict[str, Outcome]:
+def run_all(plan: Plan, executor: Executor) -> dict[str, Outcome]:
     """Run the jobs of a plan, without a tracking store."""
-    return Scheduler(executor, made.team.retries, lambda event: None).run(made.jobs)
+    return Scheduler(executor, plan.team.retries, lambda event: None).run(plan.jobs)
 
 
 def no_ops() -> dict[str, Any]:
@@ -110,10 +110,10 @@ def no_ops() -> dict[str, Any]:
         plans = {count: planned(count, 0, Path(work)) for count in (10, 100, 1000)}
         run_all(plans[10], executor)
         pool = [idle.remote() for _ in range(2)]
-        ray.get([one.run.remote() for one in pool])
+        ray.get([actor.run.remote() for actor in pool])
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            list(ray.util.ActorPool(pool).map_unordered(lambda one, job: one.run.remote(job, None, None), plans[1000].jobs))
+            list(ray.util.ActorPool(pool).map_unordered(lambda actor, job: actor.run.remote(job, None, None), plans[1000].jobs))
             rates["pool of two actors"].append(1000 / (time.perf_counter() - began))
             for count in (*[100] * 5, 1000, *[100] * 5):  # as many jobs of either kind
                 began = time.perf_counter()
@@ -122,11 +122,11 @@ def no_ops() -> dict[str, Any]:
                 assert len(ended) == count
         executor.close()
         executor.connection.close()
-    found = {name: median(values) for name, values in rates.items()}
+    medians = {name: median(values) for name, values in rates.items()}
     return {
-        "no_op_jobs_a_second": found["1000"],
-        "pool_of_two_actors_a_second": found["pool of two actors"],
-        "a_job_at_1000_over_100": found["100"] / found["1000"],
+        "no_op_jobs_a_second": medians["1000"],
+        "pool_of_two_actors_a_second": medians["pool of two actors"],
+        "a_job_at_1000_over_100": medians["100"] / medians["1000"],
     }
 
 
@@ -140,7 +140,7 @@ def commands() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         (folder / "team.yaml").write_text(TEAM)
-        found = {
+        seconds = {
             "imports_seconds": _seconds(lambda: _python("-c", IMPORTS, cwd=folder)),
             "help_seconds": _seconds(lambda: _conclave("--help", cwd=folder)),
             "validate_seconds": _seconds(lambda: _conclave("validate", "team.yaml", cwd=folder)),
@@ -149,9 +149,9 @@ def commands() -> dict[str, float]:
             "plan_seconds": _seconds(lambda: _conclave("plan", "team.yaml", "--home", "home", cwd=folder)),
         }
         (folder / "team.yaml").write_text(TEAM.replace("name: b", "name: c"))
-        found["start_existing_home_seconds"] = _start(folder)
-        found["status_of_1000_seconds"] = _status(folder)
-    return {**found, "help_over_imports": found["help_seconds"] / found["imports_seconds"]}
+        seconds["start_existing_home_seconds"] = _start(folder)
+        seconds["status_of_1000_seconds"] = _status(folder)
+    return {**seconds, "help_over_imports": seconds["help_seconds"] / seconds["imports_seconds"]}
 
 
 def _start(folder: Path) -> float:
@@ -167,12 +167,12 @@ def _start(folder: Path) -> float:
 def _status(folder: Path) -> float:
     """Over 1,000 members whose fits are done, as far as a home shows it."""
     home = folder / "large"
-    made = planned(1000, 0, home)
-    for job in made.jobs:
+    plan = planned(1000, 0, home)
+    for job in plan.jobs:
         fit = home / "jobs" / job.signature / "fit"
         fit.mkdir(parents=True)
         (fit / "manifest.json").write_text("{}")
-    members = {job.member.name: [job.signature] for job in made.jobs}
+    members = {job.member.name: [job.signature] for job in plan.jobs}
     Home(home).sweep("t").team.parent.mkdir(parents=True)
     Home(home).sweep("t").write("sweep.json", {"team": "t", "members": members, "runs": {}})
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))

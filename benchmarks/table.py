@@ -67,8 +67,8 @@ def planned() -> tuple[Plan, Split]:
 
 def train(labels: Sequence[str]) -> None:
     """Fit what is missing, a process a core; each goes on from its last checkpoint."""
-    made, _ = planned()
-    todo = [job for job in made.jobs if not KEPT.has(job) and (not labels or job.label in labels)]
+    plan, _ = planned()
+    todo = [job for job in plan.jobs if not KEPT.has(job) and (not labels or job.label in labels)]
     running: list[subprocess.Popen[bytes]] = []
     while todo or running:
         running = [p for p in running if p.poll() is None]
@@ -76,13 +76,13 @@ def train(labels: Sequence[str]) -> None:
             command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
             running.append(subprocess.Popen(command, env={**os.environ, **trainer_environment(1)}))
         time.sleep(1)
-    if all(MemberArtifact.in_home(job.home, job.signature).done for job in made.jobs if job.fold is None):
+    if all(MemberArtifact.in_home(job.home, job.signature).done for job in plan.jobs if job.fold is None):
         concat()
 
 
 def fit(label: str) -> None:
-    made, parts = planned()
-    job = next(job for job in made.jobs if job.label == label)
+    plan, parts = planned()
+    job = next(job for job in plan.jobs if job.label == label)
     result = run_job(job, _EpochPrinter(job.label))
     if "error" in result:
         raise SystemExit(f"{label}: {result['error']}")
@@ -117,9 +117,9 @@ def cost() -> None:
         fits[training_of(member.model_dump(mode="json"))] = Trainer(build(member, 10, 32).train(), task, len(rows))
     times: dict[str, list[float]] = {name: [] for name in fits}
     for step in range(COST_STEPS):
-        for name, one in fits.items():
+        for name, trainer in fits.items():
             began = time.perf_counter()
-            one._step(0, step, rows)
+            trainer._step(0, step, rows)
             times[name].append((time.perf_counter() - began) / len(rows))
     result = {name: median(values) for name, values in times.items()}
     write_result(f"{NAME}-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})
@@ -145,36 +145,36 @@ class KeptFusion:
 
 def concat() -> None:
     """Fit concat on the members' features; keep its nested probabilities on *fuse* and those on *test*."""
-    made, parts = planned()
-    root = {job.member.name: MemberArtifact.in_home(job.home, job.signature) for job in made.jobs if job.fold is None}
-    members = [member.name for member in made.team.members]
+    plan, parts = planned()
+    root = {job.member.name: MemberArtifact.in_home(job.home, job.signature) for job in plan.jobs if job.fold is None}
+    members = [member.name for member in plan.team.members]
     full = {name: root[name].root for name in members}
-    labels = np.asarray(made.store.labels)
-    found = load_predictions(full, {}, LabelledRows(made.store.classes, labels, parts.folds, parts.fit))
-    fitted = fit_fusion("concat", Concat, found.inputs)
+    labels = np.asarray(plan.store.labels)
+    team = load_predictions(full, {}, LabelledRows(plan.store.classes, labels, parts.folds, parts.fit))
+    fitted = fit_fusion("concat", Concat, team.inputs)
     arrays = {
         "fuse": log_probabilities(fitted.nested).astype(np.float16),
-        "test": log_probabilities(fitted.predict_proba(found.test)).astype(np.float16),
+        "test": log_probabilities(fitted.predict_proba(team.test)).astype(np.float16),
     }
     np.savez_compressed(CONCAT, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
     print(f"concat: penalty {fitted.method.penalty_:g}")
 
 
 def fuse() -> None:
-    found, seconds = gathered()
-    fitted = fit_all(found, [name for name in KNOWN if name != "concat"])
-    if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(found.names):
+    team, seconds = gathered()
+    fitted = fit_all(team, [name for name in KNOWN if name != "concat"])
+    if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(team.names):
         fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
         fitted["concat"] = FittedFusion("concat", KeptFusion(test_rows), 1.0, fuse_rows)
-    chosen, why = recommend(found, fitted)
+    chosen, why = recommend(team, fitted)
     result = {
-        "members": list(found.names),
+        "members": list(team.names),
         "recommended": chosen,
         "why": why,
-        "single": best_single(found, fitted),
-        "rows": compare(found, fitted, seconds),
+        "single": best_single(team, fitted),
+        "rows": compare(team, fitted, seconds),
         "taken_as_kept": [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)],
-        "diversity": diversity(found.names, found.inputs.fuse),
+        "diversity": diversity(team.names, team.inputs.fuse),
     }
     write_result(NAME, "python -m benchmarks.table", result)
     for name, row in result["rows"].items():  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ METRICS = ("train/loss", "train/accuracy", "train/lr", "train/images_per_second"
 GOAL = 10.0
 
 
-def member(job: Job, uri: str, run: str, told: Any) -> None:
+def member(job: Job, uri: str, run: str, answers: Any) -> None:
     """As a trainer tells its run: the training thread sleeps in the place of an epoch."""
     fit_run = JobRun(job, uri, run)
     values = dict.fromkeys(METRICS, 0.5)
@@ -47,7 +47,7 @@ def member(job: Job, uri: str, run: str, told: Any) -> None:
         fit_run.on_epoch_end(epoch, {**values, "time": round(time.time() * 1000)})
         held.append(1000 * (time.perf_counter() - began))
     time.sleep(PAUSE)
-    told.put((median(held), max(held), 1000 * (time.process_time() - busy) / EPOCHS))
+    answers.put((median(held), max(held), 1000 * (time.process_time() - busy) / EPOCHS))
     fit_run.close()
 
 
@@ -59,18 +59,18 @@ def main() -> None:
         tracking = TrackingClient(home.tracking_uri)
         experiment = tracking.experiment("t", home.artifacts)
         context, started = multiprocessing.get_context("spawn"), []
-        told: Any = context.Queue()
+        answers: Any = context.Queue()
         for job in Planner(team, store, home.path).plan().jobs:
             run = tracking.create_run(experiment, job.label, {})
-            started.append(context.Process(target=member, args=(job, home.tracking_uri, run, told)))
+            started.append(context.Process(target=member, args=(job, home.tracking_uri, run, answers)))
         for process in started:
             process.start()
-        found = [told.get() for _ in started]
+        measurements = [answers.get() for _ in started]
         for process in started:
             process.join()
         points = len(tracking.client.get_metric_history(run, "fuse/loss"))
         assert points == EPOCHS + 1, f"{points} of {EPOCHS + 1} points arrived"
-    held, worst, busy = (list(of) for of in zip(*found, strict=True))
+    held, worst, busy = (list(of) for of in zip(*measurements, strict=True))
     result = {
         "members": MEMBERS,
         "epoch_seconds": PAUSE,

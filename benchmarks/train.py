@@ -234,17 +234,17 @@ def around(stem: str) -> dict[str, float]:
     torch.set_num_threads(1)
     images, labels = synthetic(2048)
     generator = torch.Generator().manual_seed(0)
-    found = {}
+    per_second = {}
     for name, augments in (("flip_crop", ("flip", "crop")), ("every_augmentation", FULL)):
         wanted: Augments = spec(stem, augments).augment
         seconds = median_seconds(lambda wanted=wanted: augment(images[:BATCH], labels[:BATCH], wanted, generator), 40)  # type: ignore[misc]
-        found[name] = BATCH / seconds
+        per_second[name] = BATCH / seconds
     network = _network(spec(stem))
     rows = np.arange(512)
     bf16 = resolve_precision("auto", torch.device("cpu")) == "bfloat16"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found["outputs"] = len(rows) / median_seconds(lambda: predict_outputs(network, images, rows, torch.device("cpu")), 3)
-    return found
+        per_second["outputs"] = len(rows) / median_seconds(lambda: predict_outputs(network, images, rows, torch.device("cpu")), 3)
+    return per_second
 
 
 def main(stems: Sequence[str]) -> None:

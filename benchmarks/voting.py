@@ -99,30 +99,30 @@ def theirs(store: Store, parts: Split, seconds: float) -> tuple[float, int, dict
     model, spent = trained(parts.fit, epochs)
     each = _answers(model.estimators_, torch.utils.data.DataLoader(Pictures(parts.test, still), 512))
     right = np.asarray(store.labels)[parts.test]
-    singles = [scores(one, right) for one in each]
+    singles = [scores(answers, right) for answers in each]
     return spent, epochs, {"vote": scores(np.mean(each, axis=0), right), "single": max(singles, key=lambda s: s["accuracy"])}
 
 
 def _answers(networks: Any, batches: Any) -> list[Any]:
     """Each network's probabilities, (N, C)."""
-    found: list[list[torch.Tensor]] = [[] for _ in networks]
+    logits: list[list[torch.Tensor]] = [[] for _ in networks]
     with torch.inference_mode():
         for x, _ in batches:
-            for of, network in zip(found, networks, strict=True):
+            for of, network in zip(logits, networks, strict=True):
                 of.append(network.eval()(x).softmax(1))
-    return [torch.cat(of).double().numpy() for of in found]
+    return [torch.cat(of).double().numpy() for of in logits]
 
 
 def main(archive: Path, epochs: int) -> None:
     with tempfile.TemporaryDirectory() as work:
         team, home = Path(work, "team.yaml"), Path(work, "home")
         team.write_text(TEAM.format(archive=archive.absolute(), epochs=epochs))
-        seconds, own = ours(team, home)
-        found = config.load_team(team)
-        store = data.pack_data(found.data, home, check=lambda store: get_split(store, found.data, found.seed))
-        spent, most, peer = theirs(store, get_split(store, found.data, found.seed), seconds)
+        seconds, own_scores = ours(team, home)
+        loaded = config.load_team(team)
+        store = data.pack_data(loaded.data, home, check=lambda store: get_split(store, loaded.data, loaded.seed))
+        spent, most, peer = theirs(store, get_split(store, loaded.data, loaded.seed), seconds)
     result = {
-        "conclave": {"seconds": seconds, "epochs": epochs, "test": own},
+        "conclave": {"seconds": seconds, "epochs": epochs, "test": own_scores},
         "torchensemble": {"seconds": spent, "epochs": most, "test": peer},
     }
     write_result("voting", "python -m benchmarks.voting ARCHIVE", result)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
-from tests.factories import job, run_training
+from tests.factories import Cut, job, run_training
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import DivergedError, TrainingStopped
@@ -35,19 +35,6 @@ RECIPE = {
 SHARED = {"epochs": 2, "batch_size": 12, "accumulate": 2, "precision": "float32", "clip": 1.0, "ema": 0.9}
 
 
-class Leaves(TrainingCallback):
-    """Asked to stop after so many steps, by whom it happens to be."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def on_step_end(self) -> None:
-        self.left -= 1
-
-    def should_stop(self) -> bool:
-        return self.left <= 0
-
-
 def train(group: SingleProcess, folder: Path, stop: dict[int, int]) -> dict[str, Any]:
     """One fit of 100 images; `stop` says which rank is asked to leave after how many steps."""
     torch.set_num_threads(1)
@@ -55,7 +42,7 @@ def train(group: SingleProcess, folder: Path, stop: dict[int, int]) -> dict[str,
     images = torch.randint(0, 255, (100, 8, 8, 3), dtype=torch.uint8, generator=generator)
     data = TrainingData(images, torch.arange(100) % 4, torch.arange(90), torch.arange(90, 100))
     member = MemberSpec.model_validate({"name": "a", "seed": 3, **RECIPE})
-    callback = Leaves(stop[group.rank]) if group.rank in stop else TrainingCallback()
+    callback = Cut(stop[group.rank]) if group.rank in stop else TrainingCallback()
     spec = TrainSpec.model_validate(SHARED)
     kept = Checkpoints(folder / "checkpoint", "s", lambda text: None)
     try:
