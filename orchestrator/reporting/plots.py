@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
 
 Details = dict[str, Any]
 Histories = dict[str, list[dict[str, float]]]
+LONGEST_LABEL = 24  # characters
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Shorten labels of axes, so that a long name leaves room for the plot itself."""
+    return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
 def all_plots(details: Details, histories: Histories) -> dict[str, Figure]:
@@ -72,7 +79,7 @@ def classes(details: Details) -> Figure:
         picture = axes.imshow(values, aspect="auto", cmap="viridis")
         figure.colorbar(picture, label="accuracy, %")
         axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), _shortened(names))
     axes.set_title("Accuracy by class on the test rows")
     return figure
 
@@ -120,8 +127,8 @@ def disagreement(details: Details) -> Figure:
     axes = figure.add_subplot()
     figure.colorbar(axes.imshow(share, cmap="Blues"), label="% of rows")
     largest = max(map(max, share))
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), _shortened(names), rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), _shortened(names))
     for i, row in enumerate(share):
         for j, value in enumerate(row):
             if i != j:
