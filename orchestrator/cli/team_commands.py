@@ -119,9 +119,7 @@ def sweep(
     data: DataPath = None,
     address: Annotated[str | None, typer.Option(help="The address of a running Ray cluster, HOST:PORT.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="Train without Ray, one job after another, for debugging.")] = False,
-    restart: Annotated[
-        list[str] | None, typer.Option(help="Train this member from the start again. Repeat the option for several.")
-    ] = None,
+    restart: Annotated[list[str] | None, typer.Option(help="Train this member from the start again. Repeatable.")] = None,
     on: Annotated[Path | None, typer.Option(help="Run the sweep on the cluster of this file.", metavar="CLUSTER.YAML")] = None,
     down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --down: do not ask first.")] = False,
