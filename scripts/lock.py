@@ -17,7 +17,7 @@ OURS = "conclave-ensembles"
 
 def closure() -> dict[str, str]:
     """Every distribution that ours needs, development tools included, with its installed version."""
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [(OURS, "dev")]
     while waiting:
@@ -27,7 +27,7 @@ def closure() -> dict[str, str]:
         seen.add((name, extra))
         package = distribution(name)
         if name != OURS:
-            found[canonicalize_name(name)] = package.version
+            versions[canonicalize_name(name)] = package.version
         for line in package.requires or []:
             needed = Requirement(line)
             if needed.marker and not needed.marker.evaluate({"extra": extra}):
@@ -35,7 +35,7 @@ def closure() -> dict[str, str]:
             if not needed.specifier.contains(distribution(needed.name).version, prereleases=True):
                 raise SystemExit(f"{name} needs {needed}, installed is {distribution(needed.name).version}")
             waiting += [(canonicalize_name(needed.name), e) for e in ("", *sorted(needed.extras))]
-    return found
+    return versions
 
 
 def main() -> None:
