@@ -69,7 +69,7 @@ def step_over_bare() -> float:
     images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8)
     rows, labels = torch.arange(BATCH), torch.arange(BATCH) % 10
     network = build(member, 10, SIDE).train()
-    task = TrainingTask(TrainingData(images, labels, rows, None), member, TrainSpec(), 1, torch.device("cpu"))
+    task = TrainingTask(TrainingData(images, labels, rows, None), member, TrainSpec(), member.members, torch.device("cpu"))
     trainer = Trainer(network, task, BATCH)
     bare = build(member, 10, SIDE).to(memory_format=trainer.format).train()
     optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=trainer.format)

@@ -18,11 +18,11 @@ import numpy as np
 from fusion.predictions import Floats, FusionInputs, Labels, Predictions, TeamPredictions
 from fusion.selection.costs import TrainingCost
 from orchestrator.config.team import Team
+from orchestrator.planning.plan import PlannedMember
 from workers.config.job import Job
-from workers.config.specs import NON_RECIPE_FIELDS, MemberSpec
+from workers.config.specs import MemberRecord
 from workers.data.splits import Split
 from workers.data.store import Store
-from workers.storage.artifacts import MemberArtifact
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class KeptFit:
     def logits(self, part: str) -> Floats:
         return self[f"{part}_logits"].astype(np.float64)  # type: ignore[no-any-return]
 
-    def recipe(self) -> dict[str, Any]:
-        return {key: value for key, value in self.record["member"].items() if key not in (*NON_RECIPE_FIELDS, "seed")}
+    def member(self) -> MemberRecord:
+        return MemberRecord.model_validate_json(json.dumps(self.record["member"]))
+
+    def recipe(self) -> dict[str, object]:
+        return self.member().recipe_fields("seed")
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class KeptFits:
     def of(self, label: str) -> KeptFit:
         return KeptFit(self.folder / f"{label.replace(' ', '-')}.npz")
 
-    def has(self, job: Job) -> bool:
-        stored = self.of(job.label)
-        return stored.is_there and stored.record["signature"] == job.signature
+    def has(self, planned: PlannedMember) -> bool:
+        stored = self.of(planned.label)
+        return stored.is_there and stored.record["signature"] == planned.signature
 
-    def keep(self, job: Job, parts: Split) -> None:
-        artifact = MemberArtifact.in_home(job.home, job.signature)
+    def keep(self, planned: PlannedMember, parts: Split) -> None:
+        artifact, job = planned.artifact, planned.job
         outputs = artifact.outputs()
-        arrays: dict[str, Any] = {"record": json.dumps({**artifact.manifest(), "files": None})}
+        arrays: dict[str, Any] = {"record": artifact.manifest().model_dump_json()}
         wanted = {"fuse": parts.fuse, "test": parts.test}
         if job.fold is not None:
             wanted["oof"] = parts.fit[parts.folds == job.fold]
@@ -77,7 +80,7 @@ class KeptFits:
             assert np.array_equal(outputs[f"{part}_rows"].numpy(), rows)
             arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float16)
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.of(job.label).path
+        path = self.of(planned.label).path
         partial = path.with_name(f".{path.name}")
         np.savez_compressed(partial, allow_pickle=False, **arrays)
         partial.replace(path)
@@ -138,20 +141,10 @@ def _oof(fold_fits: Sequence[Sequence[KeptFit]], folds: Labels, labels: Labels) 
 
 
 def _seconds(full: KeptFit, fold_fits: Sequence[KeptFit], per_image: Mapping[str, float], folds: Labels) -> TrainingCost:
-    """Averaged weights cost nothing beside the training that they are averaged along; a snapshot costs its own cycle beside those
-    before it."""
-    record = full.record
-    trained = training_of(record["member"])
-    spent = per_image[trained] * len(folds) * full.epochs
-    if record["member"]["averaged"]:
-        return TrainingCost(0.0, (0.0,) * len(fold_fits), spent, trained)
-    before = 0.0
-    if record["member"]["snapshots"] > 1:
-        member = MemberSpec.model_validate_json(json.dumps(record["member"]))
-        cycles = member.cycle_lengths(record["train"]["epochs"])[: member.cycle]
-        before = spent * (1 - cycles[-1] / sum(cycles))
+    """From the start of the training, which averaged weights share with their member, and a snapshot with those before it."""
+    trained = training_of(full.record["member"])
     each = (per_image[trained] * int((folds != k).sum()) * fit.epochs for k, fit in enumerate(fold_fits))
-    return TrainingCost(spent - before, tuple(each), before, trained)
+    return TrainingCost(per_image[trained] * len(folds) * full.epochs, tuple(each), trained)
 
 
 def training_of(member: Mapping[str, Any]) -> str:

@@ -62,11 +62,11 @@ def bare(team: Path, home: Path, labels: list[str]) -> None:
 
 def _bare(job: Job, store: Store) -> float:
     torch.set_num_threads(job.train.threads)
-    parts, member = get_split(store, job.data, job.team_seed), job.recipe
+    parts, recipe = get_split(store, job.data, job.team_seed), job.seeded_recipe
     began = time.perf_counter()
     rows = training_data(job, store, parts, CPU)
-    task = TrainingTask(rows, member, job.train, job.seed, CPU)
-    result = train(lambda: build(member, len(store.classes), store.size), task)
+    task = TrainingTask(rows, recipe, job.train, job.members, CPU)
+    result = train(lambda: build(recipe, len(store.classes), store.size), task)
     for part in (parts.fuse, parts.test, *([] if job.fold is None else [parts.fit[parts.folds == job.fold]])):
         predict_outputs(result.network, rows.images, part, CPU)
     return time.perf_counter() - began

@@ -21,7 +21,8 @@ import numpy as np
 from benchmarks.machine import describe, median_seconds, write_result
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
-from orchestrator.execution.executor import Executor, Outcome
+from orchestrator.execution.executor import Executor
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
@@ -74,13 +75,14 @@ def idle_trainer() -> Any:
     import ray
 
     from workers.runtime import actor
+    from workers.runtime.job_result import JobResult
 
     @ray.remote(max_restarts=0, max_concurrency=3)
     class Idle:
         def __init__(self, *arguments: Any) -> None: ...
 
-        def run(self, *arguments: Any) -> dict[str, Any]:
-            return {"train_seconds": 0.0}
+        def run(self, *arguments: Any) -> JobResult:
+            return JobResult()
 
         def heartbeat(self) -> Heartbeat:
             return Heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), 0, {}, [], 0)
@@ -113,7 +115,7 @@ def no_ops() -> dict[str, Any]:
         ray.get([actor.run.remote() for actor in pool])
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            list(ray.util.ActorPool(pool).map_unordered(lambda actor, job: actor.run.remote(job, None, None), plans[1000].jobs))
+            list(ray.util.ActorPool(pool).map_unordered(lambda actor, job: actor.run.remote(job, None), plans[1000].jobs))
             rates["pool of two actors"].append(1000 / (time.perf_counter() - began))
             for count in (*[100] * 5, 1000, *[100] * 5):  # as many jobs of either kind
                 began = time.perf_counter()
@@ -168,11 +170,11 @@ def _status(folder: Path) -> float:
     """Over 1,000 members whose fits are done, as far as a home shows it."""
     home = folder / "large"
     plan = planned(1000, 0, home)
-    for job in plan.jobs:
-        fit = home / "jobs" / job.signature / "fit"
+    for planned_member in plan.members:
+        fit = planned_member.artifact.folder
         fit.mkdir(parents=True)
         (fit / "manifest.json").write_text("{}")
-    members = {job.member.name: [job.signature] for job in plan.jobs}
+    members = {one.member.name: [one.signature] for one in plan.members}
     Home(home).sweep("t").team.parent.mkdir(parents=True)
     Home(home).sweep("t").write("sweep.json", {"team": "t", "members": members, "runs": {}})
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))

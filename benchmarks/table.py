@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kept import KeptFits, training_of
+from benchmarks.kept import KeptFits
 from benchmarks.machine import describe, write_result
 from fusion.methods.concat import Concat
 from fusion.methods.names import KNOWN
@@ -45,7 +45,6 @@ from workers.data.splits import Split, get_split
 from workers.models.build import build
 from workers.runtime.heartbeat import JobProgress
 from workers.runtime.job_runner import run_job
-from workers.storage.artifacts import MemberArtifact
 from workers.training.distillation import Teacher
 from workers.training.trainer import Trainer, TrainingData, TrainingTask
 
@@ -68,7 +67,8 @@ def planned() -> tuple[Plan, Split]:
 def train(labels: Sequence[str]) -> None:
     """Fit what is missing, a process a core; each goes on from its last checkpoint."""
     plan, _ = planned()
-    todo = [job for job in plan.jobs if not KEPT.has(job) and (not labels or job.label in labels)]
+    missing = {planned.job.key for planned in plan.members if not KEPT.has(planned)}
+    todo = [job for job in plan.jobs if job.key in missing and (not labels or job.label in labels)]
     running: list[subprocess.Popen[bytes]] = []
     while todo or running:
         running = [p for p in running if p.poll() is None]
@@ -76,7 +76,7 @@ def train(labels: Sequence[str]) -> None:
             command = [sys.executable, "-m", "benchmarks.table", "fit", todo.pop(0).label]
             running.append(subprocess.Popen(command, env={**os.environ, **trainer_environment(1)}))
         time.sleep(1)
-    if all(MemberArtifact.in_home(job.home, job.signature).done for job in plan.jobs if job.fold is None):
+    if all(planned.artifact.done for planned in plan.members if planned.job.fold is None):
         concat()
 
 
@@ -84,9 +84,11 @@ def fit(label: str) -> None:
     plan, parts = planned()
     job = next(job for job in plan.jobs if job.label == label)
     result = run_job(job, _EpochPrinter(job.label))
-    if "error" in result:
-        raise SystemExit(f"{label}: {result['error']}")
-    KEPT.keep(job, parts)
+    if result.failure:
+        raise SystemExit(f"{label}: {result.failure.sentence}")
+    for planned_member in plan.members:
+        if planned_member.job.key == job.key:
+            KEPT.keep(planned_member, parts)
 
 
 class _EpochPrinter(JobProgress):
@@ -96,9 +98,10 @@ class _EpochPrinter(JobProgress):
         super().__init__()
         self.label = label
 
-    def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Sequence[dict[str, float]]) -> None:
         super().on_epoch_end(epoch, metrics)
-        print(f"{self.label}: epoch {epoch + 1}  fuse {metrics['fuse/accuracy']:.2%}  {metrics['seconds']:.0f} s", flush=True)
+        own = metrics[0]
+        print(f"{self.label}: epoch {epoch + 1}  fuse {own['fuse/accuracy']:.2%}  {own['seconds']:.0f} s", flush=True)
 
 
 def cost() -> None:
@@ -110,11 +113,9 @@ def cost() -> None:
     teacher = Teacher([build(member, 10, 32).eval() for member in team.members])
     fits = {}
     for member in team.recipes:
-        if member.averaged or member.cycle > 1:
-            continue  # of another one's training
         taught = TrainingData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
-        task = TrainingTask(taught, member, team.train, 0, torch.device("cpu"))
-        fits[training_of(member.model_dump(mode="json"))] = Trainer(build(member, 10, 32).train(), task, len(rows))
+        task = TrainingTask(taught, member, team.train, member.members, torch.device("cpu"))
+        fits[member.name] = Trainer(build(member, 10, 32).train(), task, len(rows))
     times: dict[str, list[float]] = {name: [] for name in fits}
     for step in range(COST_STEPS):
         for name, trainer in fits.items():
@@ -146,7 +147,7 @@ class KeptFusion:
 def concat() -> None:
     """Fit concat on the members' features; keep its nested probabilities on *fuse* and those on *test*."""
     plan, parts = planned()
-    root = {job.member.name: MemberArtifact.in_home(job.home, job.signature) for job in plan.jobs if job.fold is None}
+    root = {planned.member.name: planned.artifact for planned in plan.members if planned.job.fold is None}
     members = [member.name for member in plan.team.members]
     full = {name: root[name].root for name in members}
     labels = np.asarray(plan.store.labels)

@@ -170,7 +170,7 @@ def one(stem: str, compile: bool = False, lanes: int = 1) -> float:
         networks = [build(member.model_copy(update={"seed": seed}), CLASSES, SIDE) for seed in seeds]
         return Pack(networks) if member.packed else networks[0]
 
-    task = TrainingTask(data, member, settings, 1, torch.device("cpu"))
+    task = TrainingTask(data, member, settings, member.members, torch.device("cpu"))
     return lanes * float(train(make, task).history[1]["train/images_per_second"])
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.specs import NON_RECIPE_FIELDS
 from workers.errors import ConclaveError
 from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact, class_order
+from workers.storage.training_record import TrainingRecord
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -167,9 +167,9 @@ class _Loader:
         self.records = {name: MemberArtifact(full[name]).manifest() for name in self.names}
         self.first = self.records[self.names[0]]
         for name, record in self.records.items():
-            if record["data_digest"] != self.first["data_digest"]:
+            if record.data_digest != self.first.data_digest:
                 raise ConclaveError(f"member {name} was trained on other data than {self.names[0]}; they can't be fused.")
-        self.class_order = {name: class_order(self.records[name]["classes"], rows.classes, name) for name in self.names}
+        self.class_order = {name: class_order(self.records[name].classes, rows.classes, name) for name in self.names}
         self.outputs = {name: MemberArtifact(full[name]).outputs() for name in self.names}
         self.row_numbers = {part: self.outputs[self.names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
 
@@ -231,13 +231,13 @@ class _Loader:
         if self.student is None:
             return None
         artifact = MemberArtifact(self.student)
-        outputs, order = artifact.outputs(), class_order(artifact.manifest()["classes"], self.rows.classes, "student")
+        outputs, order = artifact.outputs(), class_order(artifact.manifest().classes, self.rows.classes, "student")
         positions = _positions(outputs[f"{part}_rows"].numpy(), self.row_numbers[part], "student")
         return np.asarray(outputs[f"{part}_logits"].numpy()[positions][:, order], dtype=np.float64)
 
 
-def _recipe(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record["member"].items() if k not in (*NON_RECIPE_FIELDS, "seed")}
+def _recipe(record: TrainingRecord) -> dict[str, object]:
+    return record.member.recipe_fields("seed")
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:

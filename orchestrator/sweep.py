@@ -12,7 +12,8 @@ from typing import Any
 from orchestrator.config.loader import load_team
 from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
-from orchestrator.execution.executor import Executor, OnEvent, Outcome
+from orchestrator.execution.executor import Executor, OnEvent
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.preflight import check_networks
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing.interim import InterimReporter
@@ -28,7 +29,7 @@ from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import Store, find_store
 from workers.errors import UserInputError
-from workers.storage.artifacts import MemberArtifact
+from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
@@ -67,7 +68,7 @@ class SweepOptions:
 
 @dataclass
 class SweepResult:
-    """The result of a sweep: its summary, its exit code, and the outcome of each job that was run, by signature."""
+    """The result of a sweep: its summary, its exit code, and the outcome of each job that was run, by its key."""
 
     summary: dict[str, Any]
     exit_code: int
@@ -87,18 +88,21 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     """
     team = load_team(team_file, options.data)
     team.check_names("--restart", options.restart)
-    if options.make_search is None and (searched := [m.name for m in team.members if m.search]):
+    if options.make_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, options.home, options.say)
+    place = SweepPlace(team_file, options.home, options.home.sweep(team.name), uri)
     import_paths = (str(team_file.resolve().parent),)
-    if not _is_finished(team, options, import_paths):
+    plan = _plan_before_packing(team, options, import_paths)
+    is_finished = plan is not None and not options.restart and not plan.todo and _is_unchanged(place.folder, plan)
+    if not is_finished:
         options.check_executor()
         check_networks(team, import_paths)
     store = _pack(team, options)
-    place = SweepPlace(team_file, options.home, options.home.sweep(team.name), uri)
     with place.folder.locked():
         keep_split(store, team.data, team.seed)
-        return _PreparedSweep(place, options, Planner(team, store, options.home.path, import_paths)).run()
+        planner = Planner(team, store, options.home.path, import_paths)
+        return _PreparedSweep(place, options, planner, plan).run()
 
 
 def _pack(team: Team, options: SweepOptions) -> Store:
@@ -111,13 +115,12 @@ def _pack(team: Team, options: SweepOptions) -> Store:
     return store
 
 
-def _is_finished(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> bool:
-    """Return whether all is trained and fused, so that no network needs to be built; of a search that is not known yet."""
+def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:
+    """Return the plan where the data is packed and no recipe has to be searched. It tells whether there is anything to do."""
     store = find_store(team.data, options.home.path)
-    if store is None or options.restart or any(member.search for member in team.members):
-        return False
-    plan = Planner(team, store, options.home.path, import_paths).plan()
-    return not plan.todo and _is_unchanged(options.home.sweep(team.name), plan)
+    if store is None or any(recipe.search for recipe in team.trainings):
+        return None
+    return Planner(team, store, options.home.path, import_paths).plan()
 
 
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
@@ -142,22 +145,24 @@ class _PreparedSweep:
     place: SweepPlace
     options: SweepOptions
     planner: Planner
+    known_plan: Plan | None = None
 
     def run(self) -> SweepResult:
         folder, options = self.place.folder, self.options
         run_search = options.make_search(self.planner.team, folder) if options.make_search else run_no_search
         recipes = resolve_recipes(self.planner, run_search)
-        plan = replace(recipes.planner.plan(), searched=recipes.seconds)
+        is_known = self.known_plan is not None and self.known_plan.store.folder == self.planner.store.folder
+        plan = self.known_plan.refreshed() if is_known and self.known_plan else recipes.planner.plan()
+        plan = replace(plan, searched=recipes.seconds)
         for line in describe_changes(folder.state().get("settings", {}), plan):
             options.say(line)
         self._keep_team_file()
         for job in plan.jobs:
-            MemberArtifact.in_home(job.home, job.signature).remove_leftovers()
+            TrainingFolder.of(job).remove_leftovers()
         runs = SweepRuns.open(self.place, plan, options.restart)
         for search in recipes.searches:
             runs.log_search(search)
-        again = recipes.planner.plan()  # without what is to be trained afresh
-        plan = runs.import_remote_trainings(recipes.planner, replace(again, searched=recipes.seconds))
+        plan = runs.import_remote_trainings()  # without what is to be trained afresh
         if not plan.todo and _is_unchanged(folder, plan):
             return self._repeat(plan, runs)
         return _ActiveSweep(self.place, self.options, plan, runs).run()
@@ -170,7 +175,7 @@ class _PreparedSweep:
         """Return the finished sweep's summary, and fill the runs of a tracking store that has none of this sweep yet."""
         folder = self.place.folder
         current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": runs.parent}
-        summary = {**folder.summary(), **current, "trained": 0, "reused": len(plan.jobs)}
+        summary = {**folder.summary(), **current, "trained": 0, "reused": len(plan.done)}
         if runs.is_new:
             runs.finish(summary, run_note(summary), folder.details())
         return _close(SweepResult(summary, EXIT_DONE), runs, folder)
@@ -222,7 +227,7 @@ class _ActiveSweep:
         return SweepReport(self.plan, self.place.folder, self.runs)
 
     def _train(self) -> dict[str, Outcome]:
-        """Run the jobs that are not done; return their outcomes by signature."""
+        """Run the jobs that are not done; return their outcomes by their keys."""
         if not self.plan.todo:
             return {}
         team, options = self.plan.team, self.options
@@ -234,7 +239,7 @@ class _ActiveSweep:
             retries=team.retries,
             on_event=budget,
             tracking_uri=self.place.uri,
-            run_id_of=self.runs.run_id_or_none,
+            runs_of=self.runs.members.of_job,
             why_closed=budget.why_exhausted,
         )
         outcomes = scheduler.run(self.plan.todo)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import struct
 import tarfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,15 @@ from orchestrator.execution.inline_executor import InlineExecutor
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.sweep import SweepOptions, SweepResult, run_sweep
-from workers.config.job import Job
-from workers.config.specs import DataSpec, MemberSpec, TrainSpec
+from workers.config.job import Job, JobMember
+from workers.config.specs import DataSpec, MemberSpec, TrainedMember, TrainSpec
 from workers.data.store import Store
 from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build
 from workers.models.network import Network
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
+from workers.storage.training_record import TrainingRecord
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.train import train
 from workers.training.trainer import TrainingData, TrainingResult, TrainingTask
@@ -53,13 +56,28 @@ def snapshot(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.lstat().st_size for p in sorted(folder.rglob("*"))}
 
 
-def job(name: str, after: str | None = None, teachers: tuple[str, ...] = (), cpus: float = 1) -> Job:
-    member = MemberSpec.model_validate({"name": name, "seed": 1, "resources": {"cpus": cpus}})
+def job(name: str, teachers: tuple[str, ...] = (), cpus: float = 1, **keys: object) -> Job:
+    recipe = MemberSpec.model_validate({"name": name, "seed": 1, "resources": {"cpus": cpus}, **keys})
     here = Path("/nowhere")
+    members = tuple(JobMember(**dict(member), signature=member.name) for member in recipe.members)
     return Job(
-        signature=name, member=member, fold=None, train=TrainSpec(), data=DataSpec(), team_seed=0,
-        home=here, store=here, after=after, teachers=teachers,
+        recipe=recipe, members=members, fold=None, train=TrainSpec(), data=DataSpec(), team_seed=0,
+        home=here, store=here, teachers=teachers,
     )  # fmt: skip
+
+
+def record(**keys: Any) -> TrainingRecord:
+    """Return the record of a training of one epoch."""
+    epoch = {"train/loss": 0.5, "train/images_per_second": 1.0, "seconds": 3.0, "time": 7.0}
+    given: dict[str, Any] = {
+        "signature": "s",
+        "member": member().record(member().members[0]).model_dump(mode="json"),
+        "train": {},
+        "fold": None,
+    }
+    given |= {"seed": 1, "classes": ["x", "y"], "data_digest": "d", "image_size": 8, "weights_sha256": "w", "train_seconds": 3.0}
+    given |= {"history": [epoch], "micro_batch": 1, "precision": "float32", "resumed_from": 0, "device": "cpu", "threads": 1}
+    return TrainingRecord.parse({**given, "torch": "2", "python": "3", **keys})
 
 
 class FakeStore(Store):
@@ -84,15 +102,28 @@ def run_training(
     rows: TrainingData,
     spec: MemberSpec,
     settings: TrainSpec,
-    seed: int,
     checkpoints: Checkpoints | None = None,
     callback: TrainingCallback | None = None,
     seconds: float = 300.0,
     group: SingleProcess = SINGLE_PROCESS,
-) -> TrainingResult:
-    """Train on the CPU."""
+    published: tuple[str, ...] = (),
+) -> dict[str, TrainingResult]:
+    """Train on the CPU, all members but those that are published; return what was made by name, in the order of making."""
+    made: dict[str, TrainingResult] = {}
+
+    def keep(one: TrainedMember, result: TrainingResult) -> None:
+        made[one.name] = replace(result, network=copy.deepcopy(result.network))
+
+    missing = tuple(one for one in spec.members if one.name not in published)
     callback = callback or TrainingCallback()
-    return train(make, TrainingTask(rows, spec, settings, seed, CPU, checkpoints, callback, seconds, group))
+    train(make, TrainingTask(rows, spec, settings, missing, CPU, checkpoints, callback, seconds, group), keep)
+    return made
+
+
+def run_one(*given: Any, **keys: Any) -> TrainingResult:
+    """Train a recipe of one member; what `run_training` takes."""
+    [result] = run_training(*given, **keys).values()
+    return result
 
 
 def sweep_inline(team_file: Path, home: Path, **options: Any) -> SweepResult:
@@ -119,7 +150,7 @@ def fitted(spec: MemberSpec | None = None, **keys: object) -> TrainingResult:
     torch.set_num_threads(1)
     spec = spec or member(augment=("flip", "crop", "mixup"))
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, **keys})
-    return run_training(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed)
+    return run_one(lambda: build(spec, 3, 8), data(), spec, settings)
 
 
 def digest(result: TrainingResult) -> str:

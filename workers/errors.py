@@ -1,13 +1,27 @@
-"""Every exception that a user can meet, on one screen. Each one carries its exit code.
+"""Every exception that a user can meet, on one screen. Each one carries its exit code, and its kind where it fails a job.
 
 Exit codes: 1 failed, 2 rejected before anything was written, 130 stopped and resumable.
 """
+
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """Why a job failed. `Outcome` (orchestrator/execution/outcomes.py) says which kinds are worth another try."""
+
+    UNEXPECTED = "unexpected"  # an exception that is none of ours: another try may succeed
+    PERMANENT = "permanent"  # the same the next time: a damaged file, a network that can't be built
+    DIVERGED = "diverged"  # a loss or a weight is not finite
+    ENVIRONMENT = "environment"  # the machine computes with other versions
+    PREEMPTED = "preempted"  # the machine went away
+    STOPPED = "stopped"  # somebody asked for it; a checkpoint is written
 
 
 class ConclaveError(Exception):
     """Base class: a sentence that says what is wrong, where it is, and what to do."""
 
     exit_code = 1
+    kind = FailureKind.PERMANENT
 
 
 class UserInputError(ConclaveError):
@@ -19,9 +33,13 @@ class UserInputError(ConclaveError):
 class DivergedError(ConclaveError):
     """A member's loss or weights became NaN or infinite. Training it again would do the same."""
 
+    kind = FailureKind.DIVERGED
+
 
 class EnvironmentMismatchError(ConclaveError):
     """A machine computes with other versions than the head, and the team allows no such machine."""
+
+    kind = FailureKind.ENVIRONMENT
 
 
 class DeviceMemoryError(ConclaveError):
@@ -30,6 +48,8 @@ class DeviceMemoryError(ConclaveError):
 
 class PreemptedError(ConclaveError):
     """The machine that ran a training's processes went away."""
+
+    kind = FailureKind.PREEMPTED
 
 
 class CorruptFileError(ConclaveError):
@@ -40,3 +60,4 @@ class TrainingStopped(ConclaveError):  # noqa: N818  # a stop that somebody aske
     """Somebody asked the training to stop. Its checkpoint is written."""
 
     exit_code = 130
+    kind = FailureKind.STOPPED

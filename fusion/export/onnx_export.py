@@ -22,7 +22,7 @@ from fusion.export.freezing import freeze_for_inference
 from fusion.export.fused_model import FusedModel
 from fusion.export.onnx_session import Images, predict_probabilities
 from fusion.predictions import Floats
-from workers.config.specs import MemberSpec
+from workers.config.specs import MemberRecord, MemberSpec
 from workers.errors import ConclaveError, CorruptFileError
 from workers.models.build import build, import_from
 from workers.storage.files import tensors_sha256, write_bytes, write_json
@@ -101,7 +101,7 @@ def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
         raise CorruptFileError(f"{file}: not a safetensors file ({error}). Export it again.") from None
     if tensors_sha256(state) != record["weights_sha256"]:  # of another export: that of a killed one, before its .json came
         raise CorruptFileError(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
-    specs = [MemberSpec.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
+    specs = [MemberRecord.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
     model = FusedModel(members, restore_combiner(record["combiner"], buffers), record["temperature"])

@@ -20,25 +20,23 @@ ROUNDING = 1 + 1e-9
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Measured training seconds of one member.
-
-    A snapshot's seconds are those of its own cycle. The cycles that it went on from belong to the same `chain`.
+    """Measured training seconds of one member. A training that makes several members is paid for once.
 
     Attributes:
-        full: Seconds of the full training.
-        folds: Seconds of each fold training.
-        before: Seconds of the cycles before this one, of the full training.
-        chain: Name of the training that the member comes from; "" where it has one of its own.
+        full: Seconds of the full training, from its start until the member was made.
+        folds: The same of each fold training.
+        training: What tells the member's training from others; "" where it makes this member alone.
         search: The member's share of the seconds that finding its recipe took.
-        folds_before: Seconds of the cycles before this one, of each fold training.
     """
 
     full: float
     folds: tuple[float, ...] = ()
-    before: float = 0.0
-    chain: str = ""
+    training: str = ""
     search: float = 0.0
-    folds_before: tuple[float, ...] = ()
+
+    def seconds(self, fold: int | None = None) -> float:
+        """Return the seconds of a fold training, or of the full one, from its start until the member was made."""
+        return self.full if fold is None else self.folds[fold]
 
 
 def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapping[str, TrainingCost]) -> float:
@@ -53,7 +51,7 @@ def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, cos
         costs: Cost of each member, and of the student.
     """
     if name in team.names:
-        return costs[name].before + costs[name].full + costs[name].search
+        return costs[name].full + costs[name].search
     members = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
     full = 0.0 if name == "stack_bag" else sum(seconds_by_training(members, costs).values())
     full += sum(costs[m].search for m in members)
@@ -64,7 +62,7 @@ def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, cos
 
 
 def seconds_by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:
-    """Return the seconds of each training that led to these members. Snapshots of one training share it.
+    """Return the seconds of each training that made these members. Several members of one training share it.
 
     Args:
         members: Names of the members.
@@ -73,32 +71,17 @@ def seconds_by_training(members: Sequence[str], costs: Mapping[str, TrainingCost
     """
     seconds: dict[str, float] = {}
     for name in members:
-        training = costs[name].chain or name
-        seconds[training] = max(seconds.get(training, 0.0), cumulative_seconds(costs[name], fold))
+        training = costs[name].training or name
+        seconds[training] = max(seconds.get(training, 0.0), costs[name].seconds(fold))
     return seconds
 
 
-def cumulative_seconds(cost: TrainingCost, fold: int | None = None) -> float:
-    """Return the training time from fresh weights to the end of a training.
-
-    Args:
-        cost: Measured training cost of one member.
-        fold: Fold index, or None for the full training.
-
-    Returns:
-        Seconds, including earlier cycles of the same training.
-    """
-    if fold is None:
-        return cost.before + cost.full
-    return cost.folds[fold] + (cost.folds_before[fold] if cost.folds_before else 0.0)
-
-
 def incremental_seconds(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> list[float]:
-    """Return what each training costs beside those before it in the list: of snapshots, the cycles that none of these ran."""
+    """Return what each member costs beside those before it in the list: the part of its training that none of these needed."""
     paid: dict[str, float] = {}
     increments = []
     for name in members:
-        training, until = costs[name].chain or name, cumulative_seconds(costs[name], fold)
+        training, until = costs[name].training or name, costs[name].seconds(fold)
         increments.append(max(0.0, until - paid.get(training, 0.0)))
         paid[training] = max(paid.get(training, 0.0), until)
     return increments

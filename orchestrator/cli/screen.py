@@ -73,16 +73,16 @@ class Screen:
     def on_event(self, event: Event) -> None:
         """Follow an event."""
         self._packing_ended()
-        if event.kind == "working":
+        if event.kind == "working" or (event.kind == "published" and len(event.job.members) == 1):
             return
-        row = self.rows.setdefault(event.job.label, _Row(event.job.epochs[1]))
+        row = self.rows.setdefault(event.job.label, _Row(event.job.train.epochs))
         if event.kind == "epoch":
             row.epoch, row.metrics = event.epoch, dict(event.metrics)
         elif event.kind == "started":
             row.state = "training"
-        elif event.kind != "note":
+        elif event.kind not in ("note", "published"):
             row.state = {"retry": "waiting"}.get(event.kind, event.kind)
-        row.text = event.text or row.text
+        row.text = row.text if event.kind == "published" else event.text or row.text
         self._draw(event, row)
 
     def _draw(self, event: Event, row: _Row) -> None:

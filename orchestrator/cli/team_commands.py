@@ -42,7 +42,7 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
 
     team = load_team(team_file)
     if as_json:
-        print(team.model_dump_json())
+        print(json.dumps({**team.model_dump(mode="json"), "members": [m.model_dump(mode="json") for m in team.members]}))
     else:
         names = ", ".join(m.name for m in team.members)
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
@@ -76,12 +76,12 @@ def plan(
         _show_plan([(label, "to do") for label in labels], time, as_json)
         return
     recipes = known_recipes(Planner(team, store, home, (str(team_file.resolve().parent),)))
-    jobs = recipes.planner.plan()
+    made = recipes.planner.plan()
     open_searches = [search for search in recipes.searches if search.left]
     rows = [(f"{s.label} search: {s.left} of {s.space.trials} trials", "to do") for s in open_searches]
-    rows += [(job.label, "done" if job.signature in jobs.done else "to do") for job in jobs.jobs]
+    rows += [(planned.label, "done" if planned.signature in made.done else "to do") for planned in made.members]
     suffix = " after the search, which is not counted" if open_searches else ""
-    _show_plan(rows, _describe_time(jobs, cluster) + suffix if jobs.todo else "nothing to do", as_json)
+    _show_plan(rows, _describe_time(made, cluster) + suffix if made.todo else "nothing to do", as_json)
 
 
 def _describe_time(plan: Plan, cluster: Cluster | None) -> str:

@@ -158,13 +158,13 @@ class Machines:
 
     def size_for(self, job: Job) -> Size:
         """Return what a job asks for: one GPU, where it says nothing of them and machines have some, or will have."""
-        wanted = job.member.resources
+        wanted = job.recipe.resources
         has_gpus = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
         return Size(wanted.gpus_where(has_gpus), wanted.cpus)
 
     def shape(self, job: Job) -> Shape:
         """Return the shape of the trainer that a job needs."""
-        wanted = job.member.resources
+        wanted = job.recipe.resources
         return Shape(*self.size_for(job), job.train.threads, wanted.labels, wanted.processes)
 
     def total(self, wanted: Resources | None = None) -> Size:
@@ -174,7 +174,7 @@ class Machines:
 
     def fit(self, job: Job) -> bool:
         """Return whether some machine that is there could hold the job."""
-        size, wanted = self.size_for(job), job.member.resources
+        size, wanted = self.size_for(job), job.recipe.resources
         return any(m.size.holds(size) and wanted.preference(m.labels) is not None for m in self.look().available)
 
     def until(self, job: Job, since: float) -> float:
@@ -187,7 +187,7 @@ class Machines:
             job: The job.
             since: Since when it waits, as a time.monotonic().
         """
-        wait_minutes = job.member.resources.wait_minutes
+        wait_minutes = job.recipe.resources.wait_minutes
         if wait_minutes is not None:
             end = since + wait_minutes * 60
         elif self.look().is_scaled:
@@ -199,8 +199,8 @@ class Machines:
     def why_impossible(self, job: Job) -> str:
         """Return a sentence that says why no machine can hold the job."""
         there = ", ".join(str(size) for size in sorted({machine.size for machine in self.look().available}, reverse=True)[:3])
-        more, waited = "", job.member.resources.wait_minutes
-        wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in job.member.resources.labels)
+        more, waited = "", job.recipe.resources.wait_minutes
+        wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in job.recipe.resources.labels)
         with_labels = f" with the labels {{{wishes}}}" if wishes else ""
         if waited:
             more = f", and after {waited:g} minutes no other came"

@@ -7,20 +7,36 @@ import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config import yaml_document as teamfile
-from orchestrator.config.expansion import dotted, expand
+from orchestrator.config import yaml_document
+from orchestrator.config.resolution import NOT_OF_A_RECIPE, Resolution
+from orchestrator.config.rules import RULES, STUDENT_RULES, TRAINING_RULES
 from orchestrator.config.team import Team
-from orchestrator.config.yaml_document import Document, KeyPath
-from workers.config.specs import MemberSpec
+from orchestrator.config.team_file import TeamFile
+from orchestrator.config.yaml_document import Document, KeyPath, dotted
+from workers.config.specs import DataSpec, TrainSpec
 from workers.errors import UserInputError
+from workers.storage import legacy
 
-TAGS = ("sgd", "adamw", "step", "cosine", "one_cycle", "ema", "swa")  # of unions: pydantic adds them to where an error is
-Recipe = TypeVar("Recipe", bound=MemberSpec)
+# What a team must share, and why: a member that sets one of these is refused.
+_SAME_ROWS = "fusion compares members row by row, so all must see the same rows"
+_SAME_TRAINING = "costs and out-of-fold outputs compare only between equal trainings"
+SHARED = {
+    **dict.fromkeys(("data", *DataSpec.model_fields), ("data", _SAME_ROWS)),
+    **dict.fromkeys(("train", *TrainSpec.model_fields), ("train", _SAME_TRAINING)),
+}
+
+SENTENCES = {  # in the place of pydantic's own, by the type of the error
+    "model_type": "expected a mapping of keys",
+    "dict_type": "expected a mapping of keys",
+    "tuple_type": "expected a list",
+    "bool_type": "expected true or false",
+}
+Problems = list[tuple[int, str]]  # line in the file, sentence
 
 
 def load_team(path: Path, data: Path | None = None) -> Team:
@@ -33,7 +49,7 @@ def load_team(path: Path, data: Path | None = None) -> Team:
     Raises:
         UserInputError: With every error at once.
     """
-    return resolve_team(teamfile.read_document(path, "`conclave init` writes one to start from."), data)
+    return resolve_team(yaml_document.read_document(path, "`conclave init` writes one to start from."), data)
 
 
 def resolve_team(document: Document, data: Path | None = None) -> Team:
@@ -46,95 +62,110 @@ def resolve_team(document: Document, data: Path | None = None) -> Team:
     Raises:
         UserInputError: With every error at once.
     """
-    values = dict(document.values)
-    problems: list[tuple[int, str]] = []
-    values, sources = expand(document, values, problems)
-    team: Team | None = None
+    problems = [(document.line(place), text) for place, text in legacy.removed_settings(document.values)]
     try:
-        team = Team.model_validate(values)
+        file = TeamFile.model_validate(legacy.without_removed(document.values))
     except ValidationError as error:
-        problems += [_problem(document, details, sources) for details in error.errors()]
-    if problems or team is None:
-        unique = sorted(dict.fromkeys(problems))
-        raise UserInputError("\n".join(f"{document.path}:{line}: {text}" for line, text in unique))
-    return _located(team, document.path, data)
+        raise _refusal(document, [*problems, *(_problem(document, details) for details in error.errors())]) from None
+    resolution = Resolution(file, document.path.resolve().parent, data)
+    problems += _problems_of_members(document, resolution)
+    if problems:
+        raise _refusal(document, problems)
+    team = resolution.team()
+    if problems := list(_broken_rules(document, team, resolution)):
+        raise _refusal(document, problems)
+    return team
 
 
-def _located(team: Team, path: Path, data: Path | None) -> Team:
-    """Resolve relative paths against the team file's folder."""
-    folder = path.resolve().parent
-    root = data.resolve() if data else team.data.root and (folder / team.data.root).resolve()
-
-    def located(recipe: Recipe) -> Recipe:
-        return recipe.model_copy(update={"weights": (folder / recipe.weights).resolve()}) if recipe.weights else recipe
-
-    members = tuple(map(located, team.members))
-    return team.model_copy(
-        update={
-            "data": team.data.model_copy(update={"root": root}),
-            "members": members,
-            "student": team.student and located(team.student),
-            "quorum": min(team.quorum, len(members)),
-        }
-    )
+def _refusal(document: Document, problems: Problems) -> UserInputError:
+    unique = sorted(dict.fromkeys(problems))
+    return UserInputError("\n".join(f"{document.path}:{line}: {text}" for line, text in unique))
 
 
-def _problem(document: Document, details: ErrorDetails, sources: list[int]) -> tuple[int, str]:
-    known_keys = list(_known_keys(details["loc"][:-1]))
-    where = _in_file(document, _source(details["loc"], sources))
-    error_type = details["type"]
-    value = details.get("input")
+def _problems_of_members(document: Document, resolution: Resolution) -> Iterator[tuple[int, str]]:
+    """Yield what is wrong with entries once they are merged with the defaults, and names that stand twice."""
+    first: dict[str, KeyPath] = {}
+    for place in resolution.places():
+        try:
+            names = [member.name for recipe in resolution.trainings(place) for member in recipe.members]
+        except ValidationError as error:
+            for details in error.errors():
+                yield _problem(document, {**details, "loc": (*place, *details["loc"])})
+            continue
+        for name in names:
+            if name.lower() in first:
+                line = document.line(first[name.lower()])
+                yield document.line((*place, "name")), f"{dotted((*place, 'name'))}: {name!r} is taken (line {line})"
+            first.setdefault(name.lower(), place)
+
+
+def _broken_rules(document: Document, team: Team, resolution: Resolution) -> Iterator[tuple[int, str]]:
+    """Yield a sentence for each rule that the team breaks, at the line of what it is about."""
+    for rule in RULES:
+        for text in rule(team):
+            yield document.line(tuple(text.split(" ")[0].rstrip(":").split("."))), text
+    for student_rule in STUDENT_RULES if team.student else ():
+        for text in student_rule(team, team.student):  # type: ignore[arg-type]
+            yield document.line(("student",)), text
+    for place in resolution.places():
+        for recipe in resolution.trainings(place):
+            for training_rule in TRAINING_RULES:
+                for text in training_rule(team, recipe):
+                    yield document.line(place), f"member {recipe.name}: {text}"
+
+
+def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
+    """Return the line and the sentence of one of pydantic's errors."""
+    where = _in_file(document, details["loc"])
+    error_type, value = details["type"], details.get("input")
     if error_type == "extra_forbidden":
-        nearest = difflib.get_close_matches(str(details["loc"][-1]), known_keys, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known_keys)}"
-        return document.line(where), f"{dotted(where)}: unknown key; {hint}"
+        return document.line(where), f"{dotted(where)}: {_unknown_key(where, str(where[-1]), details['loc'])}"
     if error_type == "missing":
         return document.line(where[:-1]), f"{dotted(where)}: is needed and not there"
-    text = details["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    text = SENTENCES.get(error_type, details["msg"].removeprefix("Value error, ").removeprefix("Input "))
     text = text[0].lower() + text[1:]
-    shown_value = "" if isinstance(value, dict | tuple) or error_type == "value_error" else f"{value!r} "
+    is_sentence = isinstance(value, dict | tuple) or error_type == "value_error" or error_type in SENTENCES
+    shown_value = "" if is_sentence else f"{value!r} "
     place = f"{dotted(where)}: " if where else ""
     return document.line(where), f"{place}{shown_value}{text}"
 
 
-def _source(loc: tuple[int | str, ...], sources: list[int]) -> KeyPath:
-    """Translate the index of an expanded member into its index in the file."""
-    if len(loc) > 1 and loc[0] == "members" and isinstance(loc[1], int) and loc[1] < len(sources):
-        return ("members", sources[loc[1]], *loc[2:])
-    return loc
+def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
+    """Return why a key may not stand where it stands, and what may."""
+    is_of_a_member = len(where) == 3 and where[0] == "members"
+    if (is_of_a_member or where[:-1] in (("defaults",), ("student",))) and key in SHARED:
+        section, reason = SHARED[key]
+        return f"can't differ between members: {reason}. Set it under `{section}:`"
+    if where[:-1] == ("student",) and key in NOT_OF_A_RECIPE:
+        return "a student has none of its own; leave it out"
+    if where[:-1] == ("defaults",) and key in NOT_OF_A_RECIPE:
+        return "belongs to a member, not to the defaults"
+    known_keys = list(dict.fromkeys(_known_keys(loc[:-1])))
+    nearest = difflib.get_close_matches(key, known_keys, 1)
+    return "unknown key; " + (f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known_keys)}")
 
 
 def _in_file(document: Document, loc: KeyPath) -> KeyPath:
-    """Drop what pydantic adds (a union's tag), and point to the defaults or the team where the key came from there."""
+    """Return where an error is in the file: pydantic's place without the names of a union's branches, which are no keys."""
     where: KeyPath = ()
     for position, key in enumerate(loc):
         is_last = position == len(loc) - 1
-        if key in TAGS and not is_last:
-            continue
-        if key in TAGS and is_last and not document.has((*where, key)):
-            continue
-        where = (*where, key)
-    if len(where) > 2 and where[0] == "members" and not document.has(where):
-        for fallback in (("defaults", *where[2:]), where[2:] if where[2] == "resources" else ()):
-            if fallback and document.has(fallback):
-                return fallback
-    if len(where) > 1 and where[0] == "student" and not document.has(where) and document.has(("defaults", *where[1:])):
-        return ("defaults", *where[1:])
+        if document.has((*where, key)) or (is_last and key not in BRANCHES):
+            where = (*where, key)
     return where
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> Iterator[str]:
+BRANCHES = ("whole", "changes", "sgd", "adamw", "step", "cosine", "one_cycle", "ema", "swa", "int", "float", "OwnServer")
+
+
+def _known_keys(loc: KeyPath) -> Iterator[str]:
     """Yield the keys that may stand at `loc`, by walking the models' annotations."""
-    kinds: list[Any] = [Team]
+    kinds: list[Any] = [TeamFile]
     for key in loc:
         kinds = [t for kind in kinds for t in _step(kind, key)]
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from (f for f in kind.model_fields)
-            if kind is Team:
-                yield "defaults"
-            if kind is MemberSpec:
-                yield "count"
+            yield from kind.model_fields
 
 
 def _step(kind: Any, key: int | str) -> list[Any]:
@@ -142,9 +173,10 @@ def _step(kind: Any, key: int | str) -> list[Any]:
         return []
     if key in kind.model_fields:
         return _models(kind.model_fields[str(key)].annotation)
-    if kind.model_fields.get("kind") and kind.model_fields["kind"].default == key:
-        return [kind]  # a union's tag
-    return [kind] if isinstance(key, int) else []
+    tag = kind.model_fields.get("kind")
+    if tag is not None:
+        return [kind] if tag.default == key or key in BRANCHES[:2] else []
+    return [kind] if isinstance(key, int) or key in BRANCHES else []
 
 
 def _models(annotation: Any) -> list[Any]:

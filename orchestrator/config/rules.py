@@ -1,70 +1,51 @@
 """Check what no single key can tell: rules over a whole team, each a small function with a name.
 
-A rule yields a sentence for each problem. `check_team` runs them in order.
+A rule yields a sentence for each problem. Those of RULES look at a team, those of TRAINING_RULES at one of its trainings, and
+those of STUDENT_RULES at its student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from fusion.methods.names import KNOWN
+from orchestrator.config.team import Team
+from workers.config.specs import MemberSpec, StudentSpec
 
-if TYPE_CHECKING:
-    from orchestrator.config.team import Team
-    from workers.config.specs import MemberSpec
-
-Rule = Callable[["Team"], Iterator[str]]
-MemberRule = Callable[["Team", "MemberSpec"], Iterator[str]]
-
-
-def problems_of(team: Team) -> Iterator[str]:
-    """Yield a sentence for each problem of a team."""
-    for rule in TEAM_RULES:
-        yield from rule(team)
-    for member in team.members:
-        for member_rule in MEMBER_RULES:
-            for problem in member_rule(team, member):
-                yield f"member {member.name}: {problem}"
+Rule = Callable[[Team], Iterator[str]]
+TrainingRule = Callable[[Team, MemberSpec], Iterator[str]]
+StudentRule = Callable[[Team, StudentSpec], Iterator[str]]
 
 
-def _folds(team: Team) -> Iterator[str]:
+def _one_fold(team: Team) -> Iterator[str]:
     if team.data.folds == 1:
         yield "data.folds is 0 (no fold trainings) or at least 2"
+
+
+def _bag_without_folds(team: Team) -> Iterator[str]:
     if "stack_bag" in team.fusion and not team.data.folds:
         yield "fusion: stack_bag is a bag of fold trainings: set data.folds to 2 or more"
 
 
-def _fusions(team: Team) -> Iterator[str]:
+def _fusion_twice(team: Team) -> Iterator[str]:
     if len(set(team.fusion)) < len(team.fusion):
-        yield "fusion names a method twice"
+        yield "fusion: names a method twice"
 
 
-def _budget(team: Team) -> Iterator[str]:
-    budget, prices = team.budget, ", ".join(team.prices)
-    if budget.max_cost and not team.prices:
+def _cost_without_price(team: Team) -> Iterator[str]:
+    if team.budget.max_cost and not team.prices:
         yield "budget.max_cost needs `prices:`, what a trainer costs an hour, like {spot: 0.16}"
-    elif budget.max_cost and budget.price is None and len(team.prices) > 1:
-        yield f"budget.price: say which price counts: {prices}"
-    if budget.price is not None and budget.price not in team.prices:
-        yield f"budget.price: {budget.price} is none of `prices`: {prices or 'there are none'}"
 
 
-def _student(team: Team) -> Iterator[str]:
-    student = team.student
-    if student is None:
-        return
-    if "student" not in team.fusion:
-        yield "student: is described, and `fusion:` doesn't ask for it: add student there"
-    if student.snapshots > 1:
-        yield "student: snapshots are for members; a student is one network"
-    if student.start is None:
-        return
-    member = next((member for member in team.members if member.name == student.start), None)
-    if member is None:
-        yield f"student.start: {student.start} is no member; there are {', '.join(m.name for m in team.members)}"
-    elif (member.arch, member.width, member.stem) != (student.arch, student.width, student.stem):
-        yield f"student.start: {student.start} is another network (arch, width and stem have to be the student's)"
+def _price_to_count_by(team: Team) -> Iterator[str]:
+    if team.budget.max_cost and team.budget.price is None and len(team.prices) > 1:
+        yield f"budget.price: say which price counts: {', '.join(team.prices)}"
+
+
+def _unknown_price(team: Team) -> Iterator[str]:
+    price = team.budget.price
+    if price is not None and price not in team.prices:
+        yield f"budget.price: {price} is none of `prices`: {', '.join(team.prices) or 'there are none'}"
 
 
 def _data_root(team: Team) -> Iterator[str]:
@@ -72,60 +53,114 @@ def _data_root(team: Team) -> Iterator[str]:
         yield "data.root is needed with `dataset: folder`: the folder or archive of images"
 
 
-def _name(team: Team, member: MemberSpec) -> Iterator[str]:
-    if member.name in KNOWN:
+RULES: tuple[Rule, ...] = (
+    _one_fold,
+    _bag_without_folds,
+    _fusion_twice,
+    _cost_without_price,
+    _price_to_count_by,
+    _unknown_price,
+    _data_root,
+)
+
+
+def _name_of_a_fusion(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if {member.name for member in recipe.members} & {*KNOWN}:
         yield "that is a fusion's name; give the member another one"
 
 
-def _snapshots(team: Team, member: MemberSpec) -> Iterator[str]:
-    fewest_epochs = min(team.train.of_fold(fold).epochs for fold in (None, 0))
-    if member.cycle > member.snapshots:
-        yield f"cycle {member.cycle} of {member.snapshots} snapshots"
-    elif member.snapshots > fewest_epochs:
-        yield f"{member.snapshots} snapshots need as many epochs; a training has {fewest_epochs}"
-    elif member.cycles and member.snapshots == 1:
+def _more_snapshots_than_epochs(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if recipe.snapshots > _fewest_epochs(team):
+        yield f"{recipe.snapshots} snapshots need as many epochs; a training has {_fewest_epochs(team)}"
+
+
+def _cycles_without_snapshots(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if recipe.cycles and recipe.snapshots == 1:
         yield "cycles are those of snapshots: set snapshots to 2 or more"
-    elif 0 in (lengths := member.cycle_lengths(fewest_epochs)):
+
+
+def _empty_cycle(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    fewest = _fewest_epochs(team)
+    if 1 < recipe.snapshots <= fewest and 0 in (lengths := recipe.cycle_lengths(fewest)):
         yield f"cycles of {lengths} epochs: none may be empty; change cycles.first"
-    elif member.snapshots > 1 and team.train.stop:
+
+
+def _snapshots_that_stop(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if recipe.snapshots > 1 and team.train.stop:
         yield "snapshots and train.stop don't go together: a cycle runs to its end"
 
 
-def _average(team: Team, member: MemberSpec) -> Iterator[str]:
-    if member.average and (member.snapshots > 1 or team.train.stop or team.train.ema):
+def _average_beside_another(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if recipe.average and (recipe.snapshots > 1 or team.train.stop or team.train.ema):
         yield "average doesn't go together with snapshots, train.stop or train.ema"
-    if member.averaged and not member.average:
-        yield "averaged without saying how: set average to swa or ema"
 
 
-def _processes(team: Team, member: MemberSpec) -> Iterator[str]:
-    processes = member.resources.processes
+def _batch_too_small_to_share(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    processes = recipe.resources.processes
     if team.train.batch_size < 2 * processes:
         batch = f"train.batch_size {team.train.batch_size} gives each less than two images"
         yield f"{processes} processes train together, and {batch}"
 
 
-def _search(team: Team, member: MemberSpec) -> Iterator[str]:
-    if member.search and (member.snapshots > 1 or member.average or member.resources.processes > 1):
+def _search_of_several(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if recipe.search and (recipe.snapshots > 1 or recipe.average or recipe.resources.processes > 1):
         yield "search finds recipes of one process, without snapshots and average"
-    if member.pick > (member.search.keep if member.search else 1):
-        yield f"pick {member.pick} of fewer that are kept"
 
 
-def _pack(team: Team, member: MemberSpec) -> Iterator[str]:
+def _pack_of_one(team: Team, recipe: MemberSpec) -> Iterator[str]:
+    if len(recipe.packed) == 1:
+        yield "packed: trains the members of one `count: 2` or more at once"
+
+
+def _pack_beside_another(team: Team, recipe: MemberSpec) -> Iterator[str]:
     hindrances = {
-        "snapshots": member.snapshots > 1,
-        "average": member.average is not None,
-        "search": member.search is not None,
-        "several processes a member": member.resources.processes > 1,
+        "snapshots": recipe.snapshots > 1,
+        "average": recipe.average is not None,
+        "search": recipe.search is not None,
+        "several processes a member": recipe.resources.processes > 1,
         "train.ema": team.train.ema is not None,
         "train.stop": team.train.stop is not None,
         "train.clip": team.train.clip is not None,
         "train.compile": team.train.compile is not None,
     }
-    if member.packed and any(hindrances.values()):
+    if recipe.packed and any(hindrances.values()):
         yield f"packed doesn't go together with {', '.join(name for name, is_set in hindrances.items() if is_set)}"
 
 
-TEAM_RULES: tuple[Rule, ...] = (_folds, _fusions, _budget, _student, _data_root)
-MEMBER_RULES: tuple[MemberRule, ...] = (_name, _snapshots, _average, _processes, _search, _pack)
+def _fewest_epochs(team: Team) -> int:
+    return min(team.train.of_fold(fold).epochs for fold in (None, 0))
+
+
+TRAINING_RULES: tuple[TrainingRule, ...] = (
+    _name_of_a_fusion,
+    _more_snapshots_than_epochs,
+    _cycles_without_snapshots,
+    _empty_cycle,
+    _snapshots_that_stop,
+    _average_beside_another,
+    _batch_too_small_to_share,
+    _search_of_several,
+    _pack_of_one,
+    _pack_beside_another,
+)
+
+
+def _nobody_asks(team: Team, student: StudentSpec) -> Iterator[str]:
+    if "student" not in team.fusion:
+        yield "student: is described, and `fusion:` doesn't ask for it: add student there"
+
+
+def _start_is_no_member(team: Team, student: StudentSpec) -> Iterator[str]:
+    names = [member.name for member in team.members]
+    if student.start is not None and student.start not in names:
+        yield f"student.start: {student.start} is no member; there are {', '.join(names)}"
+
+
+def _start_is_another_network(team: Team, student: StudentSpec) -> Iterator[str]:
+    for member in team.members:
+        is_same = (member.arch, member.width, member.stem) == (student.arch, student.width, student.stem)
+        if member.name == student.start and not is_same:
+            yield f"student.start: {student.start} is another network (arch, width and stem have to be the student's)"
+
+
+STUDENT_RULES: tuple[StudentRule, ...] = (_nobody_asks, _start_is_no_member, _start_is_another_network)

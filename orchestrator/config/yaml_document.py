@@ -19,6 +19,14 @@ MAX_NODES = 100_000  # aliases of aliases of aliases end here
 KeyPath = tuple[str | int, ...]
 
 
+def dotted(where: KeyPath) -> str:
+    """Return a path of keys as people write it: members[1].optimizer.lr."""
+    text = ""
+    for key in where:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
+    return text
+
+
 @dataclass(frozen=True)
 class Document:
     """A parsed file.

@@ -74,4 +74,4 @@ class RayBackend:
         """Return whether machines must be like this one, and the disk of the home where machines may have other disks."""
         on_cluster, holder = self.address is not None, folder.holder.absolute()
         disk = DriverDisk(holder, holder.read_text(encoding="utf-8")) if on_cluster else None
-        return team.environment == "strict" or (team.environment is None and on_cluster), disk
+        return team.environment == "strict" or (team.environment == "auto" and on_cluster), disk

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from orchestrator.config.team import Team
 from orchestrator.execution.executor import Event, OnEvent
 from orchestrator.planning.plan import Plan
-from workers.storage.artifacts import MemberArtifact
 
 _RAISE = "raise it and run again: what is done is kept"
 
@@ -35,7 +34,7 @@ class BudgetTracker:
     paid_seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
     began: float | None = None
-    running: dict[str, tuple[float, int]] = field(default_factory=dict)  # signature -> (since when, number of processes)
+    running: dict[str, tuple[float, int]] = field(default_factory=dict)  # key of a job -> (since when, number of processes)
 
     def __post_init__(self) -> None:
         if self.began is None:
@@ -46,17 +45,18 @@ class BudgetTracker:
         """Return a tracker that counts what the finished jobs of a plan have cost already."""
         paid_seconds = 0.0
         if plan.team.budget.max_cost:
-            finished = [MemberArtifact.in_home(job.home, job.signature) for job in plan.jobs if job.signature in plan.done]
-            paid_seconds = sum(artifact.manifest()["train_seconds"] for artifact in finished) + sum(plan.searched.values())
+            finished = {planned.signature: planned.artifact for planned in plan.members if planned.signature in plan.done}
+            paid_seconds = sum(artifact.manifest().train_seconds for artifact in finished.values())
+            paid_seconds += sum(plan.searched.values())
         return cls(plan.team, on_event, paid_seconds, began=began)
 
     def __call__(self, event: Event) -> None:
         """Count an event, and hand it on."""
-        signature = event.job.signature
+        key = event.job.key
         if event.kind == "working":
-            self.running[signature] = (self.clock(), event.job.member.resources.processes)
-        elif event.kind not in ("started", "epoch", "note") and signature in self.running:
-            self.paid_seconds += self._seconds_since(*self.running.pop(signature))
+            self.running[key] = (self.clock(), event.job.recipe.resources.processes)
+        elif event.kind not in ("started", "epoch", "note", "published") and key in self.running:
+            self.paid_seconds += self._seconds_since(*self.running.pop(key))
         self.on_event(event)
 
     def why_exhausted(self) -> str | None:

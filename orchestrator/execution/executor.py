@@ -1,17 +1,16 @@
-"""The seam between the scheduler and whatever runs jobs: the `Executor` protocol, its events and its outcomes."""
+"""The seam between the scheduler and whatever runs jobs: the `Executor` protocol and its events.
+
+An executor is any class with these methods. `tests/orchestrator/test_executors.py` is the contract that each one passes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from orchestrator.execution.outcomes import Kind, Outcome
 from workers.config.job import Job
-from workers.errors import DivergedError, PreemptedError
-
-Kind = Literal["started", "working", "epoch", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"]
-Cause = Literal["errors", "preemptions", "oom"]
-MACHINE_GONE = "its machine went away"
 
 
 @dataclass(frozen=True)
@@ -21,10 +20,11 @@ class Event:
     Attributes:
         job: The job.
         kind: What happened. A job is `started` once it is submitted, maybe to a machine that has yet to come, and `working`
-            once it runs on a machine.
+            once it runs on a machine. It is `published` each time that one of its members is made.
         epoch: Number of finished epochs, for events of the kind `epoch`.
         metrics: Metrics of the last epoch.
-        text: A sentence for people.
+        text: A sentence for people; the member's name, for events of the kind `published`.
+        trace: A traceback, for the job's log.
     """
 
     job: Job
@@ -32,32 +32,19 @@ class Event:
     epoch: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     text: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended.
-
-    Attributes:
-        job: The job.
-        manifest: The artifact's manifest; None where the job did not succeed.
-        kind: How it ended.
-        reason: Why it failed, in a sentence.
-        cause: Which of the retry limits pays for another try; None where another try would end in the same way.
-    """
-
-    job: Job
-    manifest: dict[str, Any] | None
-    kind: Kind = "done"
-    reason: str = ""
-    cause: Cause | None = None
+    trace: str = ""
 
 
 OnEvent = Callable[[Event], None]
 
 
 class Executor(Protocol):
-    """Runs jobs, and the fusion step, somewhere. It is the only seam between the scheduler and Ray."""
+    """Runs jobs, and the fusion step, somewhere. It is the only seam between the scheduler and Ray.
+
+    For each submitted job, `poll` yields exactly one Outcome in the end; before it come any number of events: `working` once the
+    job runs, `epoch`, `published` and `note`. A job whose outcome has come may be submitted again. Nothing that a job does,
+    and no death of a process, is raised by an executor; what is raised ends the sweep.
+    """
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why the job can never run here, or None if it can."""
@@ -65,8 +52,14 @@ class Executor(Protocol):
     def has_capacity(self, job: Job) -> bool:
         """Return whether the job could start now."""
 
-    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
-        """Start a job. `uri` names the tracking store and `run` the run of the job in it, if there is one."""
+    def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
+        """Start a job.
+
+        Args:
+            job: The job.
+            uri: The tracking store, if there is one.
+            runs: The runs of the job's members in it, in their order; empty where there are none.
+        """
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Return what happened since the last call. Wait for about `seconds` at most."""
@@ -80,20 +73,3 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End everything that this executor started."""
-
-
-def classify_result(job: Job, result: dict[str, Any]) -> Outcome:
-    """Turn what `run_job` returned into an outcome.
-
-    Args:
-        job: The job.
-        result: The artifact's manifest, or `{"error": sentence, "kind": name of the exception or "error"}`.
-    """
-    if "error" not in result:
-        return Outcome(job, result)
-    if result["kind"] == DivergedError.__name__:
-        return Outcome(job, None, "diverged", result["error"])
-    if result["kind"] == PreemptedError.__name__:
-        return Outcome(job, None, "failed", MACHINE_GONE, "preemptions")
-    # A full device or a bad file is the same the next time; anything else may not be.
-    return Outcome(job, None, "failed", result["error"], "errors" if result["kind"] == "error" else None)

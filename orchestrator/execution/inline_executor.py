@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.execution.executor import Event, Outcome, classify_result
+from orchestrator.execution.executor import Event
+from orchestrator.execution.outcomes import Outcome, outcome_of_result
 from workers.config.job import Job
 
 
@@ -13,7 +14,7 @@ class InlineExecutor:
     """Holds one job at a time and runs it, in this process, at the next poll."""
 
     def __init__(self) -> None:
-        self._submitted: tuple[Job, str | None, str | None] | None = None
+        self._submitted: tuple[Job, str | None, tuple[str, ...]] | None = None
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return None: this process takes every job."""
@@ -23,9 +24,9 @@ class InlineExecutor:
         """Return whether no job waits to be run."""
         return self._submitted is None
 
-    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
+    def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Keep a job until the next poll."""
-        self._submitted = (job, uri, run)
+        self._submitted = (job, uri, runs)
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Run the submitted job, and yield its events and its outcome."""
@@ -34,13 +35,15 @@ class InlineExecutor:
 
         if self._submitted is None:
             return
-        job, uri, run = self._submitted
+        job, uri, runs = self._submitted
         self._submitted = None
         progress = JobProgress()
         yield Event(job, "working")
-        result = run_job(job, progress, JobContext(uri, run))
+        result = run_job(job, progress, JobContext(uri, runs))
         yield Event(job, "epoch", progress.epochs_done, progress.metrics)
-        yield classify_result(job, result)
+        yield from (Event(job, "note", text=text) for text in progress.notes)
+        yield from (Event(job, "published", text=name) for name in progress.published)
+        yield outcome_of_result(job, result)
 
     def stop(self, seconds: float) -> None:
         """Forget the submitted job."""

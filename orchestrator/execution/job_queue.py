@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 
-from orchestrator.execution.executor import Executor, Outcome
+from orchestrator.execution.executor import Executor
+from orchestrator.execution.outcomes import Outcome
 from workers.config.job import Job
 
 
@@ -19,16 +20,16 @@ class JobQueue:
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        queued = {job.signature for job in jobs}
+        queued = {signature for job in jobs for signature in job.signatures}
         self._ready: dict[Hashable, deque[Job]] = {}
-        self._missing: dict[str, set[str]] = {}  # signature of a job -> signatures that it still needs
+        self._missing: dict[str, set[str]] = {}  # key of a job -> signatures that it still needs
         self._needed_by: dict[str, list[Job]] = {}
         for job in jobs:
-            missing = queued.intersection(job.needs)
+            missing = queued.intersection(job.teachers)
             if not missing:
                 self.add(job)
                 continue
-            self._missing[job.signature] = missing
+            self._missing[job.key] = missing
             for signature in missing:
                 self._needed_by.setdefault(signature, []).append(job)
 
@@ -38,24 +39,24 @@ class JobQueue:
 
     def add(self, job: Job) -> None:
         """Put a job behind those that can start."""
-        self._ready.setdefault((job.member.resources, job.train.threads), deque()).append(job)
+        self._ready.setdefault((job.recipe.resources, job.train.threads), deque()).append(job)
 
     def pop_all(self, why: str | None) -> list[Outcome]:
         """Remove all jobs, as skipped for the reason `why`. Does nothing where there is no reason."""
         if why is None:
             return []
-        jobs = {job.signature: job for queue in self._ready.values() for job in queue}
-        jobs |= {job.signature: job for waiting in self._needed_by.values() for job in waiting if job.signature in self._missing}
+        jobs = {job.key: job for queue in self._ready.values() for job in queue}
+        jobs |= {job.key: job for waiting in self._needed_by.values() for job in waiting if job.key in self._missing}
         self._ready.clear()
         self._missing.clear()
-        return [Outcome(job, None, "skipped", why) for job in jobs.values()]
+        return [Outcome(job, "skipped", why) for job in jobs.values()]
 
     def pop_unschedulable(self, executor: Executor) -> list[Outcome]:
         """Remove the jobs that no machine can hold. The first job of those that ask for the same answers for all of them."""
         outcomes = []
         for queue in self._ready.values():
             if queue and (reason := executor.why_unschedulable(queue[0])):
-                outcomes += [Outcome(job, None, "unschedulable", reason) for job in queue]
+                outcomes += [Outcome(job, "unschedulable", reason) for job in queue]
                 queue.clear()
         return outcomes
 
@@ -72,15 +73,16 @@ class JobQueue:
             Jobs that can never start, because a job that they need did not succeed.
         """
         hopeless = []
-        for job in self._needed_by.pop(outcome.job.signature, ()):
-            missing = self._missing.get(job.signature)
-            if missing is None:
-                continue  # given up already, for another job that it needed
-            missing.discard(outcome.job.signature)
-            if outcome.kind != "done":
-                del self._missing[job.signature]
-                hopeless.append(job)
-            elif not missing:
-                del self._missing[job.signature]
-                self.add(job)
+        for signature in outcome.job.signatures:
+            for job in self._needed_by.pop(signature, ()):
+                missing = self._missing.get(job.key)
+                if missing is None:
+                    continue  # given up already, for another job that it needed
+                missing.discard(signature)
+                if outcome.kind != "done":
+                    del self._missing[job.key]
+                    hopeless.append(job)
+                elif not missing:
+                    del self._missing[job.key]
+                    self.add(job)
         return hopeless

@@ -36,7 +36,7 @@ def _problem_of(member: MemberSpec, team: Team) -> str | None:
         return str(error)
     except Exception as error:  # whatever a network of the user's own can raise
         return f"member {member.name}: {member.arch} can't be built ({error})."
-    if "concat" in team.fusion and member in team.members and not has_linear_head(network):
+    if "concat" in team.fusion and member in team.trainings and not has_linear_head(network):
         return (
             f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
             "Take concat out of `fusion:`, or give another network."

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.config.team import Retries
-from orchestrator.execution.executor import Cause, Event, Executor, OnEvent, Outcome
+from orchestrator.config.settings import Retries
+from orchestrator.execution.executor import Event, Executor, OnEvent
 from orchestrator.execution.job_queue import JobQueue
+from orchestrator.execution.outcomes import Cause, Outcome
 from workers.config.job import Job
 
 POLL_SECONDS = 0.5
@@ -23,7 +24,7 @@ class Scheduler:
         retries: How often a failed job is tried again, by cause.
         on_event: Is told of everything that happens to a job.
         tracking_uri: The tracking store that jobs write to, if any.
-        run_id_of: Returns a job's run in the tracking store, or None where it has none.
+        runs_of: Returns the runs of a job's members in the tracking store, in their order; none where it is away.
         why_closed: Returns why no further job may start, or None. Jobs that run already end in any case.
     """
 
@@ -31,35 +32,35 @@ class Scheduler:
     retries: Retries
     on_event: OnEvent
     tracking_uri: str | None = None
-    run_id_of: Callable[[Job], str | None] = lambda job: None
+    runs_of: Callable[[Job], tuple[str, ...]] = lambda job: ()
     why_closed: Callable[[], str | None] = lambda: None
 
     outcomes: dict[str, Outcome] = field(default_factory=dict, init=False)
 
     def run(self, jobs: Sequence[Job]) -> dict[str, Outcome]:
-        """Run all jobs, and return the outcome of each by its signature."""
+        """Run all jobs, and return the outcome of each by its key."""
         queue, running = JobQueue(jobs), set[str]()
         failures: Counter[tuple[str, Cause | None]] = Counter()
         while queue or running:
             for outcome in (*queue.pop_all(self.why_closed()), *queue.pop_unschedulable(self.executor)):
                 self._finish(queue, outcome)
             for job in queue.pop_startable(self.executor):
-                running.add(job.signature)
-                self.executor.submit(job, self.tracking_uri, self.run_id_of(job))
+                running.add(job.key)
+                self.executor.submit(job, self.tracking_uri, self.runs_of(job))
                 self.on_event(Event(job, "started"))
             for item in self.executor.poll(POLL_SECONDS) if running else ():
                 if isinstance(item, Event):
                     self.on_event(item)
                     continue
-                running.discard(item.job.signature)
+                running.discard(item.job.key)
                 self._retry_or_finish(queue, item, failures)
         return self.outcomes
 
     def _retry_or_finish(self, queue: JobQueue, outcome: Outcome, failures: Counter[tuple[str, Cause | None]]) -> None:
-        failures[outcome.job.signature, outcome.cause] += 1
-        times = failures[outcome.job.signature, outcome.cause]
+        failures[outcome.job.key, outcome.cause] += 1
+        times = failures[outcome.job.key, outcome.cause]
         if outcome.cause and self.retries.allows(outcome.cause, times):
-            self.on_event(Event(outcome.job, "retry", text=outcome.reason))
+            self.on_event(Event(outcome.job, "retry", text=outcome.reason, trace=outcome.trace))
             queue.add(outcome.job)
             return
         repeated = outcome.cause and times > 1
@@ -67,8 +68,7 @@ class Scheduler:
 
     def _finish(self, queue: JobQueue, outcome: Outcome) -> None:
         """Record an outcome. Jobs that can no longer run because of it end too."""
-        self.outcomes[outcome.job.signature] = outcome
-        self.on_event(Event(outcome.job, outcome.kind, text=outcome.reason))
+        self.outcomes[outcome.job.key] = outcome
+        self.on_event(Event(outcome.job, outcome.kind, text=outcome.reason, trace=outcome.trace))
         for job in queue.mark_finished(outcome):
-            relation = "from which it learns" if job.teachers else "from which it goes on"
-            self._finish(queue, Outcome(job, None, "failed", f"{outcome.job.label}, {relation}, is {outcome.kind}"))
+            self._finish(queue, Outcome(job, "failed", f"{outcome.job.label}, from which it learns, is {outcome.kind}"))

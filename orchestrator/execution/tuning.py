@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ class Tuner:
             if trial.epochs:
                 sampler.add_evaluated_point(trial.choice, trial.epochs[-1]["loss"])
         asha = ASHAScheduler("epoch", "loss", "min", max_t=search.epochs, grace_period=min(search.space.grace, search.epochs))
-        resources = search.member.resources
+        resources = search.recipe.resources
         gpus = resources.gpus_where(GPUS_COME in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
         tuner = tune.Tuner(
             tune.with_resources(
@@ -124,16 +124,17 @@ def _space(search: Search) -> dict[str, Any]:
 class _Reports(TrainingCallback):
     """Reports each epoch to Tune, those before an interruption too."""
 
-    def on_resume(self, history: list[Epoch]) -> None:
+    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
         """Report the epochs of a checkpoint."""
-        for epoch, metrics in enumerate(history):
-            self.on_epoch_end(epoch, metrics)
+        for epoch, metrics in enumerate(histories[0]):
+            self.on_epoch_end(epoch, [metrics])
 
-    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
         """Report an epoch."""
         from ray import tune
 
-        point = {"loss": metrics[LOSS], "accuracy": metrics[ACCURACY], "seconds": metrics["seconds"]}
+        [own] = metrics
+        point = {"loss": own[LOSS], "accuracy": own[ACCURACY], "seconds": own["seconds"]}
         tune.report({"epoch": epoch + 1, **point})
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from orchestrator.execution.executor import Event, OnEvent
 from orchestrator.planning.plan import Plan
 from workers.errors import ConclaveError
-from workers.storage.artifacts import MemberArtifact
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +37,7 @@ class InterimReporter:
     def __call__(self, event: Event) -> None:
         """Follow an event."""
         self.on_event(event)
-        if event.kind == "done" and event.job.fold is None and not event.job.teachers:
+        if event.kind == "published" and event.job.fold is None and not event.job.teachers:
             roots = self._finished_members()
             is_busy = self.thread is not None and self.thread.is_alive()
             if self.reported < len(roots) < len(self.plan.team.members) and not is_busy:
@@ -52,9 +51,8 @@ class InterimReporter:
             self.thread.join()
 
     def _finished_members(self) -> dict[str, Path]:
-        full = [job for job in self.plan.jobs if job.fold is None and not job.teachers]
-        artifacts = {job.member.name: MemberArtifact.in_home(job.home, job.signature) for job in full}
-        return {name: artifact.root for name, artifact in artifacts.items() if artifact.done}
+        full = [self.plan.of_member(member.name)[0] for member in self.plan.team.members]
+        return {planned.member.name: planned.artifact.root for planned in full if planned.artifact.done}
 
     def _report(self, roots: dict[str, Path]) -> None:
         """Fit and report. This runs off the scheduler's thread, which must not wait for it."""

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.config.job import Job
-from workers.config.specs import DataSpec, MemberSpec
+from workers.config.specs import DataSpec, MemberRecord
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 
 if TYPE_CHECKING:
     from orchestrator.home import SweepFolder
-    from orchestrator.planning.plan import Plan
+    from orchestrator.planning.plan import Plan, PlannedMember
     from orchestrator.tracking.sweep_runs import SweepRuns
 
 
@@ -58,7 +57,7 @@ class FusionRequest:
 
     sweep: Path
     name: str
-    members: Mapping[str, MemberSpec]
+    members: Mapping[str, MemberRecord]
     full: Mapping[str, ArtifactLocation]
     folds: Mapping[str, Sequence[ArtifactLocation]]
     fusions: Sequence[str]
@@ -68,7 +67,7 @@ class FusionRequest:
     uri: str | None
     import_paths: tuple[str, ...]
     provenance: Mapping[str, Any]
-    student: tuple[MemberSpec, ArtifactLocation] | None = None
+    student: tuple[MemberRecord, ArtifactLocation] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
     searched: Mapping[str, float] = field(default_factory=dict)
 
@@ -87,17 +86,17 @@ def make_request(
     specs = {m.name: m for m in plan.team.members if members[m.name]["state"] == "done"}
     run_ids = runs.ids if runs else {}
 
-    def location(job: Job) -> ArtifactLocation:
-        return ArtifactLocation(run_ids.get(job.signature), MemberArtifact.in_home(job.home, job.signature).root)
+    def location(planned: PlannedMember) -> ArtifactLocation:
+        return ArtifactLocation(run_ids.get(planned.signature), planned.artifact.root)
 
-    jobs, student = {name: plan.jobs_of(name) for name in specs}, plan.student
-    has_student = student and len(specs) == len(members) and MemberArtifact.in_home(student.home, student.signature).done
+    planned, student = {name: plan.of_member(name) for name in specs}, plan.student
+    has_student = student and len(specs) == len(members) and student.artifact.done
     return FusionRequest(
         sweep=folder.path.absolute(),
         name=plan.team.name,
         members=specs,
-        full={name: location(of_member[0]) for name, of_member in jobs.items()},
-        folds={n: [location(j) for j in of[1:]] for n, of in jobs.items() if of[1:] and members[n]["reason"] is None},
+        full={name: location(of_member[0]) for name, of_member in planned.items()},
+        folds={n: [location(p) for p in of[1:]] for n, of in planned.items() if of[1:] and members[n]["reason"] is None},
         fusions=plan.team.fusion,
         data=plan.team.data,
         team_seed=plan.team.seed,
@@ -110,8 +109,8 @@ def make_request(
             "member_weights": {n: members[n]["weights_sha256"] for n in specs},
             "commit": code_commit(),
         },
-        student=(student.member, location(student)) if student and has_student else None,
-        prices=plan.team.hourly,
+        student=(student.job.recipe.record(student.member), location(student)) if student and has_student else None,
+        prices=plan.team.prices,
         searched=plan.searched,
     )
 

@@ -26,14 +26,13 @@ from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.recommendation import best_single, recommend
 from orchestrator.fusing.request import FusionRequest
 from orchestrator.home import SweepFolder
-from workers.config.specs import NON_RECIPE_FIELDS, MemberSpec
+from workers.config.specs import MemberSpec
 from workers.data.splits import get_split
 from workers.data.store import Store
 from workers.diagnostics.faults import fault_point
 from workers.models.build import import_from
 from workers.models.network import Network
 from workers.models.restore import restore
-from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact
 
 PARITY_ROWS = 256
@@ -184,21 +183,13 @@ def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], stor
 def _training_costs(fitted_team: FittedTeam, searched: Mapping[str, float]) -> dict[str, TrainingCost]:
     costs = {}
     for name, root in fitted_team.full.items():
-        recipe = {k: v for k, v in MemberArtifact(root).manifest()["member"].items() if k not in NON_RECIPE_FIELDS}
-        full, before = _training_seconds(root)
-        folds = [_training_seconds(fold) for fold in fitted_team.folds.get(name, ())]
-        fold_seconds, earlier = tuple(seconds for seconds, _ in folds), tuple(seconds for _, seconds in folds)
-        chain = json.dumps(recipe, sort_keys=True)
-        costs[name] = TrainingCost(full, fold_seconds, before, chain, searched.get(name, 0.0), earlier)
+        record = MemberArtifact(root).manifest()
+        folds = tuple(MemberArtifact(fold).manifest().total_seconds for fold in fitted_team.folds.get(name, ()))
+        training = json.dumps(record.member.recipe_fields(), sort_keys=True)
+        costs[name] = TrainingCost(record.total_seconds, folds, training, searched.get(name, 0.0))
     if fitted_team.student:
-        costs["student"] = TrainingCost(_training_seconds(fitted_team.student)[0])
+        costs["student"] = TrainingCost(MemberArtifact(fitted_team.student).manifest().total_seconds)
     return costs
-
-
-def _training_seconds(root: Path) -> tuple[float, float]:
-    """Return the seconds of a training, and those of the cycles that it went on from."""
-    manifest = MemberArtifact(root).manifest()
-    return float(manifest["train_seconds"]), legacy.seconds_before(manifest)
 
 
 def _candidate_rows(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Any]:

@@ -11,20 +11,19 @@ from orchestrator.planning.plan import Plan
 from workers.config.job import Job
 from workers.config.resources import Resources
 from workers.errors import UserInputError
-from workers.storage.artifacts import MemberArtifact
 
 # Floating-point operations a second that a training of ResNet18 is assumed to reach before one was measured.
 CORE = 1.0e11
 GPU = 2.5e12  # a third of what a T4 can do in float32
 STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
 MEASURED, ROUGH = "measured on trainings that are done here", "rough: from the network's size alone"
-Kind = tuple[str, int, str, int]
+Kind = tuple[str, int, str, int, int]
 
 
 def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
     """Estimate the time that the rest of a plan takes on this machine.
 
-    It takes as long as all the work shared by all cores, or as long as the longest row of trainings that go on from each other.
+    It takes as long as all the work shared by all cores, or as long as the longest training with those that it learns from.
 
     Args:
         plan: The plan.
@@ -34,17 +33,22 @@ def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
         Seconds, and what the estimate rests on.
     """
     rates = _Rates.from_plan(plan, gpu=False)
-    seconds = {job.signature: rates.seconds(job) for job in plan.todo}
-    work = sum(seconds[job.signature] * max(1.0, job.member.resources.cpus) for job in plan.todo)
+    seconds = {job.key: rates.seconds(job) for job in plan.todo}
+    work = sum(seconds[job.key] * max(1.0, job.recipe.resources.cpus) for job in plan.todo)
     ends: dict[str, float] = {}
     for job in plan.todo:
-        ends[job.signature] = seconds[job.signature] + _ready(job, ends)
+        _end(job, seconds[job.key] + _ready(job, ends), ends)
     return max(work / max(1, cores), max(ends.values(), default=0.0)), rates.basis
 
 
 def _ready(job: Job, ends: Mapping[str, float]) -> float:
     """Return when the last of the trainings ends that a job needs."""
-    return max((ends[signature] for signature in job.needs if signature in ends), default=0.0)
+    return max((ends[signature] for signature in job.teachers if signature in ends), default=0.0)
+
+
+def _end(job: Job, when: float, ends: dict[str, float]) -> None:
+    """Note when a job ends, by the signatures of its members."""
+    ends |= dict.fromkeys(job.signatures, when)
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,13 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     Raises:
         UserInputError: If a job fits on no machine.
     """
-    groups, idle = _groups(config, plan.team.hourly), float(config.get("idle_timeout_minutes") or 5) / 60
+    groups, idle = _groups(config, plan.team.prices), float(config.get("idle_timeout_minutes") or 5) / 60
     has_gpus = any(group.gpus >= 1 for group in groups)
     rates, limit = _Rates.from_plan(plan, gpu=has_gpus), int(config.get("max_workers") or sum(group.most for group in groups))
     machines: list[_Machine] = []
     ends: dict[str, float] = {}
     for job in plan.todo:
-        wanted = job.member.resources
+        wanted = job.recipe.resources
         gpus, cpus = wanted.gpus_where(has_gpus), wanted.cpus
         usable = [machine for machine in machines if machine.group.slots(gpus, cpus, wanted)]
         next_type = _next(groups, machines, limit, job, has_gpus)
@@ -134,7 +138,7 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
         assert machine
         slot = machine.slots.index(min(machine.slots))
         machine.slots[slot] = max(machine.slots[slot], _ready(job, ends)) + rates.seconds(job) / 3600
-        ends[job.signature] = machine.slots[slot]
+        _end(job, machine.slots[slot], ends)
     return _summed(machines, groups, idle, rates.basis)
 
 
@@ -177,7 +181,7 @@ def _next(groups: list[MachineType], machines: list[_Machine], limit: int, job: 
     """Return the type of the next machine that may come for a job: of those that the job prefers, the file's first."""
     if len(machines) >= limit:
         return None
-    wanted = job.member.resources
+    wanted = job.recipe.resources
     usable = [group for group in groups if group.slots(wanted.gpus_where(has_gpus), wanted.cpus, wanted)]
     available = [group for group in usable if sum(machine.group == group for machine in machines) < group.most]
     return min(available, key=lambda group: wanted.preference(group.labels) or 0, default=None)
@@ -194,12 +198,12 @@ class _Rates:
     @classmethod
     def from_plan(cls, plan: Plan, gpu: bool) -> _Rates:
         rates_by_kind: dict[Kind, float] = {}
-        for job in plan.jobs:
-            if job.signature in plan.done:
-                manifest = MemberArtifact.in_home(job.home, job.signature).manifest()
-                rates = sorted(1 / epoch["train/images_per_second"] for epoch in manifest["history"])
-                if gpu != str(manifest["device"]).startswith("cpu"):
-                    rates_by_kind[_kind(job)] = rates[len(rates) // 2]
+        for planned in plan.members:
+            if planned.signature in plan.done:
+                record = planned.artifact.manifest()
+                rates = sorted(1 / epoch["train/images_per_second"] for epoch in record.history)
+                if gpu != record.device.startswith("cpu"):
+                    rates_by_kind[_kind(planned.job)] = rates[len(rates) // 2]
         return cls(plan, rates_by_kind, GPU if gpu else CORE)
 
     @property
@@ -214,17 +218,21 @@ class _Rates:
         rows = float((~store.tested).sum()) * (1 - job.data.fuse_fraction)
         if not store.tested.any():
             rows *= 1 - job.data.test_fraction
-        first, end = job.epochs
+        end = max(job.last_epoch(member) for member in job.members)
+        made = [job.last_epoch(member) for member in job.members if member.signature in self.plan.done]
+        first = max((epoch for epoch in made if epoch < end), default=0)
         teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
         return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
 
     def _assumed(self, job: Job) -> float:
         """Assume forward and backward passes of a ResNet18 of this width at this size."""
         size = self.plan.store.size
-        is_small_stem = job.member.stem == "cifar" or (job.member.stem == "auto" and size < 64)
+        is_small_stem = job.recipe.stem == "cifar" or (job.recipe.stem == "auto" and size < 64)
         flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)
-        return flops * (job.member.width / 64) ** 2 / self.speed / job.member.resources.processes
+        lanes = max(1, len(job.recipe.packed))
+        return lanes * flops * (job.recipe.width / 64) ** 2 / self.speed / job.recipe.resources.processes
 
 
 def _kind(job: Job) -> Kind:
-    return job.member.arch, job.member.width, job.member.stem, job.member.resources.processes
+    recipe = job.recipe
+    return recipe.arch, recipe.width, recipe.stem, recipe.resources.processes, len(recipe.packed)

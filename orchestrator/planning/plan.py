@@ -6,20 +6,49 @@ import ast
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.team import Team
-from workers.config.job import Job
-from workers.config.specs import MemberSpec, StudentSpec
+from workers.config.job import Job, JobMember
+from workers.config.specs import MemberSpec, StudentSpec, TrainedMember
 from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 
+Fingerprint = dict[str, Any]  # of a finished sweep, as JSON
 RECIPE_VERSION = 2  # raise it when the same team gives other weights than before
+
+
+@dataclass(frozen=True)
+class PlannedMember:
+    """A member of a job: an artifact that the plan leads to.
+
+    Attributes:
+        job: The job that publishes it.
+        member: The member.
+    """
+
+    job: Job
+    member: JobMember
+
+    @property
+    def signature(self) -> str:
+        """The signature of the artifact."""
+        return self.member.signature
+
+    @property
+    def label(self) -> str:
+        """The member's name, and the fold where there is one."""
+        return self.job.label_of(self.member)
+
+    @property
+    def artifact(self) -> MemberArtifact:
+        """The artifact, whether it is there or not."""
+        return MemberArtifact.in_home(self.job.home, self.signature)
 
 
 @dataclass(frozen=True)
@@ -30,47 +59,54 @@ class Plan:
         team: The team.
         store: The packed data.
         jobs: The jobs, full trainings first.
-        done: Signatures of the jobs whose artifacts are in the home.
+        members: What the jobs publish, full trainings first, in the team's order.
+        done: Signatures of the artifacts that are in the home.
         searched: Seconds of search that finding a member's recipe took, by member.
     """
 
     team: Team
     store: Store
     jobs: tuple[Job, ...]
+    members: tuple[PlannedMember, ...]
     done: frozenset[str]
     searched: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def todo(self) -> tuple[Job, ...]:
-        """The jobs that are not done."""
-        return tuple(job for job in self.jobs if job.signature not in self.done)
+        """The jobs that have something left to publish."""
+        return tuple(job for job in self.jobs if not self.done.issuperset(job.signatures))
 
     @property
-    def student(self) -> Job | None:
-        """The student's job, if there is one."""
-        return next((job for job in self.jobs if job.teachers), None)
+    def student(self) -> PlannedMember | None:
+        """The student, if there is one."""
+        return next((planned for planned in self.members if planned.job.teachers), None)
 
-    def jobs_of(self, member: str) -> list[Job]:
-        """Return the jobs of a member: its full training, then its fold trainings."""
-        return self._by_member.get(member, [])
+    def of_member(self, name: str) -> list[PlannedMember]:
+        """Return what is planned for a member: its full training, then its fold trainings."""
+        return self._by_name.get(name, [])
 
     @cached_property
-    def _by_member(self) -> dict[str, list[Job]]:
-        by_member: dict[str, list[Job]] = {}
-        for job in self.jobs:
-            by_member.setdefault(job.member.name, []).append(job)
-        return by_member
+    def _by_name(self) -> dict[str, list[PlannedMember]]:
+        by_name: dict[str, list[PlannedMember]] = {}
+        for planned in self.members:
+            by_name.setdefault(planned.member.name, []).append(planned)
+        return by_name
 
-    def fingerprint(self) -> dict[str, Any]:
+    def refreshed(self) -> Plan:
+        """Return the plan with what is in the home by now."""
+        return replace(self, done=frozenset(planned.signature for planned in self.members if planned.artifact.done))
+
+    def fingerprint(self) -> Fingerprint:
         """Return what a finished sweep's results rest on: where it is the same, there is nothing to do."""
-        jobs = {job.label: job.signature for job in self.jobs}
-        prices = {"prices": dict(self.team.hourly)} if self.team.hourly else {}
+        jobs = {planned.label: planned.signature for planned in self.members}
+        prices = {"prices": dict(self.team.prices)} if self.team.prices else {}
         return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum, **prices}
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
         team = self.team.model_dump(mode="json", include={"seed", "data", "train", "fusion", "quorum"})
-        members = {m.name: m.fingerprint_fields() for m in self.team.recipes}
+        student = [self.team.student] if self.team.student else []
+        members = {recipe.name: recipe.fingerprint_fields() for recipe in (*self.team.members, *student)}
         values = {**team, "members": members, "data content": self.store.digest[:12]}
         return {k: str(v) for k, v in flatten(values).items()}
 
@@ -94,49 +130,23 @@ class Planner:
     def plan(self) -> Plan:
         """Return all jobs of the team. Raises UserInputError where a file that a member names cannot be read."""
         folds: list[int | None] = [None, *range(self.team.folds)]
-        jobs = [self._job(member, fold) for fold in folds for member in self.team.members]
+        jobs = [self.job(recipe, fold) for fold in folds for recipe in self.team.trainings]
         if self.team.student:
             jobs.append(self._student_job(self.team.student, jobs))
-        followed = {job.after for job in jobs}
-        marked = tuple(job.model_copy(update={"followed": job.signature in followed}) for job in jobs)
-        done = frozenset(j.signature for j in marked if MemberArtifact.in_home(self.home, j.signature).done)
-        return Plan(self.team, self.store, marked, done)
+        members = tuple(PlannedMember(job, member) for job in jobs for member in job.members)
+        return Plan(self.team, self.store, tuple(_without_repeated(jobs)), members, frozenset()).refreshed()
 
-    def signature(
-        self, member: MemberSpec, fold: int | None = None, teachers: tuple[str, ...] = (), start: str | None = None
-    ) -> str:
-        """Hash everything that changes a training's result, and nothing else.
-
-        Names, hosts and paths do not count. Of the resources only the number of processes that train together counts, for they
-        sum in another order.
+    def job(self, recipe: MemberSpec, fold: int | None = None) -> Job:
+        """Return the job of a training.
 
         Args:
-            member: The recipe.
+            recipe: The recipe.
             fold: The fold that is left out; None for a full training.
-            teachers: Signatures of the trainings that a student learns from.
-            start: Signature of the training whose weights a student begins from.
         """
-        team, data = self.team, self.team.data
-        content = {
-            "recipe_version": RECIPE_VERSION,
-            "member": member.fingerprint_fields(),
-            "train": team.train.of_fold(fold).fingerprint_fields(),
-            "data": self.store.digest,
-            "split": [team.seed, data.fuse_fraction, None if self.store.tested.any() else data.test_fraction],
-            "fold": None if fold is None else [fold, data.folds],
-            "weights": _file_sha256(member.weights) if member.weights else None,
-            "code": _code_sha256(member.arch.partition(":")[0], self.import_paths) if ":" in member.arch else None,
-            **({"teachers": teachers} if teachers else {}),
-            **({"start": start} if start else {}),
-            **({"processes": processes} if (processes := member.resources.processes) > 1 else {}),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-
-    def _job(self, member: MemberSpec, fold: int | None) -> Job:
-        before = _before(member)
+        members = [JobMember(**dict(member), signature=self.signature(recipe, member, fold)) for member in recipe.members]
         return Job(
-            signature=self.signature(member, fold),
-            member=member,
+            recipe=recipe,
+            members=tuple(members),
             fold=fold,
             train=self.team.train.of_fold(fold),
             data=self.team.data,
@@ -145,29 +155,68 @@ class Planner:
             store=self.store.folder.absolute(),
             import_paths=self.import_paths,
             checkpoint_seconds=self.team.checkpoint.minutes * 60,
-            after=self.signature(before, fold) if before else None,
         )
+
+    def signature(
+        self,
+        recipe: MemberSpec,
+        member: TrainedMember,
+        fold: int | None = None,
+        teachers: tuple[str, ...] = (),
+        start: str | None = None,
+    ) -> str:
+        """Hash everything that changes a member's weights, and nothing else.
+
+        Names, hosts and paths do not count. Of the resources only the number of processes that train together counts, for they
+        sum in another order.
+
+        Args:
+            recipe: The recipe of the training.
+            member: Which of the training's members it is.
+            fold: The fold that is left out; None for a full training.
+            teachers: Signatures of the members that a student learns from.
+            start: Signature of the member whose weights a student begins from.
+        """
+        team, data = self.team, self.team.data
+        content = {
+            "recipe_version": RECIPE_VERSION,
+            "member": recipe.fingerprint_fields(member),
+            "train": team.train.of_fold(fold).fingerprint_fields(),
+            "data": self.store.digest,
+            "split": [team.seed, data.fuse_fraction, None if self.store.tested.any() else data.test_fraction],
+            "fold": None if fold is None else [fold, data.folds],
+            "weights": _file_sha256(recipe.weights) if recipe.weights else None,
+            "code": _code_sha256(recipe.arch.partition(":")[0], self.import_paths) if ":" in recipe.arch else None,
+            **({"teachers": teachers} if teachers else {}),
+            **({"start": start} if start else {}),
+            **({"processes": processes} if (processes := recipe.resources.processes) > 1 else {}),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
 
     def _student_job(self, student: StudentSpec, jobs: Sequence[Job]) -> Job:
         """Return the student's job. It learns from the full trainings of all members, whatever their order."""
-        full = [job for job in jobs if job.fold is None]
-        teachers = tuple(sorted(job.signature for job in full))
-        start = next((job.signature for job in full if job.member.name == student.start), None)
+        full = {member.name: member.signature for job in jobs if job.fold is None for member in job.members}
+        teachers = tuple(sorted(full.values()))
+        start = full[student.start] if student.start else None
         train = self.team.train.model_copy(update={"epochs": student.epochs or self.team.train.epochs})
-        team = self.team.model_copy(update={"train": train})
-        planner = Planner(team, self.store, self.home, self.import_paths)
-        signature = planner.signature(student, None, teachers, start)
-        job = planner._job(student, None)
-        return job.model_copy(update={"signature": signature, "teachers": teachers, "start": start})
+        planner = replace(self, team=self.team.model_copy(update={"train": train}))
+        [member] = student.members
+        signature = planner.signature(student, member, None, teachers, start)
+        made = (JobMember(**dict(member), signature=signature),)
+        return planner.job(student).model_copy(update={"members": made, "teachers": teachers, "start": start})
 
 
-def _before(member: MemberSpec) -> MemberSpec | None:
-    """Return the recipe whose training leaves the checkpoint from which this one's goes on."""
-    if member.averaged:
-        return member.model_copy(update={"averaged": False})
-    if member.packed and member.seed != member.packed[0]:
-        return member.model_copy(update={"seed": member.packed[member.packed.index(member.seed) - 1]})
-    return member.model_copy(update={"cycle": member.cycle - 1}) if member.cycle > 1 else None
+def _without_repeated(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Yield the jobs but those whose members others publish too: recipes that differ in their names alone are trained once."""
+    publishers: dict[str, list[Job]] = {}
+    for job in jobs:
+        for signature in job.signatures:
+            publishers.setdefault(signature, []).append(job)
+    for job in jobs:
+        rivals = publishers[job.signatures[0]]
+        first_of_equals = next(other for other in rivals if other.key == job.key)
+        if first_of_equals is job and not any({*job.signatures} < {*other.signatures} for other in rivals):
+            yield job
 
 
 @lru_cache

@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from orchestrator.planning.plan import Planner
-from workers.config.job import Job, derive_seed
+from workers.config.job import Job, JobMember, derive_seed
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.specs import MemberSpec
 from workers.errors import ConclaveError
@@ -58,12 +58,12 @@ class Search:
 
     Attributes:
         planner: The team, the data and the home.
-        member: The first of the members whose recipe is searched.
+        recipe: The first of the recipes that are searched.
         trials: The trials by name.
     """
 
     planner: Planner
-    member: MemberSpec
+    recipe: MemberSpec
     trials: dict[str, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class Search:
     @property
     def space(self) -> SearchSpec:
         """The settings that may be tried."""
-        assert self.member.search
-        return self.member.search
+        assert self.recipe.search
+        return self.recipe.search
 
     @property
     def epochs(self) -> int:
@@ -106,7 +106,8 @@ class Search:
     def signature(self) -> str:
         """Hash of what is tried on which data: neither a member's seed nor the number of kept recipes counts."""
         space = self.space.model_copy(update={"keep": 1})
-        return self.planner.signature(self.member.model_copy(update={"seed": 0, "pick": 1, "search": space}))
+        recipe = self.recipe.model_copy(update={"seed": 0, "pick": 1, "search": space})
+        return self.planner.signature(recipe, recipe.members[0])
 
     @property
     def file(self) -> Path:
@@ -116,29 +117,21 @@ class Search:
     @property
     def label(self) -> str:
         """The member's name in the team file."""
-        return self.member.name.removesuffix("-1") if self.space.keep > 1 else self.member.name
+        return self.recipe.name.removesuffix("-1") if self.space.keep > 1 else self.recipe.name
 
     def job(self, choice: Choice) -> Job:
         """Return a trial as a job. Its signature is the trial's name, and its home is the search's own folder."""
-        team = self.planner.team
-        train = team.train.model_copy(update={"epochs": self.epochs, "stop": None, "fold_epochs": 1.0})
+        train = self.planner.team.train.model_copy(update={"epochs": self.epochs, "stop": None, "fold_epochs": 1.0})
         name = hashlib.sha256(json.dumps([self.signature, choice], sort_keys=True).encode()).hexdigest()[:20]
-        member = self.member.chosen(choice).model_copy(update={"seed": derive_seed(self.signature, "trial")})
-        return Job(
-            signature=name,
-            member=member,
-            fold=None,
-            train=train,
-            data=team.data,
-            team_seed=team.seed,
-            home=self.file.parent.absolute(),
-            store=self.planner.store.folder.absolute(),
-            import_paths=self.planner.import_paths,
-        )
+        recipe = self.recipe.chosen(choice).model_copy(update={"seed": derive_seed(self.signature, "trial")})
+        [member] = recipe.members
+        team = self.planner.team.model_copy(update={"train": train})
+        planner = replace(self.planner, team=team, home=self.file.parent)
+        return planner.job(recipe).model_copy(update={"members": (JobMember(**dict(member), signature=name),)})
 
     def add(self, choice: Choice) -> str:
         """Record that a trial begins, or goes on; return its name."""
-        name = self.job(choice).signature
+        [name] = self.job(choice).signatures
         self.trials[name] = Trial(choice)
         self.save()
         return name
@@ -192,9 +185,9 @@ class ResolvedRecipes:
 def find_searches(planner: Planner) -> dict[str, Search]:
     """Return what has to be searched, by signature, in the team's order."""
     searches: dict[str, Search] = {}
-    for member in planner.team.members:
-        if member.search and member.pick == 1:
-            search = Search(planner, member)
+    for recipe in planner.team.trainings:
+        if recipe.search and recipe.pick == 1:
+            search = Search(planner, recipe)
             searches.setdefault(search.signature, search)
     return searches
 
@@ -215,14 +208,13 @@ def resolve_recipes(planner: Planner, run_search: Callable[[Search], None]) -> R
             with search.locked():
                 if search.left:
                     run_search(search)
-    by_member: dict[str, Search] = {}
-    for member in planner.team.members:
-        if member.search:
-            by_member[member.name] = searches[Search(planner, member.model_copy(update={"pick": 1})).signature]
-    members = [m.chosen(by_member[m.name].best()[m.pick - 1]) if m.search else m for m in planner.team.members]
-    seconds = {name: search.seconds / search.space.keep for name, search in by_member.items()}
-    team = planner.team.model_copy(update={"members": tuple(members)})
-    resolved = Planner(team, planner.store, planner.home, planner.import_paths)
+    by_recipe: dict[str, Search] = {}
+    for recipe in planner.team.trainings:
+        if recipe.search:
+            by_recipe[recipe.name] = searches[Search(planner, recipe.model_copy(update={"pick": 1})).signature]
+    trainings = [r.chosen(by_recipe[r.name].best()[r.pick - 1]) if r.search else r for r in planner.team.trainings]
+    seconds = {name: search.seconds / search.space.keep for name, search in by_recipe.items()}
+    resolved = replace(planner, team=planner.team.model_copy(update={"trainings": tuple(trainings)}))
     return ResolvedRecipes(resolved, list(searches.values()), seconds)
 
 

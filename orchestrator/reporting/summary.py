@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.execution.executor import Outcome
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import SweepFolder
-from orchestrator.planning.plan import Plan
+from orchestrator.planning.plan import Plan, PlannedMember
 from orchestrator.tracking.sweep_runs import SweepRuns
-from workers.config.job import Job
-from workers.storage.artifacts import MemberArtifact
 
 
 def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -21,9 +19,9 @@ def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, dict
 
     Args:
         plan: The plan.
-        outcomes: What became of the jobs that were run, by signature.
+        outcomes: What became of the jobs that were run, by their keys.
     """
-    return {member.name: _state(plan.jobs_of(member.name), outcomes) for member in plan.team.members}
+    return {member.name: _state(plan.of_member(member.name), outcomes) for member in plan.team.members}
 
 
 def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any] | None:
@@ -31,31 +29,30 @@ def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]
     return _state([plan.student], outcomes) if plan.student else None
 
 
-def _state(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Return the state of a full training and of the fold trainings that belong to it."""
-    full = outcomes.get(jobs[0].signature)
-    artifact = MemberArtifact.in_home(jobs[0].home, jobs[0].signature)
-    entry: dict[str, Any] = {"seed": jobs[0].member.seed, "test": None}
-    if not artifact.done:
-        state = full.kind if full and full.kind != "done" else "pending"
-        return {**entry, "state": state, "reason": full and full.reason, "train_seconds": None, "weights_sha256": None}
-    manifest, reason = artifact.manifest(), None
-    missing = [j for j in jobs[1:] if not MemberArtifact.in_home(j.home, j.signature).done]
+    full, *folds = planned
+    outcome = outcomes.get(full.job.key)
+    entry: dict[str, Any] = {"seed": full.member.seed, "test": None}
+    if not full.artifact.done:
+        state = outcome.kind if outcome and outcome.kind != "done" else "pending"
+        return {**entry, "state": state, "reason": outcome and outcome.reason, "train_seconds": None, "weights_sha256": None}
+    record, reason = full.artifact.manifest(), None
+    missing = [fold for fold in folds if not fold.artifact.done]
     if missing:
-        outcome = outcomes.get(missing[0].signature)
+        outcome = outcomes.get(missing[0].job.key)
         why = outcome.reason if outcome else "it was not run"
         reason = f"left out of stack: {len(missing)} fold trainings are missing ({missing[0].label}: {why})"
-    measured = {"train_seconds": manifest["train_seconds"], "weights_sha256": manifest["weights_sha256"]}
+    measured = {"train_seconds": record.train_seconds, "weights_sha256": record.weights_sha256}
     return {**entry, "state": "done", "reason": reason, **measured}
 
 
 def histories(plan: Plan) -> dict[str, list[dict[str, float]]]:
     """Return the history of each finished full training, by member."""
     by_member = {}
-    for job in plan.jobs:
-        artifact = MemberArtifact.in_home(job.home, job.signature)
-        if job.fold is None and artifact.done:
-            by_member[job.member.name] = artifact.manifest()["history"]
+    for planned in plan.members:
+        if planned.job.fold is None and planned.artifact.done:
+            by_member[planned.member.name] = planned.artifact.manifest().history
     return by_member
 
 
@@ -93,8 +90,8 @@ class SweepReport:
         return {
             "sweep": plan.team.name,
             "state": "failed" if details is None else "done" if is_whole else "partial",
-            "trained": sum(outcome.manifest is not None for outcome in outcomes.values()),
-            "reused": sum(job.signature in plan.done for job in plan.jobs),
+            "trained": len({p.signature for p in plan.members if p.signature not in plan.done and p.artifact.done}),
+            "reused": len(plan.done),
             "members": members,
             "student": student,
             "fusions": {name: _fusion_summary(row) for name, row in rows.items() if name not in members},

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlparse
 
-from orchestrator.config.team import TrackingSpec
+from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from workers.errors import UserInputError
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep in the tracking store: a parent, a child for each member, and fold trainings nested under their member."""
+"""The runs of a sweep in the tracking store: its own run, which is the parent of those of its members."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from orchestrator.config.team import Team
-from orchestrator.execution.executor import Outcome
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import Home, SweepFolder
-from orchestrator.planning.plan import Plan, Planner, flatten
-from orchestrator.planning.search import Search, describe_choice
-from workers.config.job import Job
-from workers.storage.artifacts import MemberArtifact
+from orchestrator.planning.plan import Fingerprint, Plan, flatten
+from orchestrator.planning.search import Search
+from orchestrator.tracking.member_runs import MemberRuns
+from orchestrator.tracking.search_runs import log_search, now_ms
 from workers.storage.files import write_json
 from workers.tracking.client import TrackingClient
-from workers.tracking.delivery import download_training, flush_outbox
+from workers.tracking.delivery import flush_outbox
 from workers.tracking.outbox import Outbox
 
-AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
-FIRST_RUNS = 100  # jobs whose runs are created before any starts
 NOTE_CHARACTERS = 8000
 REASON_CHARACTERS = 500
 
@@ -51,25 +48,15 @@ class SweepRuns:
     """The runs of one sweep. Their ids are kept in sweep.json, so that a rerun continues them.
 
     Attributes:
-        tracking: The tracking store.
         place: Where the sweep comes from and goes.
         plan: The plan.
-        experiment: Id of the experiment.
-        parent: Id of the parent run.
-        outbox: The sweep's own outbox.
-        ids: Run ids by the signature of the job.
-        away_until: A time.monotonic() until which a store that did not answer is asked nothing more.
+        members: The runs of the members. It knows the store, the sweep's outbox and the sweep's own run.
         is_new: Whether the store had no run of this sweep.
     """
 
-    tracking: TrackingClient
     place: SweepPlace
     plan: Plan
-    experiment: str
-    parent: str
-    outbox: Outbox
-    ids: dict[str, str] = field(default_factory=dict)
-    away_until: float = 0.0
+    members: MemberRuns
     is_new: bool = False
 
     @classmethod
@@ -94,145 +81,65 @@ class SweepRuns:
         outbox_name = f"sweep-{team.name}-{hashlib.sha256(place.uri.encode()).hexdigest()[:8]}"
         outbox = Outbox.open(place.home.path, outbox_name, place.uri)
         ids = {**known["runs"], **tracking.runs_with_tag(experiment, "sweep", parent)} if known else {}
-        runs = cls(tracking, place, plan, experiment, parent, outbox, ids, is_new=not known)
+        members = MemberRuns(tracking, outbox, plan, experiment, parent, ids)
+        runs = cls(place, plan, members, is_new=not known)
         if not known:
             settings = {"data": team.data.model_dump(mode="json"), "train": team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
-        Outbox.remove_leftovers(place.home.path, runs.ids.values())
+        Outbox.remove_leftovers(place.home.path, ids.values())
         outbox.artifact(parent, place.folder.team)
-        for job in [job for member in restart for job in plan.jobs_of(member)]:
-            runs._restart(job)
-        runs._create_first_runs()
+        for planned in [planned for member in restart for planned in plan.of_member(member)]:
+            members.restart(planned)
+        members.create_first()
         runs._save(state.get("fingerprint"))
         return runs
 
     @property
-    def team(self) -> Team:
-        """The team."""
-        return self.plan.team
+    def tracking(self) -> TrackingClient:
+        """The tracking store."""
+        return self.members.tracking
 
-    def _restart(self, job: Job) -> None:
-        """Delete a training that is to be trained afresh: its files, and every run that could be taken for it."""
-        while run := self.tracking.find_training(self.experiment, job.signature):
-            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
-        if run := self.ids.pop(job.signature, None):
-            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
-        MemberArtifact.in_home(job.home, job.signature).delete()
+    @property
+    def parent(self) -> str:
+        """The id of the sweep's own run."""
+        return self.members.parent
 
-    def run_id(self, job: Job) -> str:
-        """Return the job's run, created where there is none. A member's run comes before those of its fold trainings."""
-        if job.signature not in self.ids:
-            self.ids[job.signature] = self._create_run(job)
-            if MemberArtifact.in_home(job.home, job.signature).done:
-                self._publish(job, self.ids[job.signature], "this home")
-        return self.ids[job.signature]
+    @property
+    def outbox(self) -> Outbox:
+        """The sweep's outbox."""
+        return self.members.outbox
 
-    def run_id_or_none(self, job: Job) -> str | None:
-        """Return the job's run while jobs run, or None where the store is away.
-
-        The training goes on untracked then. Its run is created and filled at the end, or by the next sweep.
-        """
-        if job.signature not in self.ids and time.monotonic() < self.away_until:
-            return None
-        try:
-            return self.run_id(job)
-        except Exception:  # whatever a network and a server can do
-            self.away_until = time.monotonic() + AWAY_SECONDS
-            return None
-
-    def _create_first_runs(self) -> None:
-        """Create runs, so that people see what waits. In a plan of thousands the others are created as their jobs start."""
-        done = [job for job in self.plan.jobs if job.signature in self.plan.done]
-        for job in (*done, *self.plan.jobs[:FIRST_RUNS]):
-            self.run_id(job)
-
-    def _create_run(self, job: Job) -> str:
-        parent = self.parent if job.fold is None else self.run_id(self.plan.jobs_of(job.member.name)[0])
-        tags = {
-            "team": self.team.name,
-            "member": job.member.name,
-            "role": "student" if job.teachers else "member" if job.fold is None else "fold",
-            "signature": job.signature,
-            "sweep": self.parent,
-            "state": "pending",
-            "mlflow.note.content": f"**{job.label}**: {job.member.arch}, {job.member.optimizer.kind}, seed {job.seed}",
-        }
-        run = self.tracking.create_run(self.experiment, job.label, tags, parent)
-        recipe = {"fold": job.fold, "fit_seed": job.seed, **job.member.model_dump(mode="json")}
-        self.tracking.log_params(run, flatten({**recipe, "train": job.train.model_dump(mode="json")}), is_new=True)
-        return run
-
-    def _publish(self, job: Job, run: str, source: str) -> None:
-        """Fill the run of a training that was finished elsewhere."""
-        artifact = MemberArtifact.in_home(job.home, job.signature)
-        manifest = artifact.manifest()
-        for epoch, metrics in enumerate(manifest["history"]):
-            values = {k: v for k, v in metrics.items() if k != "time"}
-            self.outbox.metrics(run, values, epoch + 1, int(metrics["time"]))
-        self.outbox.artifact(run, artifact.folder, "fit")
-        self.outbox.tags(run, {"state": "done", "source": source, "weights_sha256": manifest["weights_sha256"]})
-        last_ms = int(manifest["history"][-1]["time"])
-        self.outbox.metrics(run, {"train_seconds": manifest["train_seconds"]}, 0, last_ms)
-        self.outbox.status(run, "FINISHED", last_ms)
-
-    def import_remote_trainings(self, planner: Planner, plan: Plan) -> Plan:
-        """Download finished trainings that only the tracking store has; return the plan with them done."""
-        runs = self.tracking.runs_with_tag(self.experiment, "state", "done") if plan.todo else {}
-        for job in plan.todo:
-            artifact = MemberArtifact.in_home(job.home, job.signature)
-            download_training(artifact, self.tracking, runs.get(job.signature))
-        return replace(planner.plan(), searched=plan.searched)
+    @property
+    def ids(self) -> dict[str, str]:
+        """The ids of all runs but the sweep's own, by signature."""
+        return self.members.ids
 
     def log_search(self, search: Search) -> None:
-        """Create a run for a search, and a run nested under it for each of its trials. Those that are there stay as they are."""
-        if search.signature not in self.ids:
-            self.ids[search.signature] = self._create_search_run(search.signature, f"{search.label} search", self.parent)
-        for name, trial in search.trials.items():
-            if name in self.ids or not trial.epochs:
-                continue
-            run = self.ids[name] = self._create_search_run(name, describe_choice(trial.choice), self.ids[search.signature])
-            self.tracking.log_params(run, trial.choice, is_new=True)
-            for epoch, point in enumerate(trial.epochs):
-                self.outbox.metrics(run, {f"stop/{key}": value for key, value in point.items()}, epoch + 1, _now_ms())
-            self.outbox.tags(run, {"state": trial.state})
-            self.outbox.status(run, "FAILED" if trial.state == "failed" else "FINISHED", _now_ms())
-        self.outbox.status(self.ids[search.signature], "FINISHED", _now_ms())
+        """Create the runs of a search and of its trials."""
+        log_search(self.members, search)
 
-    def _create_search_run(self, signature: str, name: str, parent: str) -> str:
-        tags = {"team": self.team.name, "role": "search", "signature": signature, "sweep": self.parent}
-        return self.tracking.create_run(self.experiment, name, tags, parent)
+    def import_remote_trainings(self) -> Plan:
+        """Download finished trainings that only the tracking store has; return the plan with them done."""
+        self.members.import_remote()
+        self.plan = self.members.plan = self.plan.refreshed()
+        return self.plan
 
     def collect_trainings(self, outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
-        """Download the trainings of machines with another disk, and create runs that could not be created before.
-
-        Args:
-            outcomes: What became of the jobs, by signature.
-
-        Returns:
-            The outcomes, corrected for trainings that never arrived.
-        """
-        corrected = dict(outcomes)
-        for signature, outcome in outcomes.items():
-            if outcome.kind != "done":
-                continue
-            run, artifact = self.run_id_or_none(outcome.job), MemberArtifact.in_home(outcome.job.home, signature)
-            if not artifact.done and not download_training(artifact, self.tracking, run):
-                why = "it was trained on a machine with another disk, and never came to the tracking store"
-                corrected[signature] = Outcome(outcome.job, None, "failed", why)
-        return corrected
+        """Download the trainings of machines with another disk; return the outcomes, corrected for those that never arrived."""
+        return self.members.collect(outcomes)
 
     def start(self) -> None:
         """Mark the sweep as running."""
         self._save()
-        self.outbox.status(self.parent, "RUNNING", _now_ms())
+        self.outbox.status(self.parent, "RUNNING", now_ms())
         self.outbox.tags(self.parent, {"state": "running"})
 
     def mark_failed_members(self, members: dict[str, dict[str, Any]]) -> None:
         """Mark the runs of members that are not done. `members` holds their states, from `member_states`."""
         for name, member in members.items():
-            if member["state"] != "done" and (run := self.run_id_or_none(self.plan.jobs_of(name)[0])):
+            if member["state"] != "done" and (run := self.members.run_id_or_none(self.plan.of_member(name)[0])):
                 self.outbox.tags(run, {"state": member["state"], "reason": str(member["reason"])[:REASON_CHARACTERS]})
-                self.outbox.status(run, "FAILED", _now_ms())
+                self.outbox.status(run, "FAILED", now_ms())
 
     def finish(self, summary: dict[str, Any], note: str, details: dict[str, Any] | None = None) -> None:
         """Put headline metrics, the report and the model on the parent run, and the model into the registry.
@@ -248,10 +155,10 @@ class SweepRuns:
             for path in [*sorted(folder.path.glob("*.png")), folder.report, folder.model]:
                 self.outbox.artifact(self.parent, path)
             self._log_per_class(details)
-            self.outbox.model(self.parent, self.team.name, folder.model)
+            self.outbox.model(self.parent, self.plan.team.name, folder.model)
         tags = {"state": summary["state"], "recommended": str(summary["recommended"])}
         self.outbox.tags(self.parent, {**tags, "mlflow.note.content": note[:NOTE_CHARACTERS]})
-        self.outbox.status(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED", _now_ms())
+        self.outbox.status(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED", now_ms())
         self._save(self.plan.fingerprint() if summary["state"] == "done" else None)
 
     def flush(self, seconds: float) -> int:
@@ -271,19 +178,18 @@ class SweepRuns:
                     values |= {f"{kind}/{name}/{score}": row["test"][score] for score in ("accuracy", "nll")}
         for name, member in {**summary["members"], "student": summary["student"]}.items():
             if member and member["test"]:
-                job = self.plan.jobs_of(name)[0]
-                last_epoch = MemberArtifact.in_home(job.home, job.signature).manifest()["history"][-1]
-                if run := self.run_id_or_none(job):
+                planned = self.plan.of_member(name)[0]
+                if run := self.members.run_id_or_none(planned):
                     scores = {f"test/{key}": value for key, value in member["test"].items()}
-                    self.outbox.metrics(run, scores, 0, int(last_epoch["time"]))  # the same point in every sweep
+                    self.outbox.metrics(run, scores, 0, planned.artifact.manifest().finished_ms)  # the same point in every sweep
         recommended = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
         values |= {f"test/{key}": value for key, value in (recommended or {}).items()}
-        self.outbox.metrics(self.parent, values, 0, _now_ms())
+        self.outbox.metrics(self.parent, values, 0, now_ms())
 
     def _log_per_class(self, details: dict[str, Any]) -> None:
         for name, row in details["candidates"].items():
-            jobs = self.plan.jobs_of(name)
-            if jobs and "per_class" in row and (run := self.run_id_or_none(jobs[0])):
+            planned = self.plan.of_member(name)
+            if planned and "per_class" in row and (run := self.members.run_id_or_none(planned[0])):
                 path = self.place.folder.per_class(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
@@ -299,25 +205,25 @@ class SweepRuns:
 
     def _stop(self, status: str, state: str) -> None:
         """End runs that would otherwise stay RUNNING for ever in the UI."""
-        for job in self.plan.todo:
-            if job.signature in self.ids and not MemberArtifact.in_home(job.home, job.signature).done:
-                self.outbox.status(self.ids[job.signature], status, _now_ms())
+        for planned in self.plan.members:
+            if planned.signature in self.ids and not planned.artifact.done:
+                self.outbox.status(self.ids[planned.signature], status, now_ms())
         self.outbox.tags(self.parent, {"state": state})
-        self.outbox.status(self.parent, status, _now_ms())
+        self.outbox.status(self.parent, status, now_ms())
 
-    def _save(self, fingerprint: dict[str, Any] | None = None) -> None:
+    def _save(self, fingerprint: Fingerprint | None = None) -> None:
         self.place.folder.write(
             "sweep.json",
             {
-                "team": self.team.name,
+                "team": self.plan.team.name,
                 "team_file": str(self.place.team_file.resolve()),
-                "data": str(self.team.data.root) if self.team.data.root else None,
+                "data": str(self.plan.team.data.root) if self.plan.team.data.root else None,
                 "store": self.plan.store.folder.name,
                 "tracking_uri": self.tracking.uri,
-                "experiment_id": self.experiment,
+                "experiment_id": self.members.experiment,
                 "parent_run_id": self.parent,
                 "runs": self.ids,
-                "members": {m.name: [j.signature for j in self.plan.jobs_of(m.name)] for m in self.team.recipes},
+                "members": {n: [p.signature for p in self.plan.of_member(n)] for n in self.plan.team.names},
                 "fingerprint": fingerprint,
                 "settings": self.plan.settings(),
             },
@@ -328,7 +234,3 @@ def _artifacts_beside(uri: str) -> Path | None:
     """Return where artifacts go: beside a database that is a file, as in a home; a server decides for itself."""
     place = urlparse(uri)
     return Path(place.path[1:]).absolute().parent / "artifacts" if place.scheme == "sqlite" else None
-
-
-def _now_ms() -> int:
-    return round(time.time() * 1000)

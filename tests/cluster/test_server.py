@@ -110,7 +110,7 @@ def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> N
     artifact.mkdir()
     (artifact / "weights").write_bytes(bytes([writer]) * 100_000)
     outbox = Outbox.open(Path(home), f"w{writer}", uri)
-    sender = Sender(outbox)
+    sender = Sender([outbox])
     sender.start()
     for step in range(STEPS):
         outbox.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)

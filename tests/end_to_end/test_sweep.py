@@ -266,15 +266,15 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
     whole = Trainer._train_epoch
 
     def counted(self: Trainer, *given: Any) -> Any:
-        epochs.append(self.member.name)
+        epochs.append(self.recipe.name)
         return whole(self, *given)
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a", "cyc.1", "cyc.2", "cyc.3"]
-    assert [epochs.count(name) for name in summary["members"]] == [6, 2, 2, 2]
+    assert [epochs.count(name) for name in ("a", "cyc")] == [6, 6]
     assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(2.0, rel=0.01), "two trainings in all"
-    assert not list((tmp_path / "home").glob("jobs/*/last")), "no checkpoint is kept when nobody goes on from it"
+    assert not list((tmp_path / "home").glob("jobs/*/checkpoint")), "no checkpoint is kept of what is done"
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
     assert len(epochs) == 12
 
@@ -286,16 +286,16 @@ def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path,
     whole = Trainer._train_epoch
 
     def counted(self: Trainer, *given: Any) -> Any:
-        epochs.append(self.member.name)
+        epochs.append(self.recipe.name)
         return whole(self, *given)
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
     assert list(summary["members"]) == ["a-1", "a-2", "a-3"]
-    assert (summary["trained"], set(epochs), len(epochs)) == (9, {"a-1"}, 6), "a full fit and two fold fits of two epochs"
+    assert (summary["trained"], set(epochs), len(epochs)) == (9, {"a"}, 6), "a full fit and two fold fits of two epochs"
     assert len({m["weights_sha256"] for m in summary["members"].values()}) == 3
     assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(3.0), "three shares of one training"
-    assert not list((tmp_path / "home").glob("jobs/*/last"))
+    assert not list((tmp_path / "home").glob("jobs/*/checkpoint"))
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
 
 
@@ -306,7 +306,7 @@ def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkey
     whole = Trainer._train_epoch
 
     def counted(self: Trainer, *given: Any) -> Any:
-        epochs.append(self.member.name)
+        epochs.append(self.recipe.name)
         return whole(self, *given)
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
@@ -315,19 +315,23 @@ def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkey
     assert (summary["trained"], set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
     assert len({m["weights_sha256"] for m in summary["members"].values()}) == 2
     assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(1.0)
-    assert not list((tmp_path / "home").glob("jobs/*/last"))
+    assert not list((tmp_path / "home").glob("jobs/*/checkpoint"))
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
 
 
-def test_a_snapshot_whose_cycle_before_failed_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snapshots_before_a_failure_are_members_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = TEAM.replace("folds: 2", "folds: 0").replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 2}")
     (tmp_path / "team.yaml").write_text(text + "quorum: 1\n")
-    monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@cyc.1:3:nan")
+    monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@cyc:40:nan")  # in the second of two epochs of 21 steps
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
-    assert result.summary["members"]["cyc.1"]["state"] == "diverged"
-    assert result.summary["members"]["cyc.2"]["state"] == "failed"
-    assert result.summary["members"]["cyc.2"]["reason"] == "cyc.1, from which it goes on, is diverged"
+    states = {name: member["state"] for name, member in result.summary["members"].items()}
+    assert states == {"a": "done", "cyc.1": "done", "cyc.2": "diverged"}
+    weights = result.summary["members"]["cyc.1"]["weights_sha256"]
+    monkeypatch.delenv("CONCLAVE_FAULT")
+    again = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert (again["state"], again["trained"], again["reused"]) == ("done", 1, 2)
+    assert again["members"]["cyc.1"]["weights_sha256"] == weights
 
 
 STUDENT = TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstudent: {epochs: 3, seed: 4}\n"
@@ -360,7 +364,7 @@ def test_a_student_begins_from_the_member_that_it_names(tmp_path: Path) -> None:
         next(
             artifact.weights()["head.weight"]
             for folder in (tmp_path / "home" / "jobs").iterdir()
-            if (artifact := MemberArtifact(folder)).manifest()["member"]["name"] == name
+            if (artifact := MemberArtifact(folder)).manifest().member.name == name
         )
         for name in ("a", "b", "student")
     )

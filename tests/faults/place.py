@@ -133,13 +133,15 @@ def _one_fit(where: tuple[str, dict[str, str], str, str], member: str) -> None:
     from workers.runtime.job_runner import run_job
 
     team, home = config.load_team(Path("team.yaml")), Path("home")
-    jobs = Planner(team, data.pack_data(team.data, home), home, (str(Path.cwd()),)).plan().jobs
-    job = next(j for j in jobs if j.member.name == member)
-    folder = home / "jobs" / job.signature
+    plan = Planner(team, data.pack_data(team.data, home), home, (str(Path.cwd()),)).plan()
+    [planned] = plan.of_member(member)
+    folder = planned.artifact.root
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "member.txt").write_text(job.member.name)
+    (folder / "member.txt").write_text(member)
     progress = JobProgress()
-    print(json.dumps({**run_job(job, progress), "notes": progress.notes}), flush=True)
+    failure = run_job(planned.job, progress).failure
+    told = {"error": failure.sentence, "kind": failure.kind} if failure else planned.artifact.manifest().model_dump(mode="json")
+    print(json.dumps({**told, "notes": progress.notes}), flush=True)
 
 
 @cache

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.team import TrackingSpec
+from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from orchestrator.tracking.store import resolve_tracking_uri
 from tests.faults.place import TEAM, Place, points, same
@@ -170,7 +170,7 @@ def _sent(place: Place, owner: str) -> bool:
 
 def _write(home: str, uri: str, run: str, writer: int) -> None:
     outbox = Outbox.open(Path(home), f"w{writer}", uri)
-    sender = Sender(outbox)
+    sender = Sender([outbox])
     sender.start()
     for step in range(40):
         outbox.metrics(run, {f"m{writer}": step / 7}, step, 1000 + step)

@@ -80,7 +80,7 @@ def test_without_the_fold_fits_outputs_there_is_no_such_row(gathered: TeamPredic
 
 def test_snapshots_of_one_training_are_paid_for_once(gathered: TeamPredictions) -> None:
     """a and b are two cycles of one training of 100 + 100 seconds: both together cost what b costs."""
-    cycles = {"a": TrainingCost(100.0, chain="x"), "b": TrainingCost(100.0, before=100.0, chain="x")}
+    cycles = {"a": TrainingCost(100.0, training="x"), "b": TrainingCost(200.0, training="x")}
     rows = compare(gathered, fit_all(gathered, ("vote",)), cycles)
     assert [rows[n]["train_seconds"] for n in ("a", "b", "vote")] == [100, 200, 200]
     assert [rows[n]["train_cost"] for n in ("a", "b", "vote")] == [0.5, 1.0, 1.0], "one whole training is the unit"
@@ -94,7 +94,7 @@ def test_a_snapshot_alone_paid_for_the_cycles_before_it() -> None:
     given = TeamPredictions(
         ("b",), tuple("wxyz"), FusionInputs(fuse, fuse, np.arange(300) % 2, (), (0,)), fuse, *[np.arange(10)] * 3
     )
-    seconds = {"b": TrainingCost(100.0, (50.0, 50.0), 100.0, "x", folds_before=(50.0, 50.0))}
+    seconds = {"b": TrainingCost(200.0, (100.0, 100.0), "x")}
     fitted = fit_all(given, ("vote", "stack"))
     assert training_seconds("stack", fitted["stack"], given, seconds) == 400
     row = compute_matched_vote(fitted["vote"], 200, given, seconds)

@@ -62,8 +62,9 @@ def signatures(folder: Path) -> dict[str, dict[str, str]]:
         for name, text in TEAMS.items():
             (folder / "team.yaml").write_text(text)
             team = config.load_team(folder / "team.yaml")
-            jobs = Planner(team, store, folder / "home", (str(folder),)).plan().jobs
-            computed[f"{name}, {'own test rows' if with_test_rows else 'one tree'}"] = {j.label: j.signature for j in jobs}
+            members = Planner(team, store, folder / "home", (str(folder),)).plan().members
+            rows = "own test rows" if with_test_rows else "one tree"
+            computed[f"{name}, {rows}"] = {planned.label: planned.signature for planned in members}
     return computed
 
 

@@ -63,9 +63,8 @@ def test_cost_is_what_trainers_worked_failed_tries_included() -> None:
 
 def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_several_times() -> None:
     meter, clock = metered("prices: {spot: 1}\nbudget: {max_cost: 2}\n")
-    wide = job("a").member.resources.model_copy(update={"workers": 4})
-    four = job("a").model_copy(update={"member": job("a").member.model_copy(update={"resources": wide})})
-    assert four.member.resources.processes == 4
+    four = job("a", resources={"workers": 4})
+    assert four.recipe.resources.processes == 4
     meter(Event(four, "started"))
     clock.now += 36_000
     assert meter.why_exhausted() is None

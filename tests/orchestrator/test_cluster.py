@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.cluster.machines import Shape
 from orchestrator.execution.executor import Event
-from orchestrator.execution.ray_executor import WAITING_NOTE_SECONDS, RayExecutor, _Trainer
+from orchestrator.execution.ray_executor import RayExecutor
+from orchestrator.execution.trainer_handle import WAITING_NOTE_SECONDS, Assignment, TrainerHandle
 from tests.factories import job
 
 
@@ -17,10 +18,10 @@ from tests.factories import job
 def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
     executor: Any = object.__new__(RayExecutor)
     monkeypatch.setattr(executor, "_is_ready", lambda reference: False, raising=False)
-    trainer = _Trainer(
-        None, Shape(1, 2, 1, (), 1), job("a"), pending_heartbeat="its sign of life", submitted_at=time.monotonic() - waited
-    )
-    notes = [event for _ in range(3) for event in executor._progress(trainer)]
+    began = time.monotonic() - waited
+    assignment = Assignment(job("a"), (None, ()), "its result", began, pending_heartbeat="its sign of life")
+    trainer = TrainerHandle(None, Shape(1, 2, 1, (), 1), assignment=assignment)
+    notes = [event for _ in range(3) for event in executor._progress(trainer, assignment)]
     assert len(notes) == told
     for event in notes:
         assert isinstance(event, Event)

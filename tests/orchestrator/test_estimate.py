@@ -68,7 +68,7 @@ def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path:
         on(TEAM + "resources: {gpus: 3}\n", tmp_path)
 
 
-def test_a_fit_that_goes_on_from_another_waits_for_it(tmp_path: Path) -> None:
+def test_a_training_of_several_members_takes_one_place(tmp_path: Path) -> None:
     """Four cycles of one training, on three machines and on four cores: one after another."""
     text = TEAM.replace("{name: a, count: 3}", "{name: a, snapshots: 4}")
     assert on(text, tmp_path).hours == pytest.approx(STARTING + HOURS)

@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.execution.executor import Event, Executor, Outcome
+from orchestrator.execution.executor import Event, Executor
 from orchestrator.execution.job_queue import JobQueue
+from orchestrator.execution.outcomes import Outcome
 from tests.factories import job
 from workers.config.job import Job
 
@@ -24,7 +25,7 @@ class RoomFor(Executor):
         return len(self.running) < self.places
 
     def why_unschedulable(self, job: Job) -> str | None:
-        return "too large" if (job.member.resources.cpus or 1) > 2 else None
+        return "too large" if (job.recipe.resources.cpus or 1) > 2 else None
 
     def submit(self, job: Job, *_: Any) -> None:
         self.running.append(job)
@@ -41,14 +42,13 @@ class RoomFor(Executor):
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[Job]:
-    """Up to twelve jobs. Each may go on from an earlier one, learn from earlier ones, and ask for one to three cores."""
+    """Up to twelve jobs. Each publishes one to three members, may learn from earlier ones, and asks for one to three cores."""
     jobs: list[Job] = []
     for number in range(draw(st.integers(1, 12))):
-        names = [earlier.signature for earlier in jobs]
-        has_earlier_cycle = bool(names) and draw(st.booleans())
-        after: str | None = draw(st.sampled_from(names)) if has_earlier_cycle else None
+        names = [signature for earlier in jobs for signature in earlier.signatures]
         teachers = draw(st.lists(st.sampled_from(names or [""]), unique=True, max_size=3)) if names else []
-        jobs.append(job(f"j{number}", after, tuple(teachers), draw(st.sampled_from([1, 2, 3]))))
+        cpus, snapshots = draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 3))
+        jobs.append(job(f"j{number}", tuple(teachers), cpus, snapshots=snapshots))
     return jobs
 
 
@@ -58,9 +58,9 @@ def test_every_job_of_a_plan_ends_exactly_once(jobs: list[Job], places: int, dat
     ended: list[str] = []
 
     def end(outcome: Outcome) -> None:
-        ended.append(outcome.job.signature)
+        ended.append(outcome.job.key)
         for hopeless in queue.mark_finished(outcome):
-            end(Outcome(hopeless, None, "failed", "what it needs failed"))
+            end(Outcome(hopeless, "failed", "what it needs failed"))
 
     while queue or executor.running:
         if data.draw(st.integers(0, 9)) == 0:
@@ -77,8 +77,8 @@ def test_every_job_of_a_plan_ends_exactly_once(jobs: list[Job], places: int, dat
         if data.draw(st.integers(0, 4)) == 0:
             queue.add(finished)  # it is tried again
         else:
-            end(Outcome(finished, None, "done" if data.draw(st.booleans()) else "failed", ""))
-    assert sorted(ended) == sorted(member.signature for member in jobs)
+            end(Outcome(finished, "done" if data.draw(st.booleans()) else "failed"))
+    assert sorted(ended) == sorted(one.key for one in jobs)
 
 
 @given(plans())
@@ -87,10 +87,10 @@ def test_no_job_starts_before_what_it_needs_is_done(jobs: list[Job]) -> None:
     queue.pop_unschedulable(RoomFor(0))
     while queue or executor.running:
         for startable in queue.pop_startable(executor):
-            assert done.issuperset(startable.needs), f"{startable.signature} started too early"
+            assert done.issuperset(startable.teachers), f"{startable.label} started too early"
             executor.submit(startable)
         if not executor.running:
             break  # what is left needs a job that was too large
         finished = executor.running.pop()
-        done.add(finished.signature)
-        queue.mark_finished(Outcome(finished, {}, "done", ""))
+        done.update(finished.signatures)
+        queue.mark_finished(Outcome(finished))

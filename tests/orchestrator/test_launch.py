@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.team import Retries
-from orchestrator.execution.executor import Event, Outcome
+from orchestrator.config.settings import Retries
+from orchestrator.execution.executor import Event
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.scheduler import Scheduler
 from tests.factories import job
 from workers.config.job import Job
@@ -25,24 +26,24 @@ class Fake:
 
     def why_unschedulable(self, job: Job) -> str | None:
         self.asked += 1
-        return "too large" if job.member.resources.cpus > self.largest else None
+        return "too large" if job.recipe.resources.cpus > self.largest else None
 
     def has_capacity(self, job: Job) -> bool:
         self.asked += 1
         return len(self.running) < 2
 
-    def submit(self, job: Job, uri: str | None, run: str | None) -> None:
+    def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         assert self.has_capacity(job)
         self.running.append(job)
-        self.started.append(job.signature)
+        self.started.append(job.key)
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         done, self.running = self.running, []
         for one in done:
-            kind, cause = self.ends.get(one.signature, [("done", None)])[0]
-            if len(self.ends.get(one.signature, ())) > 1:
-                self.ends[one.signature].pop(0)
-            yield Outcome(one, {} if kind == "done" else None, kind, "because", cause)  # type: ignore[arg-type]
+            kind, cause = self.ends.get(one.key, [("done", None)])[0]
+            if len(self.ends.get(one.key, ())) > 1:
+                self.ends[one.key].pop(0)
+            yield Outcome(one, kind, "because", cause)  # type: ignore[arg-type]
 
     def stop(self, seconds: float) -> None: ...
 
@@ -58,7 +59,7 @@ def run(jobs: list[Job], fake: Fake, closed: Callable[[], str | None] = lambda: 
 
 def test_jobs_start_in_the_order_of_the_plan_and_what_needs_another_after_it() -> None:
     fake = Fake()
-    jobs = [job("s", teachers=("a", "c")), job("a"), job("b", after="a"), job("c"), job("d")]
+    jobs = [job("s", teachers=("a", "c")), job("a"), job("b", teachers=("a",)), job("c"), job("d")]
     ended = run(jobs, fake)
     assert {o.kind for o in ended.values()} == {"done"}
     assert fake.started[:3] == ["a", "c", "d"]
@@ -67,23 +68,23 @@ def test_jobs_start_in_the_order_of_the_plan_and_what_needs_another_after_it() -
 
 def test_what_needs_a_fit_that_failed_never_starts_and_says_so() -> None:
     fake = Fake({"a": [("diverged", None)]})
-    jobs = [job("a"), job("a.2", after="a"), job("a.3", after="a.2"), job("b"), job("s", teachers=("a", "b", "a.3"))]
+    jobs = [job("a"), job("a.2", teachers=("a",)), job("a.3", teachers=("a.2",)), job("b"), job("s", teachers=("a", "b", "a.3"))]
     ended = run(jobs, fake)
     assert fake.started == ["a", "b"]
-    assert ended["a.2"].reason == "a, from which it goes on, is diverged"
-    assert ended["a.3"].reason == "a.2, from which it goes on, is failed"
+    assert ended["a.2"].reason == "a, from which it learns, is diverged"
+    assert ended["a.3"].reason == "a.2, from which it learns, is failed"
     assert "from which it learns" in ended["s"].reason
     assert len(ended) == 5
 
 
 def test_what_is_done_already_need_not_be_waited_for() -> None:
-    assert run([job("b", after="done long ago")], Fake())["b"].kind == "done"
+    assert run([job("b", teachers=("done long ago",))], Fake())["b"].kind == "done"
 
 
 @pytest.mark.parametrize(("errors", "expected"), [(1, "failed"), (2, "done")])
 def test_a_budget_allows_so_many_tries_more(errors: int, expected: str) -> None:
     fake = Fake({"a": [("failed", "errors"), ("failed", "errors"), ("done", None)]})
-    ended = run([job("a"), job("b", after="a")], fake, errors=errors)
+    ended = run([job("a"), job("b", teachers=("a",))], fake, errors=errors)
     assert (ended["a"].kind, ended["b"].kind) == (expected, expected)
     assert fake.started.count("a") == errors + 1
     if expected == "failed":
@@ -91,7 +92,7 @@ def test_a_budget_allows_so_many_tries_more(errors: int, expected: str) -> None:
 
 
 def test_what_no_machine_holds_is_told_and_the_rest_go_on() -> None:
-    ended = run([job("huge", cpus=8), job("a"), job("after", after="huge")], Fake())
+    ended = run([job("huge", cpus=8), job("a"), job("after", teachers=("huge",))], Fake())
     assert (ended["huge"].kind, ended["huge"].reason) == ("unschedulable", "too large")
     assert ended["after"].kind == "failed"
     assert ended["a"].kind == "done"
@@ -101,7 +102,7 @@ def test_supervision_costs_as_much_a_job_in_a_large_plan_as_in_a_small_one() -> 
     asked = []
     for count in (100, 2000):
         fake = Fake()
-        ended = run([job(f"j{i}", after=f"j{i - 1}" if i % 3 == 0 and i else None) for i in range(count)], fake)
+        ended = run([job(f"j{i}", teachers=(f"j{i - 1}",) if i % 3 == 0 and i else ()) for i in range(count)], fake)
         assert len(ended) == count
         asked.append(fake.asked / count)
     assert asked[1] < asked[0] * 1.1
@@ -109,7 +110,7 @@ def test_supervision_costs_as_much_a_job_in_a_large_plan_as_in_a_small_one() -> 
 
 def test_what_is_closed_starts_nothing_more_and_lets_what_runs_end() -> None:
     fake = Fake()
-    jobs = [job("a"), job("b"), job("c"), job("b.2", after="b"), job("s", teachers=("a", "c"))]
+    jobs = [job("a"), job("b"), job("c"), job("b.2", teachers=("b",)), job("s", teachers=("a", "c"))]
     ended = run(jobs, fake, lambda: "used up" if fake.started else None)
     assert fake.started == ["a", "b"]
     skipped = {name for name, one in ended.items() if one.kind == "skipped"}

@@ -31,7 +31,7 @@ def of(ray: Ray) -> Machines:
 def asks(gpus: float | None, wait: float | None = None, labels: object = ()) -> Job:
     one = job("a")
     resources = Resources.model_validate({"gpus": gpus, "wait_minutes": wait, "labels": labels})
-    return one.model_copy(update={"member": one.member.model_copy(update={"resources": resources})})
+    return one.model_copy(update={"recipe": one.recipe.model_copy(update={"resources": resources})})
 
 
 @pytest.fixture
@@ -114,11 +114,11 @@ def test_a_job_that_wants_labels_fits_on_machines_with_one_of_them_alone(clock: 
     assert not made.fit(asks(0, labels=SPOT_FIRST)), "all labels of a wish have to be there"
     told = made.why_impossible(asks(0, labels=SPOT_FIRST))
     assert "with the labels {market: spot or accelerator: T4, market: on-demand}" in told
-    assert made.total(asks(0, labels=SPOT_FIRST).member.resources) == Size(0, 0)
+    assert made.total(asks(0, labels=SPOT_FIRST).recipe.resources) == Size(0, 0)
     ray.labels = {"cloud": {"market": "on-demand", "accelerator": "T4"}}
     clock[0] += 2
     assert made.fit(asks(0, labels=SPOT_FIRST))
-    assert made.total(asks(0, labels=SPOT_FIRST).member.resources) == Size(0, 2)
+    assert made.total(asks(0, labels=SPOT_FIRST).recipe.resources) == Size(0, 2)
 
 
 def test_thirds_of_a_gpu_fill_it() -> None:

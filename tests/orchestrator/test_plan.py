@@ -12,7 +12,7 @@ BASE = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: a, seed:
 
 
 def signatures(text: str, tmp_path: Path) -> list[str]:
-    return [job.signature for job in planned(text, tmp_path).jobs]
+    return [one.signature for one in planned(text, tmp_path).members]
 
 
 def test_a_signature_stays_what_it_was(tmp_path: Path) -> None:
@@ -41,30 +41,37 @@ def test_a_share_of_the_epochs_makes_other_fold_fits_and_the_same_full_fit(tmp_p
     assert [a == b for a, b in zip(before, now, strict=True)] == [True, False, False]
 
 
-def test_an_average_leaves_the_signature_of_its_member_and_comes_after_it(tmp_path: Path) -> None:
-    jobs = planned(BASE.replace("seed: 1}", "seed: 1, average: swa}"), tmp_path).jobs
-    by_label = {job.label: job for job in jobs}
-    assert [by_label[label].signature for label in ("a", "a fold 0", "a fold 1")] == signatures(BASE, tmp_path)
-    assert by_label["a.swa fold 1"].after == by_label["a fold 1"].signature
-    assert by_label["a"].followed
-    assert not by_label["a.swa"].followed
-    assert by_label["a.swa"].epochs == (9, 9), "it trains nothing"
+def test_an_average_leaves_the_signature_of_its_member_and_is_made_by_the_same_job(tmp_path: Path) -> None:
+    made = planned(BASE.replace("seed: 1}", "seed: 1, average: swa}"), tmp_path)
+    by_label = {one.label: one.signature for one in made.members}
+    assert [by_label[label] for label in ("a", "a fold 0", "a fold 1")] == signatures(BASE, tmp_path)
+    assert [job.label for job in made.jobs] == ["a", "a fold 0", "a fold 1"]
+    assert made.jobs[2].signatures == (by_label["a fold 1"], by_label["a.swa fold 1"])
+    plain, swa = made.jobs[0].members
+    assert [made.jobs[0].first_epoch(one) for one in (plain, swa)] == [0, 9], "nothing is trained for it"
 
 
-def test_members_trained_at_once_follow_one_another_and_know_each_others_seeds(tmp_path: Path) -> None:
+def test_members_trained_at_once_are_made_by_one_job_and_know_each_others_seeds(tmp_path: Path) -> None:
     pack = BASE.replace("{name: a, seed: 1}", "{name: a, seed: 1, count: 3, packed: true}")
-    jobs = {job.label: job for job in planned(pack, tmp_path).jobs}
-    assert [jobs[label].member.packed for label in ("a-1", "a-3")] == [(1, 2, 3)] * 2
-    assert jobs["a-1"].after is None
-    assert jobs["a-2 fold 1"].after == jobs["a-1 fold 1"].signature
-    assert jobs["a-3"].after == jobs["a-2"].signature
-    assert [jobs[f"a-{k}"].followed for k in (1, 2, 3)] == [True, True, False]
-    fold = jobs["a-2 fold 1"].recipe
-    assert fold.packed.index(fold.seed) == 1, "each fold's seeds are its own"
-    assert not {*fold.packed} & {1, 2, 3}
+    made = planned(pack, tmp_path)
+    assert [(job.label, job.recipe.packed, len(job.signatures)) for job in made.jobs] == [
+        ("a", (1, 2, 3), 3), ("a fold 0", (1, 2, 3), 3), ("a fold 1", (1, 2, 3), 3)
+    ]  # fmt: skip
+    assert [one.label for one in made.of_member("a-2")] == ["a-2", "a-2 fold 0", "a-2 fold 1"]
+    seeds = made.jobs[2].seeded_recipe.packed
+    assert len({*seeds}) == 3
+    assert not {*seeds} & {1, 2, 3}, "each fold's seeds are its own"
     apart = signatures(pack.replace(", packed: true", ""), tmp_path)
     assert apart == signatures(pack.replace("packed: true", "packed: false"), tmp_path)
-    assert not {*apart} & {job.signature for job in jobs.values()}, "up to rounding is not bit for bit"
+    assert not {*apart} & {one.signature for one in made.members}, "up to rounding is not bit for bit"
+
+
+def test_recipes_that_differ_in_their_names_alone_are_trained_once(tmp_path: Path) -> None:
+    same = "{name: a, seed: 1}, {name: b, seed: 1}, {name: c, seed: 1, average: swa}, {name: d, seed: 1, average: ema}"
+    made = planned(BASE.replace("{name: a, seed: 1}", same), tmp_path)
+    assert [one.label for one in made.members][:6] == ["a", "b", "c", "c.swa", "d", "d.ema"]
+    assert [job.label for job in made.jobs] == ["c", "d", "c fold 0", "d fold 0", "c fold 1", "d fold 1"]
+    assert len({job.key for job in made.jobs}) == 6
 
 
 STUDENT = BASE.replace("members:", "fusion: [vote, stack, student]\nstudent: {epochs: 5}\nmembers:")
@@ -76,8 +83,8 @@ def test_a_student_learns_from_all_full_fits_whatever_their_order(tmp_path: Path
     made = planned(two, tmp_path)
     student = made.student
     assert student
-    assert set(student.teachers) == set(student.needs) == {made.jobs_of(name)[0].signature for name in "ab"}
-    assert (student.label, student.fold, student.train.epochs) == ("student", None, 5)
+    assert set(student.job.teachers) == {made.of_member(name)[0].signature for name in "ab"}
+    assert (student.label, student.job.fold, student.job.train.epochs) == ("student", None, 5)
     assert signatures(two, tmp_path)[-1] == signatures(swapped, tmp_path)[-1]
     assert len({signatures(text, tmp_path)[-1] for text in (two, STUDENT, two.replace("epochs: 5", "soft: 0.5"))}) == 3
     assert signatures(STUDENT, tmp_path)[:-1] == signatures(BASE, tmp_path), "no member is another one for it"
@@ -95,7 +102,9 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
     two = STUDENT.replace("[{name: a, seed: 1}]", "[{name: a, seed: 1}, {name: b, seed: 2}]")
     from_a, from_b = (two.replace("epochs: 5", f"epochs: 5, start: {name}") for name in "ab")
     renamed = from_a.replace("name: a", "name: c").replace("start: a", "start: c")
-    assert planned(from_a, tmp_path).student.start == planned(two, tmp_path).jobs_of("a")[0].signature  # type: ignore[union-attr]
+    student = planned(from_a, tmp_path).student
+    assert student
+    assert student.job.start == planned(two, tmp_path).of_member("a")[0].signature
     found = [signatures(text, tmp_path)[-1] for text in (two, from_a, from_b, renamed)]
     assert len(set(found)) == 3
     assert found[3] == found[1], "names say nothing of a fit"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories import CPU, Cut, data, digest, fitted, member, run_training
+from tests.factories import CPU, Cut, data, digest, fitted, member, run_one
 from workers.config.specs import TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import ConclaveError, TrainingStopped
@@ -23,7 +23,7 @@ def test_a_compiled_training_is_the_plain_one_up_to_rounding_and_resumes_bit_for
 
     def run(folder: Path, callback: TrainingCallback) -> trainer.TrainingResult:
         settings = TrainSpec.model_validate({**SETTINGS, "compile": True})
-        return run_training(lambda: build(spec, 3, 8), data(), spec, settings, 1, Checkpoints(folder, "me"), callback)
+        return run_one(lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(folder, "me"), callback)
 
     whole, plain = run(tmp_path / "whole", TrainingCallback()), fitted(spec, **SETTINGS)
     for name, value in plain.network.state_dict().items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factories import job
+from tests.factories import job, record
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import Checkpoints
 from workers.tracking.client import TrackingClient
@@ -27,9 +27,9 @@ def tracked(tmp_path: Path) -> tuple[TrackingClient, str]:
 def machine(home: Path, tracked: tuple[TrackingClient, str]) -> Iterator[tuple[JobRun, Checkpoints]]:
     """One after another makes the same fit, each with a disk of its own."""
     one = job("a").model_copy(update={"home": home})
-    run = JobRun(one, tracked[0].uri, tracked[1])
-    run.known_steps = {1}
-    yield run, Checkpoints(run.artifact.checkpoint, one.signature)
+    run = JobRun(one, tracked[0].uri, (tracked[1],))
+    run.members[0].known_steps = {1}
+    yield run, Checkpoints(run.folder.checkpoint, one.signatures[0])
     run.close()
 
 
@@ -92,7 +92,7 @@ def test_a_slot_that_rotted_is_not_taken(tracked: tuple[TrackingClient, str], tm
 
 def test_a_fit_that_rotted_on_its_way_is_not_taken(tracked: tuple[TrackingClient, str], tmp_path: Path) -> None:
     made, taken = MemberArtifact(tmp_path / "made"), MemberArtifact(tmp_path / "taken")
-    made.publish({"w": torch.ones(8)}, {"o": torch.ones(8)}, {"signature": "s"})
+    made.publish({"w": torch.ones(8)}, {"o": torch.ones(8)}, record())
     tracked[0].log_artifact(tracked[1], made.folder, "fit")
     assert download_training(taken, *tracked)
     taken.delete()

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
-from tests.factories import Cut, job, run_training
+from tests.factories import Cut, job, run_one
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import DivergedError, TrainingStopped
 from workers.models.build import build
 from workers.runtime import distributed as in_ray
+from workers.runtime.job_result import JobResult
 from workers.runtime.job_runner import JobContext
 from workers.storage.checkpoints import Checkpoints
 from workers.training.collectives import SINGLE_PROCESS, ProcessGroup, SingleProcess, SummedBatchNorm
@@ -46,7 +47,7 @@ def train(group: SingleProcess, folder: Path, stop: dict[int, int]) -> dict[str,
     spec = TrainSpec.model_validate(SHARED)
     kept = Checkpoints(folder / "checkpoint", "s", lambda text: None)
     try:
-        made = run_training(lambda: build(member, 4, 8), data, member, spec, 3, kept, callback, group=group)
+        made = run_one(lambda: build(member, 4, 8), data, member, spec, kept, callback, group=group)
     except (TrainingStopped, DivergedError) as error:
         return {"error": type(error).__name__}
     save_file({k: v.contiguous() for k, v in made.network.state_dict().items()}, folder / f"weights{group.rank}")
@@ -136,4 +137,4 @@ def test_only_the_first_process_says_why_a_fit_ended(error: type[Exception], mon
     monkeypatch.setattr(in_ray, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     share = in_ray.DistributedJob(job("a"), JobContext(), 0.0, lambda one: (one, "", False), None)
-    assert in_ray._run_process({"work": share}) == {}
+    assert in_ray._run_process({"work": share}) == JobResult()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.factories import Cut, data, digest, member, run_training
+from tests.factories import Cut, data, digest, member, run_one, run_training
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import TrainingStopped
@@ -24,33 +24,42 @@ def lane(seed: int, **keys: Any) -> MemberSpec:
     return member(**{"seed": seed, "packed": SEEDS, "augment": ("flip", "crop", "cutout"), **keys})
 
 
+def name(seed: int) -> str:
+    return f"m-{SEEDS.index(seed) + 1}"
+
+
 def settings(epochs: int, precision: str) -> TrainSpec:
     return TrainSpec.model_validate({"epochs": epochs, "batch_size": 16, "precision": precision})
 
 
-def packed(
-    seed: int,
+def pack(
     folder: Path,
     callback: TrainingCallback | None = None,
     epochs: int = 3,
     dtype: torch.dtype = torch.float32,
     precision: str = "float32",
+    published: tuple[str, ...] = (),
     **keys: Any,
-) -> trainer.TrainingResult:
+) -> dict[str, trainer.TrainingResult]:
     torch.set_num_threads(1)
-    spec = lane(seed, **keys)
+    spec = lane(SEEDS[0], **keys)
 
     def make() -> Pack:
         return Pack([build(spec.model_copy(update={"seed": one}), 3, 8).to(dtype) for one in SEEDS])
 
-    return run_training(make, data(), spec, settings(epochs, precision), seed, Checkpoints(folder, "me"), callback)
+    kept = Checkpoints(folder, "me")
+    return run_training(make, data(), spec, settings(epochs, precision), kept, callback, published=published)
+
+
+def packed(seed: int, folder: Path, **keys: Any) -> trainer.TrainingResult:
+    return pack(folder, **keys)[name(seed)]
 
 
 def alone(
     seed: int, folder: Path, epochs: int = 3, dtype: torch.dtype = torch.float32, precision: str = "float32", **keys: Any
 ) -> trainer.TrainingResult:
     spec = lane(seed, packed=(), **keys)
-    return run_training(lambda: build(spec, 3, 8).to(dtype), data(), spec, settings(epochs, precision), seed)
+    return run_one(lambda: build(spec, 3, 8).to(dtype), data(), spec, settings(epochs, precision))
 
 
 LOW = {"kind": "sgd", "lr": 0.002}
@@ -93,19 +102,25 @@ def test_so_it_is_in_float32_for_an_epoch(keys: dict[str, Any], tmp_path: Path) 
         assert 0 < farthest(ours, own) < 1e-5, seed
 
 
-def test_a_pack_goes_on_bit_for_bit_and_its_other_members_train_nothing(tmp_path: Path) -> None:
-    whole = packed(3, tmp_path / "whole")
+def test_a_pack_goes_on_bit_for_bit_and_makes_all_members_at_once(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "whole")
+    assert list(whole) == ["m-1", "m-2", "m-3"]
     with pytest.raises(TrainingStopped):
-        packed(3, tmp_path / "cut", Cut(7))
-    assert digest(packed(3, tmp_path / "cut")) == digest(whole)
+        pack(tmp_path / "cut", Cut(7))
+    resumed = pack(tmp_path / "cut")
+    assert [*map(digest, resumed.values())] == [*map(digest, whole.values())]
+    assert len({*map(digest, whole.values())}) == 3
+    first, second, _ = whole.values()
+    assert [e["seconds"] for e in second.history] == [e["seconds"] for e in first.history], "each costs its share"
+    assert [e["train/loss"] for e in second.history] != [e["train/loss"] for e in first.history]
 
-    steps = Cut(10**9)
-    second = packed(1, tmp_path / "whole", steps)
-    assert steps.left == 10**9, "the first one trained it"
-    assert digest(second) == digest(packed(1, tmp_path / "other"))
-    assert digest(second) != digest(whole)
-    assert [e["seconds"] for e in second.history] == [e["seconds"] for e in whole.history], "each costs its share"
-    assert [e["train/loss"] for e in second.history] != [e["train/loss"] for e in whole.history]
+
+def test_a_member_of_a_pack_whose_artifact_is_missing_is_made_from_the_last_checkpoint(tmp_path: Path) -> None:
+    whole, steps = pack(tmp_path), Cut(10**9)
+    again = pack(tmp_path, steps, published=("m-1", "m-3"))
+    assert steps.left == 10**9, "nothing is trained"
+    assert [*again] == ["m-2"]
+    assert digest(again["m-2"]) == digest(whole["m-2"])
 
 
 def test_a_pack_trains_in_bfloat16_too(tmp_path: Path) -> None:

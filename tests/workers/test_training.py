@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.factories import CPU, Cut, data, digest, fitted, member, run_training
+from tests.factories import CPU, Cut, data, digest, fitted, member, run_one, run_training
 from workers.config.job import derive_seed
 from workers.config.recipe import AUGMENTS, Augment
-from workers.config.specs import StudentSpec, TrainSpec
+from workers.config.specs import MemberSpec, StudentSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, TrainingStopped
 from workers.models.build import build
@@ -24,7 +25,9 @@ from workers.training import evaluation as evaluate
 from workers.training import trainer
 from workers.training.augmentation import augment, to_float
 from workers.training.distillation import Teacher, distillation_loss
+from workers.training.objective import Objective
 from workers.training.optimizers import learning_rate
+from workers.training.train import train
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
@@ -32,28 +35,63 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
     assert digest(fitted()) != digest(fitted(member(seed=2, augment=("flip", "crop", "mixup"))))
 
 
-def chained(cycle: int, tmp_path: Path, epochs: int = 5) -> tuple[trainer.TrainingResult, Checkpoints]:
-    """A fit of `cycle` of three snapshots, which goes on from that of the cycle before, if that has been made."""
-    spec = member(augment=("flip", "crop"), snapshots=3, cycle=cycle)
-    own = Checkpoints(tmp_path / str(cycle), str(cycle))
-    own.take_over(Checkpoints(tmp_path / str(cycle - 1), str(cycle - 1)))
-    settings = TrainSpec(epochs=epochs, batch_size=16)
-    return run_training(lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, own), own
-
-
-def test_snapshots_go_on_from_each_other_as_one_training(tmp_path: Path) -> None:
+def many(
+    spec: MemberSpec, folder: Path, epochs: int, cut: int = 0, published: tuple[str, ...] = ()
+) -> dict[str, trainer.TrainingResult]:
+    """Train a recipe of several members; return those that were made."""
     torch.set_num_threads(1)
-    made = [chained(cycle, tmp_path)[0] for cycle in (1, 2, 3)]
-    assert [(f.resumed_from, len(f.history)) for f in made] == [(0, 2), (2, 3), (3, 5)]
-    alone = chained(3, tmp_path / "alone")[0]
-    assert alone.resumed_from == 0
-    assert digest(made[2]) == digest(alone), "the same as one training from the start"
-    assert len({digest(f) for f in made}) == 3
-    assert made[2].seconds(3) < made[2].seconds()
+    settings, callback = TrainSpec(epochs=epochs, batch_size=16), Cut(cut) if cut else TrainingCallback()
+    return run_training(
+        lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(folder, "me"), callback, published=published
+    )
+
+
+SNAPSHOTS = member(augment=("flip", "crop"), snapshots=3)
+
+
+def test_snapshots_are_members_of_one_training(tmp_path: Path) -> None:
+    made = many(SNAPSHOTS, tmp_path, 5)
+    assert {name: len(result.history) for name, result in made.items()} == {"m.1": 2, "m.2": 3, "m.3": 5}
+    assert len({digest(result) for result in made.values()}) == 3
+    assert made["m.3"].seconds(3) < made["m.3"].seconds()
+
+
+@pytest.mark.parametrize("cut", [3, 7, 12, 17, 23])
+def test_snapshots_cut_off_anywhere_are_the_same_and_none_is_made_twice(cut: int, tmp_path: Path) -> None:
+    whole = {name: digest(result) for name, result in many(SNAPSHOTS, tmp_path / "whole", 5).items()}
+    made: dict[str, str] = {}
+
+    def keep(one: TrainedMember, result: trainer.TrainingResult) -> None:
+        assert one.name not in made
+        made[one.name] = digest(result)
+
+    task = trainer.TrainingTask(
+        data(),
+        SNAPSHOTS,
+        TrainSpec(epochs=5, batch_size=16),
+        SNAPSHOTS.members,
+        CPU,
+        Checkpoints(tmp_path / "cut", "me"),
+        Cut(cut),
+    )
+    with pytest.raises(TrainingStopped):
+        train(lambda: build(SNAPSHOTS, 3, 8), task, keep)
+    left = tuple(one for one in SNAPSHOTS.members if one.name not in made)
+    train(lambda: build(SNAPSHOTS, 3, 8), replace(task, members=left, callback=TrainingCallback()), keep)
+    assert made == whole
+
+
+def test_a_snapshot_whose_artifact_was_lost_is_made_again_from_the_start(tmp_path: Path) -> None:
+    """The checkpoint is beyond its end: nothing leads back from there."""
+    whole = many(SNAPSHOTS, tmp_path, 5)
+    again = many(SNAPSHOTS, tmp_path, 5, published=("m.1", "m.3"))
+    assert list(again) == ["m.2"]
+    assert again["m.2"].resumed_from == 0
+    assert digest(again["m.2"]) == digest(whole["m.2"])
 
 
 def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
-    spec = member(snapshots=3, cycle=3, optimizer={"kind": "sgd", "lr": 0.2})
+    spec = member(snapshots=3, optimizer={"kind": "sgd", "lr": 0.2})
     rates = [learning_rate(TrainSpec(epochs=6), spec, step, 10) for step in range(60)]
     assert [rates[i] for i in (0, 20, 40)] == [0.2] * 3
     assert max(rates[i] for i in (19, 39, 59)) < 0.002
@@ -61,44 +99,37 @@ def test_the_rate_falls_to_nothing_in_each_cycle_and_starts_anew() -> None:
 
 
 def test_a_long_first_cycle_and_short_ones_at_a_lower_rate() -> None:
-    spec = member(snapshots=3, cycle=3, cycles={"first": 0.6, "rate": 0.5}, optimizer={"kind": "sgd", "lr": 0.2})
+    spec = member(snapshots=3, cycles={"first": 0.6, "rate": 0.5}, optimizer={"kind": "sgd", "lr": 0.2})
     assert spec.cycle_lengths(10) == [6, 2, 2]
     rates = [learning_rate(TrainSpec(epochs=10), spec, step, 10) for step in range(100)]
     assert [rates[i] for i in (0, 60, 80)] == [0.2, 0.1, 0.1]
     assert max(rates[i] for i in (59, 79, 99)) < 0.002
 
 
-def averaged(
-    how: dict[str, object], second: bool, folder: Path, after: Path | None = None, cut: int = 0
-) -> trainer.TrainingResult:
-    """A fit along which weights are averaged, or (`second`) the one that they are, going on from the first's checkpoints."""
-    spec = member(augment=("flip", "crop"), average=how, averaged=second)
-    own = Checkpoints(folder, str(second))
-    if after:
-        own.take_over(Checkpoints(after, "False"), spec.averages())
-    settings = TrainSpec(epochs=4, batch_size=16)
-    return run_training(
-        lambda: build(spec, 3, 8), data(), spec, settings, spec.seed, own, Cut(cut) if cut else TrainingCallback()
-    )
-
-
 @pytest.mark.parametrize("how", [{"kind": "swa", "last": 0.5}, {"kind": "ema", "decay": 0.9}], ids=["swa", "ema"])
-def test_averaged_weights_are_a_fit_of_their_own_that_trains_nothing(how: dict[str, object], tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    first = averaged(how, False, tmp_path / "first")
-    assert digest(first) == digest(fitted(member(augment=("flip", "crop")))), "nothing of the first is another for it"
-    second = averaged(how, True, tmp_path / "second", tmp_path / "first")
-    assert second.resumed_from == 4, "no epoch was trained"
-    assert second.history == first.history
+def test_averaged_weights_are_a_second_member_of_the_same_training(how: dict[str, object], tmp_path: Path) -> None:
+    spec = member(augment=("flip", "crop"), average=how)
+    plain, second = many(spec, tmp_path / "whole", 4).values()
+    assert digest(plain) == digest(fitted(member(augment=("flip", "crop")))), "nothing of the first is another for it"
+    assert second.history == plain.history, "no epoch was trained for it"
     with pytest.raises(TrainingStopped):
-        averaged(how, True, tmp_path / "alone", cut=7)
-    alone = averaged(how, True, tmp_path / "alone")
-    assert alone.resumed_from > 0
-    assert digest(second) == digest(alone) != digest(first), "the same, trained from the start, with a cut between"
-    other = {**how, "last": 0.25} if "last" in how else {**how, "decay": 0.8}
-    assert averaged(other, True, tmp_path / "other", tmp_path / "first").resumed_from == 0, (
-        "an average of another kind is not taken"
-    )
+        many(spec, tmp_path / "cut", 4, cut=7)
+    resumed = many(spec, tmp_path / "cut", 4)
+    assert [r.resumed_from > 0 for r in resumed.values()] == [True, True]
+    assert [*map(digest, resumed.values())] == [digest(plain), digest(second)]
+    assert digest(second) != digest(plain)
+
+
+def test_an_average_that_was_asked_for_since_begins_anew(tmp_path: Path) -> None:
+    """A checkpoint that knows nothing of it, or of another kind, is of no use."""
+    plain, swa, ema = (member(augment=("flip",), **keys) for keys in ({}, {"average": "swa"}, {"average": "ema"}))
+    before = None
+    for spec in (plain, swa, ema):
+        with pytest.raises(TrainingStopped):
+            many(spec, tmp_path, 4, cut=7)
+        assert [p.name for p in Checkpoints(tmp_path, "me").complete()] == ["000001-00000000", "000001-00000002"], before
+        before = spec.average
+    assert len(many(plain, tmp_path, 4)) == 1, "who asks for none goes on"
 
 
 def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_statistics_of_its_own(tmp_path: Path) -> None:
@@ -106,11 +137,11 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_s
     ends: list[dict[str, Tensor]] = []
 
     class Ends(TrainingCallback):
-        def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
+        def on_epoch_end(self, epoch: int, metrics: Sequence[dict[str, float]]) -> None:
             ends.append({k: v.clone() for k, v in fit.network.state_dict().items()})
 
-    spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5}, averaged=True)
-    task = trainer.TrainingTask(data(), spec, TrainSpec(epochs=4, batch_size=16), 1, CPU, None, Ends())
+    spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5})
+    task = trainer.TrainingTask(data(), spec, TrainSpec(epochs=4, batch_size=16), spec.members, CPU, None, Ends())
     fit = trainer.Trainer(build(spec, 3, 8), task, 16)
     state = fit.run().network.state_dict()
     by_hand = build(spec, 3, 8)
@@ -133,9 +164,9 @@ def test_batch_statistics_of_averaged_weights_are_those_of_all_classes() -> None
     labels = torch.arange(97) * 3 // 97
     images = (torch.randint(0, 60, (97, 8, 8, 3)) + 90 * labels[:, None, None, None]).to(torch.uint8)
     given = trainer.TrainingData(images, labels, torch.arange(97), torch.arange(9))
-    spec = member(augment=(), average={"kind": "swa", "last": 0.5}, averaged=True)
+    spec = member(augment=(), average={"kind": "swa", "last": 0.5})
     settings = TrainSpec(epochs=2, batch_size=32)
-    found = run_training(lambda: build(spec, 3, 8), given, spec, settings, 1).network
+    found = run_training(lambda: build(spec, 3, 8), given, spec, settings)["m.swa"].network
     first = next(m for m in found.modules() if isinstance(m, nn.BatchNorm2d))
     seen: list[Tensor] = []
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -146,7 +177,7 @@ def test_batch_statistics_of_averaged_weights_are_those_of_all_classes() -> None
 
 
 def test_an_exponential_average_is_that_of_train_ema(tmp_path: Path) -> None:
-    second = averaged({"kind": "ema", "decay": 0.9}, True, tmp_path)
+    second = many(member(augment=("flip", "crop"), average={"kind": "ema", "decay": 0.9}), tmp_path, 4)["m.ema"]
     assert digest(second) == digest(fitted(member(augment=("flip", "crop")), ema=0.9))
 
 
@@ -160,7 +191,7 @@ def taught(
     checkpoints, callback = (Checkpoints(folder, "me"), Cut(cut) if cut else TrainingCallback()) if folder else (None, None)
     settings = TrainSpec(epochs=4, batch_size=16)
     rows = replace(rows, teacher=teacher)
-    return run_training(lambda: build(spec, 3, 8), rows, spec, settings, spec.seed, checkpoints, callback)
+    return run_one(lambda: build(spec, 3, 8), rows, spec, settings, checkpoints, callback)
 
 
 def test_the_distance_of_a_student_is_hintons() -> None:
@@ -206,10 +237,10 @@ def test_checkpoints_that_take_long_are_written_less_often(tmp_path: Path, monke
 
     settings = TrainSpec(epochs=12, batch_size=16)
     spec = member(augment=())
-    run_training(lambda: build(spec, 3, 8), data(), spec, settings, 1, Checkpoints(tmp_path / "fast", "me"))
+    run_one(lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(tmp_path / "fast", "me"))
     assert len(Checkpoints(tmp_path / "fast", "me").complete()) == 2
     monkeypatch.setattr(Checkpoints, "save", slow)
-    run_training(lambda: build(spec, 3, 8), data(), spec, settings, 1, Checkpoints(tmp_path / "slow", "me"))
+    run_one(lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(tmp_path / "slow", "me"))
     assert written[0] == 1
     assert written[-1] == 12, "the last one is there for whoever goes on from it"
     assert len(written) < 12
@@ -229,7 +260,7 @@ def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(
 
     def run(folder: Path, callback: TrainingCallback, seconds: float = 300) -> trainer.TrainingResult:
         checkpoints = Checkpoints(folder, "me")
-        return run_training(lambda: build(spec, 3, 8), rows, spec, settings, 1, checkpoints, callback, seconds)
+        return run_one(lambda: build(spec, 3, 8), rows, spec, settings, checkpoints, callback, seconds)
 
     whole = run(tmp_path / "whole", TrainingCallback())
     with pytest.raises(TrainingStopped):
@@ -251,12 +282,11 @@ def test_a_long_epoch_writes_checkpoints_between_its_steps(tmp_path: Path) -> No
             saved.extend(p.name for p in Checkpoints(tmp_path / "c", "me").complete()[-1:])
 
     spec = member(augment=())
-    run_training(
+    run_one(
         lambda: build(spec, 3, 8),
         data(),
         spec,
         TrainSpec(epochs=2, batch_size=16),
-        1,
         Checkpoints(tmp_path / "c", "me"),
         ClusterSnapshot(),
         0,
@@ -276,25 +306,26 @@ def test_accumulation_keeps_the_effective_batch(monkeypatch: pytest.MonkeyPatch)
 
     def run(batch: int, accumulate: int) -> Tensor:
         spec = TrainSpec(epochs=2, batch_size=batch, accumulate=accumulate, precision="float32")
-        return run_training(plain, data(), member(augment=()), spec, 1).network.head.weight  # type: ignore[return-value]
+        return run_one(plain, data(), member(augment=()), spec).network.head.weight  # type: ignore[return-value]
 
     assert torch.allclose(run(32, 1), run(8, 4), atol=1e-6)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, notes = trainer.Trainer._loss, list[str]()
+    real, notes, epochs = Objective.loss, list[str](), list[int]()
 
-    def small_device(self: trainer.Trainer, logits: Tensor, labels: Tensor) -> Tensor:
-        if len(logits) > 4 and len(self.history) == 1:
+    def small_device(self: Objective, logits: Tensor, labels: Tensor) -> Tensor:
+        if len(logits) > 4 and len(epochs) == 1:
             raise torch.OutOfMemoryError("raised by the test")
         return real(self, logits, labels)
 
-    monkeypatch.setattr(trainer.Trainer, "_loss", small_device)
+    monkeypatch.setattr(Objective, "loss", small_device)
     spec = member(augment=())
     callback = TrainingCallback()
     callback.note = notes.append  # type: ignore[assignment, method-assign]
+    callback.on_epoch_end = lambda epoch, metrics: epochs.append(epoch)  # type: ignore[method-assign]
     settings = TrainSpec(epochs=3, batch_size=16)
-    result = run_training(lambda: build(spec, 3, 8), data(), spec, settings, 1, Checkpoints(tmp_path / "c", "me"), callback)
+    result = run_one(lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(tmp_path / "c", "me"), callback)
     assert result.micro_batch == 4
     assert len(result.history) == 3
     assert result.resumed_from == 1
@@ -305,7 +336,7 @@ def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatc
     def no_memory(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("raised by the test")
 
-    monkeypatch.setattr(trainer.Trainer, "_loss", no_memory)
+    monkeypatch.setattr(Objective, "loss", no_memory)
     with pytest.raises(DeviceMemoryError):
         fitted()
 
@@ -320,7 +351,7 @@ def test_early_stopping_uses_rows_of_its_own() -> None:
     rows = trainer.TrainingData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
     spec = member(optimizer={"kind": "sgd", "lr": 1e-12})
     settings = TrainSpec.model_validate({"epochs": 30, "batch_size": 16, "stop": {"patience": 2}, "precision": "float32"})
-    result = run_training(lambda: build(spec, 3, 8), rows, spec, settings, 1)
+    result = run_one(lambda: build(spec, 3, 8), rows, spec, settings)
     assert len(result.history) < 30
 
 

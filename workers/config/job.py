@@ -5,16 +5,26 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from workers.config.specs import DataSpec, MemberSpec, TrainSpec
+from workers.config.specs import DataSpec, MemberSpec, TrainedMember, TrainSpec
 from workers.config.strict import Strict
 
 
-class Job(Strict):
-    """One training as it is scheduled.
+class JobMember(TrainedMember):
+    """A member that a job publishes.
 
     Attributes:
-        signature: Hash of everything that changes the training's result.
-        member: The recipe.
+        signature: Hash of everything that changes its weights. It names the folder and the run of its artifact.
+    """
+
+    signature: str
+
+
+class Job(Strict):
+    """One training as it is scheduled. It publishes an artifact for each of its members.
+
+    Attributes:
+        recipe: The recipe.
+        members: The members that it publishes, in the order in which they are made.
         fold: The fold that is left out; None for a full training.
         train: What all trainings of the team share, with the epochs of this one.
         data: The data set and its splits.
@@ -23,14 +33,12 @@ class Job(Strict):
         store: Folder of the packed data.
         import_paths: Folders from which the users' own modules are imported.
         checkpoint_seconds: Longest time without a checkpoint.
-        after: Signature of the training from whose last checkpoint this one goes on.
-        followed: Whether another job of the plan goes on from this one.
-        teachers: Signatures of the full trainings whose pooled answers a student learns.
+        teachers: Signatures of the members whose pooled answers a student learns.
         start: Signature of the teacher whose weights a student begins from.
     """
 
-    signature: str
-    member: MemberSpec
+    recipe: MemberSpec
+    members: tuple[JobMember, ...]
     fold: int | None
     train: TrainSpec
     data: DataSpec
@@ -38,45 +46,52 @@ class Job(Strict):
     home: Path
     store: Path
     import_paths: tuple[str, ...] = ()
-    checkpoint_seconds: float = 300.0  # the longest that a training goes without one
-    after: str | None = None  # the training from whose last checkpoint this one continues
-    followed: bool = False  # whether another job of the plan goes on from this one
-    teachers: tuple[str, ...] = ()  # the full trainings whose pooled answers a student learns
-    start: str | None = None  # the one of them whose weights it begins from
+    checkpoint_seconds: float = 300.0
+    teachers: tuple[str, ...] = ()
+    start: str | None = None
+
+    @property
+    def signatures(self) -> tuple[str, ...]:
+        """The signatures of the members that it publishes."""
+        return tuple(member.signature for member in self.members)
+
+    @property
+    def key(self) -> str:
+        """What tells the job from all others: the set of signatures that it publishes."""
+        return "+".join(self.signatures)
 
     @property
     def label(self) -> str:
-        """The member's name, and the fold where there is one."""
-        return self.member.name if self.fold is None else f"{self.member.name} fold {self.fold}"
+        """The training's name, and the fold where there is one."""
+        return self._with_fold(self.recipe.name)
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The signatures of the trainings that must be done before this one begins."""
-        return (*self.teachers, *([self.after] if self.after else []))
+    def label_of(self, member: TrainedMember) -> str:
+        """Return a member's name, and the fold where there is one."""
+        return self._with_fold(member.name)
 
-    @property
-    def epochs(self) -> tuple[int, int]:
-        """The first epoch, from 0, and the one behind the last.
+    def _with_fold(self, name: str) -> str:
+        return name if self.fold is None else f"{name} fold {self.fold}"
 
-        These are all epochs of a plain training, those of one cycle of a snapshot, and none where another training's weights are
-        averaged.
-        """
-        if self.member.averaged:
-            return self.train.epochs, self.train.epochs
-        ends = [0, *self.member.cycle_ends(self.train.epochs)]
-        return ends[self.member.cycle - 1], ends[self.member.cycle]
+    def first_epoch(self, member: TrainedMember) -> int:
+        """Return the epoch, from 0, from which on the training was for this member: the end of the one made before it."""
+        ends = [0, *(self.last_epoch(other) for other in self.members)]
+        return self.last_epoch(member) if member.averaged else max(end for end in ends if end < self.last_epoch(member))
+
+    def last_epoch(self, member: TrainedMember) -> int:
+        """Return the number of epochs after which a member is made."""
+        return self.recipe.last_epoch(member, self.train.epochs)
 
     @property
     def seed(self) -> int:
         """The seed of this training."""
-        return self._seed_of(self.member.seed)
+        return self.seed_of(self.recipe.seed)
 
     @property
-    def recipe(self) -> MemberSpec:
-        """The member's recipe with the seeds of this training."""
-        return self.member.model_copy(update={"seed": self.seed, "packed": tuple(map(self._seed_of, self.member.packed))})
+    def seeded_recipe(self) -> MemberSpec:
+        """The recipe with the seeds of this training."""
+        return self.recipe.model_copy(update={"seed": self.seed, "packed": tuple(map(self.seed_of, self.recipe.packed))})
 
-    def _seed_of(self, seed: int) -> int:
+    def seed_of(self, seed: int) -> int:
         """Return the seed for a member's seed: the same for a full training, a derived one for a fold training."""
         return seed if self.fold is None else derive_seed(seed, "fold", self.fold)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from workers.config.architectures import check_arch
 from workers.config.recipe import Augment, Augments, Average, Cycles, Optimizer, Schedule, Sgd, StepSchedule, Swa
@@ -63,7 +64,7 @@ class TrainSpec(Strict):
         epochs = self.epochs if fold is None else max(1, round(self.epochs * self.fold_epochs))
         return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, object]:
         """Return what changes a training's result.
 
         A newer key counts only where it is used, so that finished trainings stay valid.
@@ -71,18 +72,38 @@ class TrainSpec(Strict):
         return self.model_dump(mode="json", exclude={"fold_epochs", *(() if self.compile else ("compile",))})
 
 
-NON_RECIPE_FIELDS = (
-    "name",
-    "resources",
-    "cycle",
-    "averaged",
-    "search",
-    "pick",
-)  # keys of a member that say nothing of one training's
+RECIPE_FIELDS = ("seed", "arch", "width", "stem", "optimizer", "augment", "label_smoothing")  # whose change changes weights
+
+
+class TrainedMember(Strict):
+    """One member that a training makes.
+
+    Attributes:
+        name: The member's name.
+        seed: Its seed; the members of a pack differ in it.
+        lane: Its position in a pack, from 0.
+        cycle: The cycle of snapshots that ends in it, from 1.
+        averaged: Whether its weights are averaged along the training.
+    """
+
+    name: Name
+    seed: int = Field(ge=0, lt=2**63)
+    lane: int = Field(0, ge=0)
+    cycle: int = Field(1, ge=1)
+    averaged: bool = False
 
 
 class MemberSpec(Strict):
-    """One recipe, with every default filled in."""
+    """The recipe of one training, with every default filled in. Most trainings make one member; `members` tells which.
+
+    Attributes:
+        snapshots: Number of cycles of the training, each of which ends in a member.
+        cycles: How long the cycles are; of equal lengths where left out.
+        average: How weights are averaged along the training, for a second member that costs no training of its own.
+        packed: Seeds of all members that are trained at once, in one process; empty where it trains one network.
+        search: What to try, where the recipe is still to be found.
+        pick: Which of the found recipes this is, from 1.
+    """
 
     name: Name
     seed: int = Field(ge=0, lt=2**63)
@@ -93,26 +114,58 @@ class MemberSpec(Strict):
     augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     weights: Path | None = Field(None, strict=False)
-    snapshots: int = Field(1, ge=1, le=100)  # cycles of one training, each of which ends in a member
-    cycles: Cycles | None = None  # how long they are; of equal lengths where left out
-    cycle: int = Field(1, ge=1)  # which of them this is
-    average: Average | None = None  # of the weights along the training: a second member that costs no training of its own
-    averaged: bool = False  # whether this is that second one
-    packed: tuple[int, ...] = ()  # the seeds of all that are trained at once, in one process; none: it is trained alone
+    snapshots: int = Field(1, ge=1, le=100)
+    cycles: Cycles | None = None
+    average: Average | None = None
+    packed: tuple[int, ...] = ()
     resources: Resources = Resources()
-    search: SearchSpec | None = None  # where this recipe is still to be found
-    pick: int = Field(1, ge=1)  # which of the found ones this is
+    search: SearchSpec | None = None
+    pick: int = Field(1, ge=1)
 
-    def fingerprint_fields(self) -> dict[str, Any]:
-        """Return what changes the result of a training, and nothing else: no name, no resources, no path."""
-        excluded = {"name", "resources", "weights"}
-        excluded |= {"snapshots", "cycle"} if self.snapshots == 1 else set()
-        excluded |= set() if self.cycles else {"cycles"}
-        excluded |= set() if self.search else {"search", "pick"}
-        excluded |= set() if self.averaged else {"average", "averaged"}
-        excluded |= set() if self.packed else {"packed"}
-        fields = self.model_dump(mode="json", exclude=excluded)
-        return {**fields, "settled": "shuffled"} if self.averaged and isinstance(self.average, Swa) else fields
+    @property
+    def members(self) -> tuple[TrainedMember, ...]:
+        """The members that the training makes: NAME; or snapshots NAME.1, NAME.2; or NAME, NAME.swa; or a pack NAME-1, NAME-2."""
+        if self.snapshots > 1:
+            cycles = range(1, self.snapshots + 1)
+            return tuple(TrainedMember(name=f"{self.name}.{cycle}", seed=self.seed, cycle=cycle) for cycle in cycles)
+        if self.packed:
+            lanes = enumerate(self.packed)
+            return tuple(TrainedMember(name=f"{self.name}-{lane + 1}", seed=seed, lane=lane) for lane, seed in lanes)
+        plain = TrainedMember(name=self.name, seed=self.seed)
+        if self.average is None:
+            return (plain,)
+        return plain, TrainedMember(name=f"{self.name}.{self.average.kind}", seed=self.seed, averaged=True)
+
+    def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
+        """Return what changes the weights of one member of the training, and nothing else: no name, no resources, no path.
+
+        Args:
+            member: The member; the first where left out.
+        """
+        member = member or self.members[0]
+        fields = self.model_dump(mode="json", include={*RECIPE_FIELDS})
+        fields["seed"] = member.seed
+        if self.snapshots > 1:
+            fields |= {"snapshots": self.snapshots, "cycle": member.cycle}
+        if self.cycles:
+            fields["cycles"] = self.cycles.model_dump(mode="json")
+        if self.average and member.averaged:
+            fields |= {"average": self.average.model_dump(mode="json"), "averaged": True}
+            fields |= {"settled": "shuffled"} if isinstance(self.average, Swa) else {}
+        if self.packed:
+            fields["packed"] = list(self.packed)
+        if self.search:
+            fields |= {"search": self.search.model_dump(mode="json"), "pick": self.pick}
+        return fields
+
+    def record(self, member: TrainedMember) -> MemberRecord:
+        """Return how manifests and exported models describe one member of the training."""
+        selected = {"name": member.name, "seed": member.seed, "cycle": member.cycle, "averaged": member.averaged}
+        return MemberRecord.model_validate_json(json.dumps({**self.model_dump(mode="json"), **selected}))
+
+    def last_epoch(self, member: TrainedMember, epochs: int) -> int:
+        """Return the number of epochs after which a member is made, for a training of `epochs` epochs."""
+        return self.cycle_ends(epochs)[member.cycle - 1]
 
     def chosen(self, choice: Choice) -> MemberSpec:
         """Return the recipe with a search's choice in the place of its own settings."""
@@ -126,10 +179,6 @@ class MemberSpec(Strict):
         values = {**dict(self), "optimizer": optimizer, "augment": augment, "search": None, "pick": 1}
         return type(self).model_validate(values)
 
-    def averages(self) -> dict[str, Any] | None:
-        """Return how weights are averaged along the training, as a checkpoint records it."""
-        return self.average.model_dump(mode="json") if self.average else None
-
     def cycle_ends(self, epochs: int) -> list[int]:
         """Return the epoch after which each cycle ends, for a training of `epochs` epochs."""
         if self.cycles is None:
@@ -141,6 +190,25 @@ class MemberSpec(Strict):
         """Return the number of epochs of each cycle, for a training of `epochs` epochs."""
         ends = [0, *self.cycle_ends(epochs)]
         return [end - start for start, end in itertools.pairwise(ends)]
+
+
+class MemberRecord(MemberSpec):
+    """A member as manifests and exported models describe it: its training's recipe, and which of the members it is."""
+
+    model_config = ConfigDict(extra="allow")  # a student's has more keys
+
+    cycle: int = Field(1, ge=1)
+    averaged: bool = False
+
+    def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
+        """Return what changes the weights of this member."""
+        own = TrainedMember(name=self.name, seed=self.seed, cycle=self.cycle, averaged=self.averaged)
+        return super().fingerprint_fields(member or own)
+
+    def recipe_fields(self, *others: str) -> dict[str, object]:
+        """Return what the members of one training have in common, without the keys `others`."""
+        excluded = {"name", "resources", "cycle", "averaged", "search", "pick", *others}
+        return self.model_dump(mode="json", exclude=excluded)
 
 
 class StudentSpec(MemberSpec):
@@ -158,9 +226,6 @@ class StudentSpec(MemberSpec):
     temperature: float = Field(1.0, gt=0, le=100)  # above 1 the small probabilities count for more
     start: Name | None = None  # the member whose weights it begins from; fresh ones where left out
 
-    def fingerprint_fields(self) -> dict[str, Any]:
-        """Return what changes the result.
-
-        The epochs are part of the training's, and a start counts by its signature, not its name.
-        """
-        return {k: v for k, v in super().fingerprint_fields().items() if k not in ("epochs", "start")}
+    def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
+        """Return what changes the weights. The epochs are the training's; a start counts by its signature, not by its name."""
+        return {**super().fingerprint_fields(member), "soft": self.soft, "temperature": self.temperature}

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workers.config.job import JobMember
+    from workers.storage.artifacts import MemberArtifact
+
 Epoch = dict[str, float]  # the metrics of one epoch
 
 
 class TrainingCallback:
     """Follows a training. The methods of this class do nothing; subclasses override what they need."""
 
-    def on_resume(self, history: list[Epoch]) -> None:
-        """Called before the first step, with the metrics of the epochs that a checkpoint brought; empty in a fresh start."""
+    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
+        """Called before the first step, with the epochs that a checkpoint brought, of each network that is trained at once."""
 
-    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
-        """Called after each epoch, counted from 0, once its checkpoint is written."""
+    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
+        """Called after each epoch, counted from 0, once its checkpoint is written, with its metrics of each network."""
 
     def on_step_end(self) -> None:
         """Called after each optimizer step, as a sign of life."""
 
     def on_checkpoint(self) -> None:
         """Called after a checkpoint was written."""
+
+    def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
+        """Called for each member whose artifact is there: as soon as it is made, or at once where it was made before."""
 
     def note(self, text: str) -> None:
         """Called with something that people should know."""

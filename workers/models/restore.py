@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import torch
@@ -29,10 +28,10 @@ def restore(artifact: MemberArtifact, classes: Sequence[str], image_size: int, s
         ConclaveError: If the classes are others, or cannot be put into the wanted order.
     """
     record = artifact.manifest()
-    spec = spec or MemberSpec.model_validate_json(json.dumps(record["member"]))
+    spec = spec or record.member
     network = build(spec.model_copy(update={"weights": None}), len(classes), image_size)
     network.load_state_dict(artifact.weights())
-    order = class_order(record["classes"], classes, spec.name)
+    order = class_order(record.classes, classes, spec.name)
     if order != sorted(order):
         _reorder_head(network, order, spec.name)
     return network.eval()

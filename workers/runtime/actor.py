@@ -15,9 +15,10 @@ import ray
 
 from workers.config.job import Job
 from workers.diagnostics import faults
-from workers.errors import ConclaveError, EnvironmentMismatchError, PreemptedError
+from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.heartbeat import Heartbeat, JobProgress
+from workers.runtime.job_result import Failure, JobResult
 from workers.runtime.job_runner import JobContext, run_job
 from workers.runtime.localize import DriverDisk, localize_job, read_chunk
 
@@ -79,23 +80,23 @@ class TrainerActor:
         self.reported: Heartbeat | None = None  # by the first of several processes
         self.is_waiting = False
 
-    def run(self, job: Job, uri: str | None, run: str | None, gpus: float = 0) -> dict[str, Any]:
-        """Run a job; return what `run_job` returns, or an error where this machine cannot do the job."""
+    def run(self, job: Job, uri: str | None, runs: tuple[str, ...] = (), gpus: float = 0) -> JobResult:
+        """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
             localizer = replace(self.localizer, has_server=str(uri).startswith("http"))
-            if job.member.resources.processes > 1:
-                return self._run_distributed(job, JobContext(uri, run), gpus, localizer)
+            if job.recipe.resources.processes > 1:
+                return self._run_distributed(job, JobContext(uri, runs), gpus, localizer)
             try:
                 local_job, note, is_isolated = localizer(job)
             except ConclaveError as error:
-                return {"error": str(error), "kind": type(error).__name__}
+                return JobResult(Failure.of(error))
             except OSError as error:
-                return {"error": f"the machine {platform.node()} got no data: {error}", "kind": "error"}
-            return run_job(local_job, self.progress, JobContext(uri, run, note, is_isolated))
+                return JobResult(replace(Failure.of(error), sentence=f"the machine {platform.node()} got no data: {error}"))
+            return run_job(local_job, self.progress, JobContext(uri, runs, note, is_isolated))
 
-    def _run_distributed(self, job: Job, context: JobContext, gpus: float, localizer: JobLocalizer) -> dict[str, Any]:
+    def _run_distributed(self, job: Job, context: JobContext, gpus: float, localizer: JobLocalizer) -> JobResult:
         self.is_waiting = True
         try:
             from workers.runtime.distributed import DistributedJob, train_distributed
@@ -104,7 +105,8 @@ class TrainerActor:
         except Exception as error:  # Ray Train raises whatever its workers raised
             is_lost = self.reported is not None and self.reported.node not in _living_nodes()
             text = " ".join(str(error).split())[-300:]  # Ray Train's messages are pages, and end with the cause
-            return {"error": f"{type(error).__name__}: {text}", "kind": PreemptedError.__name__ if is_lost else "error"}
+            kind = FailureKind.PREEMPTED if is_lost else FailureKind.UNEXPECTED
+            return JobResult(replace(Failure.of(error), kind=kind, sentence=f"{type(error).__name__}: {text}"))
         finally:
             self.is_waiting = False
 

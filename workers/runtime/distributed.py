@@ -27,6 +27,7 @@ from workers.diagnostics.callback import TrainingCallback
 from workers.errors import DivergedError, TrainingStopped
 from workers.runtime import training_job
 from workers.runtime.heartbeat import JobProgress
+from workers.runtime.job_result import JobResult
 from workers.runtime.job_runner import JobContext, run_job
 from workers.training.collectives import ProcessGroup
 
@@ -53,13 +54,13 @@ class DistributedJob:
     trainer: Any
 
 
-def train_distributed(work: DistributedJob) -> dict[str, Any]:
+def train_distributed(work: DistributedJob) -> JobResult:
     """Train a job by several processes; return what `run_job` returns in the first of them.
 
     Raises whatever the other processes raised, unless it was the training's own trouble.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    wanted = work.job.member.resources
+    wanted = work.job.recipe.resources
     per_process = {"CPU": wanted.cpus / wanted.processes, **({"GPU": work.gpus / wanted.processes} if work.gpus else {})}
     scaling = ScalingConfig(
         num_workers=wanted.processes,
@@ -74,14 +75,14 @@ def train_distributed(work: DistributedJob) -> dict[str, Any]:
             train_loop_config={"work": work},
             torch_config=TorchConfig(backend="nccl" if work.gpus else "gloo", timeout_s=TIMEOUT_SECONDS),
             scaling_config=scaling,
-            run_config=RunConfig(storage_path=folder, name=work.job.signature, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(storage_path=folder, name=work.job.signatures[0], failure_config=FailureConfig(max_failures=0)),
         )
         result = trainer.fit().return_value
-    assert result is not None
-    return dict(result)
+    assert isinstance(result, JobResult)
+    return result
 
 
-def _run_process(config: dict[str, DistributedJob]) -> dict[str, Any]:
+def _run_process(config: dict[str, DistributedJob]) -> JobResult:
     """Run in each process, once torch.distributed is set up."""
     work, group = config["work"], ProcessGroup()
     faults.set_job(work.job.label)
@@ -92,7 +93,7 @@ def _run_process(config: dict[str, DistributedJob]) -> dict[str, Any]:
     if train.get_context().get_world_rank() > 0:
         with contextlib.suppress(TrainingStopped, DivergedError):  # all stop together, and the first process reports it
             training_job.train_job(job, TrainingCallback(), device, group)
-        return {}
+        return JobResult()
     progress = JobProgress()
     context = replace(work.context, note=note, is_isolated=is_isolated, device=device, group=group)
     with _Reporting(progress, work.trainer):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workers.diagnostics.callback import Epoch, TrainingCallback
 
 if TYPE_CHECKING:
+    from workers.config.job import JobMember
+    from workers.storage.artifacts import MemberArtifact
     from workers.tracking.job_run import JobRun
 
 
@@ -22,6 +25,7 @@ class Heartbeat:
         metrics: Metrics of the last epoch.
         notes: Everything that people should know of the job, so far.
         steps: Number of optimizer steps since the job started.
+        published: Names of the members whose artifacts are published, so far.
         is_waiting: Whether the job is done by several processes, for which there is no machine yet.
     """
 
@@ -31,6 +35,7 @@ class Heartbeat:
     metrics: dict[str, float]
     notes: list[str]
     steps: int
+    published: list[str] = field(default_factory=list)
     is_waiting: bool = False
 
 
@@ -42,19 +47,20 @@ class JobProgress(TrainingCallback):
     epochs_done: int = 0
     metrics: Epoch = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    published: list[str] = field(default_factory=list)
     steps: int = 0
     stop_requested: bool = False
 
-    def on_resume(self, history: list[Epoch]) -> None:
+    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
         """Take over the epochs of a checkpoint."""
-        if history:
-            self.epochs_done, self.metrics = len(history), history[-1]
+        if histories[0]:
+            self.epochs_done, self.metrics = len(histories[0]), histories[0][-1]
         if self.tracking_run:
-            self.tracking_run.on_resume(history)
+            self.tracking_run.on_resume(histories)
 
-    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
         """Count an epoch."""
-        self.epochs_done, self.metrics = epoch + 1, metrics
+        self.epochs_done, self.metrics = epoch + 1, metrics[0]
         if self.tracking_run:
             self.tracking_run.on_epoch_end(epoch, metrics)
 
@@ -66,6 +72,12 @@ class JobProgress(TrainingCallback):
         """Let the tracking run have the checkpoint."""
         if self.tracking_run:
             self.tracking_run.on_checkpoint()
+
+    def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
+        """Let the tracking run have the artifact."""
+        self.published.append(member.name)
+        if self.tracking_run:
+            self.tracking_run.on_published(member, artifact)
 
     def note(self, text: str) -> None:
         """Keep a note."""
@@ -79,4 +91,5 @@ class JobProgress(TrainingCallback):
 
     def heartbeat(self, pid: int, node: str, is_waiting: bool = False) -> Heartbeat:
         """Return the sign of life of the process that this progress belongs to."""
-        return Heartbeat(pid, node, self.epochs_done, self.metrics, list(self.notes), self.steps, is_waiting)
+        notes, published = list(self.notes), list(self.published)
+        return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published, is_waiting)

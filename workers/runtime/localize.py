@@ -64,7 +64,7 @@ def localize_job(job: Job, read: Read) -> Job:
             _stream(store, read, digest)
     os.utime(store)
     home = root / "home"
-    in_use = {store, MemberArtifact.in_home(home, job.signature).root}
+    in_use = {store, *(MemberArtifact.in_home(home, signature).root for signature in job.signatures)}
     evict_cache(root, float(os.environ.get("CONCLAVE_CACHE_GB", "50")) * 1e9, in_use)
     return job.model_copy(update={"home": home, "store": store})
 

@@ -17,8 +17,8 @@ from workers.data.store import Store
 from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build, import_from
 from workers.runtime.training_job import default_device, training_data, use_deterministic_kernels
-from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import Checkpoints
+from workers.storage.training_folder import TrainingFolder
 from workers.training.train import train
 from workers.training.trainer import TrainingTask
 
@@ -45,6 +45,6 @@ def run_trial(job: Job, callback: TrainingCallback) -> None:
     store, device = Store(job.store), default_device()
     use_deterministic_kernels(device)
     data = replace(training_data(trial_job(job), store, get_split(store, job.data, job.team_seed), device), watch=None)
-    checkpoints = Checkpoints(MemberArtifact.in_home(job.home, job.signature).checkpoint, job.signature, callback.note)
-    task = TrainingTask(data, job.member, job.train, job.seed, device, checkpoints, callback, math.inf)
-    train(lambda: build(job.member, len(store.classes), store.size), task)
+    checkpoints = Checkpoints(TrainingFolder.of(job).checkpoint, job.signatures[0], callback.note)
+    task = TrainingTask(data, job.recipe, job.train, job.members, device, checkpoints, callback, math.inf)
+    train(lambda: build(job.recipe, len(store.classes), store.size), task)

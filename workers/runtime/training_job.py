@@ -1,26 +1,30 @@
-"""Do one job from start to finish: its data and network, the training, its outputs, the artifact."""
+"""Do one job from start to finish: its data and network, the training, the artifact of each member."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from workers.config.job import Job
+from workers.config.job import Job, JobMember
+from workers.config.specs import TrainedMember
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
 from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build, import_from
 from workers.models.network import Network
 from workers.models.restore import restore
+from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
+from workers.storage.training_folder import TrainingFolder
+from workers.storage.training_record import TrainingRecord
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.distillation import Teacher
 from workers.training.evaluation import predict_outputs
@@ -34,10 +38,10 @@ STOP_FRACTION = 0.1  # of the *fit* rows, set apart for early stopping
 
 def train_job(
     job: Job, callback: TrainingCallback, device: torch.device | None = None, group: SingleProcess | None = None
-) -> dict[str, Any]:
-    """Train a job, unless its artifact is there already.
+) -> None:
+    """Train a job, and publish an artifact for each of its members as soon as it is made. What is published stays.
 
-    Each process of a group calls this; the first one sees to the artifact.
+    Each process of a group calls this; the first one sees to the artifacts.
 
     Args:
         job: The job.
@@ -45,20 +49,19 @@ def train_job(
         device: The device; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
 
-    Returns:
-        The artifact's manifest; an empty dictionary in all processes but the first.
-
     Raises:
         ConclaveError: What `train` raises.
     """
-    artifact, group = MemberArtifact.in_home(job.home, job.signature), group or SINGLE_PROCESS
-    if artifact.done and group.size == 1:
-        return artifact.manifest()
-    with artifact.locked(callback) if group.rank == 0 else nullcontext():  # another sweep may train the same
-        [is_missing] = group.all_reduce(group.rank == 0 and not artifact.done)
-        if is_missing:
-            _JobTraining(job, artifact, device or default_device(), group).run(callback)
-    return artifact.manifest() if group.rank == 0 else {}
+    folder, group = TrainingFolder.of(job), group or SINGLE_PROCESS
+    with folder.locked(callback) if group.rank == 0 else nullcontext():  # another sweep may train the same
+        is_missing = group.all_reduce(*(group.rank == 0 and not artifact.done for artifact in folder.artifacts))
+        published = [member for member, missing in zip(job.members, is_missing, strict=True) if not missing]
+        for member in published if group.rank == 0 else ():
+            callback.on_published(member, MemberArtifact.in_home(job.home, member.signature))
+        if len(published) < len(job.members):
+            _JobTraining(job, folder, device or default_device(), group, callback).run(published)
+            if group.rank == 0:
+                folder.remove_checkpoints()
 
 
 def default_device() -> torch.device:
@@ -108,88 +111,97 @@ def _teacher(job: Job, store: Store) -> Teacher | None:
 
 @dataclass
 class _JobTraining:
-    """Trains one job whose artifact is not there, on one device."""
+    """Trains one job of which not all artifacts are there, on one device."""
 
     job: Job
-    artifact: MemberArtifact
+    folder: TrainingFolder
     device: torch.device
     group: SingleProcess
+    callback: TrainingCallback
 
-    def run(self, callback: TrainingCallback) -> None:
-        """Train, and publish the artifact."""
+    def run(self, published: Sequence[JobMember]) -> None:
+        """Train, and publish the artifacts of all members but those that are published."""
         job = self.job
         torch.set_num_threads(job.train.threads)
         use_deterministic_kernels(self.device)
         import_from(job.import_paths)
         self.store = Store(job.store)
-        split = get_split(self.store, job.data, job.team_seed)
-        data = training_data(job, self.store, split, self.device)
-        checkpoints = Checkpoints(self.artifact.checkpoint, job.signature, callback.note)
-        before = MemberArtifact.in_home(job.home, job.after) if job.after else None
-        if before and job.after and self.group.rank == 0:
-            average = job.member.averages() if job.member.averaged else None
-            checkpoints.take_over(Checkpoints(before.handover, job.after, callback.note), average)
+        self.split = get_split(self.store, job.data, job.team_seed)
+        self.data = training_data(job, self.store, self.split, self.device)
+        checkpoints = Checkpoints(self.folder.checkpoint, job.signatures[0], self.callback.note)
+        if self.group.rank == 0:
+            self._adopt(checkpoints)
         self.group.all_reduce(0)  # the checkpoint is there for all from here on
-        settings = (checkpoints, callback, job.checkpoint_seconds, self.group)
-        result = train(self._network, TrainingTask(data, job.recipe, job.train, job.seed, self.device, *settings))
+        missing = tuple(member for member in job.members if member not in published)
+        settings = (checkpoints, self.callback, job.checkpoint_seconds, self.group)
+        task = TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
+        train(self._network, task, self._publish)
+
+    def _adopt(self, checkpoints: Checkpoints) -> None:
+        """Go on from the checkpoints that an earlier version left for these members."""
+        pairs = zip(self.job.signatures, self.folder.artifacts, strict=True)
+        places = [(folder, owner) for owner, artifact in pairs for folder in legacy.checkpoint_folders(artifact.root)]
+        legacy.adopt_checkpoint(checkpoints, [Checkpoints(folder, owner, self.callback.note) for folder, owner in places])
+
+    def _publish(self, member: TrainedMember, result: TrainingResult) -> None:
+        """Compute the outputs of a member's network, and publish its artifact."""
         if self.group.rank:
             return
-        outputs = self._outputs(result, data, split)
+        own = next(one for one in self.job.members if one.name == member.name)
+        artifact = MemberArtifact.in_home(self.job.home, own.signature)
         weights = {k: v.detach().cpu() for k, v in result.network.state_dict().items()}
-        self.artifact.publish(weights, outputs, self._record(result, weights), hand_over=job.followed)
-        if before:
-            before.drop_handover()
+        artifact.publish(weights, self._outputs(result), self._record(own, result, weights))
+        self.callback.on_published(own, artifact)
 
     def _network(self) -> Network:
         """Build the network, with fresh weights or with those that a student begins from; all networks of a pack."""
-        member, classes, size = self.job.recipe, self.store.classes, self.store.size
-        if member.packed:
-            lanes = [member.model_copy(update={"seed": seed}) for seed in member.packed]
+        recipe, classes, size = self.job.seeded_recipe, self.store.classes, self.store.size
+        if recipe.packed:
+            lanes = [recipe.model_copy(update={"seed": seed}) for seed in recipe.packed]
             return Pack([build(lane, len(classes), size) for lane in lanes])
-        network = build(member, len(classes), size)
+        network = build(recipe, len(classes), size)
         if self.job.start:
             start = restore(MemberArtifact.in_home(self.job.home, self.job.start), classes, size)
             network.load_state_dict(start.state_dict())
         return network
 
-    def _outputs(self, result: TrainingResult, data: TrainingData, split: Split) -> Weights:
+    def _outputs(self, result: TrainingResult) -> Weights:
         """Compute outputs on *fuse* and *test*, and those of a fold training on the rows that it left out.
 
         Only full trainings keep features: those of fold trainings live in other bases, and no fusion may mix them.
         """
-        parts = {"fuse": split.fuse, "test": split.test}
+        parts = {"fuse": self.split.fuse, "test": self.split.test}
         if self.job.fold is not None:
-            parts["oof"] = split.fit[split.folds == self.job.fold]
+            parts["oof"] = self.split.fit[self.split.folds == self.job.fold]
         outputs: Weights = {}
         for name, rows in parts.items():
-            logits, features = predict_outputs(result.network, data.images, rows, self.device)
+            logits, features = predict_outputs(result.network, self.data.images, rows, self.device)
             outputs |= {f"{name}_rows": torch.from_numpy(rows), f"{name}_logits": logits}
             if self.job.fold is None:
                 outputs[f"{name}_features"] = features
         return outputs
 
-    def _record(self, result: TrainingResult, weights: Weights) -> dict[str, Any]:
-        job, processes, first_epoch = self.job, self.group.size, self.job.epochs[0]
+    def _record(self, member: JobMember, result: TrainingResult, weights: Weights) -> TrainingRecord:
+        job, processes = self.job, self.group.size
         is_gpu = self.device.type == "cuda"
-        return {
-            "signature": job.signature,
-            "member": job.member.model_dump(mode="json"),
-            "train": job.train.model_dump(mode="json"),
-            "fold": job.fold,
-            "seed": job.seed,
-            "classes": self.store.classes,
-            "data_digest": self.store.digest,
-            "image_size": self.store.size,
-            "weights_sha256": tensors_sha256(weights),
-            "processes": processes,
-            "train_seconds": processes * result.seconds(first_epoch),  # of all processes
-            "seconds_before": processes * (result.seconds() - result.seconds(first_epoch)),  # of the cycles before this one
-            "history": result.history,
-            "micro_batch": result.micro_batch,
-            "precision": result.precision,
-            "resumed_from": result.resumed_from,
-            "device": torch.cuda.get_device_name(self.device) if is_gpu else f"cpu {platform.machine()}",
-            "threads": job.train.threads,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
+        return TrainingRecord(
+            signature=member.signature,
+            member=job.recipe.record(member),
+            train=job.train.model_dump(mode="json"),
+            fold=job.fold,
+            seed=job.seed_of(member.seed),
+            classes=self.store.classes,
+            data_digest=self.store.digest,
+            image_size=self.store.size,
+            weights_sha256=tensors_sha256(weights),
+            processes=processes,
+            train_seconds=processes * result.seconds(job.first_epoch(member)),
+            history=result.history,
+            micro_batch=result.micro_batch,
+            precision=result.precision,
+            resumed_from=result.resumed_from,
+            device=torch.cuda.get_device_name(self.device) if is_gpu else f"cpu {platform.machine()}",
+            threads=job.train.threads,
+            torch=torch.__version__,
+            python=platform.python_version(),
+        )

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError
-from workers.storage.artifacts import UNFINISHED_CHECKPOINT
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import Groups, load_tensors, replace_folder, save_tensors
+from workers.storage.training_folder import UNFINISHED_CHECKPOINT
 
 KEEP = 2
 
@@ -39,7 +39,7 @@ class Checkpoints:
 
     Attributes:
         folder: Where they are kept.
-        owner: The training's signature.
+        owner: What tells the training from others: the signature of its first member.
         note: Hears of every checkpoint that could not be written or read while another way was left.
     """
 
@@ -62,17 +62,10 @@ class Checkpoints:
         for old in self.complete()[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def take_over(self, other: Checkpoints, average: dict[str, Any] | None = None) -> None:
-        """Begin where another training ended, unless this one has a checkpoint of its own.
-
-        Args:
-            other: The checkpoints that the other training left.
-            average: How the other training must have averaged weights; None where it does not matter.
-        """
-        state = other.newest() if not self.complete() else None
-        if state and average in (None, state.record.get("average")):
-            record = {k: v for k, v in state.record.items() if k not in ("owner", "epoch", "step", "files")}
-            self.save(state.record["epoch"], state.record["step"], state.tensors, record)
+    def clear(self) -> None:
+        """Remove all checkpoints, because the training begins anew."""
+        for folder in self.complete():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def complete(self) -> list[Path]:
         """Return the folders of the complete checkpoints, oldest first."""

@@ -1,13 +1,17 @@
 """Reading what earlier versions wrote. No other module knows an old format.
 
 Version 0.1.0 had a fusion `concat_tuned` (and `concat: {finetune: true}`, which asked for it). Earlier ones wrote manifests
-without a checksum of their own, and trainings without the seconds of the cycles before them.
+without a checksum of their own. Before 0.3, trainings of several members were chains of trainings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workers.storage.checkpoints import Checkpoints
 
 TUNED = "concat_tuned"
 WHY_TUNED = (
@@ -47,9 +51,28 @@ def has_own_checksum(manifest: Mapping[str, Any]) -> bool:
     return "sha256" in manifest
 
 
-def seconds_before(manifest: Mapping[str, Any]) -> float:
-    """Return the training seconds of the cycles before a snapshot's own; early manifests do not know of any."""
-    return float(manifest.get("seconds_before", 0.0))
+def checkpoint_folders(root: Path) -> tuple[Path, Path]:
+    """Return the folders below a member's folder in which checkpoints may lie.
+
+    Before 0.3 a snapshot, averaged weights and each network of a pack were trainings of their own, one after another. Each went
+    on from the last checkpoint of the one before it, which that one had left in `last/`.
+    """
+    return root / "checkpoint", root / "last"
+
+
+def adopt_checkpoint(own: Checkpoints, left_behind: Iterable[Checkpoints]) -> None:
+    """Go on from where a chain of trainings of an earlier version ended, unless there are checkpoints of this version.
+
+    Args:
+        own: The checkpoints of the training.
+        left_behind: Those that the trainings of the chain may have left.
+    """
+    if own.complete():
+        return
+    states = [state for checkpoints in left_behind if (state := checkpoints.newest())]
+    if newest := max(states, key=lambda state: (state.record["epoch"], state.record["step"]), default=None):
+        record = {key: value for key, value in newest.record.items() if key not in ("owner", "epoch", "step", "files")}
+        own.save(newest.record["epoch"], newest.record["step"], newest.tensors, record)
 
 
 def has_fold_outputs(outputs: Mapping[str, Any], part: str) -> bool:

@@ -1,6 +1,6 @@
-"""A job's tracking run, as its trainer sees it: everything goes to the outbox, and a background thread sends it.
+"""A job's tracking runs, as its trainer sees them: everything goes to outboxes, and a background thread sends it.
 
-Training never waits for the tracking store. What could not be sent stays in the outbox for `conclave sync`. Training does not
+Training never waits for the tracking store. What could not be sent stays in the outboxes for `conclave sync`. Training does not
 wait for MLflow's import of two seconds either: the thread makes it.
 """
 
@@ -10,18 +10,18 @@ import contextlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from workers.config.job import Job
+from workers.config.job import Job, JobMember
 from workers.diagnostics.callback import Epoch
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import checkpoint_name
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import verify_folder
+from workers.storage.training_folder import TrainingFolder
 from workers.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ TEACHER_MISSING = "the training {}, which this one learns from, is neither here 
 
 
 class Sender(threading.Thread):
-    """Sends an outbox in the background, with pauses that grow while the store is away."""
+    """Sends outboxes in the background, with pauses that grow while the store is away."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outboxes: Sequence[Outbox]) -> None:
         super().__init__(daemon=True, name="conclave-sender")
-        self.outbox = outbox
+        self.outboxes = outboxes
         self.wake, self.ending = threading.Event(), threading.Event()
         self.is_failing = False
         self.upload: Callable[[], None] | None = None
@@ -50,18 +50,19 @@ class Sender(threading.Thread):
         from workers.tracking.client import TrackingClient
         from workers.tracking.delivery import flush_outbox
 
-        tracking, pause = TrackingClient(self.outbox.uri), 0.5
+        tracking, pause = TrackingClient(self.outboxes[0].uri), 0.5
         while True:
             try:
-                flush_outbox(self.outbox, tracking)
+                for outbox in self.outboxes:
+                    flush_outbox(outbox, tracking)
                 self.is_failing = False
                 self._upload()
                 pause = 0.5
-                if self.ending.is_set() and not (self.upload or self.outbox.unsent()):
+                if self.ending.is_set() and not (self.upload or any(outbox.unsent() for outbox in self.outboxes)):
                     return
                 self.wake.wait(1.0)
                 self.wake.clear()
-            except Exception:  # whatever a network and a server can do: it stays in the outbox
+            except Exception:  # whatever a network and a server can do: it stays in the outboxes
                 self.is_failing = True
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -89,24 +90,70 @@ class Sender(threading.Thread):
             self.join(seconds)
 
 
+class MemberRun:
+    """The tracking run of one member that a job makes.
+
+    Args:
+        job: The job.
+        member: The member.
+        run: The run's id.
+        uri: The tracking store.
+    """
+
+    def __init__(self, job: Job, member: JobMember, run: str, uri: str) -> None:
+        self.member, self.run, self.last_epoch = member, run, job.last_epoch(member)
+        self.outbox = Outbox.open(job.home, run, uri)
+        self.known_steps = self.outbox.steps()
+
+    def start(self, history: Sequence[Epoch]) -> None:
+        """Start the run. A job that was killed between its checkpoint and its outbox lacks a point, which is added here."""
+        for epoch, metrics in enumerate(history):
+            self.add_epoch(epoch, metrics)
+        self.outbox.status(self.run, "RUNNING", _now_ms())
+
+    def add_epoch(self, epoch: int, metrics: Epoch) -> None:
+        """Add one point per step: an epoch that was trained before, and again after a crash, keeps its first.
+
+        Epochs after the end of a snapshot are none of its own.
+        """
+        if epoch + 1 not in self.known_steps and epoch < self.last_epoch:
+            self.known_steps.add(epoch + 1)
+            values = {k: v for k, v in metrics.items() if k != "time"}
+            self.outbox.metrics(self.run, values, epoch + 1, int(metrics["time"]))
+
+    def finish(self, artifact: MemberArtifact) -> None:
+        """Add everything of a member that is published: its metrics, its artifact, its tags and its status."""
+        record = artifact.manifest()
+        self.start(record.history)
+        self.outbox.artifact(self.run, artifact.folder, "fit")
+        self.outbox.metrics(self.run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
+        self.outbox.tags(self.run, {"state": "done", "weights_sha256": record.weights_sha256, "device": record.device})
+        self.outbox.status(self.run, "FINISHED", _now_ms())
+
+
 class JobRun:
-    """The tracking run of one job.
+    """The tracking runs of one job. Its checkpoints go to the run of its first member.
 
     Args:
         job: The job.
         uri: The tracking store.
-        run: The run's id.
-        is_isolated: Whether what the job makes has no other way to the driver than this run.
+        runs: The ids of its members' runs, in their order.
+        is_isolated: Whether what the job makes has no other way to the driver than these runs.
     """
 
-    def __init__(self, job: Job, uri: str, run: str, is_isolated: bool = False) -> None:
-        self.job, self.uri, self.run, self.is_isolated = job, uri, run, is_isolated
-        self.artifact = MemberArtifact.in_home(job.home, job.signature)
-        self.outbox = Outbox.open(job.home, run, uri)
-        self.known_steps = self.outbox.steps()
-        self.sender = Sender(self.outbox)
+    def __init__(self, job: Job, uri: str, runs: Sequence[str], is_isolated: bool = False) -> None:
+        self.job, self.uri, self.is_isolated = job, uri, is_isolated
+        self.folder = TrainingFolder.of(job)
+        self.members = [MemberRun(job, member, run, uri) for member, run in zip(job.members, runs, strict=True)]
+        self.published: set[str] = set()
+        self.sender = Sender([member.outbox for member in self.members])
         self.uploaded_at, self.patience_seconds = time.monotonic(), PATIENCE_SECONDS
         self.sender.start()
+
+    @property
+    def run(self) -> str:
+        """The run that keeps the checkpoints."""
+        return self.members[0].run
 
     @cached_property
     def tracking(self) -> TrackingClient:
@@ -134,32 +181,32 @@ class JobRun:
                 time.sleep(1)
 
     def download_checkpoint(self) -> None:
-        """Download the checkpoints of the run, where this machine has none of its own."""
-        has_checkpoint = self.artifact.done or self.artifact.checkpoint.exists()
-        if has_checkpoint or not (self.known_steps or self.uri.startswith("http")):
+        """Download the checkpoints of the job, where this machine has none of its own."""
+        has_checkpoint = self.folder.done or self.folder.checkpoint.exists()
+        if has_checkpoint or not (self.members[0].known_steps or self.uri.startswith("http")):
             return  # a store without a server has none if nothing was sent to it from here
         folder = self.tracking.download(self.run, "checkpoint")
         if folder is None:
             return
-        incoming = self.artifact.incoming_checkpoint
-        self.artifact.root.mkdir(parents=True, exist_ok=True)
+        incoming = self.folder.incoming_checkpoint
+        self.folder.root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(incoming, ignore_errors=True)
         for slot in folder.iterdir():
             with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError, KeyError):  # one that was cut off
                 record = verify_folder(slot)
                 shutil.copytree(slot, incoming / checkpoint_name(record["epoch"], record["step"]))
         if incoming.exists():
-            incoming.rename(self.artifact.checkpoint)
+            incoming.rename(self.folder.checkpoint)
 
-    def on_resume(self, history: list[Epoch]) -> None:
-        """Start the run. A job that was killed between its checkpoint and its outbox lacks a point, which is added here."""
-        for epoch, metrics in enumerate(history):
-            self._add_epoch(epoch, metrics)
-        self.outbox.status(self.run, "RUNNING", _now_ms())
+    def on_resume(self, histories: Sequence[Sequence[Epoch]]) -> None:
+        """Start the runs of the members that are still to be made."""
+        for run in self._unpublished():
+            run.start(histories[run.member.lane])
 
-    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
         """Add the metrics of an epoch."""
-        self._add_epoch(epoch, metrics)
+        for run in self._unpublished():
+            run.add_epoch(epoch, metrics[run.member.lane])
         self.sender.wake.set()
 
     def on_checkpoint(self) -> None:
@@ -170,19 +217,17 @@ class JobRun:
             self.sender.wake.set()
 
     def note(self, text: str) -> None:
-        """Show a note on the run's page."""
-        self.outbox.tags(self.run, {"note": text, "mlflow.note.content": text})
+        """Show a note on the runs' pages."""
+        for run in self.members:
+            run.outbox.tags(run.run, {"note": text, "mlflow.note.content": text})
 
-    def finish(self, folder: Path, manifest: Mapping[str, Any]) -> None:
-        """Add everything of a finished training: its metrics, its artifact, its tags and its status."""
-        self.on_resume(manifest["history"])
-        self.outbox.artifact(self.run, folder, "fit")
-        self.outbox.delete_checkpoint(self.run)
-        last_ms = int(manifest["history"][-1]["time"])
-        self.outbox.metrics(self.run, {"train_seconds": float(manifest["train_seconds"])}, 0, last_ms)
-        tags = {"state": "done", "weights_sha256": str(manifest["weights_sha256"]), "device": str(manifest["device"])}
-        self.outbox.tags(self.run, tags)
-        self.outbox.status(self.run, "FINISHED", _now_ms())
+    def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
+        """Add everything of a member that is made. After the last one the checkpoints go."""
+        next(run for run in self.members if run.member == member).finish(artifact)
+        self.published.add(member.name)
+        if not self._unpublished():
+            self.members[0].outbox.delete_checkpoint(self.run)
+        self.sender.wake.set()
 
     def leave(self) -> None:
         """Upload the checkpoint at once: the job leaves its machine, and may go on at another one."""
@@ -193,16 +238,12 @@ class JobRun:
         """Wait for the last entries to be sent."""
         self.sender.close(DELIVERY_SECONDS if self.is_isolated else self.patience_seconds, self.is_isolated)
 
-    def _add_epoch(self, epoch: int, metrics: Epoch) -> None:
-        """Add one point per step: an epoch that was trained before, and again after a crash, keeps its first."""
-        if epoch + 1 not in self.known_steps:
-            self.known_steps.add(epoch + 1)
-            values = {k: v for k, v in metrics.items() if k != "time"}
-            self.outbox.metrics(self.run, values, epoch + 1, int(metrics["time"]))
+    def _unpublished(self) -> list[MemberRun]:
+        return [run for run in self.members if run.member.name not in self.published]
 
     def _upload(self) -> None:
         """Upload the newest checkpoint into the older of two slots, its manifest last: the other slot stays whole meanwhile."""
-        newest = max(self.artifact.checkpoint.glob("[0-9]*"), default=None)
+        newest = max(self.folder.checkpoint.glob("[0-9]*"), default=None)
         if newest is None:
             return
         slot = f"checkpoint/{min('ab', key=self._slot_position)}"

@@ -95,11 +95,11 @@ def _key(name: str) -> str:
 
 
 class PackTrainer(Trainer):
-    """Trains a whole pack. Its result is the network of the lane that has the training's own seed."""
+    """Trains a whole pack, and makes a member of each lane."""
 
     def _set_up(self) -> None:
-        self.seeds = self.member.packed
-        self.lanes, self.lane = len(self.seeds), self.seeds.index(self.seed)
+        self.seeds = self.recipe.packed
+        self.lanes = len(self.seeds)
         super()._set_up()
 
     @property
@@ -127,7 +127,7 @@ class PackTrainer(Trainer):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = self.model(x[:, part])
             share = logits.shape[1] / rows.shape[1]
-            losses = [self._mixed_loss(z.float(), labels, part) * share for z, labels in zip(logits, targets, strict=True)]
+            losses = [self.objective(z.float(), labels, part) * share for z, labels in zip(logits, targets, strict=True)]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # no lane's gradient depends on another's loss
             loss += torch.stack(losses).detach()
             first = torch.stack([labels[0][part] for labels in targets])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
+from workers.config.specs import TrainedMember
 from workers.errors import DeviceMemoryError
 from workers.models.network import Network
 from workers.training.packed import PackTrainer
-from workers.training.trainer import Trainer, TrainingResult, TrainingTask
+from workers.training.trainer import Publish, Trainer, TrainingResult, TrainingTask
 
 
-def train(build_network: Callable[[], Network], task: TrainingTask) -> TrainingResult:
-    """Train from fresh weights, or from the newest checkpoint.
+def train(build_network: Callable[[], Network], task: TrainingTask, publish: Publish = lambda *_: None) -> TrainingResult:
+    """Train from fresh weights, or from the newest checkpoint, and publish each member as it is made.
 
     Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. Each
     process of a group calls this alike; the first alone writes checkpoints and is followed by the callback.
@@ -22,6 +24,10 @@ def train(build_network: Callable[[], Network], task: TrainingTask) -> TrainingR
     Args:
         build_network: Returns the network with its initial weights.
         task: What to train on, and how.
+        publish: Is called with each member as soon as it is made; once for each, whatever happens.
+
+    Returns:
+        The last member.
 
     Raises:
         DivergedError: If the loss or a weight is no longer finite.
@@ -30,10 +36,16 @@ def train(build_network: Callable[[], Network], task: TrainingTask) -> TrainingR
         TrainingStopped: If the callback asked the training to stop.
     """
     micro_batch = task.spec.batch_size
-    trainer_class = PackTrainer if task.member.packed else Trainer
+    trainer_class = PackTrainer if task.recipe.packed else Trainer
+    missing = list(task.members)
+
+    def publish_once(member: TrainedMember, result: TrainingResult) -> None:
+        publish(member, result)
+        missing.remove(member)
+
     while True:
         try:
-            return trainer_class(build_network(), task, micro_batch).run()
+            return trainer_class(build_network(), replace(task, members=tuple(missing)), micro_batch, publish_once).run()
         except torch.OutOfMemoryError:
             if task.group.size > 1:  # the others are in the middle of the step
                 raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size") from None

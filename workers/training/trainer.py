@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
@@ -18,19 +18,21 @@ from torch.nn import functional as F
 
 from workers.config.job import derive_seed
 from workers.config.recipe import Ema
-from workers.config.specs import MemberSpec, StudentSpec, TrainSpec
+from workers.config.specs import MemberSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import Epoch, TrainingCallback
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError, DivergedError, TrainingStopped
 from workers.models.network import Network, memory_format
-from workers.storage.checkpoints import Checkpoints
+from workers.storage.checkpoints import Checkpoints, State
 from workers.training.augmentation import Labels, augment, to_float
 from workers.training.averaging import WeightAverage
 from workers.training.checkpoint_policy import CheckpointPolicy
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.compilation import compile_network
-from workers.training.distillation import Teacher, distillation_loss
+from workers.training.distillation import Teacher
+from workers.training.early_stopping import EarlyStopping
 from workers.training.evaluation import predict_outputs, resolve_precision
+from workers.training.objective import Objective
 from workers.training.optimizers import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
 
 LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
@@ -63,9 +65,9 @@ class TrainingTask:
 
     Attributes:
         data: The rows.
-        member: The recipe.
+        recipe: The recipe, with the seeds of this training.
         spec: What all trainings of the team share.
-        seed: Seed of this training.
+        members: The members that are still to be made, in the order in which the training makes them.
         device: Device to train on.
         checkpoints: Where checkpoints are kept; None for none.
         callback: Follows the training.
@@ -74,9 +76,9 @@ class TrainingTask:
     """
 
     data: TrainingData
-    member: MemberSpec
+    recipe: MemberSpec
     spec: TrainSpec
-    seed: int
+    members: tuple[TrainedMember, ...]
     device: torch.device
     checkpoints: Checkpoints | None = None
     callback: TrainingCallback = field(default_factory=TrainingCallback)
@@ -86,11 +88,11 @@ class TrainingTask:
 
 @dataclass
 class TrainingResult:
-    """The result of a training: the network with its final weights, and how it came about.
+    """A member that a training made: its network with the final weights, and how it came about.
 
     Attributes:
         network: The trained network.
-        history: Metrics of each epoch.
+        history: Metrics of each epoch from the start of the training.
         micro_batch: Images per forward pass.
         precision: "float32" or "bfloat16".
         resumed_from: Number of epochs that a checkpoint brought.
@@ -116,6 +118,9 @@ class _Sums:
     seconds: float = 0.0
 
 
+Publish = Callable[[TrainedMember, TrainingResult], None]
+
+
 class Trainer:
     """Trains one network. A pack of several networks has a lane for each of them (workers/training/packed.py).
 
@@ -123,16 +128,19 @@ class Trainer:
         network: The network with its initial weights.
         task: What to train on, and how.
         micro_batch: Largest number of images per forward pass.
+        publish: Is called with each member as soon as it is made.
     """
 
-    lanes, lane = 1, 0  # how many networks are trained at once, and which of them is this training's own
+    lanes = 1  # how many networks are trained at once
 
-    def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
-        self.task, self.data, self.member, self.spec = task, task.data, task.member, task.spec
-        self.seed, self.device, self.group = task.seed, task.device, task.group
-        self.checkpoints, self.callback = task.checkpoints, task.callback
+    def __init__(self, network: Network, task: TrainingTask, micro_batch: int, publish: Publish = lambda *_: None) -> None:
+        self.task, self.data, self.recipe, self.spec = task, task.data, task.recipe, task.spec
+        self.seed, self.device, self.group = task.recipe.seed, task.device, task.group
+        self.checkpoints, self.callback, self.publish = task.checkpoints, task.callback, publish
         self.network, self.micro_batch = network, micro_batch
-        self.best: dict[str, Tensor] = {}
+        self.missing = list(task.members)
+        self.objective = Objective(task.recipe)
+        self.stopping = EarlyStopping(task.spec.stop, task.data.stop is not None)
         self.policy = CheckpointPolicy(task.checkpoint_seconds)
         self._set_up()
 
@@ -147,50 +155,76 @@ class Trainer:
             self.model = compile_network(self.model, self.spec.compile, self.device, has_several_passes)
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
-        self.optimizer = make_optimizer(self.member, self.network)
+        self.optimizer = make_optimizer(self.recipe, self.network)
         self.averages: dict[str, WeightAverage] = {}
         if self.spec.ema:
             self.averages["ema"] = WeightAverage(self.network, Ema(decay=self.spec.ema), self.spec.epochs)
-        if self.member.average:
-            self.averages["average"] = WeightAverage(self.network, self.member.average, self.spec.epochs)
+        if self.recipe.average and any(member.averaged for member in self.missing):
+            self.averages["average"] = WeightAverage(self.network, self.recipe.average, self.spec.epochs)
         self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
         self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
 
     @property
     def history(self) -> list[Epoch]:
-        """The metrics of each finished epoch of this training's own lane."""
-        return self.histories[self.lane]
+        """The metrics of each finished epoch, of the first lane."""
+        return self.histories[0]
 
     def run(self) -> TrainingResult:
-        """Train, and return the result. Raises what `train` raises, and torch.OutOfMemoryError."""
-        step, sums = self._resume()
-        start = len(self.history)
-        self.policy.start()
-        self.callback.on_resume(self.history)
-        end = self.member.cycle_ends(self.spec.epochs)[self.member.cycle - 1]
-        for epoch in range(start, end):
-            if self._has_stopped_early():
-                break
-            trained, validated = self._train_epoch(epoch, step, sums or self._no_sums()), self._validate()
-            step, sums = 0, None
-            now = {"time": float(round(time.time() * 1000))}
-            for history, *metrics in zip(self.histories, trained, validated, strict=True):
-                history.append(metrics[0] | metrics[1] | now)
-            for average in self.averages.values():
-                average.on_epoch_end(self.network, len(self.history))
-            self._track_best()
-            if epoch + 1 == end or self.policy.is_due():
-                self._save()
-            self.callback.on_epoch_end(epoch, self.history[-1])
-        if self.best:
-            self._final_network().load_state_dict(self.best)
-        if self.member.averaged:
-            torch.manual_seed(derive_seed(self.seed, "settle"))
-            self.averages["average"].update_batchnorm_stats(self._fit_images(), self.device)
-        return TrainingResult(self._final_network(), self.history, self.micro_batch, self.precision, start)
+        """Train, and publish each member as it is made. Return the last one.
 
-    def _final_network(self) -> Network:
-        return self.averages["average"].network if self.member.averaged else self._evaluated_networks()[self.lane]
+        Raises what `train` raises, and torch.OutOfMemoryError.
+        """
+        step, sums = self._resume()
+        self.resumed_from = len(self.history)
+        self.policy.start()
+        self.callback.on_resume(self.histories)
+        if step == 0:
+            self._publish_members_before_the_end()  # of a training that was killed between its checkpoint and the artifact
+        for epoch in range(self.resumed_from, self._last_epoch()):
+            if self.stopping.is_over(self.history):
+                break
+            self._run_epoch(epoch, step, sums or self._no_sums())
+            step, sums = 0, None
+            self._publish_members_before_the_end()
+        self.stopping.restore_best(self._evaluated_networks()[0])
+        return [self._publish(member) for member in tuple(self.missing)][-1]
+
+    def _last_epoch(self) -> int:
+        """Return the number of epochs after which the last of the missing members is made."""
+        return max(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
+
+    def _run_epoch(self, epoch: int, first_step: int, sums: _Sums) -> None:
+        """Train for an epoch, measure it, and write a checkpoint where a member is made or it is worth the time."""
+        trained, validated = self._train_epoch(epoch, first_step, sums), self._validate()
+        now = {"time": float(round(time.time() * 1000))}
+        for history, *metrics in zip(self.histories, trained, validated, strict=True):
+            history.append(metrics[0] | metrics[1] | now)
+        for average in self.averages.values():
+            average.on_epoch_end(self.network, len(self.history))
+        self.stopping.track(self.history, self._evaluated_networks()[0])
+        is_end = epoch + 1 in [self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing]
+        if is_end or self.policy.is_due():
+            self._save()
+        self.callback.on_epoch_end(epoch, [history[-1] for history in self.histories])
+
+    def _publish_members_before_the_end(self) -> None:
+        """Publish the snapshots that this epoch ends. What ends with the training is published after the last epoch."""
+        for member in tuple(self.missing):
+            if self.recipe.last_epoch(member, self.spec.epochs) == len(self.history) < self._last_epoch():
+                self._publish(member)
+
+    def _publish(self, member: TrainedMember) -> TrainingResult:
+        network = self._averaged_network() if member.averaged else self._evaluated_networks()[member.lane]
+        history = list(self.histories[member.lane])
+        result = TrainingResult(network, history, self.micro_batch, self.precision, self.resumed_from)
+        self.publish(member, result)
+        self.missing.remove(member)
+        return result
+
+    def _averaged_network(self) -> Network:
+        torch.manual_seed(derive_seed(self.seed, "settle"))
+        self.averages["average"].update_batchnorm_stats(self._fit_images(), self.device)
+        return self.averages["average"].network
 
     def _evaluated_networks(self) -> list[Network]:
         """Return the network of each lane that is evaluated after an epoch."""
@@ -213,11 +247,11 @@ class Trainer:
         self.network.train()
         rows = self._order(epoch)
         loss, correct = torch.tensor(sums.loss, device=self.device), torch.tensor(sums.correct, device=self.device)
-        rate = learning_rate(self.spec, self.member, (epoch + 1) * self.steps - 1, self.steps)
+        rate = learning_rate(self.spec, self.recipe, (epoch + 1) * self.steps - 1, self.steps)
         began = time.perf_counter() - sums.seconds
         for step in range(first_step, self.steps):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.spec, self.member, epoch * self.steps + step, self.steps)
+                group["lr"] = learning_rate(self.spec, self.recipe, epoch * self.steps + step, self.steps)
             step_loss, step_correct = self._step(epoch, step, rows[..., step * self.batch : (step + 1) * self.batch])
             loss += step_loss * _nan_where_injected("fit.step")
             correct += step_correct
@@ -275,7 +309,7 @@ class Trainer:
                     logits = self.model(x[part])
                     taught = self.data.teacher(x[part]) if self.data.teacher else None
                 logits = logits.float()
-                part_loss = self._objective(logits, targets, part, taught) * (len(logits) / len(rows))
+                part_loss = self.objective(logits, targets, part, taught) * (len(logits) / len(rows))
                 (part_loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
             loss += part_loss.detach()
             correct += (logits.argmax(1) == targets[0][part]).sum()
@@ -289,23 +323,7 @@ class Trainer:
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
-        return augment(images, labels, self.member.augment, self._generator(seed, epoch, step, self.device))
-
-    def _objective(self, logits: Tensor, targets: Labels, part: slice, taught: Tensor | None) -> Tensor:
-        """Return the loss of a micro-batch: of the labels, and for a student of its distance to the teacher."""
-        loss = self._mixed_loss(logits, targets, part)
-        if taught is None or not isinstance(self.member, StudentSpec):
-            return loss
-        soft = self.member.soft
-        return soft * distillation_loss(logits, taught, self.member.temperature) + (1 - soft) * loss
-
-    def _mixed_loss(self, logits: Tensor, targets: Labels, part: slice) -> Tensor:
-        first, second, share = targets
-        loss = self._loss(logits, first[part])
-        return loss if share == 1 else share * loss + (1 - share) * self._loss(logits, second[part])
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.member.label_smoothing)
+        return augment(images, labels, self.recipe.augment, self._generator(seed, epoch, step, self.device))
 
     def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))
@@ -329,16 +347,6 @@ class Trainer:
         loss = F.cross_entropy(logits, labels).item()
         return (loss if math.isfinite(loss) else 1e9), (logits.argmax(1) == labels).float().mean().item()
 
-    def _track_best(self) -> None:
-        if self.data.stop is not None and self.history[-1]["stop/loss"] <= min(e["stop/loss"] for e in self.history):
-            self.best = {k: v.detach().clone() for k, v in self._final_network().state_dict().items()}
-
-    def _has_stopped_early(self) -> bool:
-        if self.spec.stop is None or not self.history:
-            return False
-        losses = [epoch["stop/loss"] for epoch in self.history]
-        return len(losses) - 1 - losses.index(min(losses)) >= self.spec.stop.patience
-
     def _save(self, step: int = 0, sums: Sequence[_Sums] = ()) -> None:
         """Write a checkpoint after `step` steps of the current epoch (0 at its end), with each process's sums."""
         with self.policy.writing():
@@ -349,32 +357,51 @@ class Trainer:
                 "optimizer": optimizer_state(self.optimizer),
             }
             groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
-            if self.best:
-                groups["best"] = self.best
+            if self.stopping.best:
+                groups["best"] = self.stopping.best
             record = {
                 "histories": self.histories,
                 "micro_batch": self.micro_batch,
                 "sums": [asdict(process_sums) for process_sums in sums],
-                "average": self.member.averages() if "average" in self.averages else None,
+                "average": self._average_settings(),
             }
             self.checkpoints.save(len(self.history), step, groups, record)
             self.callback.on_checkpoint()
 
+    def _average_settings(self) -> dict[str, object] | None:
+        """Return how weights are averaged for a member of their own, as a checkpoint records it."""
+        average = self.recipe.average if "average" in self.averages else None
+        return average.model_dump(mode="json") if average else None
+
+    def _usable_checkpoint(self) -> State | None:
+        """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.
+
+        It may be beyond the end of a snapshot whose artifact was lost, or know nothing of averages that were asked for since.
+        """
+        state = self.checkpoints.newest() if self.checkpoints else None
+        if state is None or self.checkpoints is None:
+            return None
+        first_end = min(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
+        is_beyond = (state.record["epoch"], state.record["step"]) > (first_end, 0)
+        if not is_beyond and self._average_settings() in (None, state.record.get("average")):
+            return state
+        self.callback.note(f"begins anew: its checkpoint of epoch {state.record['epoch']} is of no use for what is asked for now")
+        self.checkpoints.clear()
+        return None
+
     def _resume(self) -> tuple[int, _Sums | None]:
         """Load the newest checkpoint. Return the number of finished steps of the current epoch, and what they summed up to."""
-        state = self.checkpoints.newest() if self.checkpoints else None
+        state = self._usable_checkpoint()
         if state is None:
             return 0, None
         try:
             self.network.load_state_dict(state.tensors["network"])
             load_optimizer_state(self.optimizer, self.network, state.tensors["optimizer"])
-            if "average" in self.averages and state.record.get("average") != self.member.averages():
-                del self.averages["average"]  # asked for, or asked for otherwise, when this training was under way already
             for name, average in self.averages.items():
                 average.model.load_state_dict(state.tensors[name])
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
-        self.best = state.tensors.get("best", {})
+        self.stopping.best = state.tensors.get("best", {})
         self.micro_batch = min(self.micro_batch, state.record["micro_batch"])
         self.histories = state.record["histories"]
         sums = state.record["sums"]

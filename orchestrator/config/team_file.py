@@ -1,0 +1,124 @@
+"""Mirror a team file as people write it. Its JSON Schema is what editors complete and check by.
+
+Keys that are left out are left out here too: `resolution.py` fills in the defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+
+from fusion.methods.names import Fusion
+from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
+from workers.config.architectures import check_arch
+from workers.config.recipe import Augments, Average, Cycles, Optimizer
+from workers.config.resources import Resources
+from workers.config.search_space import SearchSpec
+from workers.config.specs import DataSpec, TrainSpec
+from workers.config.strict import Name, Strict
+
+MOST_COPIES = 1000
+
+
+def _branch(value: Any) -> str:
+    """Tell a mapping without a kind, which changes settings of the kind in `defaults:`, from a name or a whole mapping."""
+    return "changes" if isinstance(value, Mapping) and "kind" not in value else "whole"
+
+
+Changes = Annotated[dict[str, bool | float], Tag("changes")]
+OptimizerEntry = Annotated[Annotated[Optimizer, Tag("whole")] | Changes, Discriminator(_branch)]
+AverageEntry = Annotated[Annotated[Average, Tag("whole")] | Changes, Discriminator(_branch)]
+
+
+class RecipeEntry(Strict):
+    """The keys of a recipe, each of which may be left out."""
+
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Seed of the training. Left out, it follows from the team's seed and the name."
+    )
+    arch: Annotated[str, AfterValidator(check_arch)] = Field(
+        "resnet18", description="A classifier of torchvision, or a network of your own as package.module:callable."
+    )
+    width: int = Field(64, ge=4, le=1024, description="Channels of the first stage of resnet18 and resnet34.")
+    stem: Literal["auto", "imagenet", "cifar"] = Field(
+        "auto", description="First layers of a ResNet; cifar is one 3x3 convolution."
+    )
+    optimizer: OptimizerEntry | None = Field(None, description="The optimizer, by name or with its settings.")
+    augment: Augments | None = Field(None, description="Augmentations, by name or as NAME: STRENGTH.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label that is spread over all classes.")
+    weights: Path | None = Field(None, strict=False, description="A file of weights to start from.")
+    resources: Resources | None = Field(None, description="What one training asks of a machine.")
+
+
+class DefaultsEntry(RecipeEntry):
+    """What all members have in common. A member's own keys win."""
+
+    packed: bool = Field(False, description="Whether copies by `count` are trained at once, in one process.")
+    snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training, each of which ends in a member.")
+    cycles: Cycles | None = Field(None, description="How long the cycles of snapshots are.")
+    average: AverageEntry | None = Field(None, description="A second member, of weights averaged along the training.")
+    search: SearchSpec | None = Field(None, description="Settings to try in place of the member's own.")
+
+
+class MemberEntry(DefaultsEntry):
+    """One entry of `members:`."""
+
+    name: Name = Field(description="The member's name.")
+    count: int | None = Field(None, ge=1, le=MOST_COPIES, description="Number of copies with seeds that follow one another.")
+
+
+class StudentEntry(RecipeEntry):
+    """`student:`, one network that learns from the members' pooled answers."""
+
+    epochs: int | None = Field(None, ge=1, description="Number of epochs; as many as the members' where left out.")
+    soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' answers.")
+    temperature: float = Field(1.0, gt=0, le=100, description="Above 1, small probabilities count for more.")
+    start: Name | None = Field(None, description="The member whose weights it begins from.")
+
+
+def _errors(value: Any) -> Any:
+    """Let `2` stand for `{errors: 2}`."""
+    return {"errors": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _at_least_one(value: Any) -> Any:
+    if value == ():
+        raise ValueError("a team needs at least one member")
+    return value
+
+
+RetriesEntry = Annotated[
+    Retries,
+    BeforeValidator(_errors),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"$ref": "#/$defs/Retries"}]}, mode="validation"),
+]
+
+
+class TeamFile(Strict):
+    """A team: who trains what, and how the members are combined."""
+
+    version: Literal[1] = Field(1, description="Version of the format.")
+    name: Name = Field(description="The team's name, which is its sweep's name too.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' own seeds follow from it.")
+    data: DataSpec = Field(DataSpec(), description="The data set and its splits.")
+    train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
+    defaults: DefaultsEntry | None = Field(None, description="What all members have in common.")
+    members: Annotated[tuple[MemberEntry, ...], BeforeValidator(_at_least_one)] = Field(description="The members.")
+    fusion: tuple[Fusion, ...] | None = Field(None, min_length=1, description="The fusions to fit.")
+    student: StudentEntry | None = Field(None, description="How the student of `fusion: [student]` is trained.")
+    resources: Resources | None = Field(None, description="What one training asks of a machine.")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
+    quorum: int = Field(2, ge=1, description="Number of members that must be done for a fusion.")
+    prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field(
+        {}, description="Price of a trainer for an hour, by machine."
+    )
+    budget: Budget = Field(Budget(), description="A limit of hours or of cost.")
+    retries: RetriesEntry = Field(Retries(), description="How often a training is tried again, by cause.")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="How often checkpoints are written.")
+    heartbeat: HeartbeatSpec = Field(HeartbeatSpec(), description="When a trainer counts as hung.")
+    environment: Literal["strict", "warn"] | None = Field(
+        None, description="Whether machines with other versions are refused; strict on a cluster where left out."
+    )

@@ -1,0 +1,98 @@
+"""How jobs end: outcomes, and the one function that says what a failure means and which retry limit pays for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from workers.config.job import Job
+from workers.errors import FailureKind
+from workers.runtime.job_result import Failure, JobResult
+
+Kind = Literal[
+    "started", "working", "epoch", "published", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"
+]
+Cause = Literal["errors", "preemptions", "oom"]
+
+REASON_CHARACTERS = 300
+MACHINE_GONE = "its machine went away"
+MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
+OUT_OF_MEMORY = "OOM: killed because the machine ran out of memory; give the job more memory"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        job: The job.
+        kind: How it ended.
+        reason: Why it failed, in a sentence.
+        cause: Which of the retry limits pays for another try; None where another try would end in the same way.
+        trace: The traceback of what failed, for the job's log.
+    """
+
+    job: Job
+    kind: Kind = "done"
+    reason: str = ""
+    cause: Cause | None = None
+    trace: str = ""
+
+
+class Death(Enum):
+    """How a trainer's process came to its end, where it did not return anything."""
+
+    ITSELF = "it died, and its machine lives"
+    MACHINE = "its machine went away"
+    MEMORY = "it was killed because its machine ran out of memory"
+    HUNG = "it gave no sign of life, and was ended"
+
+
+def outcome_of_result(job: Job, result: JobResult, is_leaving: bool = False) -> Outcome:
+    """Return what a job's result means.
+
+    Args:
+        job: The job.
+        result: What `run_job` returned.
+        is_leaving: Whether the job was told to leave because its machine is being taken away.
+    """
+    failure = result.failure
+    if failure is None:
+        return Outcome(job)
+    kind, reason, cause = _meaning(failure, is_leaving)
+    return Outcome(job, kind, reason, cause, failure.trace)
+
+
+def _meaning(failure: Failure, is_leaving: bool) -> tuple[Kind, str, Cause | None]:
+    """Return the kind of outcome, the reason, and the retry limit that pays: none for what would be the same the next time."""
+    match failure.kind:
+        case FailureKind.PREEMPTED:
+            return "failed", MACHINE_GONE, "preemptions"
+        case FailureKind.STOPPED if is_leaving:
+            return "failed", MACHINE_LEAVES, "preemptions"
+        case FailureKind.DIVERGED:
+            return "diverged", failure.sentence, None
+        case FailureKind.UNEXPECTED:
+            return "failed", failure.sentence, "errors"
+        case FailureKind.PERMANENT | FailureKind.ENVIRONMENT | FailureKind.STOPPED:
+            return "failed", failure.sentence, None
+
+
+def outcome_of_death(job: Job, death: Death, text: str) -> Outcome:
+    """Return what the end of a trainer's process means for its job.
+
+    Args:
+        job: The job.
+        death: How the process ended.
+        text: What is known of it.
+    """
+    match death:
+        case Death.MACHINE:
+            return Outcome(job, "failed", MACHINE_GONE, "preemptions", text)
+        case Death.MEMORY:
+            return Outcome(job, "failed", OUT_OF_MEMORY, "oom", text)
+        case Death.HUNG:
+            return Outcome(job, "failed", f"{text}; the trainer was ended", "errors")
+        case Death.ITSELF:
+            return Outcome(job, "failed", f"the trainer died: {text[:REASON_CHARACTERS]}", "errors", text)

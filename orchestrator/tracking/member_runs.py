@@ -1,0 +1,139 @@
+"""The runs of members in the tracking store: one for each member, and fold trainings nested under their member."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from orchestrator.execution.outcomes import Outcome
+from orchestrator.planning.plan import Plan, PlannedMember, flatten
+from workers.config.job import Job
+from workers.tracking.client import TrackingClient
+from workers.tracking.delivery import download_training
+from workers.tracking.outbox import Outbox
+
+AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
+FIRST_RUNS = 100  # members whose runs are created before any training starts
+NEVER_ARRIVED = "it was trained on a machine with another disk, and never came to the tracking store"
+
+
+@dataclass
+class MemberRuns:
+    """The runs of the members of one sweep.
+
+    Attributes:
+        tracking: The tracking store.
+        outbox: The sweep's outbox.
+        plan: The plan.
+        experiment: Id of the experiment.
+        parent: Id of the sweep's run.
+        ids: Run ids by the signature of the member.
+        away_until: A time.monotonic() until which a store that did not answer is asked nothing more.
+    """
+
+    tracking: TrackingClient
+    outbox: Outbox
+    plan: Plan
+    experiment: str
+    parent: str
+    ids: dict[str, str] = field(default_factory=dict)
+    away_until: float = 0.0
+
+    def run_id(self, planned: PlannedMember) -> str:
+        """Return a member's run, created where there is none. The run of a full training comes before those of its folds."""
+        if planned.signature not in self.ids:
+            self.ids[planned.signature] = self._create(planned)
+            if planned.artifact.done:
+                self._publish(planned, self.ids[planned.signature])
+        return self.ids[planned.signature]
+
+    def run_id_or_none(self, planned: PlannedMember) -> str | None:
+        """Return a member's run while jobs run, or None where the store is away.
+
+        The training goes on untracked then. Its run is created and filled at the end, or by the next sweep.
+        """
+        if planned.signature not in self.ids and time.monotonic() < self.away_until:
+            return None
+        try:
+            return self.run_id(planned)
+        except Exception:  # whatever a network and a server can do
+            self.away_until = time.monotonic() + AWAY_SECONDS
+            return None
+
+    def of_job(self, job: Job) -> tuple[str, ...]:
+        """Return the runs of a job's members, in their order; none where the store is away."""
+        runs = [self.run_id_or_none(PlannedMember(job, member)) for member in job.members]
+        return tuple(run for run in runs if run) if all(runs) else ()
+
+    def create_first(self) -> None:
+        """Create runs, so that people see what waits. In a plan of thousands the others are created as their jobs start."""
+        done = [planned for planned in self.plan.members if planned.signature in self.plan.done]
+        for planned in (*done, *self.plan.members[:FIRST_RUNS]):
+            self.run_id(planned)
+
+    def restart(self, planned: PlannedMember) -> None:
+        """Delete a training that is to be done afresh: its files, and every run that could be taken for it."""
+        from workers.storage.training_folder import TrainingFolder
+
+        while run := self.tracking.find_training(self.experiment, planned.signature):
+            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
+        if run := self.ids.pop(planned.signature, None):
+            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
+        planned.artifact.delete()
+        TrainingFolder.of(planned.job).remove_checkpoints()
+
+    def import_remote(self) -> None:
+        """Download the trainings that only the tracking store has."""
+        missing = [planned for planned in self.plan.members if not planned.artifact.done]
+        runs = self.tracking.runs_with_tag(self.experiment, "state", "done") if missing else {}
+        for planned in missing:
+            download_training(planned.artifact, self.tracking, runs.get(planned.signature))
+
+    def collect(self, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+        """Download the trainings of machines with another disk, and create runs that could not be created before.
+
+        Args:
+            outcomes: What became of the jobs, by their keys.
+
+        Returns:
+            The outcomes, corrected for trainings that never arrived.
+        """
+        corrected = dict(outcomes)
+        for planned in self.plan.members:
+            outcome = outcomes.get(planned.job.key)
+            if outcome is None or outcome.kind != "done":
+                continue
+            run = self.run_id_or_none(planned)
+            if not planned.artifact.done and not download_training(planned.artifact, self.tracking, run):
+                corrected[planned.job.key] = replace(outcome, kind="failed", reason=NEVER_ARRIVED)
+        return corrected
+
+    def _create(self, planned: PlannedMember) -> str:
+        job, member, recipe = planned.job, planned.member, planned.job.recipe
+        parent = self.parent if job.fold is None else self.run_id(self.plan.of_member(member.name)[0])
+        seed = job.seed_of(member.seed)
+        tags = {
+            "team": self.plan.team.name,
+            "member": member.name,
+            "role": "student" if job.teachers else "member" if job.fold is None else "fold",
+            "signature": planned.signature,
+            "sweep": self.parent,
+            "state": "pending",
+            "mlflow.note.content": f"**{planned.label}**: {recipe.arch}, {recipe.optimizer.kind}, seed {seed}",
+        }
+        run = self.tracking.create_run(self.experiment, planned.label, tags, parent)
+        settings = {"fold": job.fold, "fit_seed": seed, **recipe.record(member).model_dump(mode="json")}
+        self.tracking.log_params(run, flatten({**settings, "train": job.train.model_dump(mode="json")}), is_new=True)
+        return run
+
+    def _publish(self, planned: PlannedMember, run: str) -> None:
+        """Fill the run of a training that was finished before in this home."""
+        record = planned.artifact.manifest()
+        for epoch, metrics in enumerate(record.history):
+            values = {k: v for k, v in metrics.items() if k != "time"}
+            self.outbox.metrics(run, values, epoch + 1, int(metrics["time"]))
+        self.outbox.artifact(run, planned.artifact.folder, "fit")
+        self.outbox.tags(run, {"state": "done", "source": "this home", "weights_sha256": record.weights_sha256})
+        self.outbox.metrics(run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
+        self.outbox.status(run, "FINISHED", record.finished_ms)

@@ -1,0 +1,145 @@
+"""The contract of executors, which each implementation passes, and the one function that says what a failure means."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cluster.connection import Connection
+from orchestrator.execution.executor import Event, Executor
+from orchestrator.execution.inline_executor import InlineExecutor
+from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
+from orchestrator.execution.ray_executor import RayExecutor
+from orchestrator.planning.plan import Planner
+from tests.factories import TEAM, job, team_of
+from workers.config.job import Job
+from workers.data.packing import pack_data
+from workers.errors import ConclaveError, DivergedError, EnvironmentMismatchError, FailureKind, PreemptedError, TrainingStopped
+from workers.runtime.job_result import Failure, JobResult
+from workers.storage.training_folder import TrainingFolder
+
+
+@pytest.fixture(scope="module")
+def connection() -> Iterator[Connection]:
+    """A local Ray. A process can have one in its life, because Ray keeps the token of the first."""
+    before = dict(os.environ)
+    made = Connection(None)
+    yield made
+    made.close()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(params=["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    made = InlineExecutor() if request.param == "inline" else RayExecutor(request.getfixturevalue("connection"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[Job]:
+    """Two trainings: of one member, and of two."""
+    text = TEAM.replace("folds: 2", "folds: 0").replace("seed: 5}", "seed: 5, snapshots: 2}")
+    team = team_of(text)
+    return list(Planner(team, pack_data(team.data, tmp_path), tmp_path).plan().jobs)
+
+
+def run(executor: Executor, one: Job) -> tuple[list[Event], Outcome]:
+    """Run one job to its end. Nothing of another job is told."""
+    assert executor.why_unschedulable(one) is None
+    assert executor.has_capacity(one)
+    executor.submit(one, None, ())
+    events: list[Event] = []
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for item in executor.poll(0.5):
+            assert item.job == one
+            if isinstance(item, Outcome):
+                return events, item
+            events.append(item)
+    raise AssertionError("no outcome came")
+
+
+def test_a_job_ends_in_one_outcome_after_its_events(executor: Executor, jobs: list[Job]) -> None:
+    for one, names in zip(jobs, (["a"], ["b.1", "b.2"]), strict=True):
+        events, outcome = run(executor, one)
+        assert outcome.kind == "done"
+        assert TrainingFolder.of(one).done
+        assert events[0].kind == "working"
+        assert [event.text for event in events if event.kind == "published"] == names
+        assert list(executor.poll(0.1)) == [], "one outcome, and nothing after it"
+
+
+def test_a_job_that_fails_is_an_outcome_with_a_trace_and_may_be_submitted_again(
+    executor: Executor, jobs: list[Job], tmp_path: Path
+) -> None:
+    bad = jobs[0].model_copy(update={"store": tmp_path / "nowhere"})
+    for _ in range(2):
+        _, outcome = run(executor, bad)
+        assert (outcome.kind, outcome.cause) == ("failed", "errors")
+        assert outcome.reason.startswith("FileNotFoundError: ")
+        assert "\n" not in outcome.reason
+        assert "Traceback" in outcome.trace
+    assert run(executor, jobs[0])[1].kind == "done", "it stays of use"
+
+
+def test_a_function_is_called_on_the_head_and_raises_what_it_raises(executor: Executor) -> None:
+    assert executor.call_on_head(os.path.join, "a", "b") == os.path.join("a", "b")
+    with pytest.raises(ZeroDivisionError):
+        executor.call_on_head(divmod, 1, 0)
+
+
+def test_a_stopped_executor_can_be_closed_twice(executor: Executor, jobs: list[Job]) -> None:
+    executor.submit(jobs[0], None, ())
+    executor.stop(5)
+    executor.close()
+    executor.close()
+
+
+RESULTS: dict[str, tuple[Exception, bool, tuple[str, str | None]]] = {
+    "an exception of a user's network": (ValueError("x"), False, ("failed", "errors")),
+    "a loss that is no number": (DivergedError("x"), False, ("diverged", None)),
+    "a damaged file": (ConclaveError("x"), False, ("failed", None)),
+    "another environment": (EnvironmentMismatchError("x"), False, ("failed", None)),
+    "a lost machine": (PreemptedError("x"), False, ("failed", "preemptions")),
+    "a stop because the machine goes": (TrainingStopped("x"), True, ("failed", "preemptions")),
+    "a stop that somebody asked for": (TrainingStopped("x"), False, ("failed", None)),
+}
+
+
+@pytest.mark.parametrize(("error", "is_leaving", "expected"), RESULTS.values(), ids=RESULTS.keys())
+def test_what_a_failure_means(error: Exception, is_leaving: bool, expected: tuple[str, str | None]) -> None:
+    outcome = outcome_of_result(job("a"), JobResult(Failure.of(error)), is_leaving)
+    assert (outcome.kind, outcome.cause) == expected
+    assert outcome.reason
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_every_kind_of_failure_has_a_meaning(kind: FailureKind) -> None:
+    assert outcome_of_result(job("a"), JobResult(Failure(kind, "sentence"))).kind in ("failed", "diverged")
+
+
+@pytest.mark.parametrize(
+    ("death", "cause", "words"),
+    [
+        (Death.ITSELF, "errors", "the trainer died: why"),
+        (Death.MACHINE, "preemptions", "its machine went away"),
+        (Death.MEMORY, "oom", "ran out of memory"),
+        (Death.HUNG, "errors", "why; the trainer was ended"),
+    ],
+)
+def test_what_a_death_means(death: Death, cause: str, words: str) -> None:
+    outcome = outcome_of_death(job("a"), death, "why")
+    assert (outcome.kind, outcome.cause) == ("failed", cause)
+    assert words in outcome.reason
+
+
+def test_no_kind_of_death_is_forgotten() -> None:
+    known: Any = {outcome_of_death(job("a"), death, "why").cause for death in Death}
+    assert known == {"errors", "preemptions", "oom"}

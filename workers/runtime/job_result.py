@@ -1,0 +1,43 @@
+"""What comes back from a job: nothing where its artifacts are published, else a failure with its traceback."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+
+from workers.errors import ConclaveError, FailureKind
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job did not succeed.
+
+    Attributes:
+        kind: What kind of failure it is.
+        sentence: What happened, for people.
+        trace: The traceback, for the job's log; empty where there is none.
+    """
+
+    kind: FailureKind
+    sentence: str
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Return the failure that an exception is, in an `except` clause."""
+        if isinstance(error, ConclaveError):
+            return cls(error.kind, str(error), traceback.format_exc())
+        return cls(FailureKind.UNEXPECTED, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The result of a job.
+
+    Attributes:
+        failure: Why it failed; None where all of its artifacts are published.
+        version: Version of this form. A driver and its trainers run the same one, which the environment check sees to.
+    """
+
+    failure: Failure | None = None
+    version: int = 1
