@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 from benchmarks.machine import write_result
-from fusion.methods.names import KNOWN
+from fusion.interface import FUSIONS
 from fusion.metrics.diversity import diversity
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
 from fusion.selection.compare import compare
@@ -29,7 +29,7 @@ def main() -> None:
     seconds_to_make = time.perf_counter() - began
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     began = time.perf_counter()
-    fitted = fit_all(gathered, KNOWN)
+    fitted = fit_all(gathered, FUSIONS.own_names())
     seconds = {"fitting all": time.perf_counter() - began}
     began = time.perf_counter()
     paid = {name: TrainingCost(1.0, (1.0,) * FOLDS) for name in (*gathered.names, "student")}

@@ -28,10 +28,11 @@ from torch import Tensor
 
 from benchmarks.machine import describe, write_result
 from benchmarks.train import CLASSES, SIDE, plain
-from fusion.export.combiners import CascadeCombiner, MeanCombiner
-from fusion.export.fused_model import FusedModel
+from fusion.export.fused_model import Combiner, FusedModel
 from fusion.export.onnx_export import ModelCard, export_model, load_model
 from fusion.export.onnx_session import create_session
+from fusion.methods.cascade import Cascade
+from fusion.methods.vote import Vote
 from fusion.serving.runtimes import Run, torch_runtime
 from workers.config.specs import MemberSpec
 from workers.models.build import build
@@ -76,17 +77,19 @@ def write(model: FusedModel, members: list[MemberSpec], path: Path) -> None:
 def fit_team(folder: Path) -> None:
     """FOLDER/fused, cascade, 0, 1 and 2, each in every form."""
     networks, members = [settled(spec) for spec in specs()], specs()
-    write(FusedModel(networks, MeanCombiner(torch.full((COUNT,), 1 / COUNT)), 1.0).eval(), members, folder / "fused.onnx")
+    mean = Combiner(Vote, {"weights": torch.full((COUNT,), 1 / COUNT)})
+    write(FusedModel(networks, mean, 1.0).eval(), members, folder / "fused.onnx")
     write(cascade(networks), members, folder / "cascade.onnx")
     for i, (network, member) in enumerate(zip(networks, members, strict=True)):
-        write(FusedModel([network], MeanCombiner(torch.ones(1)), 1.0).eval(), [member], folder / f"{i}.onnx")
+        write(FusedModel([network], Combiner(Vote, {"weights": torch.ones(1)}), 1.0).eval(), [member], folder / f"{i}.onnx")
 
 
 def cascade(networks: list[Network]) -> FusedModel:
     """With the threshold of which the first member is above for SURE of these rows."""
     with torch.inference_mode():
         first: Tensor = networks[0](to_float(torch.from_numpy(pictures()))).softmax(1).amax(1)
-    return FusedModel(networks, CascadeCombiner(torch.ones(COUNT), first.quantile(1 - SURE)), 1.0).eval()
+    arrays = {"temperatures": torch.ones(COUNT), "threshold": first.quantile(1 - SURE)}
+    return FusedModel(networks, Combiner(Cascade, arrays), 1.0).eval()
 
 
 def eager(folder: Path) -> Run:

@@ -23,7 +23,7 @@ from sklearn.model_selection import PredefinedSplit
 
 from benchmarks import table
 from benchmarks.machine import describe, write_result
-from fusion.methods.registry import METHODS
+from fusion.interface import FUSIONS
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
 from fusion.metrics.scores import scores
 from fusion.predictions import Floats, Labels, TeamPredictions, softmax
@@ -126,7 +126,7 @@ def ours(team: TeamPredictions) -> dict[str, Fusion]:
         def fusion() -> Floats:
             members = team.inputs.with_oof if name == "stack" and team.inputs.oof is not None else None
             inputs = team.inputs if members is None else team.inputs.only(members)
-            method = METHODS[name]().fit(inputs)
+            method = FUSIONS[name]().fit(inputs)
             temperature = fit_temperature(log_probabilities(method.predict_proba(inputs.fuse)), inputs.fuse.labels)
             return apply_temperature(method.predict_proba(team.test if members is None else team.test.only(members)), temperature)
 

@@ -24,8 +24,8 @@ from PIL import Image
 from benchmarks.inference import COUNT, settled, specs, write
 from benchmarks.machine import describe, write_result
 from benchmarks.train import SIDE
-from fusion.export.combiners import MeanCombiner
-from fusion.export.fused_model import FusedModel
+from fusion.export.fused_model import Combiner, FusedModel
+from fusion.methods.vote import Vote
 from fusion.serving.predictor import BATCH, Predictor
 from workers.data.archives import walk
 from workers.data.decoding import Decoding
@@ -62,7 +62,8 @@ def _made() -> list[bytes]:
 def _model(folder: Path) -> Path:
     """Three ResNet18 in one file."""
     folder.mkdir()
-    fused = FusedModel([settled(spec) for spec in specs()], MeanCombiner(torch.full((COUNT,), 1 / COUNT)), 1.0).eval()
+    mean = Combiner(Vote, {"weights": torch.full((COUNT,), 1 / COUNT)})
+    fused = FusedModel([settled(spec) for spec in specs()], mean, 1.0).eval()
     write(fused, specs(), folder / "fused.onnx")
     return folder / "fused.onnx"
 

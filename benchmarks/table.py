@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.kept import KeptFits
 from benchmarks.machine import describe, write_result
+from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
-from fusion.methods.names import KNOWN
 from fusion.metrics.calibration import log_probabilities
 from fusion.metrics.diversity import diversity
 from fusion.predictions import LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
@@ -133,14 +133,15 @@ def gathered() -> tuple[TeamPredictions, dict[str, TrainingCost]]:
     return KEPT.gathered(config.load_team(TEAM), costs["seconds_an_image"])
 
 
-class KeptFusion:
+class KeptFusion(Concat):
     """A fusion whose probabilities on *test* were kept, because what it was made of was too large to keep."""
 
-    def __init__(self, on_test: Any) -> None:
-        self.on_test = on_test
+    def __init__(self, on_test: Any, penalty: float) -> None:
+        super().__init__()
+        self.on_test, self.penalty_ = on_test, penalty
 
-    def predict_proba(self, table: Predictions) -> Any:
-        assert len(table.labels) == len(self.on_test)
+    def predict_proba(self, predictions: Predictions) -> Any:
+        assert len(predictions.labels) == len(self.on_test)
         return self.on_test
 
 
@@ -157,16 +158,18 @@ def concat() -> None:
         "fuse": log_probabilities(fitted.nested).astype(np.float16),
         "test": log_probabilities(fitted.predict_proba(team.test)).astype(np.float16),
     }
+    assert isinstance(fitted.method, Concat)
     np.savez_compressed(CONCAT, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
     print(f"concat: penalty {fitted.method.penalty_:g}")
 
 
 def fuse() -> None:
     team, seconds = gathered()
-    fitted = fit_all(team, [name for name in KNOWN if name != "concat"])
+    fitted = fit_all(team, [name for name in FUSIONS.own_names() if name != "concat"])
     if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(team.names):
         fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
-        fitted["concat"] = FittedFusion("concat", KeptFusion(test_rows), 1.0, fuse_rows)
+        kept = KeptFusion(test_rows, float(np.load(CONCAT)["penalty"]))
+        fitted["concat"] = FittedFusion("concat", kept, 1.0, fuse_rows)
     chosen, why = recommend(team, fitted)
     result = {
         "members": list(team.names),

@@ -5,10 +5,10 @@ This is the form that every fusion learns from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from workers.storage.training_record import TrainingRecord
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Inputs = NDArray[np.floating[Any]]
+Computed = TypeVar("Computed")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Predictions:
     labels: Labels
     folds: Floats | None = None
     student: Floats | None = None
+    _computed: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: object, compute: Callable[[], Computed]) -> Computed:
+        """Return what `compute` returned the first time that it was asked for by this key.
+
+        Nested cross-validation refits on parts of *fuse*: what rests on out-of-fold predictions alone is the same each time.
+        """
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]  # type: ignore[no-any-return]
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
         """Return the predictions of some rows only, by their positions."""
@@ -120,6 +131,11 @@ def log_softmax(logits: Floats) -> Floats:
     """Return the logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
+
+
+def weighted_mean(probabilities: Floats, weights: Floats) -> Floats:
+    """Return the weighted mean over members: (M, n, C) and (M,) -> (n, C)."""
+    return np.asarray(np.tensordot(weights, probabilities, axes=1))
 
 
 @dataclass(frozen=True)

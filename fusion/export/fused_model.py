@@ -1,8 +1,8 @@
-"""Assemble the fused model: uint8 images in, class probabilities out, as one torch module of members and a combiner."""
+"""Assemble the fused model: uint8 images in, class probabilities out, as one torch module of networks and a combiner."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -10,18 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusion.export.combiners import (
-    BagCombiner,
-    CascadeCombiner,
-    ConcatCombiner,
-    LogitMeanCombiner,
-    MeanCombiner,
-    StackCombiner,
-)
-from fusion.methods.cascade import Cascade
-from fusion.methods.concat import Concat
-from fusion.methods.stacking import PlainStack, Stack, StackBag
-from fusion.methods.voting import Student, VoteLogits
+from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import TINY
 from fusion.selection.fitting import FittedFusion
 from workers.models.network import Network
@@ -30,16 +19,52 @@ from workers.training.augmentation import to_float
 N = TypeVar("N", covariant=True)
 
 
+class Combiner(nn.Module):
+    """What a fusion does with the networks' outputs, as a torch module. Its buffers are the fusion's arrays.
+
+    Args:
+        method: The fusion.
+        arrays: Its fitted arrays by name.
+    """
+
+    def __init__(self, method: type[FusionMethod], arrays: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.method, self.names = method, tuple(arrays)
+        for name, values in arrays.items():
+            tensor = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values), dtype=torch.float32)
+            self.register_buffer(name, tensor)
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """The arrays by name."""
+        return {name: cast(Tensor, getattr(self, name)) for name in self.names}
+
+    def forward(self, features: list[Tensor], logits: list[Tensor]) -> Tensor:
+        """Return log-probabilities (N, C) from the networks' features (N, D_m) and logits (N, C)."""
+        side_by_side = torch.cat(features, 1) if self.method.uses_features else None
+        return self.method.combine(self.arrays, NetworkOutputs(torch.stack(logits), side_by_side))
+
+    def ask_in_turn(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+        """Return the same from images while asking fewer networks, or None where all have to be asked."""
+        return self.method.ask_in_turn(self.arrays, networks, x)
+
+
+def restore_combiner(stored_name: str, arrays: Mapping[str, Tensor]) -> Combiner:
+    """Return an exported combiner from its stored name and its arrays. Raises KeyError for a name that is not known."""
+    by_stored_name = {method.stored_name: method for _, method in FUSIONS}
+    return Combiner(by_stored_name[stored_name], arrays)
+
+
 class FusedModel(nn.Module):
-    """Members, a combiner and a temperature as one module: (N, H, W, 3) uint8 -> (N, C) float32 probabilities.
+    """Networks, a combiner and a temperature as one module: (N, H, W, 3) uint8 -> (N, C) float32 probabilities.
 
     Args:
         members: The networks, in the order in which the combiner takes them.
-        combiner: Turns the members' outputs into log-probabilities.
+        combiner: Turns the networks' outputs into log-probabilities.
         temperature: The last stage.
     """
 
-    def __init__(self, members: Sequence[nn.Module], combiner: nn.Module, temperature: float) -> None:
+    def __init__(self, members: Sequence[nn.Module], combiner: Combiner, temperature: float) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.combiner = combiner
@@ -48,11 +73,12 @@ class FusedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of images."""
         x = to_float(images)
-        if isinstance(self.combiner, CascadeCombiner) and not torch.compiler.is_exporting():
-            return self._calibrate(self.combiner.ask_in_turn(list(self.members), x))
-        features = [cast(Network, member).features(x) for member in self.members]
-        logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
-        return self._calibrate(cast(Tensor, self.combiner(features, logits)))
+        answer = None if torch.compiler.is_exporting() else self.combiner.ask_in_turn(list(self.members), x)
+        if answer is None:
+            features = [cast(Network, member).features(x) for member in self.members]
+            logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
+            answer = cast(Tensor, self.combiner(features, logits))
+        return self._calibrate(answer)
 
     def _calibrate(self, log_probabilities: Tensor) -> Tensor:
         """Apply the temperature as `apply_temperature` does, which bounds probabilities: that counts at a high temperature."""
@@ -75,44 +101,17 @@ class CandidateNetworks(Generic[N]):
 
     def used(self, fitted: FittedFusion) -> list[N]:
         """Return those that a fusion asks, in the order in which it asks them. Members without weight are left out."""
-        if isinstance(fitted.method, Student):
+        if fitted.method.asks == "student":
             assert self.student is not None
             return [self.student]
-        members = used_members(fitted, len(self.full))
-        if isinstance(fitted.method, StackBag):
+        members = fitted.used(len(self.full))
+        if fitted.method.asks == "fold trainings":
             return [network for i in members for network in self.bags[i]]
         return [self.full[i] for i in members]
 
 
 def assemble(fitted: FittedFusion, networks: CandidateNetworks[nn.Module]) -> FusedModel:
     """Return a fitted fusion as a module, in evaluation mode."""
-    combiner = _make_combiner(fitted.method, used_members(fitted, len(networks.full)))
+    count = len(networks.full) if fitted.members is None else len(fitted.members)
+    combiner = Combiner(type(fitted.method), fitted.method.arrays(fitted.method.used(count)))
     return FusedModel(networks.used(fitted), combiner, fitted.temperature).eval()
-
-
-def used_members(fitted: FittedFusion, count: int) -> list[int]:
-    """Return the positions of the members that a fusion uses, of `count` members, in its own order."""
-    weights = getattr(fitted.method, "weights_", None)
-    if isinstance(fitted.method, Cascade):
-        return [int(i) for i in fitted.method.order_]
-    candidates = fitted.members if fitted.members is not None else range(count)
-    return [i for i in candidates if weights is None or weights[i] > 0]
-
-
-def _make_combiner(method: Any, used: list[int]) -> nn.Module:
-    if isinstance(method, Concat):
-        return ConcatCombiner(_tensor(method.coef_), _tensor(method.intercept_))
-    if isinstance(method, Cascade):
-        return CascadeCombiner(_tensor(method.temperatures_), _tensor(method.threshold_))
-    if isinstance(method, VoteLogits):
-        return LogitMeanCombiner(_tensor(method.weights_[used]), _tensor(method.temperatures_[used]))
-    if isinstance(method, Student):
-        return MeanCombiner(torch.ones(1))
-    if isinstance(method, Stack | PlainStack):
-        combiner_class = BagCombiner if isinstance(method, StackBag) else StackCombiner
-        return combiner_class(_tensor(method.coef_), _tensor(method.intercept_), _tensor(method.temperatures_))
-    return MeanCombiner(_tensor(method.weights_[used]))
-
-
-def _tensor(values: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(values), dtype=torch.float32)

@@ -17,9 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from fusion.export.combiners import restore_combiner, stored_name
 from fusion.export.freezing import freeze_for_inference
-from fusion.export.fused_model import FusedModel
+from fusion.export.fused_model import FusedModel, restore_combiner
 from fusion.export.onnx_session import Images, predict_probabilities
 from fusion.predictions import Floats
 from workers.config.specs import MemberRecord, MemberSpec
@@ -70,7 +69,7 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
         "classes": list(card.classes),
         "image_size": size,
         "members": [spec.model_dump(mode="json") for spec in card.specs],
-        "combiner": stored_name(model.combiner),
+        "combiner": model.combiner.method.stored_name,
         "temperature": model.temperature,
         "weights_sha256": tensors_sha256(model.state_dict()),
         **card.provenance,

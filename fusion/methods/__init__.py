@@ -1,1 +1,1 @@
-"""One module per fusion: how it is fitted and how it predicts, on arrays alone."""
+"""One module per fusion. `fusion/interface.py` says what a fusion is, and `docs/extending.md` how to add one."""

@@ -6,11 +6,13 @@ threshold is the lowest with which *fuse* is classified as well as by the vote o
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll
+from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
+from fusion.metrics.calibration import TINY, apply_temperature, fit_temperature, log_probabilities, nll
 from fusion.predictions import Floats, FusionInputs, Labels, Predictions, softmax
 
 THRESHOLDS = (*np.arange(0.3, 0.96, 0.05), 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -18,11 +20,20 @@ POINTS = 0.001  # of accuracy on *fuse* that may be lost
 SHARE = 0.01  # of the vote's NLL that may be added
 
 
-class Cascade:
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@FUSIONS.register
+class Cascade(FusionMethod):
     """A cascade of members.
 
     Attributes after fit: `order_` (M,), `temperatures_` (M,) of the pools, `threshold_` (above 1: all members are asked).
     """
+
+    description = "members are asked one after another until the pool is sure"
+    order = 20
+    stored_name = "Cascaded"
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Order the members, calibrate the pools and find the threshold on *fuse*."""
@@ -43,6 +54,45 @@ class Cascade:
         """Return how many members each row took, (n,)."""
         return _stops(self._stages(predictions), self.threshold_) + 1
 
+    def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
+        """Return the order of asking, the threshold, and how many networks a row takes."""
+        asked = float(self.count_networks(predictions).mean())
+        until = f"until {self.threshold_:.1%} sure" if self.threshold_ <= 1 else "all of them"
+        order = ", ".join(names[i] for i in self.order_)
+        return Description(f"asks {order} {until}: {asked:.2f} on average", asked=asked)
+
+    def used(self, count: int) -> list[int]:
+        """Return all members, in the order of asking."""
+        return [int(i) for i in self.order_]
+
+    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+        """Return the temperatures (M,) of the pools, and the threshold, a scalar."""
+        return {"temperatures": self.temperatures_, "threshold": self.threshold_}
+
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the answer of the first pool that is sure, from the outputs of all members at once."""
+        count, probabilities = len(outputs.logits), outputs.logits.softmax(2)
+        answer = _stage(arrays, probabilities.mean(0), count - 1)
+        for k in range(count - 2, -1, -1):
+            earlier = _stage(arrays, probabilities[: k + 1].mean(0), k)
+            answer = earlier.where(_is_confident(arrays, earlier)[:, None], answer)
+        return answer
+
+    @staticmethod
+    def ask_in_turn(arrays: Mapping[str, Tensor], networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
+        """Return the same, asking each member only for the rows that still need it."""
+        open_rows, total, answer = x.new_ones(len(x)).nonzero()[:, 0], x.new_zeros(()), x.new_zeros(())
+        for k, network in enumerate(networks):
+            total = total + network(x[open_rows]).softmax(1)
+            current = _stage(arrays, total / (k + 1), k)
+            answer = answer.index_copy(0, open_rows, current) if k else current
+            is_open = ~_is_confident(arrays, current)
+            open_rows, total = open_rows[is_open], total[is_open]
+            if not len(open_rows):
+                break
+        return answer
+
     def _stages(self, predictions: Predictions) -> Floats:
         """Return the calibrated pool of the first k members, for each k: (M, n, C)."""
         pools = _pools(predictions.logits[self.order_])
@@ -58,6 +108,16 @@ class Cascade:
             if lost <= POINTS and nll(probabilities, labels) <= (1 + SHARE) * nll(vote, labels):
                 return float(threshold)
         return 2.0
+
+
+def _stage(arrays: Mapping[str, Tensor], pooled: Tensor, k: int) -> Tensor:
+    """Calibrate the pool (N, C) of the first k + 1 members; return log-probabilities."""
+    return (pooled.clamp(min=TINY).log() / arrays["temperatures"][k]).log_softmax(1)
+
+
+def _is_confident(arrays: Mapping[str, Tensor], answer: Tensor) -> Tensor:
+    """Return which rows of log-probabilities (N, C) are confident enough, (N,)."""
+    return answer.amax(1) >= arrays["threshold"].log()
 
 
 def _pools(logits: Floats) -> Floats:

@@ -7,17 +7,31 @@ there is a second logit vote, of members at their own temperatures; the one with
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from fusion.methods.shrinkage import Head, ShrinkageProblem, best_penalty, cross_validated, shuffled_splits, solve_head
+from fusion.fitting.shrinkage import (
+    Head,
+    ShrinkageProblem,
+    best_penalty,
+    cross_validated,
+    penalty_in_words,
+    shuffled_splits,
+    solve_head,
+)
+from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import calibrated_losses, temperatures
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, softmax
 from workers.errors import ConclaveError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-class Concat:
+
+@FUSIONS.register
+class Concat(FusionMethod):
     """A linear head on concatenated features.
 
     Attributes after fit: `coef_` (C, sum of D_m) and `intercept_` (C,) on raw features, `penalty_`, `start_`.
@@ -25,6 +39,12 @@ class Concat:
     Args:
         penalty: The penalty; chosen by cross-validation where left out.
     """
+
+    description = "one linear head on all members' features"
+    order = 80
+    stored_name = "Linear"
+    needs_linear_heads = True
+    uses_features = True
 
     def __init__(self, penalty: float | None = None) -> None:
         self.penalty = penalty
@@ -50,6 +70,20 @@ class Concat:
         """Return probabilities (n, C)."""
         x: Inputs = np.concatenate(predictions.features, axis=1)
         return softmax(x @ self.coef_.T.astype(x.dtype) + self.intercept_)
+
+    def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
+        """Return the penalty."""
+        return Description(penalty_in_words(self.penalty_))
+
+    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+        """Return the head: (C, sum of D_m) and (C,)."""
+        return {"coef": self.coef_, "intercept": self.intercept_}
+
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the log-softmax of the head on the concatenated features."""
+        assert outputs.features is not None
+        return (outputs.features @ arrays["coef"].T + arrays["intercept"]).log_softmax(1)
 
 
 def averaging_head(inputs: FusionInputs) -> Head:

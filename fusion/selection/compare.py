@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fusion.methods.cascade import Cascade
 from fusion.metrics.scores import accuracy_gain, bootstrap, detectable, holm, per_class, reliability, scores
 from fusion.predictions import Floats, Labels, TeamPredictions
 from fusion.selection.costs import Row, TrainingCost, compute_matched_vote, seconds_by_training, training_seconds
@@ -89,24 +88,15 @@ def _reliability_points(probabilities: Floats, labels: Labels) -> list[dict[str,
 
 def _choices(fusion: FittedFusion, team: TeamPredictions) -> Row:
     """Return what a fusion chose: the members' weights, and in words how it was fitted."""
-    method, words = fusion.method, []
-    row: Row = {}
-    if hasattr(method, "weights_"):
-        row["weights"] = dict(zip(team.names, map(float, method.weights_), strict=True))
-        words.append(", ".join(f"{name} {weight:.2f}" for name, weight in row["weights"].items()))
-    if hasattr(method, "chosen_"):
-        words.append(f"{method.chosen_} weights")
-    if hasattr(method, "form_"):
-        words.append("a full matrix" if method.form_ == "matrix" else "one weight per member")
-    if hasattr(method, "penalty_"):
-        is_finite = np.isfinite(method.penalty_)
-        words.append(f"penalty {method.penalty_:g}" if is_finite else "stays at uniform averaging: nothing else is better")
-    if isinstance(method, Cascade):
-        predictions = team.test if len(team.test.labels) else team.inputs.fuse
-        row["asked"] = float(method.count_networks(predictions).mean())
-        until = f"until {method.threshold_:.1%} sure" if method.threshold_ <= 1 else "all of them"
-        words.append(f"asks {', '.join(team.names[i] for i in method.order_)} {until}: {row['asked']:.2f} on average")
-    return {**row, "chosen": "; ".join(words)}
+    names = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
+    predictions = fusion.narrowed(team.test if len(team.test.labels) else team.inputs.fuse)
+    description = fusion.method.describe(names, predictions)
+    row: Row = {"chosen": description.words}
+    if description.weights:
+        row["weights"] = dict(description.weights)
+    if description.asked is not None:
+        row["asked"] = description.asked
+    return row
 
 
 def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: str, team: TeamPredictions) -> Row:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fusion.methods.names import STACKS
 from fusion.metrics.calibration import apply_temperature, calibrated_losses, fit_temperature, log_probabilities
 from fusion.metrics.scores import accuracy_gain, scores
 from fusion.predictions import Floats, TeamPredictions, softmax
@@ -53,12 +52,15 @@ def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, cos
     if name in team.names:
         return costs[name].full + costs[name].search
     members = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
-    full = 0.0 if name == "stack_bag" else sum(seconds_by_training(members, costs).values())
-    full += sum(costs[m].search for m in members)
-    if name == "student":
-        return full + costs[name].full
-    folds = max(len(costs[m].folds) for m in members) if name in STACKS else 0
-    return full + sum(sum(seconds_by_training(members, costs, fold).values()) for fold in range(folds))
+    paid, seconds = fusion.method.pays_for, sum(costs[m].search for m in members)
+    if "full" in paid:
+        seconds += sum(seconds_by_training(members, costs).values())
+    if "student" in paid:
+        seconds += costs[name].full
+    if "folds" in paid:
+        folds = range(max(len(costs[m].folds) for m in members))
+        seconds += sum(sum(seconds_by_training(members, costs, fold).values()) for fold in folds)
+    return seconds
 
 
 def seconds_by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:

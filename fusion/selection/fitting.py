@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import partial
+from typing import Self
 
 import numpy as np
 from sklearn.model_selection import KFold
 
-from fusion.methods.names import KNOWN, STACKS
-from fusion.methods.registry import METHODS, FusionMethod
-from fusion.methods.stacking import FittedHead, PlainHead, PlainStack, Stack, StackBag, fit_head, fit_plain_head
-from fusion.methods.voting import Single
+from fusion.interface import FUSIONS, FusionMethod, by_cost
+from fusion.methods.vote import Vote
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
-from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
+from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions, softmax
 
 
 @dataclass
@@ -31,15 +29,43 @@ class FittedFusion:
     """
 
     name: str
-    method: Any
+    method: FusionMethod
     temperature: float
     nested: Floats
     members: tuple[int, ...] | None = None
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return calibrated probabilities (n, C) from the predictions of all members of the team."""
-        used = predictions if self.members is None else predictions.only(self.members)
-        return apply_temperature(self.method.predict_proba(used), self.temperature)
+        return apply_temperature(self.method.predict_proba(self.narrowed(predictions)), self.temperature)
+
+    def narrowed(self, predictions: Predictions) -> Predictions:
+        """Return the predictions of the members that it was fitted on, from those of all members of the team."""
+        return predictions if self.members is None else predictions.only(self.members)
+
+    def used(self, count: int) -> list[int]:
+        """Return the positions in a team of `count` members that it asks, in its order of asking."""
+        members = range(count) if self.members is None else self.members
+        return [members[i] for i in self.method.used(len(members))]
+
+
+class Single(Vote):
+    """One member alone, in the form of a fusion.
+
+    Args:
+        member: Position of the member.
+    """
+
+    def __init__(self, member: int) -> None:
+        self.member = member
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Give all weight to the member."""
+        self.weights_ = np.eye(len(inputs.fuse.logits))[self.member]
+        return self
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return softmax(predictions.logits[self.member])
 
 
 def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: FusionInputs) -> FittedFusion:
@@ -67,7 +93,7 @@ def _fit_calibrated(make_method: Callable[[], FusionMethod], inputs: FusionInput
 def fit_all(team: TeamPredictions, fusions: Sequence[str]) -> dict[str, FittedFusion]:
     """Fit every member as a candidate of its own, and then the fusions, in the order of their inference cost.
 
-    A fusion that the team has no predictions for is left out: a bag without fold trainings, a student that was not trained.
+    A fusion that cannot be made of the team's predictions is left out; `left_out` says why.
 
     Args:
         team: The team's predictions.
@@ -76,42 +102,18 @@ def fit_all(team: TeamPredictions, fusions: Sequence[str]) -> dict[str, FittedFu
     Returns:
         The candidates by name.
     """
-    inputs, heads = team.inputs, _StackHeads(team.inputs)
-    fitted = {n: fit_fusion(n, lambda i=i: Single(i), inputs) for i, n in enumerate(team.names)}  # type: ignore[misc]
-    for name in (n for n in KNOWN if n in fusions):
-        if (name == "stack_bag" and not can_bag(inputs)) or (name == "student" and inputs.fuse.student is None):
-            continue
-        if name in STACKS and inputs.with_oof:
-            fitted[name] = fit_fusion(name, heads.method(name), inputs.only(inputs.with_oof))
-            fitted[name].members = inputs.with_oof
-        else:
-            fitted[name] = fit_fusion(name, METHODS[name], inputs)
+    inputs = team.inputs
+    fitted = {name: fit_fusion(name, partial(Single, i), inputs) for i, name in enumerate(team.names)}
+    for name in by_cost(fusions):
+        method = FUSIONS[name]
+        if method.why_impossible(inputs) is None:
+            members = method.members_of(inputs)
+            fitted[name] = fit_fusion(name, method, inputs if members is None else inputs.only(members))
+            fitted[name].members = members
     return fitted
 
 
-def can_bag(inputs: FusionInputs) -> bool:
-    """Return whether the fold trainings, of all members that have them, have predictions on *fuse* too."""
-    folds = inputs.fuse.folds
-    return bool(inputs.with_oof) and folds is not None and not np.isnan(folds[list(inputs.with_oof)]).any()
-
-
-class _StackHeads:
-    """The heads that stacks learn from out-of-fold predictions, fitted once: no refit on a part of *fuse* changes them."""
-
-    def __init__(self, inputs: FusionInputs) -> None:
-        self.oof, self.folds = inputs.oof, inputs.folds
-
-    @cached_property
-    def shrunken(self) -> FittedHead:
-        assert self.oof is not None
-        return fit_head(self.oof, self.folds)
-
-    @cached_property
-    def plain(self) -> PlainHead:
-        assert self.oof is not None
-        return fit_plain_head(self.oof, self.folds)
-
-    def method(self, name: str) -> Callable[[], FusionMethod]:
-        if name == "stack_plain":
-            return lambda: PlainStack(self.plain)
-        return lambda: (StackBag if name == "stack_bag" else Stack)(head=self.shrunken)
+def left_out(team: TeamPredictions, fusions: Sequence[str]) -> list[str]:
+    """Return a sentence for each fusion that cannot be made of the team's predictions."""
+    reasons = {name: FUSIONS[name].why_impossible(team.inputs) for name in by_cost(fusions)}
+    return [f"{name} was left out: {reason}." for name, reason in reasons.items() if reason]

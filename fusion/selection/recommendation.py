@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fusion.methods.names import KNOWN
+from fusion.interface import by_cost
 from fusion.metrics.calibration import nll
 from fusion.metrics.scores import nll_lower
 from fusion.predictions import TeamPredictions
@@ -22,7 +22,7 @@ def recommend(team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> tupl
     labels = team.inputs.fuse.labels
     chosen = best_single(team, fitted)
     why = f"{chosen} has the lowest NLL on fuse of the single members"
-    for name in (n for n in KNOWN if n in fitted):
+    for name in by_cost([name for name in fitted if name not in team.names]):
         probabilities, chosen_probabilities = fitted[name].nested, fitted[chosen].nested
         is_as_accurate = (probabilities.argmax(1) == labels).sum() >= (chosen_probabilities.argmax(1) == labels).sum()
         if is_as_accurate and nll_lower(probabilities, chosen_probabilities, labels):

@@ -154,14 +154,13 @@ def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
 def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) -> None:
     from dataclasses import replace
 
-    from fusion.methods.names import KNOWN
+    from fusion.interface import FUSIONS
     from orchestrator.fusing.refit import build_request
     from orchestrator.fusing.step import fit_team, write_int8_model, write_model
 
     request = build_request(home, name)
-    if method not in (*request.members, *KNOWN):
-        known = ", ".join((*request.members, *KNOWN))
-        raise UserInputError(f"--method {method}: not in this sweep; there are {known}.")
+    if method not in request.members and method not in FUSIONS:
+        raise UserInputError(f"--method: {FUSIONS.answer(method, tuple(request.members))}.")
     fitted_team = fit_team(replace(request, fusions=() if method in request.members else (method,)))
     if method not in fitted_team.fitted:
         raise UserInputError(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.methods.names import DEFAULT
+from fusion.interface import DEFAULT
 from orchestrator.config.settings import OwnServer
 from orchestrator.config.team import Team
 from orchestrator.config.team_file import MemberEntry, TeamFile

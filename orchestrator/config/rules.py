@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fusion.methods.names import KNOWN
+from fusion.interface import FUSIONS
 from orchestrator.config.team import Team
 from workers.config.specs import MemberSpec, StudentSpec
 
@@ -23,8 +23,9 @@ def _one_fold(team: Team) -> Iterator[str]:
 
 
 def _bag_without_folds(team: Team) -> Iterator[str]:
-    if "stack_bag" in team.fusion and not team.data.folds:
-        yield "fusion: stack_bag is a bag of fold trainings: set data.folds to 2 or more"
+    for name in team.fusion:
+        if FUSIONS[name].asks == "fold trainings" and not team.data.folds:
+            yield f"fusion: {name} is made of fold trainings: set data.folds to 2 or more"
 
 
 def _fusion_twice(team: Team) -> Iterator[str]:
@@ -65,7 +66,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _name_of_a_fusion(team: Team, recipe: MemberSpec) -> Iterator[str]:
-    if {member.name for member in recipe.members} & {*KNOWN}:
+    if any(member.name in FUSIONS for member in recipe.members):
         yield "that is a fusion's name; give the member another one"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Literal
 
-from fusion.methods.names import STACKS, Fusion
+from fusion.interface import FUSIONS
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, Retries, TrackingSpec
 from workers.config.specs import DataSpec, MemberRecord, MemberSpec, StudentSpec, TrainSpec
 from workers.config.strict import Strict
@@ -39,7 +39,7 @@ class Team(Strict):
     data: DataSpec
     train: TrainSpec
     trainings: tuple[MemberSpec, ...]
-    fusion: tuple[Fusion, ...]
+    fusion: tuple[str, ...]
     student: StudentSpec | None
     tracking: TrackingSpec
     quorum: int
@@ -78,4 +78,4 @@ class Team(Strict):
     @property
     def folds(self) -> int:
         """The number of fold trainings of each training: none where no fusion learns from them."""
-        return self.data.folds if set(STACKS) & set(self.fusion) else 0
+        return self.data.folds if any(FUSIONS[name].learns_from_folds for name in self.fusion) else 0

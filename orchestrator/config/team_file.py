@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from fusion.methods.names import Fusion
+from fusion.interface import FUSIONS
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
 from workers.config.architectures import check_arch
 from workers.config.recipe import Augments, Average, Cycles, Optimizer
@@ -107,7 +107,7 @@ class TeamFile(Strict):
     train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
     defaults: DefaultsEntry | None = Field(None, description="What all members have in common.")
     members: Annotated[tuple[MemberEntry, ...], BeforeValidator(_at_least_one)] = Field(description="The members.")
-    fusion: tuple[Fusion, ...] | None = Field(None, min_length=1, description="The fusions to fit.")
+    fusion: tuple[Annotated[str, FUSIONS], ...] | None = Field(None, min_length=1, description="The fusions to fit.")
     student: StudentEntry | None = Field(None, description="How the student of `fusion: [student]` is trained.")
     resources: Resources | None = Field(None, description="What one training asks of a machine.")
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fusion.interface import FUSIONS
 from orchestrator.config.team import Team
 from workers.config.specs import MemberSpec
 from workers.errors import UserInputError
@@ -36,9 +37,10 @@ def _problem_of(member: MemberSpec, team: Team) -> str | None:
         return str(error)
     except Exception as error:  # whatever a network of the user's own can raise
         return f"member {member.name}: {member.arch} can't be built ({error})."
-    if "concat" in team.fusion and member in team.trainings and not has_linear_head(network):
+    starting = [name for name in team.fusion if FUSIONS[name].needs_linear_heads]
+    if starting and member in team.trainings and not has_linear_head(network):
         return (
-            f"member {member.name}: {member.arch} doesn't end in a Linear head, which concat starts from. "
-            "Take concat out of `fusion:`, or give another network."
+            f"member {member.name}: {member.arch} doesn't end in a Linear head, which {starting[0]} starts from. "
+            f"Take {starting[0]} out of `fusion:`, or give another network."
         )
     return None

@@ -90,14 +90,13 @@ def build_request(home: Path, name: str, methods: list[str] | None = None) -> Fu
     Raises:
         UserInputError: If the sweep or a fusion is not known, or no member is done.
     """
-    from fusion.methods.names import KNOWN
+    from fusion.interface import FUSIONS
     from orchestrator.fusing.request import make_request
     from orchestrator.home import Home
     from orchestrator.reporting.summary import member_states
 
-    unknown = [m for m in methods or () if m not in KNOWN]
-    if unknown:
-        raise UserInputError(f"--method {unknown[0]}: unknown; known are {', '.join(KNOWN)}.")
+    if unknown := [method for method in methods or () if method not in FUSIONS]:
+        raise UserInputError(f"--method: {FUSIONS.answer(unknown[0])}.")
     folder = Home(home).existing(name)
     plan = _plan_of(home, name)
     if methods:

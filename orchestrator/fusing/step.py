@@ -16,13 +16,11 @@ import torch
 from fusion.export.fused_model import CandidateNetworks, FusedModel, assemble
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.quantization import CALIBRATION_ROWS, QuantizationLoss, measure_loss, quantize
-from fusion.methods.names import STACKS
-from fusion.methods.stacking import FEW_ROWS
 from fusion.metrics.diversity import diversity
 from fusion.predictions import LabelledRows, TeamPredictions, load_predictions
 from fusion.selection.compare import compare, hardest_rows
 from fusion.selection.costs import TrainingCost
-from fusion.selection.fitting import FittedFusion, fit_all
+from fusion.selection.fitting import FittedFusion, fit_all, left_out
 from fusion.selection.recommendation import best_single, recommend
 from orchestrator.fusing.request import FusionRequest
 from orchestrator.home import SweepFolder
@@ -89,7 +87,8 @@ def fit_team(request: FusionRequest) -> FittedTeam:
 
     members = [network(full[name], request.members[name]) for name in team.names]
     fitted = fit_all(team, request.fusions)
-    bagged = team.names if "stack_bag" in fitted else ()
+    is_bagged = any(fusion.method.asks == "fold trainings" for fusion in fitted.values())
+    bagged = team.names if is_bagged else ()
     networks = CandidateNetworks(
         members,
         [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
@@ -221,17 +220,9 @@ def _inference_seconds(models: Mapping[str, FusedModel], images: torch.Tensor) -
 
 
 def _warnings(request: FusionRequest, team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> list[str]:
-    warnings = []
-    if "student" in request.fusions and "student" not in fitted:
-        warnings.append("student was left out: it learns from these members, no others, and is not trained for them.")
-    if "stack_bag" in request.fusions and "stack_bag" not in fitted:
-        reason = "fold trainings of an early version have no outputs on fuse and test; train them afresh."
-        warnings.append(f"stack_bag was left out: {reason}")
-    for name in (n for n in STACKS if n in fitted):
-        if fitted[name].method.few_rows_:
-            warnings.append(f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over.")
-    if team.inputs.with_oof:
-        fuse_predictions = team.inputs.fuse.only(team.inputs.with_oof)
-        leaks = [fitted[name].method.leak_warning(name, fuse_predictions) for name in STACKS if name in fitted]
-        warnings += [leak for leak in leaks if leak]
+    warnings = left_out(team, request.fusions)
+    for name, fusion in fitted.items():
+        if name not in team.names:
+            inputs = team.inputs if fusion.members is None else team.inputs.only(fusion.members)
+            warnings += fusion.method.warnings(name, inputs)
     return warnings

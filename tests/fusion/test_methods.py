@@ -13,15 +13,19 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from fusion.fitting.meta_learner import meta_features
+from fusion.fitting.shrinkage import MemberWeightsProblem, ShrinkageProblem
 from fusion.methods.cascade import Cascade
 from fusion.methods.concat import Concat, averaging_head
-from fusion.methods.shrinkage import MemberWeightsProblem, ShrinkageProblem
-from fusion.methods.stacking import PlainStack, Stack, StackBag, meta_features
-from fusion.methods.voting import Vote, VoteLogits, weighted_mean
-from fusion.methods.weighting import Weighted, greedy, optimal
+from fusion.methods.stack import Stack
+from fusion.methods.stack_bag import StackBag
+from fusion.methods.stack_plain import PlainStack
+from fusion.methods.vote import Vote
+from fusion.methods.vote_logits import VoteLogits
+from fusion.methods.weighted import Weighted, greedy, optimal
 from fusion.metrics import scores as score
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll, temperatures
-from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax, weighted_mean
 from fusion.selection.fitting import fit_all, fit_fusion
 from fusion.selection.recommendation import recommend
 from tests.factories import CLASSES, table
@@ -395,7 +399,7 @@ def test_independent_members_are_voted() -> None:
     assert recommend(given, fit_all(given, ("vote",)))[0] == "vote"
 
 
-class Memory:
+class Memory(Vote):
     """Knows the labels of the rows that it was fitted on, by heart."""
 
     def fit(self, given: FusionInputs) -> "Memory":

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.export.combiners import CascadeCombiner, MeanCombiner
 from fusion.export.freezing import FoldedConv, freeze_for_inference
-from fusion.export.fused_model import CandidateNetworks, FusedModel, assemble
-from fusion.methods.names import KNOWN
-from fusion.methods.stacking import PlainStack
+from fusion.export.fused_model import CandidateNetworks, Combiner, FusedModel, assemble
+from fusion.interface import FUSIONS
+from fusion.methods.cascade import Cascade
+from fusion.methods.stack_plain import PlainStack
+from fusion.methods.vote import Vote
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
 from fusion.selection.fitting import FittedFusion, fit_all
 from workers.config.specs import MemberSpec
@@ -62,9 +63,9 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     rows = np.arange(120)
     inputs = FusionInputs(table, oof, rows % 4, heads, with_oof, alike)
     gathered = TeamPredictions(("a", "b", "c"), ("x", "y", "z"), inputs, table, rows, rows, rows)
-    fitted = fit_all(gathered, KNOWN)
+    fitted = fit_all(gathered, FUSIONS.own_names())
     absent = set() if with_oof else {"stack_bag"}
-    assert set(fitted) == {"a", "b", "c", *KNOWN} - absent
+    assert set(fitted) == {"a", "b", "c", *FUSIONS.own_names()} - absent
     for name, fusion in fitted.items():
         with torch.inference_mode():
             ours = assemble(fusion, CandidateNetworks(networks, bags, networks[2]))(images).numpy()
@@ -93,8 +94,9 @@ def test_a_cascade_at_once_and_one_after_another_are_the_same(networks: list[Net
     with torch.inference_mode():
         logits = [network(x) for network in networks]
         middle = float(logits[0].softmax(1).amax(1).median())
-        combiner = CascadeCombiner(torch.tensor([1.0, 0.5, 2.0]), torch.tensor(middle))
+        combiner = Combiner(Cascade, {"temperatures": torch.tensor([1.0, 0.5, 2.0]), "threshold": torch.tensor(middle)})
         at_once, in_turn = combiner([], logits), combiner.ask_in_turn(counted, x)  # type: ignore[arg-type]
+    assert in_turn is not None
     assert torch.allclose(at_once, in_turn, atol=1e-5)
     assert seen[0] == 50
     assert 0 < seen[1] < 50
@@ -124,7 +126,7 @@ def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networ
                     module.weight.uniform_(0.5, 2)
                     module.bias.uniform_(-1, 1)
     wild = Network(Wild(), torch.nn.Linear(4, CLASSES)).eval()
-    model = FusedModel([*trained, wild], MeanCombiner(torch.full((4,), 0.25)), 1.5).eval()
+    model = FusedModel([*trained, wild], Combiner(Vote, {"weights": torch.full((4,), 0.25)}), 1.5).eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     fast = freeze_for_inference(model, 16)
     with torch.inference_mode():

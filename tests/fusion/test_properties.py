@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusion.methods.names import KNOWN
-from fusion.methods.stacking import Stack
-from fusion.methods.voting import Vote, VoteLogits
-from fusion.methods.weighting import CANDIDATES, Weighted
+from fusion.interface import FUSIONS
+from fusion.methods.stack import Stack
+from fusion.methods.vote import Vote
+from fusion.methods.vote_logits import VoteLogits
+from fusion.methods.weighted import CANDIDATES, Weighted
 from fusion.predictions import FusionInputs, Predictions, TeamPredictions
 from fusion.selection.fitting import fit_all
 from tests.factories import CLASSES, table
@@ -68,7 +69,7 @@ def test_every_fusion_gives_probabilities(skills: list[float], seed: int) -> Non
     given_inputs = inputs(skills, seed)
     rows, names = np.arange(80), tuple(f"m{i}" for i in range(len(skills)))
     team = TeamPredictions(names, tuple("wxyz"), given_inputs, given_inputs.fuse, rows, rows, rows)
-    fitted = fit_all(team, [name for name in KNOWN if name not in ("concat", "student", "stack_bag")])
+    fitted = fit_all(team, [name for name in FUSIONS.own_names() if name not in ("concat", "student", "stack_bag")])
     for name, fusion in fitted.items():
         probabilities = fusion.predict_proba(given_inputs.fuse)
         assert probabilities.shape == (80, CLASSES), name

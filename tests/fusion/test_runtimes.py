@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from fusion.export import quantization as quantize
-from fusion.export.combiners import MeanCombiner
-from fusion.export.fused_model import FusedModel
+from fusion.export.fused_model import Combiner, FusedModel
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.onnx_session import Images
+from fusion.methods.vote import Vote
 from fusion.serving import predictor as predict
 from fusion.serving import runtimes
 from fusion.serving.predictor import BATCH, Predictor
@@ -34,7 +34,7 @@ def images() -> Images:
 @pytest.fixture
 def model(tmp_path: Path, images: Images) -> Path:
     networks = [build(spec, 3, SIZE).eval() for spec in SPECS]
-    fused = FusedModel(networks, MeanCombiner(torch.full((2,), 0.5)), 1.3).eval()
+    fused = FusedModel(networks, Combiner(Vote, {"weights": torch.full((2,), 0.5)}), 1.3).eval()
     with torch.inference_mode():
         expected = fused(torch.from_numpy(images)).double().numpy()
     export_model(fused, ModelCard(SPECS, ["x", "y", "z"], {}), tmp_path / "fused.onnx", images, expected)
@@ -95,7 +95,9 @@ def test_a_torch_form_of_another_export_is_not_run(
 ) -> None:
     """As a killed export leaves them: the weights of the new one, of other sizes, beside the record of the one before."""
     other = build(SPECS[0].model_copy(update={"width": 4}), 3, SIZE).eval()
-    save_file(FusedModel([other], MeanCombiner(torch.ones(1)), 1.0).state_dict(), model.with_suffix(".safetensors"))
+    save_file(
+        FusedModel([other], Combiner(Vote, {"weights": torch.ones(1)}), 1.0).state_dict(), model.with_suffix(".safetensors")
+    )
     monkeypatch.setattr(predict, "PATIENCE_SECONDS", -1.0)
     one = Predictor(model)
     one.predict_proba(images)

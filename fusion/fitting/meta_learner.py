@@ -1,20 +1,14 @@
-"""Stack: a multinomial logistic regression on the members' out-of-fold log-probabilities of all *fit* rows.
-
-Each member has one temperature for its out-of-fold logits and one for its full training, so that both speak alike. The penalty
-pulls the weights towards uniform averaging, so an unreliable stack falls back to a calibrated vote. It fits a full matrix where
-there are ten rows per parameter, else one weight per member. Without fold trainings it is blending on *fuse*. `PlainStack` is the
-common form, which shrinks to zero instead.
-"""
+"""The meta-learners of stacks: how heads on out-of-fold log-probabilities are fitted, and what all stacks have in common."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
-from fusion.methods.shrinkage import (
+from fusion.fitting.shrinkage import (
     PENALTIES,
     MemberWeightsProblem,
     ShrinkageProblem,
@@ -24,10 +18,14 @@ from fusion.methods.shrinkage import (
     shuffled_splits,
     solve_head,
 )
+from fusion.interface import FusionMethod, NetworkOutputs, Trainings
 from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
 from fusion.metrics.scores import bootstrap
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, log_softmax, softmax
-from workers.errors import ConclaveError
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from torch import Tensor
 
 FEW_ROWS = 5000
 ROWS_A_PARAMETER = 10
@@ -84,13 +82,27 @@ def fit_head(predictions: Predictions, folds: Labels | None, penalty: float | No
     return FittedHead(coef, intercept, chosen, form, len(y), losses[chosen], losses[np.inf])
 
 
-class _LinearHead:
-    """A fitted stack: a linear head on log-probabilities at the members' temperatures."""
+class LinearStack(FusionMethod):
+    """What stacks have in common: a linear head on log-probabilities at the members' temperatures.
+
+    Attributes after fit: `temperatures_` (M,), `coef_` (C, M*C), `intercept_` (C,), `few_rows_`, and `gained_`: nats per row over
+    uniform averaging, on out-of-fold rows that the head was not fitted on.
+    """
+
+    stored_name = "Meta"
+    pays_for: ClassVar[tuple[Trainings, ...]] = ("full", "folds")
+    learns_from_folds = True
 
     temperatures_: Floats
     coef_: Floats
     intercept_: Floats
-    gained_: float  # nats a row over uniform averaging, on OOF rows that the head was not fitted on
+    few_rows_: bool
+    gained_: float
+
+    @classmethod
+    def members_of(cls, inputs: FusionInputs) -> tuple[int, ...] | None:
+        """Return the members with fold trainings; all where none has any, for it is blending then."""
+        return inputs.with_oof or None
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
@@ -120,78 +132,21 @@ class _LinearHead:
             f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
         )
 
+    def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
+        """Warn of few rows, and of a gain that does not carry over from out-of-fold rows to *fuse*."""
+        few = [f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over."] if self.few_rows_ else []
+        leak = self.leak_warning(name, inputs.fuse) if inputs.with_oof else None
+        return [*few, *([leak] if leak else [])]
 
-class Stack(_LinearHead):
-    """The stack.
+    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+        """Return the head (C, M*C) and (C,), and the temperatures (M,)."""
+        return {"coef": self.coef_, "intercept": self.intercept_, "temperatures": self.temperatures_}
 
-    Attributes after fit: `temperatures_` (M,) of the full trainings, `coef_` (C, M*C), `intercept_` (C,), `penalty_`, `form_`,
-    `few_rows_`, `gained_`.
-
-    Args:
-        penalty: The penalty; chosen by cross-validation where left out.
-        head: What `fit_head` returned for the out-of-fold predictions, so that refits on parts of *fuse* don't repeat it.
-    """
-
-    def __init__(self, penalty: float | None = None, head: FittedHead | None = None) -> None:
-        self.penalty = penalty
-        self.head = head
-
-    def fit(self, inputs: FusionInputs) -> Self:
-        """Fit the head on out-of-fold predictions, and the members' temperatures on *fuse*."""
-        self.temperatures_ = temperatures(inputs.fuse)
-        source = inputs.oof or inputs.fuse
-        self.meta_ = self.head or fit_head(source, inputs.folds if inputs.oof is not None else None, self.penalty)
-        self.coef_, self.intercept_ = self.meta_.coef, self.meta_.intercept
-        self.penalty_, self.form_, self.few_rows_ = self.meta_.penalty, self.meta_.form, self.meta_.rows < FEW_ROWS
-        self.gained_ = float((self.meta_.uniform - self.meta_.losses).mean())
-        return self
-
-
-class StackBag(Stack):
-    """Stacking over the fold trainings: each member speaks as the mean of its K fold trainings' probabilities.
-
-    It has K networks per member at inference, and needs no full training. It is for teams whose fold trainings have outputs on
-    *fuse*.
-    """
-
-    def fit(self, inputs: FusionInputs) -> Self:
-        """Fit the head, and the bags' temperatures on *fuse*."""
-        return super().fit(replace(inputs, fuse=bagged(inputs.fuse)))
-
-    def as_seen(self, predictions: Predictions) -> Predictions:
-        """Return the predictions of the bags of fold trainings."""
-        return bagged(predictions)
-
-    def predict_proba(self, predictions: Predictions) -> Floats:
-        """Return probabilities (n, C)."""
-        return super().predict_proba(bagged(predictions))
-
-
-def bagged(predictions: Predictions) -> Predictions:
-    """Return predictions whose members are the bags of their fold trainings. Raises ConclaveError where those gave no outputs."""
-    if predictions.folds is None:
-        raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
-    return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)
-
-
-class PlainStack(_LinearHead):
-    """scikit-learn's StackingClassifier over log-probabilities: no temperatures, C = 1, shrinks to zero.
-
-    Args:
-        head: What `fit_plain_head` returned for the out-of-fold predictions.
-    """
-
-    def __init__(self, head: PlainHead | None = None) -> None:
-        self.head = head
-
-    def fit(self, inputs: FusionInputs) -> Self:
-        """Fit the regression on out-of-fold predictions."""
-        source = inputs.oof or inputs.fuse
-        self.temperatures_ = np.ones(len(source.logits))
-        head = self.head or fit_plain_head(source, inputs.folds if inputs.oof is not None else None)
-        self.coef_, self.intercept_, self.gained_ = head.coef, head.intercept, head.gained
-        self.few_rows_ = len(source.labels) < FEW_ROWS
-        return self
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the log-softmax of the head on log-probabilities."""
+        x = (outputs.logits / arrays["temperatures"][:, None, None]).log_softmax(2).clamp(min=float(np.log(TINY)))
+        return (x.permute(1, 0, 2).flatten(1) @ arrays["coef"].T + arrays["intercept"]).log_softmax(1)
 
 
 @dataclass(frozen=True)
@@ -258,6 +213,8 @@ def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
 
 def _fitted(x: Floats, y: Labels, classes: int) -> LogisticRegression:
     """Fit by Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
+    from sklearn.linear_model import LogisticRegression
+
     if len(x) * (x.shape[1] * classes) ** 2 <= SMALL_HESSIAN:
         return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
     return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)

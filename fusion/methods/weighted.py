@@ -6,12 +6,14 @@ selection with replacement (Caruana et al. 2004). Inner cross-validation chooses
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
 
-from fusion.methods.shrinkage import shuffled_splits
-from fusion.methods.voting import weighted_mean
+from fusion.fitting.shrinkage import shuffled_splits
+from fusion.interface import FUSIONS, Description
+from fusion.methods.vote import Vote
 from fusion.metrics.calibration import TINY
 from fusion.predictions import Floats, FusionInputs, Predictions, softmax
 
@@ -62,8 +64,12 @@ def greedy(likelihood: Floats) -> Floats:
 CANDIDATES = {"uniform": uniform, "optimal": optimal, "greedy": greedy}
 
 
-class Weighted:
+@FUSIONS.register
+class Weighted(Vote):
     """Weighted voting. Attributes after fit: `weights_` (M,), `chosen_` (the candidate's name)."""
+
+    description = "the weighted mean of the members' probabilities"
+    order = 50
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Choose a candidate by cross-validation, and fit its weights on all *fuse* rows."""
@@ -77,9 +83,11 @@ class Weighted:
             self.chosen_, self.weights_ = "uniform", uniform_weights
         return self
 
-    def predict_proba(self, predictions: Predictions) -> Floats:
-        """Return probabilities (n, C)."""
-        return weighted_mean(softmax(predictions.logits), self.weights_)
+    def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
+        """Return the weights, and which candidate they are."""
+        weights = dict(zip(names, map(float, self.weights_), strict=True))
+        words = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+        return Description(f"{words}; {self.chosen_} weights", weights)
 
     @staticmethod
     def _validated(name: str, likelihood: Floats) -> float:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from sklearn.model_selection import KFold
 
 from fusion.metrics.calibration import fit_temperature
 from fusion.predictions import Floats, Inputs, Labels, log_softmax
@@ -64,8 +62,15 @@ def best_penalty(losses: Mapping[float, Floats]) -> float:
     return min(losses, key=lambda penalty: (losses[penalty].sum(), -penalty))
 
 
+def penalty_in_words(penalty: float) -> str:
+    """Return what a chosen penalty means, for the report."""
+    return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
+
+
 def shuffled_splits(rows: int) -> Splits:
     """Return five folds, or as many as there are rows; none of a single row, by which nothing can be judged."""
+    from sklearn.model_selection import KFold
+
     if rows < 2:
         return []
     return list(KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)))
@@ -105,6 +110,8 @@ class ShrinkageProblem:
             log_p = log_softmax(self.base + self.delta_logits(delta))
             gradient = self.gradient((np.exp(log_p) - self.one_hot) / len(self.x)) + 2 * penalty * delta
             return float(-(log_p * self.one_hot).sum() / len(self.x) + penalty * (delta**2).sum()), gradient.ravel()
+
+        from scipy.optimize import minimize
 
         result = minimize(objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-7})
         return np.asarray(result.x).reshape(self.shape)

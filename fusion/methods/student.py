@@ -1,0 +1,49 @@
+"""Student: one network that learnt from the members' pooled answers, in the form of a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
+from fusion.metrics.calibration import TINY
+from fusion.predictions import Floats, FusionInputs, Predictions, softmax
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@FUSIONS.register
+class Student(FusionMethod):
+    """One network in the place of all members. It was trained before."""
+
+    description = "one network that is distilled from the vote"
+    order = 10
+    stored_name = "Average"
+    asks = "student"
+    pays_for = ("full", "student")
+
+    @classmethod
+    def why_impossible(cls, inputs: FusionInputs) -> str | None:
+        """Return a reason where no student was trained."""
+        if inputs.fuse.student is None:
+            return "it learns from these members, no others, and is not trained for them"
+        return None
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Do nothing: the student was trained before."""
+        return self
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        assert predictions.student is not None
+        return softmax(predictions.student)
+
+    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+        """Return the weight of the one network."""
+        return {"weights": [1.0]}
+
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the network's log-probabilities."""
+        return (outputs.logits.softmax(2) * arrays["weights"][:, None, None]).sum(0).clamp(min=TINY).log()

@@ -1,0 +1,55 @@
+"""Vote on logits: a geometric mean of the members' probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
+from fusion.metrics.calibration import temperatures
+from fusion.predictions import Floats, FusionInputs, Predictions, softmax, weighted_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@FUSIONS.register
+class VoteLogits(FusionMethod):
+    """The mean of the members' logits: a geometric mean of probabilities.
+
+    Where recipes differ, each member's logits are divided by its own temperature first: label smoothing or mixup make a member
+    timid, and its logits small. Attributes after fit: `weights_` (M,), `temperatures_` (M,).
+    """
+
+    description = "the mean of the members' logits"
+    order = 40
+    stored_name = "LogitAverage"
+
+    def fit(self, inputs: FusionInputs) -> Self:
+        """Fit the members' temperatures on *fuse*."""
+        fuse = inputs.fuse
+        self.weights_ = np.full(len(fuse.logits), 1 / len(fuse.logits))
+        ones = np.ones(len(fuse.logits))
+        self.temperatures_ = ones if inputs.alike else temperatures(fuse)
+        return self
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return softmax(weighted_mean(predictions.logits / self.temperatures_[:, None, None], self.weights_))
+
+    def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
+        """Return the weights."""
+        weights = dict(zip(names, map(float, self.weights_), strict=True))
+        return Description(", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()), weights)
+
+    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+        """Return the weights (M,) and the temperatures (M,)."""
+        return {"weights": self.weights_[list(used)], "temperatures": self.temperatures_[list(used)]}
+
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the log-softmax of the weighted mean of logits."""
+        share = (arrays["weights"] / arrays["temperatures"])[:, None, None]
+        return (outputs.logits * share).sum(0).log_softmax(1)
