@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from benchmarks.sweep import IMPORTS, planned
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.models.build import build
-from workers.training.optimizers import make_optimizer
+from workers.training.optimization import make_optimizer
 from workers.training.trainer import Trainer, TrainingData, TrainingTask
 
 TURNS = 7

@@ -34,7 +34,7 @@ from workers.models.build import build
 from workers.models.network import Network
 from workers.training.augmentation import augment
 from workers.training.evaluation import predict_outputs, resolve_precision
-from workers.training.optimizers import make_optimizer
+from workers.training.optimization import make_optimizer
 from workers.training.packed import Pack
 from workers.training.train import train
 from workers.training.trainer import TrainingData, TrainingTask

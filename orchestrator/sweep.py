@@ -14,7 +14,7 @@ from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Executor, OnEvent
 from orchestrator.execution.outcomes import Outcome
-from orchestrator.execution.preflight import check_networks
+from orchestrator.execution.preflight import check_recipes
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing.interim import InterimReporter
 from orchestrator.fusing.request import make_request
@@ -97,7 +97,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     is_finished = plan is not None and not options.restart and not plan.todo and _is_unchanged(place.folder, plan)
     if not is_finished:
         options.check_executor()
-        check_networks(team, import_paths)
+        check_recipes(team, import_paths)
     store = _pack(team, options)
     with place.folder.locked():
         keep_split(store, team.data, team.seed)

@@ -6,7 +6,6 @@ Pool first, then calibrate.
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from fusion.predictions import Floats, Labels, Predictions, log_softmax, softmax
 
@@ -38,6 +37,8 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     def loss(log_t: float) -> float:
         scaled = log_softmax(logits / np.exp(log_t))
         return float(-scaled[np.arange(len(labels)), labels].mean() + PRIOR * log_t**2 / len(labels))
+
+    from scipy.optimize import minimize_scalar  # takes a second to import, which light commands do without
 
     result = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(result.x)) if result.fun < loss(0.0) else 1.0

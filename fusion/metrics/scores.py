@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
 
 from fusion.metrics.calibration import TINY, nll
 from fusion.predictions import Floats, Labels
@@ -84,6 +83,8 @@ def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> tuple
     """
     right, base = probabilities.argmax(1) == labels, other.argmax(1) == labels
     won, lost = int((right & ~base).sum()), int((~right & base).sum())
+    from scipy.stats import binomtest
+
     p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = right.astype(np.float64) - base
     return float(difference.mean()), bootstrap(difference), p
@@ -104,6 +105,8 @@ def detectable(probabilities: Floats, other: Floats, labels: Labels) -> float:
     It follows from how often the two candidates differ.
     """
     differing = float(((probabilities.argmax(1) == labels) != (other.argmax(1) == labels)).mean())
+    from scipy.stats import norm
+
     return float((norm.ppf(0.975) + norm.ppf(0.8)) * np.sqrt(differing / len(labels)))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
 
 app = typer.Typer()
+SCHEMA_NAME = "conclave.schema.json"  # beside the team file, whose first line names it
 
 
 @app.command(epilog="Example: `conclave init team.yaml`")
@@ -27,12 +28,25 @@ def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path
     """Write a team file to start from: three small members on the digits data set."""
     if path.exists():
         raise UserInputError(f"{path}: exists already. Give another name.")
-    template = Path(__file__).parent / "templates" / "team.yaml"
+    template, schema = Path(__file__).parent / "templates" / "team.yaml", path.with_name(SCHEMA_NAME)
     try:
         path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        schema.write_text(_schema(), encoding="utf-8")
     except OSError as error:
         raise UserInputError(f"{path}: can't be written ({error.strerror}).") from None
-    print(f"{path} is written. Next: conclave sweep {path}")
+    print(f"{path} is written, and {schema} for editors. Next: conclave sweep {path}")
+
+
+@app.command(epilog=f"Example: `conclave schema > {SCHEMA_NAME}`")
+def schema() -> None:
+    """Print the JSON Schema of team files, by which editors complete and check them."""
+    print(_schema(), end="")
+
+
+def _schema() -> str:
+    from orchestrator.config.team_file import TeamFile
+
+    return json.dumps(TeamFile.model_json_schema(), indent=1) + "\n"
 
 
 @app.command(epilog="Example: `conclave validate team.yaml`")

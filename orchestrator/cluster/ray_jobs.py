@@ -17,6 +17,7 @@ from orchestrator.cluster.machines import GPUS_COME
 from orchestrator.config import loader as config
 from orchestrator.config.team import Team
 from orchestrator.home import Home
+from workers.config.extensions import is_reference
 from workers.errors import ConclaveError, UserInputError
 
 NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
@@ -111,8 +112,8 @@ def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
     shutil.copyfile(team_file, target / team_file.name)
     for path in folder.glob("*.py"):
         shutil.copyfile(path, target / path.name)
-    for arch in {m.arch for m in team.recipes if ":" in m.arch}:
-        package = arch.partition(":")[0].partition(".")[0]
+    references = {*team.train.references, *(name for recipe in team.recipes for name in (recipe.arch, *recipe.references))}
+    for package in {name.partition(":")[0].partition(".")[0] for name in references if is_reference(name)}:
         if (folder / package).is_dir():
             shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
     for weights in {m.weights for m in team.recipes if m.weights}:

@@ -18,6 +18,7 @@ from orchestrator.config.rules import RULES, STUDENT_RULES, TRAINING_RULES
 from orchestrator.config.team import Team
 from orchestrator.config.team_file import TeamFile
 from orchestrator.config.yaml_document import Document, KeyPath, dotted
+from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
 from workers.errors import UserInputError
 from workers.storage import legacy
@@ -155,7 +156,7 @@ def _in_file(document: Document, loc: KeyPath) -> KeyPath:
     return where
 
 
-BRANCHES = ("whole", "changes", "sgd", "adamw", "step", "cosine", "one_cycle", "ema", "swa", "int", "float", "OwnServer")
+BRANCHES = ("whole", "changes", "ema", "swa", "int", "float", "OwnServer")
 
 
 def _known_keys(loc: KeyPath) -> Iterator[str]:
@@ -172,7 +173,9 @@ def _step(kind: Any, key: int | str) -> list[Any]:
     if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return []
     if key in kind.model_fields:
-        return _models(kind.model_fields[str(key)].annotation)
+        field = kind.model_fields[str(key)]
+        registered = [model for note in field.metadata if isinstance(note, Kinds) for model in note.classes()]
+        return registered or _models(field.annotation)
     tag = kind.model_fields.get("kind")
     if tag is not None:
         return [kind] if tag.default == key or key in BRANCHES[:2] else []

@@ -12,7 +12,7 @@ from orchestrator.config.team import Team
 from orchestrator.config.team_file import MemberEntry, TeamFile
 from orchestrator.config.yaml_document import KeyPath
 from workers.config.job import derive_seed
-from workers.config.recipe import Sgd
+from workers.config.recipe import OPTIMIZER
 from workers.config.specs import MemberSpec, StudentSpec
 from workers.config.strict import Strict
 
@@ -105,7 +105,7 @@ class Resolution:
         if "weights" in values:
             values["weights"] = (self.folder / values["weights"]).resolve()
         if "optimizer" in values:  # changes of settings alone are those of the optimizer that is taken where none is named
-            values["optimizer"] = {"kind": Sgd().kind, **values["optimizer"]}
+            values["optimizer"] = {"kind": OPTIMIZER, **values["optimizer"]}
         return {**values, "resources": _merge(_written(self.file.resources), values.get("resources", {}))}
 
 

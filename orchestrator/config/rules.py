@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from fusion.interface import FUSIONS
 from orchestrator.config.team import Team
+from workers.config.extensions import LAYOUTS
 from workers.config.specs import MemberSpec, StudentSpec
 
 Rule = Callable[[Team], Iterator[str]]
@@ -50,8 +51,8 @@ def _unknown_price(team: Team) -> Iterator[str]:
 
 
 def _data_root(team: Team) -> Iterator[str]:
-    if team.data.dataset == "folder" and team.data.root is None:
-        yield "data.root is needed with `dataset: folder`: the folder or archive of images"
+    if LAYOUTS[team.data.dataset].needs_root and team.data.root is None:
+        yield f"data.root is needed with `dataset: {team.data.dataset}`: the folder or archive of images"
 
 
 RULES: tuple[Rule, ...] = (

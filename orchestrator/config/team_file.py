@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from fusion.interface import FUSIONS
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
 from workers.config.architectures import check_arch
-from workers.config.recipe import Augments, Average, Cycles, Optimizer
+from workers.config.extensions import OPTIMIZERS, Kinds, OptimizerSpec, OwnOptimizer
+from workers.config.recipe import Augments, Average, Cycles
 from workers.config.resources import Resources
 from workers.config.search_space import SearchSpec
-from workers.config.specs import DataSpec, TrainSpec
-from workers.config.strict import Name, Strict
+from workers.config.specs import CROSS_ENTROPY, DataSpec, TrainSpec, check_loss
+from workers.config.strict import Name, Shorthand, Strict
 
 MOST_COPIES = 1000
 
@@ -28,9 +31,24 @@ def _branch(value: Any) -> str:
     return "changes" if isinstance(value, Mapping) and "kind" not in value else "whole"
 
 
-Changes = Annotated[dict[str, bool | float], Tag("changes")]
-OptimizerEntry = Annotated[Annotated[Optimizer, Tag("whole")] | Changes, Discriminator(_branch)]
-AverageEntry = Annotated[Annotated[Average, Tag("whole")] | Changes, Discriminator(_branch)]
+class Either:
+    """A pydantic annotation: in a JSON Schema, `anyOf` stands for `oneOf`, because a mapping without a kind may be both."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema of either branch."""
+        made = handler(schema)
+        return {"anyOf": made.pop("oneOf"), "description": self.description} if "oneOf" in made else made
+
+
+OptimizerEntry = Annotated[OptimizerSpec | dict[str, Any], Kinds(OPTIMIZERS, OwnOptimizer, allows_changes=True)]
+AverageEntry = Annotated[  # changes are those of the average that `defaults:` names
+    Annotated[Average, Tag("whole")] | Annotated[dict[str, float], Tag("changes")],
+    Discriminator(_branch),
+    Either("changes settings of the average in `defaults:`"),
+]
 
 
 class RecipeEntry(Strict):
@@ -49,6 +67,9 @@ class RecipeEntry(Strict):
     optimizer: OptimizerEntry | None = Field(None, description="The optimizer, by name or with its settings.")
     augment: Augments | None = Field(None, description="Augmentations, by name or as NAME: STRENGTH.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label that is spread over all classes.")
+    loss: Annotated[str, AfterValidator(check_loss)] = Field(
+        CROSS_ENTROPY, description="The loss: cross_entropy, or a function of your own as package.module:function."
+    )
     weights: Path | None = Field(None, strict=False, description="A file of weights to start from.")
     resources: Resources | None = Field(None, description="What one training asks of a machine.")
 
@@ -90,11 +111,7 @@ def _at_least_one(value: Any) -> Any:
     return value
 
 
-RetriesEntry = Annotated[
-    Retries,
-    BeforeValidator(_errors),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0}, {"$ref": "#/$defs/Retries"}]}, mode="validation"),
-]
+RetriesEntry = Annotated[Retries, BeforeValidator(_errors), Shorthand({"type": "integer", "minimum": 0})]
 
 
 class TeamFile(Strict):

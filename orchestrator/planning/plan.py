@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.team import Team
+from workers.config.architectures import split_arch
 from workers.config.job import Job, JobMember
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember
 from workers.data.store import Store
@@ -178,6 +179,10 @@ class Planner:
             start: Signature of the member whose weights a student begins from.
         """
         team, data = self.team, self.team.data
+        source, name = split_arch(recipe.arch)
+        code = source.module(name)
+        references = sorted({*recipe.references, *team.train.references})
+        own = {reference: _code_sha256(reference.partition(":")[0], self.import_paths, reference) for reference in references}
         content = {
             "recipe_version": RECIPE_VERSION,
             "member": recipe.fingerprint_fields(member),
@@ -186,7 +191,8 @@ class Planner:
             "split": [team.seed, data.fuse_fraction, None if self.store.tested.any() else data.test_fraction],
             "fold": None if fold is None else [fold, data.folds],
             "weights": _file_sha256(recipe.weights) if recipe.weights else None,
-            "code": _code_sha256(recipe.arch.partition(":")[0], self.import_paths) if ":" in recipe.arch else None,
+            "code": _code_sha256(code, self.import_paths, "arch") if code else None,
+            **({"own": own} if own else {}),
             **({"teachers": teachers} if teachers else {}),
             **({"start": start} if start else {}),
             **({"processes": processes} if (processes := recipe.resources.processes) > 1 else {}),
@@ -227,14 +233,14 @@ def _file_sha256(path: Path) -> str:
         raise UserInputError(f"weights: {path} can't be read ({error.strerror}). Give a state-dict file.") from None
 
 
-def _code_sha256(module: str, import_paths: tuple[str, ...]) -> str:
+def _code_sha256(module: str, import_paths: tuple[str, ...], key: str) -> str:
     """Hash the user's module as a syntax tree: comments and blank lines change nothing. Nothing is imported."""
     relative = Path(*module.split("."))
     for folder in (*import_paths, *sys.path):
         for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py")):
             if path.is_file():
                 return hashlib.sha256(ast.dump(_parse_python(path)).encode()).hexdigest()
-    raise UserInputError(f"arch: the module {module} is not found beside the team file or on the Python path.")
+    raise UserInputError(f"{key}: the module {module} is not found beside the team file or on the Python path.")
 
 
 def _parse_python(path: Path) -> ast.Module:

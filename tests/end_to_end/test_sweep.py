@@ -429,7 +429,7 @@ def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Pat
     run = training_job.train_job
 
     def no_fold_of_b(job: Any, *given: Any) -> Any:
-        if job.member.name == "b" and job.fold == 1:
+        if job.recipe.name == "b" and job.fold == 1:
             raise ConclaveError("broken by the test")
         return run(job, *given)
 

@@ -3,15 +3,21 @@
 import contextlib
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
-from workers.config.recipe import AdamW, Sgd, StepSchedule
+from orchestrator.config.team_file import TeamFile
+from tests.factories import ROOT
 from workers.errors import UserInputError
+from workers.training.optimizers.adamw import AdamW
+from workers.training.optimizers.sgd import Sgd
+from workers.training.schedules.step import StepSchedule
 
 FULL = """\
 version: 1
@@ -119,6 +125,45 @@ def test_the_examples_are_valid(path: Path) -> None:
     assert config.load_team(path).name == path.stem
 
 
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("examples/*.yaml")), ROOT / "orchestrator/cli/templates/team.yaml"], ids=lambda path: path.name
+)
+def test_the_schema_for_editors_accepts_what_is_valid(path: Path) -> None:
+    jsonschema.validate(YAML(typ="safe", pure=True).load(path), TeamFile.model_json_schema())
+
+
+SHORT = """\
+name: t
+train: {schedule: cosine, compile: true}
+retries: 2
+defaults: {optimizer: adamw, average: swa, resources: {labels: [{market: spot}, {zone: a}]}}
+members:
+  - {name: a, augment: [flip, {rotate: 15}, "own:Posterize", {"own:Noise": 0.1}], optimizer: {lr: 0.1}, average: {last: 0.5}}
+  - {name: b, arch: "own:Net", optimizer: {kind: "own:Lion", lr: 0.1, betas: 3}, resources: {labels: {market: spot}}}
+fusion: [vote, stack]
+student: {soft: 0.5}
+prices: {spot: 0.1, own: {price: 1000}}
+"""
+
+
+def test_the_schema_for_editors_knows_the_short_forms_and_refuses_what_is_wrong() -> None:
+    schema = TeamFile.model_json_schema()
+    values = YAML(typ="safe", pure=True).load(SHORT)
+    jsonschema.validate(values, schema)
+    TeamFile.model_validate(teamfile.parse_document(SHORT, Path("t")).values)
+    for change in (
+        {"sede": 1},
+        {"fusion": ["votes"]},
+        {"train": {"schedule": "never"}},
+        {"members": [{"name": "a", "cycle": 1}]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**values, **change}, schema)
+    entry = schema["$defs"]["MemberEntry"]["properties"]
+    assert "snapshots" in entry
+    assert not {"cycle", "averaged", "pick"} & {*entry}, "nobody writes what follows from the rest"
+
+
 HEAD = "name: t\n"
 ONE = "members: [{name: a}]\n"
 BAD = {
@@ -141,7 +186,7 @@ BAD = {
     "folder without root": (HEAD + ONE + "data: {dataset: folder}\n", 3, "data.root is needed"),
     "unknown data set": (HEAD + ONE + "data: {dataset: mnist}\n", 3, "digits"),
     "unknown arch": (HEAD + "members: [{name: a, arch: resnet81}]\n", 2, "nearest known is resnet18"),
-    "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "known are flip"),
+    "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "did you mean flip?; known are color"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
     "more snapshots than epochs": (HEAD + "train: {epochs: 3}\nmembers: [{name: a, snapshots: 4}]\n", 3, "need as many epochs"),
     "cycles without snapshots": (HEAD + "members: [{name: a, cycles: {first: 0.5}}]\n", 2, "set snapshots to 2 or more"),

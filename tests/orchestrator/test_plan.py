@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.planning import plan
 from tests.factories import planned
+from workers.config.specs import MemberRecord
 from workers.errors import UserInputError
 
 BASE = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: a, seed: 1}]\n"
@@ -113,4 +114,16 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
 def test_a_module_that_is_no_python_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("x = 1\ndef Net(:\n")
     with pytest.raises(UserInputError, match=r"net\.py:2: not Python"):
-        plan._code_sha256("net", (str(tmp_path),))
+        plan._code_sha256("net", (str(tmp_path),), "arch")
+
+
+def test_a_member_is_read_back_from_its_manifest_whatever_its_recipe_says(tmp_path: Path) -> None:
+    """Labels of machines are pairs there, and an average, a pack and an optimizer have forms of their own."""
+    text = BASE.replace(
+        "seed: 1}", "seed: 1, average: swa, optimizer: adamw, resources: {labels: [{market: spot, zone: a}, {x: y}]}}"
+    )
+    [plain, swa, *_] = planned(text, tmp_path).members
+    for one in (plain, swa):
+        written = one.job.recipe.record(one.member)
+        assert MemberRecord.model_validate_json(written.model_dump_json()) == written
+        assert written.fingerprint_fields() == one.job.recipe.fingerprint_fields(one.member)

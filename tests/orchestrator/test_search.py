@@ -18,13 +18,14 @@ from orchestrator.planning import search
 from orchestrator.planning.plan import Planner
 from orchestrator.planning.search import Search
 from tests.factories import TEAM, FakeStore, snapshot
-from workers.config.recipe import AdamW, Sgd
 from workers.config.search_space import Choice
 from workers.data import packing as data
 from workers.data.splits import get_split
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import ConclaveError, UserInputError
 from workers.runtime import search_trial as trial
+from workers.training.optimizers.adamw import AdamW
+from workers.training.optimizers.sgd import Sgd
 from workers.training.trainer import TrainingData
 
 SEARCH = "search: {trials: 3, keep: 2, lr: [0.01, 0.3], optimizer: [sgd, adamw], augment: {rotate: [1, 30]}}"

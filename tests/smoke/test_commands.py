@@ -87,6 +87,7 @@ def test_a_sweep_survives_a_killed_trainer_and_a_killed_driver(swept: Path, tmp_
 EXAMPLES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "init": (("new.yaml",), 0, "new.yaml is written"),
     "validate": (("team.yaml",), 0, "tiny"),
+    "schema": ((), 0, "TeamFile"),
     "plan": (("team.yaml", "--home", "home"), 0, "0 "),
     "sweep": (("team.yaml", "--home", "home"), 0, "vote"),
     "status": (("--home", "home"), 0, "tiny"),

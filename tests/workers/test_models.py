@@ -8,8 +8,8 @@ import torchvision
 from torch import nn
 
 from tests.factories import CPU, member
-from workers.config.architectures import KNOWN
 from workers.errors import UserInputError
+from workers.models.architectures.torchvision import KNOWN
 from workers.models.build import build
 from workers.models.network import has_linear_head, memory_format
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.factories import CPU, Cut, data, digest, fitted, member, run_one, run_training
+from workers.config.extensions import AUGMENTATIONS
 from workers.config.job import derive_seed
-from workers.config.recipe import AUGMENTS, Augment
+from workers.config.recipe import Augment, check_strength
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, TrainingStopped
@@ -23,10 +24,10 @@ from workers.storage.files import tensors_sha256
 from workers.storage.tensor_folder import load_tensors, save_tensors
 from workers.training import evaluation as evaluate
 from workers.training import trainer
-from workers.training.augmentation import augment, to_float
+from workers.training.augmentation import augment, make_augmentations, to_float
 from workers.training.distillation import Teacher, distillation_loss
 from workers.training.objective import Objective
-from workers.training.optimizers import learning_rate
+from workers.training.optimization import learning_rate
 from workers.training.train import train
 
 
@@ -373,10 +374,10 @@ def test_step_schedule_divides_by_ten_every_thirty_epochs() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
-@pytest.mark.parametrize("name", AUGMENTS)
+@pytest.mark.parametrize("name", AUGMENTATIONS.own_names())
 def test_each_augmentation_changes_images_and_repeats_from_its_generator(name: str) -> None:
     images = data().images
-    recipe = (Augment(name=name, strength=AUGMENTS[name][0]),)
+    recipe = make_augmentations([Augment(name=name, strength=check_strength(name))])
 
     def run(seed: int) -> Tensor:
         return augment(images, data().labels, recipe, torch.Generator().manual_seed(seed))[0]
@@ -391,7 +392,7 @@ def test_each_augmentation_changes_images_and_repeats_from_its_generator(name: s
 def test_crop_by_gather_equals_slicing_the_padded_image() -> None:
     images = data().images[:4]
     generator = torch.Generator().manual_seed(3)
-    ours = augment(images, torch.zeros(4), (Augment(name="crop", strength=2),), generator)[0]
+    ours = augment(images, torch.zeros(4), make_augmentations([Augment(name="crop", strength=2)]), generator)[0]
     generator.manual_seed(3)
     offsets = torch.randint(0, 5, (2, 4, 1), generator=generator)
     for i in range(4):

@@ -1,38 +1,25 @@
-"""List the names of the networks that a team file may ask for, without importing torch.
+"""Find the source of a network by what a team file says under `arch:`, without importing torch."""
 
-`tests/workers/test_models.py` compares the list with torchvision's own.
-"""
+from __future__ import annotations
 
-import difflib
-import re
+from typing import TYPE_CHECKING
 
-RESNETS = frozenset(
-    "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
-    "wide_resnet50_2 wide_resnet101_2".split()
-)
-SCALABLE = frozenset({"resnet18", "resnet34"})  # `width` changes these
-OTHERS = frozenset(
-    "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 "
-    "densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
-    "efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s "
-    "googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 "
-    "mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf "
-    "regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf "
-    "regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf shufflenet_v2_x0_5 shufflenet_v2_x1_0 "
-    "shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b "
-    "swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 "
-    "vit_h_14 vit_l_16 vit_l_32 ".split()
-)
-KNOWN = RESNETS | OTHERS
+from workers.config.extensions import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from workers.models.source import ArchitectureSource
+
+
+def split_arch(arch: str) -> tuple[ArchitectureSource, str]:
+    """Return the source of a network, and the network's name there. Raises ValueError for an unknown source."""
+    source, _, name = arch.rpartition("/")
+    if ":" in arch:
+        return ARCHITECTURES["own"](), arch
+    return ARCHITECTURES[source or "torchvision"](), name
 
 
 def check_arch(arch: str) -> str:
-    """Return the name of a torchvision classifier, or `package.module:callable`. Raises ValueError for anything else."""
-    if ":" in arch:
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", arch):
-            raise ValueError("a network of your own is named package.module:callable")
-        return arch
-    if arch not in KNOWN:
-        nearest = difflib.get_close_matches(arch, sorted(KNOWN), 1)
-        raise ValueError(f"unknown network {arch!r}" + (f"; the nearest known is {nearest[0]}" if nearest else ""))
+    """Return what names a network: NAME, SOURCE/NAME, or package.module:callable. Raises ValueError for anything else."""
+    source, name = split_arch(arch)
+    source.check(name)
     return arch

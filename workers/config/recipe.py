@@ -1,71 +1,43 @@
-"""Describe the parts of a recipe: optimizers, schedules, averages, cycles, augmentations."""
+"""Describe the parts of a recipe: optimizer and schedule by their kinds, averages, cycles, augmentations."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from workers.config.strict import Strict, kind
+from workers.config.extensions import (
+    AUGMENTATIONS,
+    OPTIMIZERS,
+    REFERENCE,
+    SCHEDULES,
+    Kinds,
+    OptimizerSpec,
+    OwnOptimizer,
+    OwnSchedule,
+    ScheduleSpec,
+    is_reference,
+)
+from workers.config.strict import Shorthand, Strict, kind
 
-AUGMENTS: dict[str, tuple[float, float, str]] = {
-    # name: (default strength, largest strength, what the strength means)
-    "flip": (0.5, 1.0, "probability of a horizontal flip"),
-    "crop": (0.125, 256.0, "padding before a random crop: a share of the side, or pixels from 1 on"),
-    "rotate": (15.0, 180.0, "largest angle in degrees"),
-    "cutout": (0.5, 256.0, "side of the square hole: a share of the side, or pixels from 1 on"),
-    "color": (0.2, 1.0, "largest relative change of brightness, contrast and saturation"),
-    "erase": (0.25, 1.0, "probability of erasing a random rectangle"),
-    "mixup": (0.2, 10.0, "alpha of the Beta distribution that mixes pairs of images"),
-}
+OPTIMIZER, SCHEDULE = "sgd", "step"  # where a team file names none
 
-
-class Sgd(Strict):
-    """Stochastic gradient descent with momentum."""
-
-    kind: Literal["sgd"] = "sgd"
-    lr: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    nesterov: bool = True
+Optimizer = Annotated[OptimizerSpec, Kinds(OPTIMIZERS, OwnOptimizer)]
+Schedule = Annotated[ScheduleSpec, Kinds(SCHEDULES, OwnSchedule)]
 
 
-class AdamW(Strict):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+def default_optimizer() -> OptimizerSpec:
+    """Return the optimizer that is taken where a team file names none."""
+    return OPTIMIZERS[OPTIMIZER].model_validate({})
 
 
-class StepSchedule(Strict):
-    """Multiplies the learning rate by `factor` every `every` epochs."""
-
-    kind: Literal["step"] = "step"
-    every: int = Field(30, ge=1)
-    factor: float = Field(0.1, gt=0, le=1)
-
-
-class CosineSchedule(Strict):
-    """Anneals the learning rate to zero by a cosine."""
-
-    kind: Literal["cosine"] = "cosine"
-
-
-class OneCycleSchedule(Strict):
-    """Warms up for the share `warmup` of all steps, then anneals by a cosine (Smith and Topin 2018, arXiv:1708.07120)."""
-
-    kind: Literal["one_cycle"] = "one_cycle"
-    warmup: float = Field(0.3, gt=0, lt=1)
-
-
-Optimizer = Annotated[Annotated[Sgd | AdamW, Field(discriminator="kind")], BeforeValidator(kind)]
-
-
-Schedule = Annotated[
-    Annotated[StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="kind")], BeforeValidator(kind)
-]
+def default_schedule() -> ScheduleSpec:
+    """Return the schedule that is taken where a team file names none."""
+    return SCHEDULES[SCHEDULE].model_validate({})
 
 
 class Ema(Strict):
@@ -82,7 +54,7 @@ class Swa(Strict):
     last: float = Field(0.25, gt=0, le=1)  # share of the epochs
 
 
-Average = Annotated[Annotated[Ema | Swa, Field(discriminator="kind")], BeforeValidator(kind)]
+Average = Annotated[Annotated[Ema | Swa, Field(discriminator="kind")], BeforeValidator(kind), Shorthand({"enum": ["ema", "swa"]})]
 
 
 class Cycles(Strict):
@@ -116,13 +88,20 @@ def _augment(value: Any) -> Any:
         name, strength = value["name"], value["strength"]
     else:
         raise ValueError("expected a name like flip, or one name with its strength like {rotate: 15}")
-    if name not in AUGMENTS:
-        raise ValueError(f"unknown augmentation {name!r}; known are {', '.join(AUGMENTS)}")
-    default, largest, meaning = AUGMENTS[name]
+    return Augment(name=str(name), strength=check_strength(str(name), strength))
+
+
+def check_strength(name: str, strength: Any = None) -> float:
+    """Return the strength of an augmentation, its default where none is given. Raises ValueError."""
+    if is_reference(name):  # what its class says of strengths is not known before it is imported
+        default, largest, meaning = 1.0, math.inf, "strength"
+    else:
+        known = AUGMENTATIONS[name]
+        default, largest, meaning = known.default, known.largest, known.meaning
     strength = default if strength is None else strength
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= largest:
         raise ValueError(f"the strength of {name} is its {meaning}: a number above 0, at most {largest:g}")
-    return Augment(name=name, strength=float(strength))
+    return float(strength)
 
 
 def _no_augment_twice(value: tuple[Augment, ...]) -> tuple[Augment, ...]:
@@ -132,4 +111,18 @@ def _no_augment_twice(value: tuple[Augment, ...]) -> tuple[Augment, ...]:
     return value
 
 
-Augments = Annotated[tuple[Annotated[Augment, BeforeValidator(_augment)], ...], AfterValidator(_no_augment_twice)]
+class _AugmentSchema:
+    """Describe augmentations in a JSON Schema as people write them: NAME, or NAME: STRENGTH."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        strengths: JsonSchemaValue = {}
+        for name, augmentation in AUGMENTATIONS:
+            most = {} if math.isinf(augmentation.largest) else {"maximum": augmentation.largest}
+            strengths[name] = {"type": "number", "exclusiveMinimum": 0, **most, "description": augmentation.meaning}
+        own = {"type": "string", "pattern": f"^{REFERENCE.pattern}$"}
+        one = {"type": "object", "maxProperties": 1, "minProperties": 1, "properties": strengths}
+        return {"anyOf": [{"enum": list(AUGMENTATIONS.names())}, own, one]}
+
+
+OneAugment = Annotated[Augment, BeforeValidator(_augment), _AugmentSchema()]
+Augments = Annotated[tuple[OneAugment, ...], AfterValidator(_no_augment_twice)]

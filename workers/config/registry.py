@@ -37,6 +37,7 @@ class Registry(Generic[T]):
         self.kind, self.package, self.group = kind, package, group
         self._classes: dict[str, type[T]] = {}
         self._own_names: tuple[str, ...] | None = None
+        self._foreign_names: tuple[str, ...] | None = None
 
     def register(self, extension: type[T]) -> type[T]:
         """Register a class under the name of its module. Use it as a decorator."""
@@ -45,7 +46,9 @@ class Registry(Generic[T]):
 
     def names(self) -> tuple[str, ...]:
         """Return all names, our own first."""
-        return tuple(dict.fromkeys((*self.own_names(), *(point.name for point in entry_points(group=self.group)))))
+        if self._foreign_names is None:
+            self._foreign_names = tuple(point.name for point in entry_points(group=self.group))
+        return tuple(dict.fromkeys((*self.own_names(), *self._foreign_names)))
 
     def own_names(self) -> tuple[str, ...]:
         """Return the names of our own extensions, in the order of the alphabet."""

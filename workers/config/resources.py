@@ -8,23 +8,29 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from workers.config.strict import Strict
+from workers.config.strict import Shorthand, Strict
 
 Labels = tuple[tuple[str, str], ...]  # sorted pairs of a key and its value
 
 
+_ONE_WISH = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}}
+LABELS_SCHEMA = {"anyOf": [_ONE_WISH, {"type": "array", "items": _ONE_WISH}]}
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
 def _labels(value: Any) -> Any:
-    """Accept `{market: spot}`, or a list of such mappings with the preferred one first."""
-    if value == () or (isinstance(value, tuple) and value and isinstance(value[0], tuple)):
-        return value
+    """Accept `{market: spot}`, a list of such mappings with the preferred one first, and what a manifest has of either."""
     entries = value if isinstance(value, tuple | list) else (value,)
-    for entry in entries:
-        if not (isinstance(entry, Mapping) and entry and all(_is_label(word) for pair in entry.items() for word in pair)):
+    wishes = [dict(entry) if _are_pairs(entry) else entry for entry in entries]
+    for wish in wishes:
+        if not (isinstance(wish, Mapping) and wish and all(_is_label(word) for pair in wish.items() for word in pair)):
             raise ValueError("expected labels of machines like {market: spot}, or a list of such, the preferred ones first")
-    return tuple(tuple(sorted(entry.items())) for entry in entries)
+    return tuple(tuple(sorted(wish.items())) for wish in wishes)
+
+
+def _are_pairs(entry: Any) -> bool:
+    """Return whether a value is a list of pairs, which is how labels are dumped."""
+    return isinstance(entry, tuple | list) and all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in entry)
 
 
 def _is_label(word: object) -> bool:
@@ -45,7 +51,7 @@ class Resources(Strict):
     gpus: float | None = Field(None, ge=0)
     cpus: float = Field(1, gt=0)
     workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
-    labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels)] = ()  # of machines, the preferred first; none: any will do
+    labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels), Shorthand(LABELS_SCHEMA)] = ()
     wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
 
     def preference(self, labels: Mapping[str, str]) -> int | None:

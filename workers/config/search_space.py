@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from workers.config.recipe import AUGMENTS
+from workers.config.extensions import OPTIMIZERS
+from workers.config.recipe import check_strength
 from workers.config.strict import Strict
 
 
@@ -22,10 +23,7 @@ Range = Annotated[tuple[float, float], AfterValidator(_range)]
 
 def _augment_range(value: Mapping[str, Range]) -> Mapping[str, Range]:
     for name, (_, high) in value.items():
-        if name not in AUGMENTS:
-            raise ValueError(f"unknown augmentation {name!r}; known are {', '.join(AUGMENTS)}")
-        if high > AUGMENTS[name][1]:
-            raise ValueError(f"the strength of {name} is its {AUGMENTS[name][2]}: at most {AUGMENTS[name][1]:g}")
+        check_strength(name, high)
     return value
 
 
@@ -49,7 +47,7 @@ class SearchSpec(Strict):
     grace: int = Field(1, ge=1)  # epochs that each trial trains before it may be stopped
     lr: Range | None = None  # searched by its logarithm, as is the next
     weight_decay: Range | None = None
-    optimizer: tuple[Literal["sgd", "adamw"], ...] = ()
+    optimizer: tuple[Annotated[str, OPTIMIZERS], ...] = ()
     augment: Annotated[dict[str, Range], AfterValidator(_augment_range)] = Field({})  # of strengths
 
     @model_validator(mode="after")

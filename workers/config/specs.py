@@ -10,16 +10,27 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from workers.config.architectures import check_arch
-from workers.config.recipe import Augment, Augments, Average, Cycles, Optimizer, Schedule, Sgd, StepSchedule, Swa
+from workers.config.extensions import LAYOUTS, is_reference
+from workers.config.recipe import (
+    Augment,
+    Augments,
+    Average,
+    Cycles,
+    Optimizer,
+    Schedule,
+    Swa,
+    default_optimizer,
+    default_schedule,
+)
 from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
-from workers.config.strict import Name, Strict
+from workers.config.strict import Name, Shorthand, Strict
 
 
 class DataSpec(Strict):
     """The data set, its splits and its image size."""
 
-    dataset: Literal["digits", "cifar10", "folder"] = "digits"
+    dataset: Annotated[str, LAYOUTS] = "digits"
     root: Path | None = Field(None, strict=False)
     image_size: int | None = Field(None, ge=8, le=1024)
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
@@ -30,7 +41,7 @@ class DataSpec(Strict):
     @property
     def size(self) -> int:
         """Side of the images in pixels: as the team says, else what suits the data set."""
-        return self.image_size or {"digits": 8, "cifar10": 32, "folder": 64}[self.dataset]
+        return self.image_size or LAYOUTS[self.dataset].default_size
 
 
 class StopSpec(Strict):
@@ -50,19 +61,26 @@ class TrainSpec(Strict):
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(128, ge=1)
     accumulate: int = Field(1, ge=1)
-    schedule: Schedule = StepSchedule()
+    schedule: Schedule = Field(default_factory=default_schedule)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(1, ge=1)
     clip: float | None = Field(None, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
     fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold training runs
-    compile: Annotated[Literal["default", "max-autotune"] | None, BeforeValidator(_compile)] = None  # by torch.compile
+    compile: Annotated[Literal["default", "max-autotune"] | None, BeforeValidator(_compile), Shorthand({"type": "boolean"})] = (
+        None
+    )
 
     def of_fold(self, fold: int | None) -> TrainSpec:
         """Return the settings of one training: the share of epochs of a fold training becomes a number of epochs."""
         epochs = self.epochs if fold is None else max(1, round(self.epochs * self.fold_epochs))
         return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What of the user's own the settings name: a schedule."""
+        return (self.schedule.kind,) if is_reference(self.schedule.kind) else ()
 
     def fingerprint_fields(self) -> dict[str, object]:
         """Return what changes a training's result.
@@ -70,6 +88,16 @@ class TrainSpec(Strict):
         A newer key counts only where it is used, so that finished trainings stay valid.
         """
         return self.model_dump(mode="json", exclude={"fold_epochs", *(() if self.compile else ("compile",))})
+
+
+CROSS_ENTROPY = "cross_entropy"
+
+
+def check_loss(name: str) -> str:
+    """Return the name of a loss: cross_entropy, or a function of the user's own. Raises ValueError for any other."""
+    if name != CROSS_ENTROPY and not is_reference(name):
+        raise ValueError(f"unknown loss {name!r}; known is {CROSS_ENTROPY}, and one of your own is named package.module:function")
+    return name
 
 
 RECIPE_FIELDS = ("seed", "arch", "width", "stem", "optimizer", "augment", "label_smoothing")  # whose change changes weights
@@ -97,6 +125,7 @@ class MemberSpec(Strict):
     """The recipe of one training, with every default filled in. Most trainings make one member; `members` tells which.
 
     Attributes:
+        loss: The loss: cross_entropy, or a function (logits, labels) -> scalar of the user's own.
         snapshots: Number of cycles of the training, each of which ends in a member.
         cycles: How long the cycles are; of equal lengths where left out.
         average: How weights are averaged along the training, for a second member that costs no training of its own.
@@ -110,9 +139,10 @@ class MemberSpec(Strict):
     arch: Annotated[str, AfterValidator(check_arch)] = "resnet18"
     width: int = Field(64, ge=4, le=1024)
     stem: Literal["auto", "imagenet", "cifar"] = "auto"
-    optimizer: Optimizer = Sgd()
+    optimizer: Optimizer = Field(default_factory=default_optimizer)
     augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    loss: Annotated[str, AfterValidator(check_loss)] = CROSS_ENTROPY
     weights: Path | None = Field(None, strict=False)
     snapshots: int = Field(1, ge=1, le=100)
     cycles: Cycles | None = None
@@ -121,6 +151,12 @@ class MemberSpec(Strict):
     resources: Resources = Resources()
     search: SearchSpec | None = None
     pick: int = Field(1, ge=1)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What of the user's own the recipe names besides the network: augmentations, optimizer, loss."""
+        names = (*(augment.name for augment in self.augment), self.optimizer.kind, self.loss)
+        return tuple(name for name in names if is_reference(name))
 
     @property
     def members(self) -> tuple[TrainedMember, ...]:
@@ -145,6 +181,8 @@ class MemberSpec(Strict):
         member = member or self.members[0]
         fields = self.model_dump(mode="json", include={*RECIPE_FIELDS})
         fields["seed"] = member.seed
+        if self.loss != CROSS_ENTROPY:
+            fields["loss"] = self.loss
         if self.snapshots > 1:
             fields |= {"snapshots": self.snapshots, "cycle": member.cycle}
         if self.cycles:

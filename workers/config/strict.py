@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -23,6 +25,21 @@ class Strict(BaseModel):
     """A frozen pydantic model that refuses unknown keys, wrong types and infinite numbers."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Shorthand:
+    """A pydantic annotation: in a JSON Schema, a value may stand in a short form too, which a validator before it expands.
+
+    Args:
+        short: JSON Schema of the short form.
+    """
+
+    def __init__(self, short: JsonSchemaValue) -> None:
+        self.short = short
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return a schema of either form."""
+        return {"anyOf": [self.short, handler(schema)]}
 
 
 def kind(value: Any) -> Any:

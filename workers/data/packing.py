@@ -26,7 +26,8 @@ from filelock import FileLock
 from workers.config.specs import DataSpec
 from workers.data.decoding import Decoding
 from workers.data.images import Pixels, UnreadableImageError, decode, resize
-from workers.data.sources import Item, Source
+from workers.data.layout import Item, Layout
+from workers.data.sources import source_key, source_of
 from workers.data.store import MOST_SHOWN, Store, find_store
 from workers.errors import UserInputError
 
@@ -59,18 +60,18 @@ def pack_data(
         check(store)
         return store
     base = _existing_parent(home)
-    source = Source(spec)
-    with _locked(base / f".conclave-{source.key()}.lock"):
+    source = source_of(spec)
+    with _locked(base / f".conclave-{source_key(spec)}.lock"):
         if store := find_store(spec, home):
             check(store)
             return store
-        for stale in base.glob(f".conclave-{source.key()}-*"):  # of a process that was killed: we hold its lock
+        for stale in base.glob(f".conclave-{source_key(spec)}-*"):  # of a process that was killed: we hold its lock
             shutil.rmtree(stale, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".conclave-{source.key()}-", dir=base))
+        work = Path(tempfile.mkdtemp(prefix=f".conclave-{source_key(spec)}-", dir=base))
         try:
             _write_store(source, work, on_progress)
             check(Store(work))
-            key = source.key()  # a download gives the source its files only now
+            key = source_key(spec)  # a download gives the source its files only now
             target = home / "data" / key
             target.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
@@ -115,7 +116,7 @@ class _PackedRows:
         self.tested += [item.part == "test" for item in items]
 
 
-def _write_store(source: Source, work: Path, on_progress: OnProgress) -> None:
+def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     size, rows, hasher = source.spec.size, _PackedRows(), hashlib.sha256()
     _decode_all(source, work / "raw", rows, hasher, on_progress)
     classes = sorted(set(rows.labels))
@@ -135,7 +136,7 @@ def _write_store(source: Source, work: Path, on_progress: OnProgress) -> None:
     (work / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _decode_all(source: Source, raw_path: Path, rows: _PackedRows, hasher: Any, on_progress: OnProgress) -> None:
+def _decode_all(source: Layout, raw_path: Path, rows: _PackedRows, hasher: Any, on_progress: OnProgress) -> None:
     """Decode every image to `raw_path`, one after another, and hash the pixels."""
     expected = source.expected()
     with open(raw_path, "wb") as raw, Decoding(partial(_pixels, source.spec.size)) as decoding:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
-from workers.data.sources import Source
+from workers.data.sources import source_key
 
 MOST_SHOWN = 10
 
@@ -86,5 +86,5 @@ class Store:
 
 def find_store(spec: DataSpec, home: Path) -> Store | None:
     """Return the packed data of a home, or None where it is not packed yet."""
-    folder = home / "data" / Source(spec).key()
+    folder = home / "data" / source_key(spec)
     return Store(folder) if (folder / "store.json").is_file() else None

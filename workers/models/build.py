@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from workers.config.architectures import RESNETS, SCALABLE
+from workers.config.architectures import split_arch
 from workers.config.specs import MemberSpec
 from workers.errors import UserInputError
-from workers.models.network import Network, SmallResNet
+from workers.models.network import Network
 from workers.models.small_conv import use_small_conv
-
-SMALL = 64  # below this side `stem: auto` takes the 3x3 stem without pooling
 
 
 def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
@@ -39,13 +35,14 @@ def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
 
 
 def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
-    network = _own(spec.arch, classes, image_size) if ":" in spec.arch else _named(spec, classes, image_size)
+    source, name = split_arch(spec.arch)
+    network = source.build(spec, name, classes, image_size)
     if isinstance(network, Network):
         return network
     if spec.weights:
         _load(network, spec)
     head = getattr(network, "head", None)
-    if ":" in spec.arch and callable(getattr(network, "features", None)) and isinstance(head, nn.Module):
+    if source.module(name) and callable(getattr(network, "features", None)) and isinstance(head, nn.Module):
         return Network(_Features(network), head)
     return _split(network, classes)
 
@@ -60,46 +57,6 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, cast(Any, self.network).features(x))
-
-
-def _named(spec: MemberSpec, classes: int, image_size: int) -> nn.Module:
-    small = spec.stem == "cifar" or (spec.stem == "auto" and image_size < SMALL)
-    if spec.arch in SCALABLE:
-        blocks = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}[spec.arch]
-        network: nn.Module = SmallResNet(blocks, spec.width, classes)
-    elif spec.width != 64:
-        raise UserInputError(f"member {spec.name}: width changes {' and '.join(sorted(SCALABLE))} only, not {spec.arch}.")
-    else:
-        network = torchvision.models.get_model(spec.arch, weights=None, **_options(spec.arch, classes, image_size))
-    if small and spec.arch in RESNETS:
-        stem = nn.Conv2d(3, cast(nn.Conv2d, network.conv1).out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        network.conv1, network.maxpool = stem, nn.Identity()
-    elif spec.stem == "cifar":
-        raise UserInputError(f"member {spec.name}: `stem: cifar` is for ResNets; {spec.arch} has a stem of its own.")
-    return network
-
-
-def _options(arch: str, classes: int, image_size: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"num_classes": classes}
-    if arch.startswith("vit"):
-        options["image_size"] = image_size
-    if arch in ("googlenet", "inception_v3"):
-        options |= {"aux_logits": False, "init_weights": True}
-    if arch == "maxvit_t":
-        options["input_size"] = (image_size, image_size)
-    return options
-
-
-def _own(arch: str, classes: int, image_size: int) -> nn.Module:
-    module, _, name = arch.partition(":")
-    try:
-        network = getattr(importlib.import_module(module), name)(num_classes=classes, image_size=image_size)
-    except Exception as error:
-        raise UserInputError(f"arch {arch}: calling it with num_classes and image_size failed: {error!r}.") from error
-    if not isinstance(network, nn.Module):
-        raise UserInputError(f"arch {arch}: gave {type(network).__name__}, not a torch.nn.Module.")
-    return network
 
 
 def _split(network: nn.Module, classes: int) -> Network:

@@ -1,7 +1,8 @@
 """Serve a machine that does not share the driver's disk: it gets a home of its own, and the data is streamed to it once.
 
-CONCLAVE_CACHE (~/.cache/conclave) holds both: data/DIGEST is a packed store, and home/ is where trainings are made before they
-go to the tracking store. Where it takes more than CONCLAVE_CACHE_GB (50), what was unused for the longest time goes first.
+CONCLAVE_CACHE (the user's cache folder, ~/.cache/conclave on Linux) holds both: data/DIGEST is a packed store, and home/ is where
+trainings are made before they go to the tracking store. Where it takes more than CONCLAVE_CACHE_GB (50), what was unused for the
+longest time goes first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from workers.config.job import Job
 from workers.data.store import Store
@@ -71,7 +73,7 @@ def localize_job(job: Job, read: Read) -> Job:
 
 def cache_folder() -> Path:
     """Return the folder of this machine's cache."""
-    return Path(os.environ.get("CONCLAVE_CACHE", Path.home() / ".cache" / "conclave")).absolute()
+    return Path(os.environ.get("CONCLAVE_CACHE") or user_cache_path("conclave")).absolute()
 
 
 def read_chunk(store: Path, name: str, offset: int) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from workers.config.extensions import Labels, is_reference, load_reference
 from workers.config.specs import MemberSpec, StudentSpec
-from workers.training.augmentation import Labels
 from workers.training.distillation import distillation_loss
 
 
@@ -19,6 +21,7 @@ class Objective:
 
     def __init__(self, recipe: MemberSpec) -> None:
         self.recipe = recipe
+        self.own = load_reference(recipe.loss) if is_reference(recipe.loss) else None
 
     def __call__(self, logits: Tensor, labels: Labels, part: slice, taught: Tensor | None = None) -> Tensor:
         """Return the mean loss.
@@ -41,5 +44,7 @@ class Objective:
         return loss if share == 1 else share * loss + (1 - share) * self.loss(logits, second[part])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits (n, C) and labels (n,)."""
+        """Return the mean loss of logits (n, C) and labels (n,)."""
+        if self.own is not None:
+            return cast(Tensor, self.own(logits, labels))
         return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)

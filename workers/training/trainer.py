@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workers.config.extensions import Labels
 from workers.config.job import derive_seed
 from workers.config.recipe import Ema
 from workers.config.specs import MemberSpec, TrainedMember, TrainSpec
@@ -24,7 +25,7 @@ from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError, DivergedError, TrainingStopped
 from workers.models.network import Network, memory_format
 from workers.storage.checkpoints import Checkpoints, State
-from workers.training.augmentation import Labels, augment, to_float
+from workers.training.augmentation import augment, make_augmentations, to_float
 from workers.training.averaging import WeightAverage
 from workers.training.checkpoint_policy import CheckpointPolicy
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
@@ -33,7 +34,7 @@ from workers.training.distillation import Teacher
 from workers.training.early_stopping import EarlyStopping
 from workers.training.evaluation import predict_outputs, resolve_precision
 from workers.training.objective import Objective
-from workers.training.optimizers import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
+from workers.training.optimization import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
 
 LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
 
@@ -139,7 +140,7 @@ class Trainer:
         self.checkpoints, self.callback, self.publish = task.checkpoints, task.callback, publish
         self.network, self.micro_batch = network, micro_batch
         self.missing = list(task.members)
-        self.objective = Objective(task.recipe)
+        self.objective, self.augmentations = Objective(task.recipe), make_augmentations(task.recipe.augment)
         self.stopping = EarlyStopping(task.spec.stop, task.data.stop is not None)
         self.policy = CheckpointPolicy(task.checkpoint_seconds)
         self._set_up()
@@ -323,7 +324,7 @@ class Trainer:
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
-        return augment(images, labels, self.recipe.augment, self._generator(seed, epoch, step, self.device))
+        return augment(images, labels, self.augmentations, self._generator(seed, epoch, step, self.device))
 
     def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))

@@ -1,0 +1,186 @@
+"""What users and other distributions can add to a training: augmentations, optimizers, schedules, layouts, architecture sources.
+
+Each kind has a registry and a base class. The modules that the registries find import torch only where they compute, so names
+and their documentation are listed without it. A name like `my_module:Posterize` stands for something of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from workers.config.registry import Registry
+from workers.config.strict import Strict
+from workers.errors import UserInputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from workers.data.layout import Layout
+    from workers.models.source import ArchitectureSource
+
+REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+Labels = tuple["Tensor", "Tensor", float]  # labels (N,), those of the images that were mixed in, and the share of the first
+
+
+def is_reference(name: str) -> bool:
+    """Return whether a name stands for something of the user's own, as package.module:name."""
+    return REFERENCE.fullmatch(name) is not None
+
+
+def load_reference(name: str) -> Any:
+    """Return what a reference stands for. Raises UserInputError where it cannot be imported."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a user's module can raise
+        raise UserInputError(f"{name}: can't be imported ({type(error).__name__}: {error}).") from error
+
+
+class Augmentation:
+    """One way to change a batch of images. Its strength is one number, which a team file gives as NAME: STRENGTH.
+
+    All randomness comes from the generator that it is given, so that trainings repeat.
+
+    Class attributes:
+        default: The strength where a team file gives none.
+        largest: The largest strength that makes sense.
+        meaning: What the strength is.
+        order: Augmentations are applied in this order, whatever the order in the team file.
+        moves_pixels: Whether it only moves pixels. It works on (N, H, W, 3) uint8 then, before the others, which work on
+            (N, 3, H, W) float32 in [0, 1].
+
+    Args:
+        strength: The strength.
+    """
+
+    default: ClassVar[float] = 1.0
+    largest: ClassVar[float] = float("inf")
+    meaning: ClassVar[str] = "strength"
+    order: ClassVar[int] = 70
+    moves_pixels: ClassVar[bool] = False
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return changed images of the same shape and type. `generator` is on the images' device."""
+        return images
+
+    def mix(self, x: Tensor, labels: Labels, generator: torch.Generator) -> tuple[Tensor, Labels]:
+        """Return images (N, 3, H, W) that are mixed with each other, and their labels. It comes after all others."""
+        return x, labels
+
+
+class OptimizerSpec(Strict):
+    """An optimizer with its settings, as a team file gives them."""
+
+    kind: str
+    lr: float = Field(gt=0)
+
+    def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return torch's optimizer for these parameters."""
+        raise NotImplementedError
+
+
+class OwnOptimizer(OptimizerSpec):
+    """A user's own subclass of torch.optim.Optimizer. All keys but `kind` are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+
+    lr: float = Field(1e-3, gt=0)
+
+    def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Call the user's class with the parameters, the learning rate and the other settings."""
+        made: torch.optim.Optimizer = load_reference(self.kind)(parameters, lr=self.lr, **(self.model_extra or {}))
+        return made
+
+
+class ScheduleSpec(Strict):
+    """A schedule of the learning rate, as a team file gives it."""
+
+    kind: str
+
+    def rate(self, base: float, step: int, steps: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            base: The optimizer's learning rate.
+            step: Number of the step, from 0, over the whole training.
+            steps: Number of steps of the whole training.
+            steps_per_epoch: Number of steps of an epoch.
+        """
+        raise NotImplementedError
+
+
+class OwnSchedule(ScheduleSpec):
+    """A user's own function of (step, steps, steps_per_epoch), which returns a factor of the learning rate."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def rate(self, base: float, step: int, steps: int, steps_per_epoch: int) -> float:
+        """Multiply by what the user's function returns."""
+        return base * float(load_reference(self.kind)(step, steps, steps_per_epoch, **(self.model_extra or {})))
+
+
+class Kinds:
+    """A pydantic annotation: a name, or a mapping with `kind`, becomes the settings class that the registry has for it.
+
+    Args:
+        registry: The classes by kind.
+        own: The class for references to something of the user's own.
+        allows_changes: Whether a mapping without `kind` stays as it is: it changes settings of the kind in `defaults:`.
+    """
+
+    def __init__(self, registry: Registry[Any], own: type[Strict], allows_changes: bool = False) -> None:
+        self.registry, self.own, self.allows_changes = registry, own, allows_changes
+
+    def parse(self, value: Any) -> Any:
+        """Return the settings that a value of a team file stands for. Raises ValueError."""
+        if isinstance(value, self.own.__mro__[1]):
+            return value
+        settings = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(settings, Mapping):
+            raise ValueError(  # noqa: TRY004  # what pydantic takes for an answer to a user
+                f"expected the name of one {self.registry.kind}, or a mapping with its kind"
+            )
+        if "kind" not in settings:
+            if self.allows_changes:
+                return dict(settings)
+            raise ValueError(f"say which {self.registry.kind}: add `kind`, one of {', '.join(self.registry.names())}")
+        name = str(settings["kind"])
+        return (self.own if is_reference(name) else self.registry[name]).model_validate(dict(settings))
+
+    def classes(self) -> list[type[Strict]]:
+        """Return the settings classes of all kinds."""
+        return [self.registry[name] for name in self.registry.names()]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Parse where a pydantic model has such a field."""
+        return core_schema.no_info_plain_validator_function(self.parse)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """List the kinds and their settings in a JSON Schema."""
+        settings = [kind.model_json_schema() for kind in self.classes()]
+        for entry in settings:
+            entry["required"] = ["kind"]
+        name = {"type": "string", "pattern": f"^{REFERENCE.pattern}$"}
+        own = {"type": "object", "required": ["kind"], "properties": {"kind": name}}
+        changes = [{"type": "object", "not": {"required": ["kind"]}}] if self.allows_changes else []
+        return {"anyOf": [{"enum": list(self.registry.names())}, name, *settings, own, *changes]}
+
+
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "workers.training.augmentations", "conclave.augmentations")
+OPTIMIZERS: Registry[OptimizerSpec] = Registry("optimizer", "workers.training.optimizers", "conclave.optimizers")
+SCHEDULES: Registry[ScheduleSpec] = Registry("schedule", "workers.training.schedules", "conclave.schedules")
+LAYOUTS: Registry[Layout] = Registry("data set", "workers.data.layouts", "conclave.layouts")
+ARCHITECTURES: Registry[ArchitectureSource] = Registry(
+    "architecture source", "workers.models.architectures", "conclave.architectures"
+)

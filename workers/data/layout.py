@@ -1,0 +1,98 @@
+"""What a layout of a data set is: a stream of labelled images, still encoded, from wherever they lie."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from workers.config.specs import DataSpec
+from workers.data.archives import is_archive, walk
+from workers.data.images import Pixels
+from workers.errors import UserInputError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row before decoding.
+
+    Attributes:
+        id: Unique name of the row.
+        label: Class name.
+        part: "train", "test", or "" where the data set has no parts.
+        content: The encoded image, its path, or its pixels (H, W, 3) uint8.
+    """
+
+    id: str
+    label: str
+    part: str
+    content: bytes | Path | Pixels
+
+
+class Layout(ABC):
+    """A layout of a data set: one module of `workers/data/layouts/` with one class, registered by `@LAYOUTS.register`.
+
+    Class attributes:
+        default_size: Side of the images in pixels, where a team file gives none.
+        needs_root: Whether a team file has to say where the images are.
+        is_on_disk: Whether the images are read from data.root.
+
+    Attributes:
+        skipped: After the walk, the number of files without an image's extension.
+
+    Args:
+        spec: The data set.
+    """
+
+    default_size: ClassVar[int] = 64
+    needs_root: ClassVar[bool] = True
+    is_on_disk: ClassVar[bool] = True
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.spec = spec
+        self.skipped = 0
+
+    @abstractmethod
+    def items(self) -> Iterator[Item]:
+        """Yield every row. Raises UserInputError where the source has no layout that is known."""
+
+    def expected(self) -> int | None:
+        """Return how many rows there will be, or None where only reading a whole archive would tell."""
+        return None
+
+    def root(self) -> Path:
+        """Return the folder or the archive of the images. Raises UserInputError where there is none."""
+        root = self.spec.root or Path("data").resolve()
+        if root.is_dir() or (root.is_file() and is_archive(root)):
+            return root
+        if root.is_file():
+            raise UserInputError(f"data.root: {root} is neither a folder nor a .tar, .tar.gz, .tar.xz or .zip.")
+        return self.missing(root)
+
+    def missing(self, root: Path) -> Path:
+        """Return where a root that is not there is to be made. Raises UserInputError where that cannot be done."""
+        raise UserInputError(f"data.root: {root} is not there. Set data.root in the team file, or pass --data PATH.")
+
+    def _count_skipped(self, files: int) -> None:
+        self.skipped += files
+
+    def fingerprint(self) -> list[object]:
+        """Return what tells the source from others without reading it whole: its place, and its files' sizes and times."""
+        if not self.is_on_disk:
+            return []
+        root = self.root()
+        return [str(root), *_files(root)]
+
+
+def _files(root: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, size, mtime in ns) of the archive, or of every file in the folder."""
+    if root.is_file():
+        stat = root.stat()
+        yield root.name, stat.st_size, stat.st_mtime_ns
+    elif root.is_dir():
+        for name, path in walk(root):
+            stat = os.stat(path)
+            yield name, stat.st_size, stat.st_mtime_ns

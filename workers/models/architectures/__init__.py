@@ -1,0 +1,1 @@
+"""One module per source of networks. `docs/extending.md` says how to add one."""

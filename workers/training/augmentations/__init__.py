@@ -1,0 +1,1 @@
+"""One module per augmentation. `docs/extending.md` says how to add one."""

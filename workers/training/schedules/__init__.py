@@ -1,0 +1,1 @@
+"""One module per schedule of the learning rate."""
