@@ -1,0 +1,59 @@
+"""Try what of the user's own a recipe names, on a few made-up images: augmentations, optimizer, loss, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from workers.config.specs import MemberSpec, TrainSpec
+from workers.errors import UserInputError
+from workers.training.augmentation import augment, make_augmentations
+from workers.training.objective import Objective
+
+IMAGES, CLASSES = 2, 3
+
+
+def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
+    """Yield a sentence for each of the user's own that cannot be used.
+
+    Args:
+        recipe: The recipe.
+        image_size: Side of the images in pixels.
+    """
+    own = recipe.references
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+
+    def try_augmentations() -> None:
+        images = torch.zeros(IMAGES, image_size, image_size, 3, dtype=torch.uint8)
+        x, _ = augment(images, labels, make_augmentations(recipe.augment), torch.Generator().manual_seed(0))
+        if x.shape != (IMAGES, 3, image_size, image_size):
+            raise ValueError(f"images of {tuple(x.shape[1:])} came out of it, not of {(3, image_size, image_size)}")
+
+    def try_loss() -> None:
+        loss = Objective(recipe).loss(torch.zeros(IMAGES, CLASSES), labels)
+        if not isinstance(loss, torch.Tensor) or loss.shape != ():
+            raise ValueError("it returned no scalar tensor")
+
+    if names := [one.name for one in recipe.augment if one.name in own]:
+        yield from _problem(f"augment {', '.join(names)}", try_augmentations)
+    if recipe.optimizer.kind in own:
+        parameter = torch.nn.Parameter(torch.zeros(2, 2))
+        yield from _problem(f"optimizer {recipe.optimizer.kind}", lambda: recipe.optimizer.make([parameter]))
+    if recipe.loss in own:
+        yield from _problem(f"loss {recipe.loss}", try_loss)
+
+
+def problems_of_training(train: TrainSpec) -> Iterator[str]:
+    """Yield a sentence where a schedule of the user's own cannot be used."""
+    if train.schedule.kind in train.references:
+        yield from _problem(f"schedule {train.schedule.kind}", lambda: train.schedule.rate(0.1, 0, 10, 5))
+
+
+def _problem(what: str, try_it: Callable[[], object]) -> Iterator[str]:
+    try:
+        try_it()
+    except UserInputError as error:
+        yield str(error)
+    except Exception as error:  # whatever a user's own code can raise
+        yield f"{what}: {type(error).__name__}: {error}."
