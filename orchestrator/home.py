@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,11 @@ class SweepFolder:
         """A note of who sweeps here; gone where nobody does."""
         return self.path / ".holder"
 
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs: driver.log, and one for each job."""
+        return self.path / "logs"
+
     def per_class(self, member: str) -> Path:
         """Return the file of a member's accuracy by class."""
         return self.path / "per_class" / member / "per_class.json"
@@ -123,16 +129,25 @@ class SweepFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = self.holder.read_text(encoding="utf-8") if self.holder.exists() else "another process"
+            who = self._holder_in_words()
             raise UserInputError(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
             for unfinished in self.path.glob(".*.*"):  # by a process that was killed
                 unfinished.unlink()
-            self.holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
+            holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": round(time.time(), 3)}
+            self.holder.write_text(json.dumps(holder), encoding="utf-8")
             yield
         finally:
             self.holder.unlink(missing_ok=True)
             lock.release()
+
+    def _holder_in_words(self) -> str:
+        """Return who sweeps here, in words."""
+        try:
+            holder = json.loads(self.holder.read_text(encoding="utf-8"))
+            return f"process {holder['pid']} on {holder['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

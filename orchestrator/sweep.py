@@ -13,6 +13,7 @@ from orchestrator.config.loader import load_team
 from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Executor, OnEvent
+from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.preflight import check_recipes
 from orchestrator.execution.scheduler import Scheduler
@@ -28,6 +29,7 @@ from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import Store, find_store
+from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.errors import UserInputError
 from workers.storage.training_folder import TrainingFolder
 
@@ -99,7 +101,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         options.check_executor()
         check_recipes(team, import_paths)
     store = _pack(team, options)
-    with place.folder.locked():
+    with place.folder.locked(), driver_log(place.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
         planner = Planner(team, store, options.home.path, import_paths)
         return _PreparedSweep(place, options, planner, plan).run()
@@ -154,6 +156,7 @@ class _PreparedSweep:
         is_known = self.known_plan is not None and self.known_plan.store.folder == self.planner.store.folder
         plan = self.known_plan.refreshed() if is_known and self.known_plan else recipes.planner.plan()
         plan = replace(plan, searched=recipes.seconds)
+        DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.place.team_file, len(plan.jobs), len(plan.todo))
         for line in describe_changes(folder.state().get("settings", {}), plan):
             options.say(line)
         self._keep_team_file()
@@ -233,7 +236,7 @@ class _ActiveSweep:
         team, options = self.plan.team, self.options
         self.executor = options.make_executor(team, self.place.folder)
         interim = InterimReporter(self.plan, options.on_event, options.say)
-        budget = BudgetTracker.from_plan(self.plan, interim, options.began)
+        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, interim), options.began)
         scheduler = Scheduler(
             executor=self.executor,
             retries=team.retries,

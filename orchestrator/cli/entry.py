@@ -5,8 +5,10 @@ Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 in
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -22,6 +24,7 @@ app = typer.Typer(
     help="Train a team of image classifiers, fuse them, and export one model.\n\n"
     "Start with `conclave init team.yaml`, then run `conclave sweep team.yaml`.",
 )
+DEBUG = "--debug"
 for group in (team_commands, result_commands, cluster_commands, tracking_commands):
     app.add_typer(group.app)
 
@@ -39,6 +42,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the tracebacks of errors on the screen.")] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
@@ -46,11 +50,14 @@ def options(
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    if DEBUG in sys.argv:  # before or behind the command, as people write it
+        sys.argv.remove(DEBUG)
+        os.environ["CONCLAVE_DEBUG"] = "1"
     try:
         code = app(standalone_mode=False)  # without it Typer returns a command's exit code instead of leaving
         sys.exit(code if isinstance(code, int) else 0)
     except ConclaveError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, error)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted: what is finished is kept; the same command goes on from there", 130)
     except BrokenPipeError:
@@ -59,13 +66,22 @@ def main() -> None:
         if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command line
             error.show()
             sys.exit(error.exit_code)
-        raise
+        from workers.diagnostics.logs import log_unexpected
+
+        said = " ".join(str(error).split())[:300]
+        _fail(
+            f"something unexpected happened ({type(error).__name__}: {said}). The log has it all: {log_unexpected(error)}",
+            1,
+            error,
+        )
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _fail(text: str, code: int) -> None:
+def _fail(text: str, code: int, error: BaseException | None = None) -> None:
+    if error and os.environ.get("CONCLAVE_DEBUG"):
+        traceback.print_exception(error)
     print(f"conclave: {text}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -84,6 +85,8 @@ class Screen:
             row.state = {"retry": "waiting"}.get(event.kind, event.kind)
         row.text = row.text if event.kind == "published" else event.text or row.text
         self._draw(event, row)
+        if event.trace and os.environ.get("CONCLAVE_DEBUG"):
+            self.say(event.trace)
 
     def _draw(self, event: Event, row: _Row) -> None:
         if self.live:

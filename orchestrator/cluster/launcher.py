@@ -9,13 +9,13 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import yaml_document as teamfile
+from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 
 TUNNEL_SECONDS = 60.0
@@ -113,11 +113,8 @@ class Cluster:
         words = [*self.ray, "dashboard", str(self.path), "--port", str(port)]
         process = subprocess.Popen(words, env=self._env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            until = time.monotonic() + TUNNEL_SECONDS
-            while not _listens(port):
-                if process.poll() is not None or time.monotonic() > until:
-                    raise ConclaveError(f"{self.path}: no tunnel to the head's dashboard. `conclave up {self.path}` starts it.")
-                time.sleep(0.2)
+            if not wait_until(lambda: _listens(port), TUNNEL_SECONDS, 0.2, lambda: process.poll() is not None):
+                raise ConclaveError(f"{self.path}: no tunnel to the head's dashboard. `conclave up {self.path}` starts it.")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()

@@ -6,7 +6,6 @@ import asyncio
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator.config import loader as config
 from orchestrator.config.team import Team
 from orchestrator.home import Home
 from workers.config.extensions import is_reference
+from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 
 NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
@@ -138,16 +138,21 @@ class _Job:
     def submit(cls, address: str, entrypoint: str, folder: Path, env: dict[str, str]) -> _Job:
         from ray.job_submission import JobSubmissionClient
 
-        client, until = JobSubmissionClient(address), time.monotonic() + READY_SECONDS
-        runtime_env = {"working_dir": str(folder), "env_vars": env}
-        while True:
+        client, runtime_env = JobSubmissionClient(address), {"working_dir": str(folder), "env_vars": env}
+        names: list[str] = []
+        refusals: list[str] = []
+
+        def is_taken() -> bool:
             try:
-                return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+                names.append(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
             except RuntimeError as error:  # Ray's own for every answer that is none
-                if NOT_READY not in str(error) or time.monotonic() > until:
-                    hint = AGENT_PORT if NOT_READY in str(error) else ""
-                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{hint}") from None
-                time.sleep(1)
+                refusals.append(str(error))
+            return bool(names)
+
+        if not wait_until(is_taken, READY_SECONDS, 1.0, lambda: NOT_READY not in refusals[-1]):
+            hint = AGENT_PORT if NOT_READY in refusals[-1] else ""
+            raise ConclaveError(f"the head took no job: {refusals[-1].splitlines()[0]}{hint}")
+        return cls(client, names[0])
 
     def follow(self, say: Callable[[str], None]) -> None:
         """Show what the job prints, line by line, until it ends."""
@@ -165,9 +170,7 @@ class _Job:
     def stop(self) -> None:
         """Stop the job, and come back once it has written checkpoints and left: the machines may be ended next."""
         self.client.stop_job(self.name)
-        until = time.monotonic() + STOP_SECONDS
-        while not self.client.get_job_status(self.name).is_terminal() and time.monotonic() < until:
-            time.sleep(0.5)
+        wait_until(lambda: self.client.get_job_status(self.name).is_terminal(), STOP_SECONDS)
 
     def exit_code(self) -> int:
         details = self.client.get_job_info(self.name)

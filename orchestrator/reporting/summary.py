@@ -10,6 +10,7 @@ from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan, PlannedMember
 from orchestrator.tracking.sweep_runs import SweepRuns
+from workers.diagnostics.logs import log_name
 
 
 def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
@@ -33,7 +34,7 @@ def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) ->
     """Return the state of a full training and of the fold trainings that belong to it."""
     full, *folds = planned
     outcome = outcomes.get(full.job.key)
-    entry: dict[str, Any] = {"seed": full.member.seed, "test": None}
+    entry: dict[str, Any] = {"seed": full.member.seed, "test": None, "log": log_name(full.job.label)}
     if not full.artifact.done:
         state = outcome.kind if outcome and outcome.kind != "done" else "pending"
         return {**entry, "state": state, "reason": outcome and outcome.reason, "train_seconds": None, "weights_sha256": None}

@@ -39,7 +39,9 @@ def print_summary(home: Home, summary: dict[str, Any]) -> None:
     print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
     for name, member in summary["members"].items():
         if member["reason"]:
-            print(f"  {name}: {member['state']}: {member['reason']}")
+            log = home.sweep(summary["sweep"]).logs / member.get("log", "")
+            where = f"; log: {log}" if log.is_file() else ""
+            print(f"  {name}: {member['state']}: {member['reason']}{where}")
     if summary.get("unsent"):
         print(f"Tracking: {summary['unsent']} entries could not be sent. When it is back: conclave sync --home {home.path}")
     folder = home.sweep(summary["sweep"])

@@ -9,12 +9,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 
 NAME = "conclave"  # of its user and of its database
@@ -77,12 +77,9 @@ class Database:
         words = [str(word) for word in (programs / "postgres", "-D", data, "-k", self.socket, "-c", "listen_addresses=")]
         with open(log, "ab") as log_file:
             process = subprocess.Popen(words, stdout=log_file, stderr=log_file, start_new_session=True, cwd="/", **_as_user())
-        until = time.monotonic() + STARTING
-        while not self._answers(programs):
-            if process.poll() is not None or time.monotonic() > until:
-                process.kill()
-                raise ConclaveError(f"PostgreSQL does not start in {self.folder}:\n{log.read_text()[-1000:]}")
-            time.sleep(0.2)
+        if not wait_until(lambda: self._answers(programs), STARTING, 0.2, lambda: process.poll() is not None):
+            process.kill()
+            raise ConclaveError(f"PostgreSQL does not start in {self.folder}:\n{log.read_text()[-1000:]}")
         return process
 
     def _answers(self, programs: Path) -> bool:

@@ -7,7 +7,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.tracking.database import Database
+from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
 
@@ -70,15 +70,13 @@ class Server:
         """Start the same command without us, and come back once it answers. Raises ConclaveError where it does not."""
         self._own().check()
         self.home.mkdir(parents=True, exist_ok=True)
-        log, until = self.home / "server.log", time.monotonic() + STARTING
+        log = self.home / "server.log"
         if self._answers():
             return  # started before
         with open(log, "ab") as log_file:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
-        while not self._answers():
-            if process.poll() is not None or time.monotonic() > until:
-                raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
-            time.sleep(0.5)
+        if not wait_until(self._answers, STARTING, give_up=lambda: process.poll() is not None):
+            raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
 
     def _answers(self) -> bool:
         try:

@@ -11,11 +11,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from workers.config.job import Job, JobMember
 from workers.diagnostics.callback import Epoch
+from workers.diagnostics.waiting import wait_until
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import checkpoint_name
@@ -168,17 +169,19 @@ class JobRun:
         Raises:
             RuntimeError: If one does not arrive in time.
         """
+        for signature in self.job.teachers:
+            if not wait_until(partial(self._has_teacher, signature), ARRIVAL_SECONDS, 1.0):
+                raise RuntimeError(TEACHER_MISSING.format(signature))
+
+    def _has_teacher(self, signature: str) -> bool:
+        """Return whether a training is here, or could be downloaded."""
         from workers.tracking.delivery import download_training
 
-        for signature in self.job.teachers:
-            artifact, until = MemberArtifact.in_home(self.job.home, signature), time.monotonic() + ARRIVAL_SECONDS
-            while not artifact.done:
-                run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
-                if download_training(artifact, self.tracking, run):
-                    continue
-                if time.monotonic() > until:
-                    raise RuntimeError(TEACHER_MISSING.format(signature))
-                time.sleep(1)
+        artifact = MemberArtifact.in_home(self.job.home, signature)
+        if artifact.done:
+            return True
+        run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
+        return download_training(artifact, self.tracking, run)
 
     def download_checkpoint(self) -> None:
         """Download the checkpoints of the job, where this machine has none of its own."""
