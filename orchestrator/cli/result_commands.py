@@ -160,7 +160,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) 
 
     request = build_request(home, name)
     if method not in request.members and method not in FUSIONS:
-        raise UserInputError(f"--method: {FUSIONS.answer(method, tuple(request.members))}.")
+        raise UserInputError(f"--method {method}: not in this sweep; {FUSIONS.answer(method, tuple(request.members))}.")
     fitted_team = fit_team(replace(request, fusions=() if method in request.members else (method,)))
     if method not in fitted_team.fitted:
         raise UserInputError(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")

@@ -41,11 +41,11 @@ def _checkout(commit: str, folder: Path) -> Path:
     return folder
 
 
-def _weights(code: Path, team_file: Path, folder: Path) -> dict[str, str]:
+def _weights(code: Path, team_file: Path, folder: Path, **more: str) -> dict[str, str]:
     """Sweep with the code in `code`; return the digest of the weights of each member, and of each fold training."""
     script = "import sys; from orchestrator.cli import main; main()"
     words = [sys.executable, "-c", script, "sweep", str(team_file), "--home", str(folder / "home"), "--inline", "--json"]
-    env = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", **more}
     subprocess.run(words, cwd=folder, env=env, capture_output=True, check=True)
     records = [json.loads(path.read_text()) for path in (folder / "home" / "jobs").glob("*/fit/manifest.json")]
     return {f"{record['member']['name']} {record['fold']}": record["weights_sha256"] for record in records}
@@ -66,6 +66,46 @@ def test_the_base_commit_and_this_one_train_the_same_weights(tmp_path: Path) -> 
     then, now = compare(BASE, tmp_path / "team.yaml", tmp_path)
     assert len(now) == 9
     assert now == then
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has(BASE), reason="a shallow clone has no base commit that could begin")
+@pytest.mark.parametrize(
+    ("member", "fault"),
+    [
+        ("{name: m, snapshots: 3, cycles: {first: 0.5}}", "fit.step@m.2:10:kill"),
+        ("{name: m, average: swa}", "artifact.published@m:1:kill"),
+        ("{name: m, count: 3, packed: true, seed: 5}", "artifact.published@m-1:1:kill"),
+        ("{name: m}", "fit.step@m:30:kill"),
+    ],
+    ids=["snapshots", "average", "pack", "plain"],
+)
+def test_a_training_that_the_base_commit_began_goes_on_to_the_same_weights(member: str, fault: str, tmp_path: Path) -> None:
+    """It left its checkpoints where a chain of trainings left them: those are adopted, and no finished member is made again."""
+    head = (
+        TEAM.partition("members:")[0]
+        .replace("folds: 2", "folds: 0")
+        .replace("epochs: 2", "epochs: 4")
+        .replace("[vote, stack]", "[vote]")
+    )
+    (tmp_path / "team.yaml").write_text(f"{head}quorum: 1\nmembers:\n  - {member}\n")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    old = _checkout(BASE, tmp_path / "code")
+    expected = _weights(ROOT, tmp_path / "team.yaml", whole)
+    with pytest.raises(subprocess.CalledProcessError):
+        _weights(old, tmp_path / "team.yaml", cut, CONCLAVE_FAULT=fault)
+    done = {path: path.stat().st_mtime_ns for path in (cut / "home" / "jobs").glob("*/fit/manifest.json")}
+    assert _weights(ROOT, tmp_path / "team.yaml", cut) == expected
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "what was finished stays"
+    resumed = [
+        json.loads(path.read_text())["resumed_from"]
+        for path in (cut / "home" / "jobs").glob("*/fit/manifest.json")
+        if path not in done
+    ]
+    assert resumed
+    assert min(resumed) > 0, "nothing began anew"
 
 
 if __name__ == "__main__":
