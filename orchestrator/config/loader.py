@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,17 +174,23 @@ def _step(kind: Any, key: int | str) -> list[Any]:
         return []
     if key in kind.model_fields:
         field = kind.model_fields[str(key)]
-        registered = [model for note in field.metadata if isinstance(note, Kinds) for model in note.classes()]
-        return registered or _models(field.annotation)
+        return _registered(field.metadata) or _models(field.annotation)
     tag = kind.model_fields.get("kind")
     if tag is not None:
         return [kind] if tag.default == key or key in BRANCHES[:2] else []
     return [kind] if isinstance(key, int) or key in BRANCHES else []
 
 
+def _registered(notes: Iterable[Any]) -> list[Any]:
+    """Return the settings classes of all kinds that a registry in a field's annotations knows."""
+    return [model for note in notes if isinstance(note, Kinds) for model in note.classes()]
+
+
 def _models(annotation: Any) -> list[Any]:
-    """Return the model classes inside an annotation: X, X | Y, tuple[X, ...], Annotated[X, ...]."""
+    """Return the model classes inside an annotation: X, X | Y, tuple[X, ...], Annotated[X, ...], and kinds of a registry."""
     origin = typing.get_origin(annotation)
+    if origin is Annotated and (registered := _registered(annotation.__metadata__)):
+        return registered
     if origin in (typing.Union, types.UnionType, tuple, Annotated):
         return [m for a in typing.get_args(annotation) if not isinstance(a, str) for m in _models(a)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema
 
 from fusion.interface import FUSIONS
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
-from workers.config.architectures import check_arch
+from workers.config.architectures import check_arch, describe_arch
 from workers.config.extensions import OPTIMIZERS, Kinds, OptimizerSpec, OwnOptimizer
 from workers.config.recipe import Augments, Average, Cycles
 from workers.config.resources import Resources
@@ -57,9 +57,7 @@ class RecipeEntry(Strict):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Seed of the training. Left out, it follows from the team's seed and the name."
     )
-    arch: Annotated[str, AfterValidator(check_arch)] = Field(
-        "resnet18", description="A classifier of torchvision, or a network of your own as package.module:callable."
-    )
+    arch: Annotated[str, AfterValidator(check_arch)] = Field("resnet18", description=describe_arch())
     width: int = Field(64, ge=4, le=1024, description="Channels of the first stage of resnet18 and resnet34.")
     stem: Literal["auto", "imagenet", "cifar"] = Field(
         "auto", description="First layers of a ResNet; cifar is one 3x3 convolution."

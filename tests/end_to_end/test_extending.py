@@ -106,3 +106,42 @@ def test_what_of_the_users_own_does_not_work_is_told_before_anything_is_written(
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert expected in done.stderr
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("@FUSIONS.register\n", ""), "fusion maximum: fusion/methods/maximum.py registers no class. Put the decorator"),
+        (("class Maximum", "class class"), "fusion maximum: fusion.methods.maximum can't be imported (SyntaxError: "),
+    ],
+)
+def test_a_module_that_is_not_finished_is_told(change: tuple[str, str], expected: str, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    for package in ("conclave", "orchestrator", "fusion", "workers"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "fusion/methods/maximum.py").write_text(MODULES["fusion/methods/maximum.py"].replace(*change))
+    (tmp_path / "team.yaml").write_text("name: t\nmembers: [{name: a}]\nfusion: [maximum]\n")
+    words = [sys.executable, "-m", "conclave", "validate", "team.yaml"]
+    env = {"HOME": str(tmp_path), "PYTHONPATH": str(code)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert expected in done.stderr
+
+
+def test_a_source_without_a_name_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "my_tiny.py").write_text(MODULES["workers/models/architectures/tiny.py"])
+    info = tmp_path / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[conclave.architectures]\ntiny = my_tiny:Tiny\n")
+    (tmp_path / "team.yaml").write_text(
+        "name: t\nmembers: [{name: a, arch: tiny}, {name: b, arch: tiny/mlp}, {name: c, arch: tiny/x}]\n"
+    )
+    env = {"HOME": str(tmp_path), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    words = [sys.executable, "-m", "conclave", "validate", "team.yaml"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "members[0].arch: tiny is a source of networks; say which of them, as tiny/NAME" in done.stderr
+    assert "members[2].arch: unknown network tiny/x; known are tiny/linear and tiny/mlp" in done.stderr
+    schema = subprocess.run([*words[:3], "schema"], env=env, capture_output=True, text=True, check=True).stdout
+    assert "a network of tiny as SOURCE/NAME" in schema

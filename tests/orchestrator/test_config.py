@@ -186,6 +186,12 @@ BAD = {
     "folder without root": (HEAD + ONE + "data: {dataset: folder}\n", 3, "data.root is needed"),
     "unknown data set": (HEAD + ONE + "data: {dataset: mnist}\n", 3, "digits"),
     "unknown arch": (HEAD + "members: [{name: a, arch: resnet81}]\n", 2, "nearest known is resnet18"),
+    "an optimizer's misspelt key": (
+        HEAD + "members: [{name: a, optimizer: {kind: sgd, momentun: 0.5}}]\n",
+        2,
+        "did you mean momentum?",
+    ),
+    "a schedule's unknown key": (HEAD + ONE + "train: {schedule: {kind: step, often: 3}}\n", 3, "known keys: "),
     "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "did you mean flip?; known are color"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
     "more snapshots than epochs": (HEAD + "train: {epochs: 3}\nmembers: [{name: a, snapshots: 4}]\n", 3, "need as many epochs"),

@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+from workers.errors import UserInputError
 
 T = TypeVar("T")
 
@@ -86,12 +88,22 @@ class Registry(Generic[T]):
 
     def _load(self, name: str) -> None:
         if name in self.own_names():
-            importlib.import_module(f"{self.package}.{name}")  # its class registers itself
+            self._import(name, f"{self.package}.{name}", lambda: importlib.import_module(f"{self.package}.{name}"))
+            if name not in self._classes:
+                place = f"{self.package.replace('.', '/')}/{name}.py"
+                raise UserInputError(f"{self.kind} {name}: {place} registers no class. Put the decorator `register` above it.")
             return
         for point in entry_points(group=self.group, name=name):
-            self._classes[name] = point.load()
+            self._classes[name] = self._import(name, point.value, point.load)
             return
         raise UnknownNameError(self.answer(name))
+
+    def _import(self, name: str, place: str, load: Callable[[], Any]) -> Any:
+        """Import an extension. Raises UserInputError where its module cannot be imported."""
+        try:
+            return load()
+        except Exception as error:  # whatever a module that is being written can raise
+            raise UserInputError(f"{self.kind} {name}: {place} can't be imported ({type(error).__name__}: {error}).") from error
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Check names where a pydantic model has one."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from workers.config.recipe import Ema, Swa
+from workers.config.specs import MemberSpec, TrainSpec
 from workers.models.network import Network
+
+EMA, SECOND = "ema", "average"  # names of the averages in checkpoints
 
 
 class WeightAverage:
@@ -46,3 +49,55 @@ class WeightAverage:
         """Take batch statistics anew from images (n, 3, H, W): those of a mean of weights belong to no trained network."""
         if isinstance(self.rule, Swa):
             update_bn(images, self.network, device)
+
+
+class WeightAverages:
+    """The averages that one training follows: that of `train.ema`, and that of a second member.
+
+    Args:
+        network: The network that is trained.
+        recipe: The recipe, which says how a second member is averaged.
+        spec: What all trainings share.
+        has_second_member: Whether a second member is still to be made.
+    """
+
+    def __init__(self, network: Network, recipe: MemberSpec, spec: TrainSpec, has_second_member: bool) -> None:
+        self.by_name: dict[str, WeightAverage] = {}
+        self.rule = recipe.average if has_second_member else None
+        if spec.ema:
+            self.by_name[EMA] = WeightAverage(network, Ema(decay=spec.ema), spec.epochs)
+        if self.rule:
+            self.by_name[SECOND] = WeightAverage(network, self.rule, spec.epochs)
+
+    @property
+    def settings(self) -> dict[str, object] | None:
+        """How a second member is averaged, as a checkpoint records it."""
+        return self.rule.model_dump(mode="json") if self.rule else None
+
+    def on_step_end(self, network: Network) -> None:
+        """Follow an optimizer step."""
+        for average in self.by_name.values():
+            average.on_step_end(network)
+
+    def on_epoch_end(self, network: Network, epochs_done: int) -> None:
+        """Follow the end of an epoch."""
+        for average in self.by_name.values():
+            average.on_epoch_end(network, epochs_done)
+
+    def evaluated(self, network: Network) -> Network:
+        """Return what is evaluated in the place of the network: the average of `train.ema`, where there is one."""
+        return self.by_name[EMA].network if EMA in self.by_name else network
+
+    def second_member(self, images: Iterable[Tensor], device: torch.device) -> Network:
+        """Return the network of the second member, its batch statistics taken from images (n, 3, H, W)."""
+        self.by_name[SECOND].update_batchnorm_stats(images, device)
+        return self.by_name[SECOND].network
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each average, by its name."""
+        return {name: average.model.state_dict() for name, average in self.by_name.items()}
+
+    def load_states(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put back what `states` returned. Raises KeyError or RuntimeError for the states of others."""
+        for name, average in self.by_name.items():
+            average.model.load_state_dict(states[name])

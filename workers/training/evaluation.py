@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from workers.data.store import Rows
+from workers.diagnostics.callback import Epoch
 from workers.models.network import Network
 from workers.training.augmentation import to_float
 
 EVAL_BATCH = 512
+LARGEST_LOSS = 1e9  # in the place of one that is not finite, which JSON has no number for
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -49,3 +56,34 @@ def predict_outputs(network: Network, images: Tensor, rows: Tensor | Rows, devic
             logits.append(network.head(batch).float().cpu())
             features.append(batch.float().cpu())
     return torch.cat(logits), torch.cat(features)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Measures networks between two epochs.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, the images of the whole data set.
+        labels: (N,) int64.
+        rows: Row numbers to measure on, by the name that the metrics get.
+        device: The device to compute on.
+        precision: "float32" or "bfloat16".
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Mapping[str, Tensor]
+    device: torch.device
+    precision: str
+
+    def __call__(self, network: Network) -> Epoch:
+        """Return NAME/loss and NAME/accuracy of a network."""
+        metrics: Epoch = {}
+        for name, rows in self.rows.items():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                logits, _ = predict_outputs(network, self.images, rows, self.device)
+            labels = self.labels[rows].cpu()
+            loss = F.cross_entropy(logits, labels).item()
+            metrics[f"{name}/loss"] = loss if math.isfinite(loss) else LARGEST_LOSS
+            metrics[f"{name}/accuracy"] = (logits.argmax(1) == labels).float().mean().item()
+        return metrics

@@ -10,31 +10,30 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from workers.config.extensions import Labels
 from workers.config.job import derive_seed
-from workers.config.recipe import Ema
 from workers.config.specs import MemberSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import Epoch, TrainingCallback
 from workers.diagnostics.faults import fault_point
-from workers.errors import CorruptFileError, DivergedError, TrainingStopped
+from workers.errors import DivergedError, TrainingStopped
 from workers.models.network import Network, memory_format
-from workers.storage.checkpoints import Checkpoints, State
+from workers.storage.checkpoints import Checkpoints
 from workers.training.augmentation import augment, make_augmentations, to_float
-from workers.training.averaging import WeightAverage
+from workers.training.averaging import WeightAverages
 from workers.training.checkpoint_policy import CheckpointPolicy
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.compilation import compile_network
 from workers.training.distillation import Teacher
 from workers.training.early_stopping import EarlyStopping
-from workers.training.evaluation import predict_outputs, resolve_precision
+from workers.training.evaluation import Validation, resolve_precision
 from workers.training.objective import Objective
-from workers.training.optimization import learning_rate, load_optimizer_state, make_optimizer, optimizer_state
+from workers.training.optimization import learning_rate, make_optimizer
+from workers.training.saved_state import Position, SavedState, Sums
 
 LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
 
@@ -110,15 +109,6 @@ class TrainingResult:
         return sum(epoch["seconds"] for epoch in self.history[first:])
 
 
-@dataclass
-class _Sums:
-    """Sums over the steps of an unfinished epoch: the loss and the number of right answers of each lane."""
-
-    loss: list[float]
-    correct: list[float]
-    seconds: float = 0.0
-
-
 Publish = Callable[[TrainedMember, TrainingResult], None]
 
 
@@ -137,7 +127,7 @@ class Trainer:
     def __init__(self, network: Network, task: TrainingTask, micro_batch: int, publish: Publish = lambda *_: None) -> None:
         self.task, self.data, self.recipe, self.spec = task, task.data, task.recipe, task.spec
         self.seed, self.device, self.group = task.recipe.seed, task.device, task.group
-        self.checkpoints, self.callback, self.publish = task.checkpoints, task.callback, publish
+        self.callback, self.publish = task.callback, publish
         self.network, self.micro_batch = network, micro_batch
         self.missing = list(task.members)
         self.objective, self.augmentations = Objective(task.recipe), make_augmentations(task.recipe.augment)
@@ -157,11 +147,12 @@ class Trainer:
         if self.data.teacher:
             self.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(self.recipe, self.network)
-        self.averages: dict[str, WeightAverage] = {}
-        if self.spec.ema:
-            self.averages["ema"] = WeightAverage(self.network, Ema(decay=self.spec.ema), self.spec.epochs)
-        if self.recipe.average and any(member.averaged for member in self.missing):
-            self.averages["average"] = WeightAverage(self.network, self.recipe.average, self.spec.epochs)
+        has_second_member = any(member.averaged for member in self.missing)
+        self.averages = WeightAverages(self.network, self.recipe, self.spec, has_second_member)
+        self.saved = SavedState(self.task.checkpoints, self.network, self.optimizer, self.averages, self.stopping)
+        rows = {"fuse": self.data.watch, "stop": self.data.stop}
+        watched = {name: numbers for name, numbers in rows.items() if numbers is not None}
+        self.validate = Validation(self.data.images, self.data.labels, watched, self.device, self.precision)
         self.batch = min(self.spec.batch_size * self.spec.accumulate, len(self.data.fit))
         self.steps = len(self.data.fit) // self.batch  # the ragged rest of an epoch's order is left out
 
@@ -194,14 +185,14 @@ class Trainer:
         """Return the number of epochs after which the last of the missing members is made."""
         return max(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
 
-    def _run_epoch(self, epoch: int, first_step: int, sums: _Sums) -> None:
+    def _run_epoch(self, epoch: int, first_step: int, sums: Sums) -> None:
         """Train for an epoch, measure it, and write a checkpoint where a member is made or it is worth the time."""
-        trained, validated = self._train_epoch(epoch, first_step, sums), self._validate()
+        trained = self._train_epoch(epoch, first_step, sums)
+        validated = [self.validate(network) for network in self._evaluated_networks()]
         now = {"time": float(round(time.time() * 1000))}
         for history, *metrics in zip(self.histories, trained, validated, strict=True):
             history.append(metrics[0] | metrics[1] | now)
-        for average in self.averages.values():
-            average.on_epoch_end(self.network, len(self.history))
+        self.averages.on_epoch_end(self.network, len(self.history))
         self.stopping.track(self.history, self._evaluated_networks()[0])
         is_end = epoch + 1 in [self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing]
         if is_end or self.policy.is_due():
@@ -224,12 +215,11 @@ class Trainer:
 
     def _averaged_network(self) -> Network:
         torch.manual_seed(derive_seed(self.seed, "settle"))
-        self.averages["average"].update_batchnorm_stats(self._fit_images(), self.device)
-        return self.averages["average"].network
+        return self.averages.second_member(self._fit_images(), self.device)
 
     def _evaluated_networks(self) -> list[Network]:
         """Return the network of each lane that is evaluated after an epoch."""
-        return [self.averages["ema"].network if "ema" in self.averages else self.network]
+        return [self.averages.evaluated(self.network)]
 
     def _fit_images(self) -> Iterator[Tensor]:
         """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""
@@ -240,10 +230,10 @@ class Trainer:
     def _memory_format(self) -> torch.memory_format:
         return memory_format(self.network, self.device, self.precision)
 
-    def _no_sums(self) -> _Sums:
-        return _Sums([0.0] * self.lanes, [0.0] * self.lanes)
+    def _no_sums(self) -> Sums:
+        return Sums([0.0] * self.lanes, [0.0] * self.lanes)
 
-    def _train_epoch(self, epoch: int, first_step: int, sums: _Sums) -> list[Epoch]:
+    def _train_epoch(self, epoch: int, first_step: int, sums: Sums) -> list[Epoch]:
         """Run the epoch's steps from `first_step` on; `sums` are those of the steps before. Return the metrics of each lane."""
         self.network.train()
         rows = self._order(epoch)
@@ -293,7 +283,7 @@ class Trainer:
             return  # the epoch's own checkpoint follows
         if stop or overdue:
             seconds = time.perf_counter() - began
-            self._save(step, [_Sums(values[: self.lanes], values[self.lanes : -2], seconds) for values in by_process])
+            self._save(step, [Sums(values[: self.lanes], values[self.lanes : -2], seconds) for values in by_process])
         if stop:
             raise TrainingStopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
 
@@ -318,8 +308,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for average in self.averages.values():
-            average.on_step_end(self.network)
+        self.averages.on_step_end(self.network)
         return loss, correct
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
@@ -329,84 +318,21 @@ class Trainer:
     def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
         return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))
 
-    def _validate(self) -> list[Epoch]:
-        """Return each lane's loss and accuracy on the watched rows, and on the rows that decide about stopping early."""
-        return [self._validate_network(network) for network in self._evaluated_networks()]
-
-    def _validate_network(self, network: Network) -> Epoch:
-        metrics: Epoch = {}
-        for name, rows in (("fuse", self.data.watch), ("stop", self.data.stop)):
-            if rows is not None:
-                loss, accuracy = self._evaluate(network, rows)
-                metrics |= {f"{name}/loss": loss, f"{name}/accuracy": accuracy}
-        return metrics
-
-    def _evaluate(self, network: Network, rows: Tensor) -> tuple[float, float]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits, _ = predict_outputs(network, self.data.images, rows, self.device)
-        labels = self.data.labels[rows].cpu()
-        loss = F.cross_entropy(logits, labels).item()
-        return (loss if math.isfinite(loss) else 1e9), (logits.argmax(1) == labels).float().mean().item()
-
-    def _save(self, step: int = 0, sums: Sequence[_Sums] = ()) -> None:
+    def _save(self, step: int = 0, sums: Sequence[Sums] = ()) -> None:
         """Write a checkpoint after `step` steps of the current epoch (0 at its end), with each process's sums."""
         with self.policy.writing():
-            if self.checkpoints is None or self.group.rank:
-                return
-            groups: dict[str, dict[str, Tensor]] = {
-                "network": self.network.state_dict(),
-                "optimizer": optimizer_state(self.optimizer),
-            }
-            groups |= {name: average.model.state_dict() for name, average in self.averages.items()}
-            if self.stopping.best:
-                groups["best"] = self.stopping.best
-            record = {
-                "histories": self.histories,
-                "micro_batch": self.micro_batch,
-                "sums": [asdict(process_sums) for process_sums in sums],
-                "average": self._average_settings(),
-            }
-            self.checkpoints.save(len(self.history), step, groups, record)
-            self.callback.on_checkpoint()
+            if self.task.checkpoints and not self.group.rank:
+                self.saved.save(Position(self.histories, self.micro_batch, step, sums))
+                self.callback.on_checkpoint()
 
-    def _average_settings(self) -> dict[str, object] | None:
-        """Return how weights are averaged for a member of their own, as a checkpoint records it."""
-        average = self.recipe.average if "average" in self.averages else None
-        return average.model_dump(mode="json") if average else None
-
-    def _usable_checkpoint(self) -> State | None:
-        """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.
-
-        It may be beyond the end of a snapshot whose artifact was lost, or know nothing of averages that were asked for since.
-        """
-        state = self.checkpoints.newest() if self.checkpoints else None
-        if state is None or self.checkpoints is None:
-            return None
+    def _resume(self) -> tuple[int, Sums | None]:
+        """Go on from a checkpoint. Return the number of finished steps of the current epoch, and what they summed up to."""
         first_end = min(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
-        is_beyond = (state.record["epoch"], state.record["step"]) > (first_end, 0)
-        if not is_beyond and self._average_settings() in (None, state.record.get("average")):
-            return state
-        self.callback.note(f"begins anew: its checkpoint of epoch {state.record['epoch']} is of no use for what is asked for now")
-        self.checkpoints.clear()
-        return None
-
-    def _resume(self) -> tuple[int, _Sums | None]:
-        """Load the newest checkpoint. Return the number of finished steps of the current epoch, and what they summed up to."""
-        state = self._usable_checkpoint()
-        if state is None:
+        position = self.saved.restore(first_end)
+        if position is None:
             return 0, None
-        try:
-            self.network.load_state_dict(state.tensors["network"])
-            load_optimizer_state(self.optimizer, self.network, state.tensors["optimizer"])
-            for name, average in self.averages.items():
-                average.model.load_state_dict(state.tensors[name])
-        except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
-        self.stopping.best = state.tensors.get("best", {})
-        self.micro_batch = min(self.micro_batch, state.record["micro_batch"])
-        self.histories = state.record["histories"]
-        sums = state.record["sums"]
-        return state.record["step"], _Sums(**sums[self.group.rank]) if sums else None
+        self.histories, self.micro_batch = position.histories, min(self.micro_batch, position.micro_batch)
+        return position.step, position.sums[self.group.rank] if position.sums else None
 
 
 def _nan_where_injected(point: str) -> float:

@@ -1,0 +1,122 @@
+"""What a checkpoint holds of a training, and how a training goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from workers.diagnostics.callback import Epoch
+from workers.errors import CorruptFileError
+from workers.models.network import Network
+from workers.storage.checkpoints import Checkpoints, State
+from workers.training.averaging import WeightAverages
+from workers.training.early_stopping import EarlyStopping
+from workers.training.optimization import load_optimizer_state, optimizer_state
+
+
+@dataclass
+class Sums:
+    """Sums over the steps of an unfinished epoch: the loss and the number of right answers of each lane."""
+
+    loss: list[float]
+    correct: list[float]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training is.
+
+    Attributes:
+        histories: Metrics of each finished epoch, of each lane.
+        micro_batch: Images per forward pass.
+        step: Number of finished steps of the current epoch.
+        sums: What these steps summed up to, of each process.
+    """
+
+    histories: list[list[Epoch]]
+    micro_batch: int
+    step: int = 0
+    sums: Sequence[Sums] = ()
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Writes checkpoints of a training, and puts them back.
+
+    Attributes:
+        checkpoints: Where they are kept; None for none.
+        network: The network that is trained.
+        optimizer: Its optimizer.
+        averages: The averages of its weights.
+        stopping: Keeps its best weights.
+    """
+
+    checkpoints: Checkpoints | None
+    network: Network
+    optimizer: torch.optim.Optimizer
+    averages: WeightAverages
+    stopping: EarlyStopping
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint."""
+        if self.checkpoints is None:
+            return
+        groups: dict[str, dict[str, Tensor]] = {
+            "network": self.network.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            **self.averages.states(),
+            **({"best": self.stopping.best} if self.stopping.best else {}),
+        }
+        record = {
+            "histories": position.histories,
+            "micro_batch": position.micro_batch,
+            "sums": [asdict(process_sums) for process_sums in position.sums],
+            "average": self.averages.settings,
+        }
+        self.checkpoints.save(len(position.histories[0]), position.step, groups, record)
+
+    def restore(self, first_end: int) -> Position | None:
+        """Go on from the newest checkpoint that leads to all members that are missing.
+
+        Args:
+            first_end: Number of epochs after which the first of them is made.
+
+        Returns:
+            Where the training is; None where it begins anew.
+
+        Raises:
+            CorruptFileError: If the checkpoint is of another network, or all are damaged.
+        """
+        state = self._usable(first_end)
+        if state is None:
+            return None
+        try:
+            self.network.load_state_dict(state.tensors["network"])
+            load_optimizer_state(self.optimizer, self.network, state.tensors["optimizer"])
+            self.averages.load_states(state.tensors)
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
+        self.stopping.best = state.tensors.get("best", {})
+        record = state.record
+        sums = tuple(Sums(**process_sums) for process_sums in record["sums"])
+        return Position(record["histories"], record["micro_batch"], record["step"], sums)
+
+    def _usable(self, first_end: int) -> State | None:
+        """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.
+
+        It may be beyond the end of a snapshot whose artifact was lost, or know nothing of averages that were asked for since.
+        """
+        state = self.checkpoints.newest() if self.checkpoints else None
+        if state is None or self.checkpoints is None:
+            return None
+        is_beyond = (state.record["epoch"], state.record["step"]) > (first_end, 0)
+        if not is_beyond and self.averages.settings in (None, state.record.get("average")):
+            return state
+        epoch = state.record["epoch"]
+        self.checkpoints.note(f"begins anew: its checkpoint of epoch {epoch} is of no use for what is asked for now")
+        self.checkpoints.clear()
+        return None
