@@ -90,12 +90,12 @@ def plan(
         _show_plan([(label, "to do") for label in labels], time, as_json)
         return
     recipes = known_recipes(Planner(team, store, home, (str(team_file.resolve().parent),)))
-    made = recipes.planner.plan()
+    current = recipes.planner.plan()
     open_searches = [search for search in recipes.searches if search.left]
     rows = [(f"{s.label} search: {s.left} of {s.space.trials} trials", "to do") for s in open_searches]
-    rows += [(planned.label, "done" if planned.signature in made.done else "to do") for planned in made.members]
+    rows += [(planned.label, "done" if planned.signature in current.done else "to do") for planned in current.members]
     suffix = " after the search, which is not counted" if open_searches else ""
-    _show_plan(rows, _describe_time(made, cluster) + suffix if made.todo else "nothing to do", as_json)
+    _show_plan(rows, _describe_time(current, cluster) + suffix if current.todo else "nothing to do", as_json)
 
 
 def _describe_time(plan: Plan, cluster: Cluster | None) -> str:

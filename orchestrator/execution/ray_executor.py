@@ -178,8 +178,8 @@ class RayExecutor:
         """Return what a job published since its last heartbeat, where it succeeded."""
         if outcome.kind != "done":
             return []
-        told = assignment.heartbeat.published if assignment.heartbeat else []
-        names = [member.name for member in assignment.job.members if member.name not in told]
+        shown = assignment.heartbeat.published if assignment.heartbeat else []
+        names = [member.name for member in assignment.job.members if member.name not in shown]
         return [Event(assignment.job, "published", text=name) for name in names]
 
     def _outcome(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:

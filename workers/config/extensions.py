@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,15 +80,15 @@ class Augmentation:
         return x, labels
 
 
-class OptimizerSpec(Strict):
+class OptimizerSpec(Strict, ABC):
     """An optimizer with its settings, as a team file gives them."""
 
     kind: str
     lr: float = Field(gt=0)
 
+    @abstractmethod
     def make(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return torch's optimizer for these parameters."""
-        raise NotImplementedError
 
 
 class OwnOptimizer(OptimizerSpec):
@@ -103,11 +104,12 @@ class OwnOptimizer(OptimizerSpec):
         return made
 
 
-class ScheduleSpec(Strict):
+class ScheduleSpec(Strict, ABC):
     """A schedule of the learning rate, as a team file gives it."""
 
     kind: str
 
+    @abstractmethod
     def rate(self, base: float, step: int, steps: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step.
 
@@ -117,7 +119,6 @@ class ScheduleSpec(Strict):
             steps: Number of steps of the whole training.
             steps_per_epoch: Number of steps of an epoch.
         """
-        raise NotImplementedError
 
 
 class OwnSchedule(ScheduleSpec):
