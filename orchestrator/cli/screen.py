@@ -98,7 +98,8 @@ class Screen:
         detail = f"epoch {row.epoch}/{row.epochs}" if event.kind == "epoch" else event.kind
         if event.kind == "epoch" and m:
             detail += f"  loss {m['train/loss']:.3f}  fuse {m['fuse/accuracy']:.1%}  {m['train/images_per_second']:.0f} images/s"
-        self.say(f"{event.job.label}: {detail}{'  ' + event.text if event.text else ''}")
+        gap = " " if event.kind == "published" else "  "
+        self.say(f"{event.job.label}: {detail}{gap + event.text if event.text else ''}")
 
     def _table(self) -> Table:
         table = Table("member, training", "epoch", "loss", "fuse accuracy", "images/s", "time left", "state", box=None)
