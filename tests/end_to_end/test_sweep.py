@@ -28,7 +28,7 @@ from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.training.train import train
-from workers.training.trainer import Trainer, TrainingResult, TrainingTask
+from workers.training.trainer import Publish, Trainer, TrainingResult, TrainingTask
 
 
 def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -> subprocess.CompletedProcess[str]:
@@ -446,12 +446,12 @@ def test_shuffled_training_labels_leave_oof_accuracy_at_chance(tmp_path: Path, m
     """No leakage: a row's own label must not reach its out-of-fold output."""
     (tmp_path / "team.yaml").write_text(TEAM.replace("epochs: 2", "epochs: 8").replace("width: 4", "width: 8"))
 
-    def shuffled(make: Any, task: TrainingTask) -> TrainingResult:
+    def shuffled(make: Any, task: TrainingTask, publish: Publish) -> TrainingResult:
         data = task.data
         labels = data.labels.clone()
         mixed = torch.randperm(len(data.fit), generator=torch.Generator().manual_seed(0))
         labels[data.fit] = data.labels[data.fit[mixed]]
-        return train(make, replace(task, data=replace(data, labels=labels)))
+        return train(make, replace(task, data=replace(data, labels=labels)), publish)
 
     monkeypatch.setattr("workers.runtime.training_job.train", shuffled)
     inline(tmp_path / "team.yaml", tmp_path / "home")
