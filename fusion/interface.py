@@ -143,6 +143,11 @@ class FusionMethod(ABC):
 FUSIONS: Registry[FusionMethod] = Registry("fusion", "fusion.methods", "conclave.fusions")
 
 
+def asks_for_student(names: Sequence[str]) -> bool:
+    """Return whether one of these fusions asks a student."""
+    return any(FUSIONS[name].asks == "student" for name in names)
+
+
 def by_cost(names: Sequence[str]) -> list[str]:
     """Return fusions in the order of their inference cost."""
     return sorted(names, key=lambda name: (FUSIONS[name].order, name))

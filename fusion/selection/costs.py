@@ -56,7 +56,7 @@ def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, cos
     if "full" in paid:
         seconds += sum(seconds_by_training(members, costs).values())
     if "student" in paid:
-        seconds += costs[name].full
+        seconds += costs["student"].full
     if "folds" in paid:
         folds = range(max(len(costs[m].folds) for m in members))
         seconds += sum(sum(seconds_by_training(members, costs, fold).values()) for fold in folds)

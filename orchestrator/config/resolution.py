@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.interface import DEFAULT
+from fusion.interface import DEFAULT, asks_for_student
 from orchestrator.config.settings import OwnServer
 from orchestrator.config.team import Team
 from orchestrator.config.team_file import MemberEntry, TeamFile
@@ -53,7 +53,7 @@ class Resolution:
             train=file.train,
             trainings=trainings,
             fusion=fusion,
-            student=self._student() if file.student or "student" in fusion else None,
+            student=self._student() if file.student or asks_for_student(fusion) else None,
             tracking=file.tracking.model_copy(update={"experiment": file.tracking.experiment or file.name}),
             quorum=min(file.quorum, members),
             prices=prices,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fusion.interface import FUSIONS
+from fusion.interface import FUSIONS, asks_for_student
 from orchestrator.config.team import Team
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import MemberSpec, StudentSpec
@@ -148,7 +148,7 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
 
 
 def _nobody_asks(team: Team, student: StudentSpec) -> Iterator[str]:
-    if "student" not in team.fusion:
+    if not asks_for_student(team.fusion):
         yield "student: is described, and `fusion:` doesn't ask for it: add student there"
 
 

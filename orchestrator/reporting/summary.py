@@ -33,7 +33,7 @@ def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]
 def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Return the state of a full training and of the fold trainings that belong to it."""
     full, *folds = planned
-    outcome = outcomes.get(full.job.key)
+    outcome = _outcome_of(full, outcomes)
     entry: dict[str, Any] = {"seed": full.member.seed, "test": None, "log": log_name(full.job.label)}
     if not full.artifact.done:
         state = outcome.kind if outcome and outcome.kind != "done" else "pending"
@@ -41,11 +41,17 @@ def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) ->
     record, reason = full.artifact.manifest(), None
     missing = [fold for fold in folds if not fold.artifact.done]
     if missing:
-        outcome = outcomes.get(missing[0].job.key)
+        outcome = _outcome_of(missing[0], outcomes)
         why = outcome.reason if outcome else "it was not run"
         reason = f"left out of stack: {len(missing)} fold trainings are missing ({missing[0].label}: {why})"
     measured = {"train_seconds": record.train_seconds, "weights_sha256": record.weights_sha256}
     return {**entry, "state": "done", "reason": reason, **measured}
+
+
+def _outcome_of(planned: PlannedMember, outcomes: Mapping[str, Outcome]) -> Outcome | None:
+    """Return what became of a member's job, or of the job of an equal recipe that was run in its place."""
+    in_its_place = (outcome for outcome in outcomes.values() if planned.signature in outcome.job.signatures)
+    return outcomes.get(planned.job.key) or next(in_its_place, None)
 
 
 def histories(plan: Plan) -> dict[str, list[dict[str, float]]]:

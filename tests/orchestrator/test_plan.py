@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.execution.outcomes import Outcome
 from orchestrator.planning import plan
+from orchestrator.reporting.summary import member_states
 from tests.factories import planned
 from workers.config.specs import MemberRecord
 from workers.errors import UserInputError
@@ -127,3 +129,10 @@ def test_a_member_is_read_back_from_its_manifest_whatever_its_recipe_says(tmp_pa
         written = one.job.recipe.record(one.member)
         assert MemberRecord.model_validate_json(written.model_dump_json()) == written
         assert written.fingerprint_fields() == one.job.recipe.fingerprint_fields(one.member)
+
+
+def test_a_member_whose_training_ran_for_an_equal_recipe_has_its_outcome(tmp_path: Path) -> None:
+    made = planned(BASE.replace("{name: a, seed: 1}", "{name: a, seed: 1}, {name: c, seed: 1, average: swa}"), tmp_path)
+    [job] = [job for job in made.jobs if job.fold is None]
+    states = member_states(made, {job.key: Outcome(job, "diverged", "no number")})
+    assert {name: state["state"] for name, state in states.items()} == dict.fromkeys(("a", "c", "c.swa"), "diverged")
