@@ -182,7 +182,7 @@ DELAYS = {"driver": 25.0, "trainer": 4.0, "fusion": 8.0}  # a start takes the dr
 def whole(home: Path) -> None:
     """Read everything that is there. Raises where a file is half-written."""
     for manifest in home.rglob("manifest.json"):
-        for name in read_manifest(manifest.parent)["files"]:
+        for name in read_manifest(manifest.parent).files:
             load_tensors(manifest.parent, name)
     for path in home.rglob("*.json"):
         json.loads(path.read_text())

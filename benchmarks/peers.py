@@ -142,7 +142,7 @@ def main() -> None:
         began = time.perf_counter()
         probabilities = fusion()
         seconds = time.perf_counter() - began
-        result[name] = {**scores(probabilities, team.test.labels), "seconds": seconds}
+        result[name] = {**scores(probabilities, team.test.labels).model_dump(), "seconds": seconds}
         row = result[name]
         print(f"{name:40} {row['accuracy']:.2%}  NLL {row['nll']:.4f}  ECE {row['ece']:.4f}  {seconds:.2f} s", flush=True)
     write_result("peers", "python -m benchmarks.peers", {"members": list(team.names), "rows": result})

@@ -26,6 +26,7 @@ from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
+from orchestrator.results import SweepState
 from workers.data.store import Store
 from workers.runtime.heartbeat import Heartbeat
 
@@ -176,7 +177,10 @@ def _status(folder: Path) -> float:
         (fit / "manifest.json").write_text("{}")
     members = {one.member.name: [one.signature] for one in plan.members}
     Home(home).sweep("t").team.parent.mkdir(parents=True)
-    Home(home).sweep("t").write("sweep.json", {"team": "t", "members": members, "runs": {}})
+    state = SweepState(
+        team="t", team_file="t.yaml", tracking_uri="", experiment_id="", parent_run_id="", runs={}, members=members
+    )
+    Home(home).sweep("t").keep_state(state)
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))
 
 

@@ -171,21 +171,25 @@ def fuse() -> None:
         kept = KeptFusion(test_rows, float(np.load(CONCAT)["penalty"]))
         fitted["concat"] = FittedFusion("concat", kept, 1.0, fuse_rows)
     chosen, why = recommend(team, fitted)
+    rows = compare(team, fitted, seconds)
+    kept_names = [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)]
     result = {
         "members": list(team.names),
         "recommended": chosen,
         "why": why,
         "single": best_single(team, fitted),
-        "rows": compare(team, fitted, seconds),
-        "taken_as_kept": [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)],
-        "diversity": diversity(team.names, team.inputs.fuse),
+        "rows": {name: row.model_dump(mode="json") for name, row in rows.items()},
+        "taken_as_kept": kept_names,
+        "diversity": diversity(team.names, team.inputs.fuse).model_dump(mode="json"),
     }
     write_result(NAME, "python -m benchmarks.table", result)
-    for name, row in result["rows"].items():  # type: ignore[attr-defined]
-        points, (low, high), _ = row["against_single"]
+    for name, row in rows.items():
+        assert row.test
+        assert row.against_single
+        points, (low, high), _ = row.against_single
         gain = f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
-        print(f"{name:12} {row['test']['accuracy']:.2%}  NLL {row['test']['nll']:.4f}  {gain:24} {row['train_cost']:.2f}x")
-    print(f"Recomputed from the members' logits, except for {', '.join(result['taken_as_kept'])}: its probabilities were kept.")
+        print(f"{name:12} {row.test.accuracy:.2%}  NLL {row.test.nll:.4f}  {gain:24} {row.train_cost:.2f}x")
+    print(f"Recomputed from the members' logits, except for {', '.join(kept_names)}: its probabilities were kept.")
     print(json.dumps(describe()))
 
 

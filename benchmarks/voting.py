@@ -57,7 +57,8 @@ def ours(team: Path, home: Path) -> tuple[float, dict[str, Any]]:
     command = [sys.executable, "-m", "conclave", "sweep", str(team), "--home", str(home)]
     subprocess.run(command, capture_output=True, check=True)
     details = Home(home).sweep("voting").details()
-    return spread(home), {name: row["test"] for name, row in details["candidates"].items()}
+    assert details is not None
+    return spread(home), {name: row.test.model_dump() for name, row in details.candidates.items() if row.test}
 
 
 def theirs(store: Store, parts: Split, seconds: float) -> tuple[float, int, dict[str, Any]]:
@@ -99,8 +100,9 @@ def theirs(store: Store, parts: Split, seconds: float) -> tuple[float, int, dict
     model, spent = trained(parts.fit, epochs)
     each = _answers(model.estimators_, torch.utils.data.DataLoader(Pictures(parts.test, still), 512))
     right = np.asarray(store.labels)[parts.test]
-    singles = [scores(answers, right) for answers in each]
-    return spent, epochs, {"vote": scores(np.mean(each, axis=0), right), "single": max(singles, key=lambda s: s["accuracy"])}
+    single = max((scores(answers, right) for answers in each), key=lambda found: found.accuracy)
+    vote = scores(np.mean(each, axis=0), right)
+    return spent, epochs, {"vote": vote.model_dump(), "single": single.model_dump()}
 
 
 def _answers(networks: Any, batches: Any) -> list[Any]:

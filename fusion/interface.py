@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.config.registry import Registry
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor, nn
 
     from fusion.predictions import Floats, FusionInputs, Predictions
@@ -97,7 +98,7 @@ class FusionMethod(ABC):
         return list(range(count))
 
     @abstractmethod
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the fitted arrays that `combine` needs, by name, for the members at the positions `used`."""
 
     @staticmethod

@@ -9,11 +9,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
 
-from workers.errors import UserInputError
+from fusion.results import FusionDetails
+from orchestrator.results import SweepState, SweepSummary
+from workers.errors import CorruptFileError, UserInputError
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -94,28 +99,40 @@ class SweepFolder:
         """Return the file of a member's accuracy by class."""
         return self.path / "per_class" / member / "per_class.json"
 
-    def state(self) -> dict[str, Any]:
-        """Return what is known of the last run: its jobs and runs. Empty where there is none."""
-        return _read_json(self.path / "sweep.json")
+    def state(self) -> SweepState | None:
+        """Return what is known of the last run: its jobs and runs. None where there is none. Raises CorruptFileError."""
+        return _read(self.path / "sweep.json", SweepState)
 
-    def summary(self) -> dict[str, Any]:
-        """Return the summary of the last run that ended. Empty where there is none."""
-        return _read_json(self.path / "summary.json")
+    def summary(self) -> SweepSummary | None:
+        """Return the summary of the last run that ended. None where there is none. Raises CorruptFileError."""
+        return _read(self.path / "summary.json", SweepSummary)
 
-    def details(self) -> dict[str, Any]:
-        """Return what the report shows beyond the summary. Empty where nothing was fused."""
-        return _read_json(self.path / "fusion.json")
+    def details(self) -> FusionDetails | None:
+        """Return what the report shows beyond the summary. None where nothing was fused. Raises CorruptFileError."""
+        return _read(self.path / "fusion.json", FusionDetails)
 
     @property
     def has_newer_run(self) -> bool:
         """True if a later run than that of the summary is under way, or did not end."""
-        return self.summary().get("state") == "done" and self.state().get("fingerprint") is None
+        summary, state = self.summary(), self.state()
+        return summary is not None and summary.state == "done" and (state is None or state.fingerprint is None)
 
-    def write(self, name: str, content: Any) -> None:
-        """Write a JSON file of this folder atomically."""
+    def keep_state(self, state: SweepState) -> None:
+        """Write sweep.json."""
+        self._write("sweep.json", state)
+
+    def keep_summary(self, summary: SweepSummary) -> None:
+        """Write summary.json."""
+        self._write("summary.json", summary)
+
+    def keep_details(self, details: FusionDetails) -> None:
+        """Write fusion.json."""
+        self._write("fusion.json", details)
+
+    def _write(self, name: str, record: BaseModel) -> None:
         from workers.storage.files import write_json
 
-        write_json(self.path / name, content)
+        write_json(self.path / name, record.model_dump(mode="json"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -150,10 +167,13 @@ class SweepFolder:
             return "another process"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: type[Record]) -> Record | None:
+    """Return the record in a JSON file, or None where there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return {}
-    assert isinstance(content, dict)
-    return content
+        return None
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "its start"
+        advice = "Remove it and sweep again: no training is lost."
+        raise CorruptFileError(f"{path}: it can't be read (at {place}). {advice}") from None

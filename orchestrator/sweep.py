@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from fusion.results import FusionDetails
 from orchestrator.config.loader import load_team
 from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
@@ -24,6 +24,7 @@ from orchestrator.planning.plan import Plan, Planner
 from orchestrator.planning.search import Search, resolve_recipes, run_no_search
 from orchestrator.reporting.report import run_note, write_report
 from orchestrator.reporting.summary import SweepReport, histories, member_states, student_state
+from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from workers.data.packing import OnProgress, pack_data
@@ -72,7 +73,7 @@ class SweepOptions:
 class SweepResult:
     """The result of a sweep: its summary, its exit code, and the outcome of each job that was run, by its key."""
 
-    summary: dict[str, Any]
+    summary: SweepSummary
     exit_code: int
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
@@ -126,9 +127,9 @@ def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[
 
 
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
-    summary = folder.summary()
-    is_complete = summary.get("state") == "done" and folder.model.is_file() and folder.report.is_file()
-    return bool(is_complete and folder.state().get("fingerprint") == plan.fingerprint())
+    summary, state = folder.summary(), folder.state()
+    is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
+    return is_complete and state is not None and state.fingerprint == plan.fingerprint()
 
 
 def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
@@ -157,7 +158,8 @@ class _PreparedSweep:
         plan = self.known_plan.refreshed() if is_known and self.known_plan else recipes.planner.plan()
         plan = replace(plan, searched=recipes.seconds)
         DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.place.team_file, len(plan.jobs), len(plan.todo))
-        for line in describe_changes(folder.state().get("settings", {}), plan):
+        before = folder.state()
+        for line in describe_changes(before.settings if before else {}, plan):
             options.say(line)
         self._keep_team_file()
         for job in plan.jobs:
@@ -177,8 +179,10 @@ class _PreparedSweep:
     def _repeat(self, plan: Plan, runs: SweepRuns) -> SweepResult:
         """Return the finished sweep's summary, and fill the runs of a tracking store that has none of this sweep yet."""
         folder = self.place.folder
+        before = folder.summary()
+        assert before is not None  # the sweep is unchanged
         current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": runs.parent}
-        summary = {**folder.summary(), **current, "trained": 0, "reused": len(plan.done)}
+        summary = before.model_copy(update={**current, "trained": 0, "reused": len(plan.done)})
         if runs.is_new:
             runs.finish(summary, run_note(summary), folder.details())
         return _close(SweepResult(summary, EXIT_DONE), runs, folder)
@@ -213,7 +217,7 @@ class _ActiveSweep:
         outcomes = self.runs.collect_trainings(self._train())
         members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
         self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
-        done = [name for name, member in members.items() if member["state"] == "done"]
+        done = [name for name, member in members.items() if member.is_done]
         if len(done) < self.plan.team.quorum:
             summary = self._report.summarize(members, outcomes)
             self.runs.finish(summary, run_note(summary))
@@ -223,7 +227,7 @@ class _ActiveSweep:
         summary = self._report.summarize(members, outcomes, details)
         write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary), details)
-        return SweepResult(summary, EXIT_DONE if summary["state"] == "done" else EXIT_PARTIAL, outcomes)
+        return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL, outcomes)
 
     @property
     def _report(self) -> SweepReport:
@@ -249,24 +253,24 @@ class _ActiveSweep:
         interim.close()
         return outcomes
 
-    def _fuse(self, members: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def _fuse(self, members: Mapping[str, MemberState]) -> FusionDetails:
         from orchestrator.fusing.step import fuse  # only now: nothing before needs what it imports
 
         request = make_request(self.plan, members, self.place.folder, self.runs)
-        details: dict[str, Any] = self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
-        return details
+        return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
 
     def _interrupt(self) -> SweepResult:
         if self.executor:
             self.executor.stop(STOP_SECONDS)
         self.runs.mark_interrupted()
-        summary = {**self._report.summarize(member_states(self.plan, {}), {}), "state": "interrupted"}
+        summary = self._report.summarize(member_states(self.plan, {}), {}).model_copy(update={"state": "interrupted"})
         return SweepResult(summary, EXIT_INTERRUPTED)
 
 
 def _close(result: SweepResult, runs: SweepRuns, folder: SweepFolder) -> SweepResult:
     """Send what can be sent, and write the summary."""
     is_interrupted = result.exit_code == EXIT_INTERRUPTED
-    result.summary["unsent"] = runs.flush(INTERRUPTED_FLUSH_SECONDS if is_interrupted else FLUSH_SECONDS)
-    folder.write("summary.json", result.summary)
-    return result
+    unsent = runs.flush(INTERRUPTED_FLUSH_SECONDS if is_interrupted else FLUSH_SECONDS)
+    summary = result.summary.model_copy(update={"unsent": unsent})
+    folder.keep_summary(summary)
+    return replace(result, summary=summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import os
 import struct
 import tarfile
@@ -77,7 +78,7 @@ def record(**keys: Any) -> TrainingRecord:
     }
     given |= {"seed": 1, "classes": ["x", "y"], "data_digest": "d", "image_size": 8, "weights_sha256": "w", "train_seconds": 3.0}
     given |= {"history": [epoch], "micro_batch": 1, "precision": "float32", "resumed_from": 0, "device": "cpu", "threads": 1}
-    return TrainingRecord.parse({**given, "torch": "2", "python": "3", **keys})
+    return TrainingRecord.model_validate_json(json.dumps({**given, "torch": "2", "python": "3", **keys}))
 
 
 class FakeStore(Store):

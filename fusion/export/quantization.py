@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fusion.export.onnx_session import BATCH, Images, predict_probabilities
 from fusion.predictions import Floats, Labels
@@ -105,7 +104,7 @@ class _Reader:
 
     def __init__(self, images: Images) -> None:
         starts = range(0, len(images), BATCH)
-        self.batches: Iterator[dict[str, Any]] = ({"images": images[start : start + BATCH]} for start in starts)
+        self.batches: Iterator[dict[str, Images]] = ({"images": images[start : start + BATCH]} for start in starts)
 
-    def get_next(self) -> dict[str, Any] | None:
+    def get_next(self) -> dict[str, Images] | None:
         return next(self.batches, None)

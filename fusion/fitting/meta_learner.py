@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fusion.metrics.scores import bootstrap
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, log_softmax, softmax
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from sklearn.linear_model import LogisticRegression
     from torch import Tensor
 
@@ -138,7 +139,7 @@ class LinearStack(FusionMethod):
         leak = self.leak_warning(name, inputs.fuse) if inputs.with_oof else None
         return [*few, *([leak] if leak else [])]
 
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the head (C, M*C) and (C,), and the temperatures (M,)."""
         return {"coef": self.coef_, "intercept": self.intercept_, "temperatures": self.temperatures_}
 

@@ -7,7 +7,7 @@ threshold is the lowest with which *fuse* is classified as well as by the vote o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -21,6 +21,7 @@ SHARE = 0.01  # of the vote's NLL that may be added
 
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor, nn
 
 
@@ -65,7 +66,7 @@ class Cascade(FusionMethod):
         """Return all members, in the order of asking."""
         return [int(i) for i in self.order_]
 
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the temperatures (M,) of the pools, and the threshold, a scalar."""
         return {"temperatures": self.temperatures_, "threshold": self.threshold_}
 

@@ -8,7 +8,7 @@ there is a second logit vote, of members at their own temperatures; the one with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions
 from workers.errors import ConclaveError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 
@@ -75,7 +76,7 @@ class Concat(FusionMethod):
         """Return the penalty."""
         return Description(penalty_in_words(self.penalty_))
 
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the head: (C, sum of D_m) and (C,)."""
         return {"coef": self.coef_, "intercept": self.intercept_}
 

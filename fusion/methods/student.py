@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import TINY
 from fusion.predictions import Floats, FusionInputs, Predictions, softmax
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 
@@ -39,7 +40,7 @@ class Student(FusionMethod):
         assert predictions.student is not None
         return softmax(predictions.student)
 
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the weight of the one network."""
         return {"weights": [1.0]}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fusion.metrics.calibration import temperatures
 from fusion.predictions import Floats, FusionInputs, Predictions, softmax, weighted_mean
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 
@@ -44,7 +45,7 @@ class VoteLogits(FusionMethod):
         weights = dict(zip(names, map(float, self.weights_), strict=True))
         return Description(", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()), weights)
 
-    def arrays(self, used: Sequence[int]) -> dict[str, Any]:
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the weights (M,) and the temperatures (M,)."""
         return {"weights": self.weights_[list(used)], "temperatures": self.temperatures_[list(used)]}
 

@@ -6,39 +6,17 @@ Measures of pairs as in Kuncheva and Whitaker (2003).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusion.predictions import Floats, Labels, Predictions, softmax
+from fusion.results import Diversity, ForecastPoint, Pair
 
 NEARLY_THE_SAME = 0.7  # correlation of errors: 0 of independent members, near 0.6 of ResNets that differ in their recipes
 MOST_SUBSETS = 60
 WORTH_POINTS = 0.005  # a gain below this is told as none
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two members on the same rows.
-
-    Attributes:
-        first: Name of a member.
-        second: Name of the other member.
-        disagreement: Share of rows that just one of the two gets right.
-        double_fault: Share of rows that both get wrong.
-        error_correlation: Pearson's correlation of being wrong; 0 where one member is never or always wrong.
-        q: Yule's Q; 0 where it is 0/0.
-    """
-
-    first: str
-    second: str
-    disagreement: float  # rows that just one of the two gets right
-    double_fault: float  # rows that both get wrong
-    error_correlation: float  # Pearson's, of being wrong; 0 where one is never or always wrong
-    q: float  # Yule's; 0 where it is 0/0
 
 
 def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
@@ -49,12 +27,12 @@ def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
     agreeing, differing = both * neither, first_only * second_only
     spread = float(np.sqrt(first_right.mean() * (1 - first_right.mean()) * second_right.mean() * (1 - second_right.mean())))
     return Pair(
-        first,
-        second,
-        first_only + second_only,
-        neither,
-        (agreeing - differing) / spread if spread else 0.0,
-        (agreeing - differing) / (agreeing + differing) if agreeing + differing else 0.0,
+        first=first,
+        second=second,
+        disagreement=first_only + second_only,
+        double_fault=neither,
+        error_correlation=(agreeing - differing) / spread if spread else 0.0,
+        q=(agreeing - differing) / (agreeing + differing) if agreeing + differing else 0.0,
     )
 
 
@@ -63,7 +41,7 @@ def confusion(guesses: Labels, labels: Labels, classes: int) -> list[list[int]]:
     return np.bincount(labels * classes + guesses, minlength=classes**2).reshape(classes, classes).tolist()
 
 
-def forecast(probabilities: Floats, labels: Labels, largest: int, most: float = 1.0) -> list[dict[str, Any]]:
+def forecast(probabilities: Floats, labels: Labels, largest: int, most: float = 1.0) -> list[ForecastPoint]:
     """Forecast the accuracy of a vote of k members such as these.
 
     Args:
@@ -73,7 +51,7 @@ def forecast(probabilities: Floats, labels: Labels, largest: int, most: float = 
         most: Accuracy that no forecast exceeds.
 
     Returns:
-        A row for each k from 1: measured as the mean over subsets, then going on as a - b/k.
+        A point for each k from 1: measured as the mean over subsets, then going on as a - b/k.
     """
     members = len(probabilities)
     generator = np.random.default_rng(0)
@@ -84,11 +62,11 @@ def forecast(probabilities: Floats, labels: Labels, largest: int, most: float = 
             subsets = [subsets[i] for i in generator.choice(len(subsets), MOST_SUBSETS, replace=False)]
         hits = [float((probabilities[list(s)].mean(0).argmax(1) == labels).mean()) for s in subsets]
         measured.append(float(np.mean(hits)))
-    rows: list[dict[str, Any]] = [{"members": k + 1, "accuracy": a, "measured": True} for k, a in enumerate(measured)]
+    points = [ForecastPoint(members=k + 1, accuracy=a, measured=True) for k, a in enumerate(measured)]
     limit, slope = limit_of(measured)
     more = range(members + 1, largest + 1) if members > 1 else ()
-    rows += [{"members": k, "accuracy": max(measured[-1], min(limit - slope / k, most)), "measured": False} for k in more]
-    return rows
+    ahead = [(k, max(measured[-1], min(limit - slope / k, most))) for k in more]
+    return [*points, *(ForecastPoint(members=k, accuracy=accuracy, measured=False) for k, accuracy in ahead)]
 
 
 def limit_of(measured: Sequence[float]) -> tuple[float, float]:
@@ -100,7 +78,7 @@ def limit_of(measured: Sequence[float]) -> tuple[float, float]:
     return measured[-1] + slope / k, slope
 
 
-def diversity(names: Sequence[str], predictions: Predictions) -> dict[str, Any]:
+def diversity(names: Sequence[str], predictions: Predictions) -> Diversity:
     """Return all measures for a team's predictions on rows that no member trained on."""
     guesses, labels = predictions.logits.argmax(-1), predictions.labels
     right = guesses == labels
@@ -108,22 +86,22 @@ def diversity(names: Sequence[str], predictions: Predictions) -> dict[str, Any]:
     pairs = [pair(names[i], names[j], right[[i, j]]) for i, j in combinations(range(len(names)), 2)]
     oracle = float(right.any(0).mean())
     ahead = forecast(softmax(predictions.logits), labels, 2 * len(names), oracle)
-    return {
-        "confusion": {name: confusion(g, labels, predictions.logits.shape[-1]) for name, g in zip(names, guesses, strict=True)},
-        "pairs": [asdict(p) for p in pairs],
-        "oracle": oracle,
-        "disagreement_over_error": float(np.mean([p.disagreement for p in pairs]) / error) if pairs and error else 0.0,
-        "forecast": ahead,
-        "verdict": verdict(float(right.mean(1).max()), oracle, pairs, ahead),
-    }
+    return Diversity(
+        confusion={name: confusion(g, labels, predictions.logits.shape[-1]) for name, g in zip(names, guesses, strict=True)},
+        pairs=pairs,
+        oracle=oracle,
+        disagreement_over_error=float(np.mean([p.disagreement for p in pairs]) / error) if pairs and error else 0.0,
+        forecast=ahead,
+        verdict=verdict(float(right.mean(1).max()), oracle, pairs, ahead),
+    )
 
 
-def verdict(best: float, oracle: float, pairs: Sequence[Pair], ahead: Sequence[dict[str, Any]]) -> str:
+def verdict(best: float, oracle: float, pairs: Sequence[Pair], ahead: Sequence[ForecastPoint]) -> str:
     """Say in words what fusing can gain here, and which member to change."""
     if not pairs:
         return "One member alone: there is nothing to fuse."
-    limit, _ = limit_of([row["accuracy"] for row in ahead if row["measured"]])
-    most = max(min(limit, oracle), max(row["accuracy"] for row in ahead)) - best
+    limit, _ = limit_of([point.accuracy for point in ahead if point.measured])
+    most = max(min(limit, oracle), max(point.accuracy for point in ahead)) - best
     text = f"A vote of ever more members such as these would gain about {most * 100:.1f} points over the best one"
     if most < WORTH_POINTS:
         text = ("A vote" if oracle - best >= WORTH_POINTS else "Fusing") + " gains next to nothing here"

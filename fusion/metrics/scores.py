@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from fusion.metrics.calibration import TINY, nll
 from fusion.predictions import Floats, Labels
+from fusion.results import Gain, Interval, Scores
 
 DRAWS = 2000
 FEW_VALUES = 16
 BINS = 15
-Interval = tuple[float, float]
 
 
-def scores(probabilities: Floats, labels: Labels) -> dict[str, float]:
-    """Return accuracy (0 to 1), NLL in nats, Brier score (0 to 2) and expected calibration error of (n, C) probabilities."""
+def scores(probabilities: Floats, labels: Labels) -> Scores:
+    """Return the scores of probabilities (n, C) for labels (n,)."""
     hits = probabilities.argmax(1) == labels
     one_hot = np.eye(probabilities.shape[1])[labels]
-    return {
-        "accuracy": float(hits.mean()),
-        "nll": nll(probabilities, labels),
-        "brier": float(((probabilities - one_hot) ** 2).sum(1).mean()),
-        "ece": calibration_error(probabilities, labels),
-    }
+    return Scores(
+        accuracy=float(hits.mean()),
+        nll=nll(probabilities, labels),
+        brier=float(((probabilities - one_hot) ** 2).sum(1).mean()),
+        ece=calibration_error(probabilities, labels),
+    )
 
 
 def reliability(probabilities: Floats, labels: Labels, bins: int = BINS) -> tuple[Floats, Floats, Labels]:
@@ -70,16 +70,13 @@ def _resampled(rows: int) -> NDArray[np.float32]:
     return counts.astype(np.float32)
 
 
-def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> tuple[float, Interval, float]:
+def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> Gain:
     """Compare two candidates on the same rows.
 
     Args:
         probabilities: (n, C) of the candidate.
         other: (n, C) of the one that it is compared with.
         labels: (n,).
-
-    Returns:
-        The difference in accuracy, its paired bootstrap interval, and McNemar's exact p-value.
     """
     right, base = probabilities.argmax(1) == labels, other.argmax(1) == labels
     won, lost = int((right & ~base).sum()), int((~right & base).sum())
@@ -87,7 +84,7 @@ def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> tuple
 
     p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     difference = right.astype(np.float64) - base
-    return float(difference.mean()), bootstrap(difference), p
+    return Gain(float(difference.mean()), bootstrap(difference), p)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fusion.interface import Description
 from fusion.metrics.scores import accuracy_gain, bootstrap, detectable, holm, per_class, reliability, scores
 from fusion.predictions import Floats, Labels, TeamPredictions
-from fusion.selection.costs import Row, TrainingCost, compute_matched_vote, seconds_by_training, training_seconds
+from fusion.results import Answer, Comparison, HardRow, ReliabilityPoint, TestResults
+from fusion.selection.costs import TrainingCost, compute_matched_vote, seconds_by_training, training_seconds
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.recommendation import best_single
 
 
-def compare(team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost]) -> dict[str, Row]:
+def compare(
+    team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost]
+) -> dict[str, Comparison]:
     """Return a row for each single member and each fusion.
 
     Scores on *fuse* are nested. Those on *test* are None where there are no *test* rows.
@@ -25,27 +29,29 @@ def compare(team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Ma
     """
     single = best_single(team, fitted)
     mean_seconds = float(np.mean(list(seconds_by_training(team.names, costs).values())))
+    on_test = {name: _on_test(fusion, fitted, single, team) for name, fusion in fitted.items()}
+    p_values = {name: r.against_single.p for name, r in on_test.items() if r.against_single and name not in team.names}
+    adjusted = holm(p_values)  # so many comparisons were made
     rows = {}
     for name, fusion in fitted.items():
-        seconds = training_seconds(name, fusion, team, costs)
-        rows[name] = {
-            "fuse": scores(fusion.nested, team.inputs.fuse.labels),
-            "temperature": fusion.temperature,
-            "train_seconds": seconds,
-            "train_cost": seconds / mean_seconds,
-            "test": None,
-            **({} if name in team.names else _choices(fusion, team)),
-            **_on_test(fusion, fitted, single, team),
-        }
-        if name not in team.names:
-            rows[name]["matched"] = compute_matched_vote(fusion, seconds, team, costs)
-    _adjust_p_values(rows, team)
-    for name, row in rows.items():
-        row["cost_per_point"] = _cost_per_point(row, rows[single]) if name != single else None
-    return rows
+        seconds, is_fusion = training_seconds(name, fusion, team, costs), name not in team.names
+        description = _description(fusion, team) if is_fusion else Description()
+        rows[name] = Comparison(
+            **dict(on_test[name]),
+            fuse=scores(fusion.nested, team.inputs.fuse.labels),
+            temperature=fusion.temperature,
+            train_seconds=seconds,
+            train_cost=seconds / mean_seconds,
+            chosen=description.words,
+            weights=dict(description.weights),
+            asked=description.asked,
+            matched=compute_matched_vote(fusion, seconds, team, costs) if is_fusion else None,
+            holm_p=adjusted.get(name),
+        )
+    return {name: _with_cost_per_point(row, rows[single]) for name, row in rows.items()}
 
 
-def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chosen: str, count: int = 12) -> list[Row]:
+def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chosen: str, count: int = 12) -> list[HardRow]:
     """Return the rows that a candidate finds hardest, with each member's answer; of *test*, or of *fuse* without a test set.
 
     Args:
@@ -60,72 +66,58 @@ def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chos
     def probabilities_of(fusion: FittedFusion) -> Floats:
         return fusion.predict_proba(predictions) if is_tested else fusion.nested
 
-    def answer(p: Floats) -> Row:
-        return {"class": team.classes[int(p.argmax())], "probability": float(p.max())}
+    def answer(p: Floats) -> Answer:
+        return Answer(class_name=team.classes[int(p.argmax())], probability=float(p.max()))
 
     probabilities = probabilities_of(fitted[chosen])
     of_label = probabilities[np.arange(len(predictions.labels)), predictions.labels]
     singles = {name: probabilities_of(fitted[name]) for name in team.names}
     return [
-        {
-            "row": int(rows[i]),
-            "label": team.classes[int(predictions.labels[i])],
-            "fused": answer(probabilities[i]),
-            "members": {name: answer(p[i]) for name, p in singles.items()},
-        }
+        HardRow(
+            row=int(rows[i]),
+            label=team.classes[int(predictions.labels[i])],
+            fused=answer(probabilities[i]),
+            members={name: answer(p[i]) for name, p in singles.items()},
+        )
         for i in np.argsort(of_label)[:count]
     ]
 
 
-def _reliability_points(probabilities: Floats, labels: Labels) -> list[dict[str, float]]:
+def _reliability_points(probabilities: Floats, labels: Labels) -> list[ReliabilityPoint]:
     """Return the points of the reliability diagram, empty bins left out."""
     return [
-        {"confidence": float(c / n), "accuracy": float(h / n), "rows": int(n)}
+        ReliabilityPoint(confidence=float(c / n), accuracy=float(h / n), rows=int(n))
         for c, h, n in zip(*reliability(probabilities, labels), strict=True)
         if n
     ]
 
 
-def _choices(fusion: FittedFusion, team: TeamPredictions) -> Row:
-    """Return what a fusion chose: the members' weights, and in words how it was fitted."""
+def _description(fusion: FittedFusion, team: TeamPredictions) -> Description:
+    """Return what a fusion chose."""
     names = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
-    predictions = fusion.narrowed(team.test if len(team.test.labels) else team.inputs.fuse)
-    description = fusion.method.describe(names, predictions)
-    row: Row = {"chosen": description.words}
-    if description.weights:
-        row["weights"] = dict(description.weights)
-    if description.asked is not None:
-        row["asked"] = description.asked
-    return row
+    return fusion.method.describe(names, fusion.narrowed(team.test if len(team.test.labels) else team.inputs.fuse))
 
 
-def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: str, team: TeamPredictions) -> Row:
+def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: str, team: TeamPredictions) -> TestResults:
     test = team.test
     if not len(test.labels):
-        return {}
+        return TestResults()
     probabilities, of_single = fusion.predict_proba(test), fitted[single].predict_proba(test)
     of_vote = fitted["vote"].predict_proba(test) if "vote" in fitted else None
-    return {
-        "test": scores(probabilities, test.labels),
-        "interval": bootstrap((probabilities.argmax(1) == test.labels).astype(np.float64)),
-        "per_class": per_class(probabilities, test.labels),
-        "reliability": _reliability_points(probabilities, test.labels),
-        "against_single": accuracy_gain(probabilities, of_single, test.labels),
-        "against_vote": None if of_vote is None else accuracy_gain(probabilities, of_vote, test.labels),
-        "detectable": detectable(probabilities, of_single, test.labels),
-    }
+    return TestResults(
+        test=scores(probabilities, test.labels),
+        interval=bootstrap((probabilities.argmax(1) == test.labels).astype(np.float64)),
+        per_class=per_class(probabilities, test.labels),
+        reliability=_reliability_points(probabilities, test.labels),
+        against_single=accuracy_gain(probabilities, of_single, test.labels),
+        against_vote=None if of_vote is None else accuracy_gain(probabilities, of_vote, test.labels),
+        detectable=detectable(probabilities, of_single, test.labels),
+    )
 
 
-def _adjust_p_values(rows: dict[str, Row], team: TeamPredictions) -> None:
-    """Add Holm-adjusted p-values of McNemar's test to the fusions: so many comparisons were made."""
-    p_values = {name: row["against_single"][2] for name, row in rows.items() if name not in team.names and row["test"]}
-    for name, p in holm(p_values).items():
-        rows[name]["holm_p"] = p
-
-
-def _cost_per_point(row: Row, single: Row) -> float | None:
-    """Return the additional trainings per point of test accuracy gained over the single; None where nothing is gained."""
-    if not row["test"] or row["test"]["accuracy"] <= single["test"]["accuracy"]:
-        return None
-    points = (row["test"]["accuracy"] - single["test"]["accuracy"]) * 100
-    return float((row["train_cost"] - single["train_cost"]) / points)
+def _with_cost_per_point(row: Comparison, single: Comparison) -> Comparison:
+    """Return the row with its additional trainings per point of test accuracy gained over the single."""
+    if not row.test or not single.test or row.test.accuracy <= single.test.accuracy:
+        return row
+    points = (row.test.accuracy - single.test.accuracy) * 100
+    return row.model_copy(update={"cost_per_point": (row.train_cost - single.train_cost) / points})

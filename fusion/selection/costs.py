@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fusion.metrics.calibration import apply_temperature, calibrated_losses, fit_temperature, log_probabilities
 from fusion.metrics.scores import accuracy_gain, scores
 from fusion.predictions import Floats, TeamPredictions, softmax
+from fusion.results import MatchedVote
 from fusion.selection.fitting import FittedFusion
 
-Row = dict[str, Any]
 ROUNDING = 1 + 1e-9
 
 
@@ -91,7 +90,7 @@ def incremental_seconds(members: Sequence[str], costs: Mapping[str, TrainingCost
 
 def compute_matched_vote(
     fusion: FittedFusion, seconds: float, team: TeamPredictions, costs: Mapping[str, TrainingCost]
-) -> Row | None:
+) -> MatchedVote | None:
     """Find the best vote of the team's networks that the same training time would have paid for.
 
     Full trainings come first, then fold trainings, in rounds over the members. *Fuse* decides how many rounds vote, for fold
@@ -104,8 +103,7 @@ def compute_matched_vote(
         costs: Cost of each member.
 
     Returns:
-        The number of voting `networks` of those `affordable`, with scores on *fuse* and *test*. None where not one network is
-        affordable, or where the fold trainings' predictions are not there.
+        The vote. None where not one network is affordable, or where the fold trainings' predictions are not there.
     """
     members = list(range(len(team.names)) if fusion.members is None else fusion.members)
     networks = _affordable_networks(members, seconds, team, costs)
@@ -113,16 +111,20 @@ def compute_matched_vote(
         return None
     fuse, test, affordable = team.inputs.fuse, team.test, len(networks)
     counts = (*range(len(members), affordable, len(members)), affordable)
-    votes = {n: _vote([on_fuse for on_fuse, _ in networks[:n]]) for n in counts}
+    votes = {n: _vote([logits for logits, _ in networks[:n]]) for n in counts}
     count = min(votes, key=lambda n: float(calibrated_losses(log_probabilities(votes[n]), fuse.labels).sum()))
     temperature = fit_temperature(log_probabilities(votes[count]), fuse.labels)
-    row: Row = {"networks": count, "affordable": affordable, "test": None}
-    row["fuse"] = scores(apply_temperature(votes[count], temperature), fuse.labels)
-    if len(test.labels):
-        vote = apply_temperature(_vote([on_test for _, on_test in networks[:count]]), temperature)
-        gain = accuracy_gain(fusion.predict_proba(test), vote, test.labels)
-        row |= {"test": scores(vote, test.labels), "gain_over_it": gain}
-    return row
+    on_fuse = scores(apply_temperature(votes[count], temperature), fuse.labels)
+    if not len(test.labels):
+        return MatchedVote(networks=count, affordable=affordable, fuse=on_fuse)
+    vote = apply_temperature(_vote([on_test for _, on_test in networks[:count]]), temperature)
+    return MatchedVote(
+        networks=count,
+        affordable=affordable,
+        fuse=on_fuse,
+        test=scores(vote, test.labels),
+        gain_over_it=accuracy_gain(fusion.predict_proba(test), vote, test.labels),
+    )
 
 
 def _affordable_networks(

@@ -43,11 +43,11 @@ def fuse(
     request = select_members(join_sweeps(home, name, method, also or ()), drop or (), only or ())
     details = refit_fusions(request)
     if as_json:
-        print(json.dumps(details))
+        print(json.dumps(details.model_dump(mode="json")))
         return
-    rows = table_rows({"members": request.members}, details)
+    rows = table_rows(request.members, details)
     print_table(list(FUSE_COLUMNS), [[row[key] for key in FUSE_COLUMNS] for row in rows])
-    for line in (verdict(details), details["diversity"]["verdict"], *details["warnings"]):
+    for line in (verdict(details), details.diversity.verdict, *details.warnings):
         print(line)
 
 
@@ -183,10 +183,12 @@ def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = Fals
 
     folder = Home(home).existing(name)
     summary = folder.summary()
-    if not summary:
+    if summary is None:
         raise UserInputError(f"sweep {name}: not finished yet. Run `conclave sweep` again; what is done is kept.")
     if as_json:
-        print(json.dumps({**summary, "details": folder.details()}))
+        details = folder.details()
+        shown = details.model_dump(mode="json") if details else {}
+        print(json.dumps({**summary.model_dump(mode="json"), "details": shown}))
         return
     if folder.has_newer_run:
         print("A later run of this sweep is under way, or did not end; this is of the one before:")

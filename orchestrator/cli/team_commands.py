@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -17,6 +17,7 @@ from workers.errors import UserInputError
 if TYPE_CHECKING:
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.cluster.ray_jobs import RemoteSweep
+    from orchestrator.home import Home
     from orchestrator.planning.plan import Plan
 
 app = typer.Typer()
@@ -167,7 +168,7 @@ def sweep(
         )
         result = run_sweep(team_file, options)
     if as_json:
-        print(json.dumps(result.summary))
+        print(json.dumps(result.summary.model_dump(mode="json")))
     else:
         print_summary(Home(home), result.summary)
     raise typer.Exit(result.exit_code)
@@ -206,7 +207,7 @@ def status(
 
     place = Home(home)
     names = [place.existing(name).path.name] if name else place.sweeps()
-    states = {sweep_name: _sweep_state(place, sweep_name) for sweep_name in names}
+    states = {sweep_name: _status_of(place, sweep_name) for sweep_name in names}
     if as_json:
         print(json.dumps(states))
     elif not states:
@@ -216,18 +217,26 @@ def status(
         print_table(["sweep", "state", "member", "trainings"], rows)
 
 
-def _sweep_state(place: Any, name: str) -> dict[str, Any]:
+class _Status(TypedDict):
+    """What `conclave status` shows of a sweep."""
+
+    state: str
+    recommended: str | None
+    members: dict[str, str]
+
+
+def _status_of(place: Home, name: str) -> _Status:
     from workers.storage.artifacts import MemberArtifact
 
-    folder = place.sweep(name)
-    members = {}
-    for member, signatures in folder.state()["members"].items():
+    folder, members = place.sweep(name), {}
+    state = folder.state()
+    for member, signatures in state.members.items() if state else ():
         done = sum(MemberArtifact.in_home(place.path, signature).done for signature in signatures)
         members[member] = f"{done}/{len(signatures)} trainings done"
     summary = folder.summary()
     return {
-        "state": "unfinished" if folder.has_newer_run else summary.get("state", "unfinished"),
-        "recommended": summary.get("recommended"),
+        "state": "unfinished" if summary is None or folder.has_newer_run else summary.state,
+        "recommended": summary.recommended if summary else None,
         "members": members,
     }
 

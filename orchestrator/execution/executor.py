@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.execution.outcomes import Kind, Outcome
 from workers.config.job import Job
@@ -36,6 +36,7 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
+Answer = TypeVar("Answer")
 
 
 class Executor(Protocol):
@@ -68,7 +69,7 @@ class Executor(Protocol):
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and leave, and wait for `seconds` at most."""
 
-    def call_on_head(self, function: Any, *arguments: Any) -> Any:
+    def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function on the machine of the driver, in a process that can compute, and return its result."""
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from orchestrator.execution.executor import Event
+from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.outcomes import Outcome, outcome_of_result
 from workers.config.job import Job
 
@@ -49,7 +49,7 @@ class InlineExecutor:
         """Forget the submitted job."""
         self._submitted = None
 
-    def call_on_head(self, function: Any, *arguments: Any) -> Any:
+    def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call the function here."""
         return function(*arguments)
 

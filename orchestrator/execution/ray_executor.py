@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import ON_HEAD, Machines, Shape, Size
 from orchestrator.config.settings import HeartbeatSpec
-from orchestrator.execution.executor import Event
+from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
 from workers.config.job import Job
@@ -95,7 +95,7 @@ class RayExecutor:
             self.ray.kill(trainer.actor)
         self.trainers.clear()
 
-    def call_on_head(self, function: Any, *arguments: Any) -> Any:
+    def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises."""
         from workers.runtime.actor import FusionActor
 
@@ -104,7 +104,7 @@ class RayExecutor:
         for _ in range(FUSION_TRIES):
             actor = _untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote()
             try:
-                return self.ray.get(actor.call.remote(function, *arguments))
+                return cast(Answer, self.ray.get(actor.call.remote(function, *arguments)))
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except self.ray.exceptions.RayError as error:

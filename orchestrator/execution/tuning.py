@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,12 @@ from workers.runtime.localize import DriverDisk
 from workers.runtime.search_trial import ACCURACY, LOSS, run_trial
 
 if TYPE_CHECKING:
+    from ray.tune.search.sample import Domain
+
     from workers.runtime.actor import JobLocalizer
 
 DIGITS = 4  # of what is chosen: a recipe that people can read
+Result = Mapping[str, float]  # what a trial reports after an epoch
 DIVERGED = 1e9  # the loss of a trial that came to none
 
 
@@ -96,7 +99,7 @@ class Tuner:
             raise ConclaveError(f"search of {search.label}: {search.left} trials did not come to an end. Run again.")
 
 
-def rounded(search: Search, config: dict[str, Any]) -> Choice:
+def rounded(search: Search, config: Choice) -> Choice:
     """Round Tune's choice to digits that people can read, within the ranges."""
     choice: Choice = {}
     for key, value in config.items():
@@ -108,7 +111,7 @@ def rounded(search: Search, config: dict[str, Any]) -> Choice:
     return choice
 
 
-def _space(search: Search) -> dict[str, Any]:
+def _space(search: Search) -> dict[str, Domain]:
     """Return the search space in Tune's terms."""
     from ray import tune
 
@@ -138,7 +141,7 @@ class _Reports(TrainingCallback):
         tune.report({"epoch": epoch + 1, **point})
 
 
-def _train(config: dict[str, Any], search: Search, localizer: JobLocalizer) -> None:
+def _train(config: Choice, search: Search, localizer: JobLocalizer) -> None:
     """Run a trial, in its own process."""
     from ray import tune
 
@@ -167,7 +170,7 @@ def _keeper(search: Search, say: Callable[[str], None]) -> Any:
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.names[trial.trial_id] = search.add(rounded(search, trial.config))
 
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Result, **info: Any) -> None:
             if "loss" in result:
                 points = search.trials[self.names[trial.trial_id]].epochs
                 points.append({key: float(result[key]) for key in ("loss", "accuracy", "seconds")})

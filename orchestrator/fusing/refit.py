@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workers.errors import UserInputError
 from workers.storage import legacy
 
 if TYPE_CHECKING:
+    from fusion.results import FusionDetails
     from orchestrator.fusing.request import FusionRequest
     from orchestrator.planning.plan import Plan
 
@@ -102,7 +103,7 @@ def build_request(home: Path, name: str, methods: list[str] | None = None) -> Fu
     if methods:
         plan = replace(plan, team=plan.team.model_copy(update={"fusion": tuple(methods)}))
     members = member_states(plan, {})
-    if all(member["state"] != "done" for member in members.values()):
+    if not any(member.is_done for member in members.values()):
         raise UserInputError(f"sweep {name}: no member is done yet. Run `conclave sweep` first.")
     return make_request(plan, members, folder)
 
@@ -117,10 +118,11 @@ def _plan_of(home: Path, name: str) -> Plan:
 
     folder = Home(home).existing(name)
     state = folder.state()
-    origin, written = Path(state["team_file"]), read_document(folder.team)
+    assert state is not None  # `existing` saw it
+    origin, written = Path(state.team_file), read_document(folder.team)
     document = Document(origin, legacy.without_removed(written.values), written.root)
-    team = resolve_team(document, state["data"] and Path(state["data"]))
-    store = Store(Path(home, "data", state["store"])) if state.get("store") else find_store(team.data, home)
+    team = resolve_team(document, Path(state.data) if state.data else None)
+    store = Store(Path(home, "data", state.store)) if state.store else find_store(team.data, home)
     if store is None or not (store.folder / "store.json").is_file():
         raise UserInputError(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
     recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))
@@ -129,7 +131,7 @@ def _plan_of(home: Path, name: str) -> Plan:
     return replace(recipes.planner.plan(), searched=recipes.seconds)
 
 
-def refit_fusions(request: FusionRequest) -> dict[str, Any]:
+def refit_fusions(request: FusionRequest) -> FusionDetails:
     """Fit the fusions and return what they come to. Nothing is written, so the sweep's own results stay as they are."""
     from orchestrator.fusing.step import evaluate_fusions, fit_team
 

@@ -15,6 +15,7 @@ from workers.tracking.client import TrackingClient
 if TYPE_CHECKING:
     from orchestrator.home import SweepFolder
     from orchestrator.planning.plan import Plan, PlannedMember
+    from orchestrator.results import MemberState
     from orchestrator.tracking.sweep_runs import SweepRuns
 
 
@@ -73,7 +74,7 @@ class FusionRequest:
 
 
 def make_request(
-    plan: Plan, members: dict[str, dict[str, Any]], folder: SweepFolder, runs: SweepRuns | None = None
+    plan: Plan, members: Mapping[str, MemberState], folder: SweepFolder, runs: SweepRuns | None = None
 ) -> FusionRequest:
     """Return the request for the members that are done.
 
@@ -83,7 +84,7 @@ def make_request(
         folder: The sweep's folder.
         runs: The sweep's runs; without them, only the home is used.
     """
-    specs = {m.name: m for m in plan.team.members if members[m.name]["state"] == "done"}
+    specs = {m.name: m for m in plan.team.members if members[m.name].is_done}
     run_ids = runs.ids if runs else {}
 
     def location(planned: PlannedMember) -> ArtifactLocation:
@@ -96,7 +97,7 @@ def make_request(
         name=plan.team.name,
         members=specs,
         full={name: location(of_member[0]) for name, of_member in planned.items()},
-        folds={n: [location(p) for p in of[1:]] for n, of in planned.items() if of[1:] and members[n]["reason"] is None},
+        folds={n: [location(p) for p in of[1:]] for n, of in planned.items() if of[1:] and members[n].reason is None},
         fusions=plan.team.fusion,
         data=plan.team.data,
         team_seed=plan.team.seed,
@@ -106,7 +107,7 @@ def make_request(
         provenance={
             "sweep": plan.team.name,
             "data_digest": plan.store.digest,
-            "member_weights": {n: members[n]["weights_sha256"] for n in specs},
+            "member_weights": {n: members[n].weights_sha256 for n in specs},
             "commit": code_commit(),
         },
         student=(student.job.recipe.record(student.member), location(student)) if student and has_student else None,

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fusion.export.fused_model import CandidateNetworks, FusedModel, assemble
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.quantization import CALIBRATION_ROWS, QuantizationLoss, measure_loss, quantize
 from fusion.metrics.diversity import diversity
 from fusion.predictions import LabelledRows, TeamPredictions, load_predictions
+from fusion.results import Candidate, FusionDetails
 from fusion.selection.compare import compare, hardest_rows
 from fusion.selection.costs import TrainingCost
 from fusion.selection.fitting import FittedFusion, fit_all, left_out
@@ -38,15 +40,16 @@ TIMED_BATCH = 64
 TIMED_TURNS = 5
 
 
-def fuse(request: FusionRequest) -> dict[str, Any]:
+def fuse(request: FusionRequest) -> FusionDetails:
     """Fit, score, choose and export. Write outputs.npz, fused.onnx and fusion.json, and return the content of fusion.json."""
     fitted_team = fit_team(request)
     fault_point("fusion.fit")
     details = evaluate_fusions(request, fitted_team)
     folder = SweepFolder(request.sweep)
     save_outputs(fitted_team.team, fitted_team.fitted, Store(request.store), folder.outputs)
-    details["parity"] = write_model(request, fitted_team, details["recommended"], folder.model)
-    folder.write("fusion.json", details)
+    parity = write_model(request, fitted_team, details.recommended, folder.model)
+    details = details.model_copy(update={"parity": parity})
+    folder.keep_details(details)
     return details
 
 
@@ -97,22 +100,22 @@ def fit_team(request: FusionRequest) -> FittedTeam:
     return FittedTeam(team, fitted, networks, full, folds, student)
 
 
-def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam) -> dict[str, Any]:
+def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam) -> FusionDetails:
     """Return scores, costs, diversity, warnings and the recommendation. Writes nothing."""
     team, fitted = fitted_team.team, fitted_team.fitted
     chosen, why = recommend(team, fitted)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
-    return {
-        "recommended": chosen,
-        "why": why,
-        "best_single": best_single(team, fitted),
-        "classes": list(team.classes),
-        "rows": {part: len(numbers) for part, numbers in rows.items()},
-        "candidates": _candidate_rows(fitted_team, request),
-        "diversity": diversity(team.names, team.inputs.fuse),
-        "hardest": hardest_rows(team, fitted, chosen),
-        "warnings": _warnings(request, team, fitted),
-    }
+    return FusionDetails(
+        recommended=chosen,
+        why=why,
+        best_single=best_single(team, fitted),
+        classes=list(team.classes),
+        rows={part: len(numbers) for part, numbers in rows.items()},
+        candidates=_candidates(fitted_team, request),
+        diversity=diversity(team.names, team.inputs.fuse),
+        hardest=hardest_rows(team, fitted, chosen),
+        warnings=_warnings(request, team, fitted),
+    )
 
 
 def write_model(request: FusionRequest, fitted_team: FittedTeam, name: str, target: Path) -> float:
@@ -160,7 +163,7 @@ def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], stor
     ids = np.array(store.ids)
     labels = np.asarray(store.labels)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
-    arrays: dict[str, Any] = {"classes": np.array(team.classes), "fit_folds": team.inputs.folds}
+    arrays: dict[str, NDArray[Any]] = {"classes": np.array(team.classes), "fit_folds": team.inputs.folds}
     for part, index in rows.items():
         arrays |= {f"{part}_ids": ids[index], f"{part}_labels": labels[index]}
     oof = team.inputs.oof
@@ -191,7 +194,7 @@ def _training_costs(fitted_team: FittedTeam, searched: Mapping[str, float]) -> d
     return costs
 
 
-def _candidate_rows(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Any]:
+def _candidates(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Candidate]:
     """Return each candidate's row: its comparison, its measured inference time, and its price where there are prices."""
     team = fitted_team.team
     rows = compare(team, fitted_team.fitted, _training_costs(fitted_team, request.searched))
@@ -200,10 +203,15 @@ def _candidate_rows(fitted_team: FittedTeam, request: FusionRequest) -> dict[str
     models = {name: assemble(fusion, fitted_team.networks) for name, fusion in fitted_team.fitted.items()}
     seconds = _inference_seconds(models, images)
     member_seconds = float(np.mean([seconds[n] for n in team.names]))
-    for name, row in rows.items():
-        row |= {"inference_cost": seconds[name] / member_seconds, "inference_ms": seconds[name] * 1000 / TIMED_BATCH}
-        row["money"] = {kind: price * row["train_seconds"] / 3600 for kind, price in request.prices.items()}
-    return rows
+    return {
+        name: Candidate(
+            **dict(row),
+            inference_cost=seconds[name] / member_seconds,
+            inference_ms=seconds[name] * 1000 / TIMED_BATCH,
+            money={kind: price * row.train_seconds / 3600 for kind, price in request.prices.items()},
+        )
+        for name, row in rows.items()
+    }
 
 
 def _inference_seconds(models: Mapping[str, FusedModel], images: torch.Tensor) -> dict[str, float]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 from orchestrator.config.team import Team
+from orchestrator.results import Fingerprint
 from workers.config.architectures import split_arch
 from workers.config.job import Job, JobMember
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember
@@ -20,7 +20,6 @@ from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 
-Fingerprint = dict[str, Any]  # of a finished sweep, as JSON
 RECIPE_VERSION = 2  # raise it when the same team gives other weights than before
 
 
@@ -100,8 +99,8 @@ class Plan:
     def fingerprint(self) -> Fingerprint:
         """Return what a finished sweep's results rest on: where it is the same, there is nothing to do."""
         jobs = {planned.label: planned.signature for planned in self.members}
-        prices = {"prices": dict(self.team.prices)} if self.team.prices else {}
-        return {"jobs": jobs, "fusion": list(self.team.fusion), "quorum": self.team.quorum, **prices}
+        team = self.team
+        return Fingerprint(jobs=jobs, fusion=list(team.fusion), quorum=team.quorum, prices=dict(team.prices))
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
@@ -252,7 +251,7 @@ def _parse_python(path: Path) -> ast.Module:
         raise UserInputError(f"{path}: can't be read as Python ({error}).") from None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+def flatten(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Flatten nested mappings: {"a": {"b": 1}} -> {"a.b": 1}. Lists become JSON."""
     flat: dict[str, object] = {}
     for key, value in values.items():

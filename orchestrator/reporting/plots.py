@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fusion.results import FusionDetails
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Details = dict[str, Any]
 Histories = dict[str, list[dict[str, float]]]
 LONGEST_LABEL = 24  # characters
 
@@ -19,7 +20,7 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
-def all_plots(details: Details, histories: Histories) -> dict[str, Figure]:
+def all_plots(details: FusionDetails, histories: Histories) -> dict[str, Figure]:
     """Return every plot by the name that the page calls it by."""
     return {
         "costs": costs(details),
@@ -51,16 +52,16 @@ def curves(histories: Histories) -> Figure:
     return figure
 
 
-def costs(details: Details) -> Figure:
+def costs(details: FusionDetails) -> Figure:
     """Plot accuracy with intervals against training cost, for each candidate."""
     figure = _figure()
     axes = figure.add_subplot()
-    for name, row in details["candidates"].items():
-        scores = row["test"] or row["fuse"]
-        is_recommended = name == details["recommended"]
-        low, high = row.get("interval") or (scores["accuracy"], scores["accuracy"])
-        spread = [[(scores["accuracy"] - low) * 100], [(high - scores["accuracy"]) * 100]]
-        position = ([row["train_cost"]], [scores["accuracy"] * 100])
+    for name, row in details.candidates.items():
+        scores = row.test or row.fuse
+        is_recommended = name == details.recommended
+        low, high = row.interval or (scores.accuracy, scores.accuracy)
+        spread = [[(scores.accuracy - low) * 100], [(high - scores.accuracy) * 100]]
+        position = ([row.train_cost], [scores.accuracy * 100])
         axes.errorbar(*position, yerr=spread, fmt="s" if is_recommended else "o", capsize=3, label=name)
     axes.set(xlabel="training cost, multiples of one member", ylabel="accuracy, %")
     axes.set_title("Accuracy against cost (95 % intervals)")
@@ -69,45 +70,45 @@ def costs(details: Details) -> Figure:
     return figure
 
 
-def classes(details: Details) -> Figure:
+def classes(details: FusionDetails) -> Figure:
     """Plot the accuracy of each class on *test*, for each candidate."""
-    figure = _figure(9, 0.4 * len(details["candidates"]) + 1.6)
+    figure = _figure(9, 0.4 * len(details.candidates) + 1.6)
     axes = figure.add_subplot()
-    names = [n for n, row in details["candidates"].items() if row.get("per_class")]
-    values = [[100 * (v or 0) for v in details["candidates"][n]["per_class"]] for n in names]
+    per_class = {name: row.per_class for name, row in details.candidates.items() if row.per_class}
+    names, values = list(per_class), [[100 * (v or 0) for v in accuracies] for accuracies in per_class.values()]
     if values:
         picture = axes.imshow(values, aspect="auto", cmap="viridis")
         figure.colorbar(picture, label="accuracy, %")
-        axes.set_xticks(range(len(details["classes"])), details["classes"], rotation=45, ha="right", parse_math=False)
+        axes.set_xticks(range(len(details.classes)), details.classes, rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), _shortened(names))
     axes.set_title("Accuracy by class on the test rows")
     return figure
 
 
-def forecast(details: Details) -> Figure:
+def forecast(details: FusionDetails) -> Figure:
     """Plot the accuracy of a vote against its number of members."""
     figure = _figure()
     axes = figure.add_subplot()
-    ahead = details["diversity"]["forecast"]
+    ahead = details.diversity.forecast
     for measured, style, label in ((True, "o-", "measured, mean over subsets"), (False, "o--", "forecast")):
-        rows = [row for row in ahead if row["measured"] is measured]
-        axes.plot([r["members"] for r in rows], [100 * r["accuracy"] for r in rows], style, label=label)
+        rows = [point for point in ahead if point.measured is measured]
+        axes.plot([r.members for r in rows], [100 * r.accuracy for r in rows], style, label=label)
     axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="What more such members would give")
-    axes.set_xticks([row["members"] for row in ahead])
+    axes.set_xticks([point.members for point in ahead])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
 
 
-def reliability(details: Details) -> Figure:
+def reliability(details: FusionDetails) -> Figure:
     """Plot accuracy against confidence for the recommended candidate and the best single member."""
     figure = _figure(4.6, 4.2)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    for name in dict.fromkeys((details["recommended"], details["best_single"])):
-        points = details["candidates"][name].get("reliability", ())
+    for name in dict.fromkeys((details.recommended, details.best_single)):
+        points = details.candidates[name].reliability
         if points:
-            axes.plot([p["confidence"] for p in points], [p["accuracy"] for p in points], "o-", label=name)
+            axes.plot([p.confidence for p in points], [p.accuracy for p in points], "o-", label=name)
     axes.set(xlabel="confidence", ylabel="accuracy", title="Reliability on the test rows")
     axes.grid(alpha=0.3)
     if len(axes.get_lines()) > 1:
@@ -115,13 +116,13 @@ def reliability(details: Details) -> Figure:
     return figure
 
 
-def disagreement(details: Details) -> Figure:
+def disagreement(details: FusionDetails) -> Figure:
     """Plot how often two members disagree in being right, in percent of the *fuse* rows."""
-    names = list(details["diversity"]["confusion"])
+    names = list(details.diversity.confusion)
     share = [[0.0] * len(names) for _ in names]
-    for pair in details["diversity"]["pairs"]:
-        i, j = names.index(pair["first"]), names.index(pair["second"])
-        share[i][j] = share[j][i] = 100 * pair["disagreement"]
+    for pair in details.diversity.pairs:
+        i, j = names.index(pair.first), names.index(pair.second)
+        share[i][j] = share[j][i] = 100 * pair.disagreement
     side = 0.5 * len(names) + 2.6
     figure = _figure(side + 0.8, side)
     axes = figure.add_subplot()
@@ -137,15 +138,15 @@ def disagreement(details: Details) -> Figure:
     return figure
 
 
-def confusion(details: Details) -> Figure:
+def confusion(details: FusionDetails) -> Figure:
     """Plot each member's confusion matrix on *fuse*, its mistakes alone."""
-    matrices = details["diversity"]["confusion"]
+    matrices = details.diversity.confusion
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
     figure = _figure(3.4 * columns, 3.4 * lines)
     for place, (name, matrix) in enumerate(matrices.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _mistakes(axes, matrix, details["classes"])
+        _mistakes(axes, matrix, details.classes)
         axes.set_title(name)
     return figure
 

@@ -7,11 +7,15 @@ import io
 import platform
 import shlex
 import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from fusion.results import Candidate, FusionDetails, Gain, HardRow, TestResults
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan
+from orchestrator.results import FusionSummary, MemberState, SweepSummary
 
 if TYPE_CHECKING:
     from workers.data.store import Store
@@ -20,85 +24,91 @@ Histories = dict[str, list[dict[str, float]]]
 SHOWN_PIXELS = 96
 
 
-def table_rows(summary: dict[str, Any], details: dict[str, Any]) -> list[dict[str, str]]:
+def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[str, str]]:
     """Return the rows of the table as text: one for each single member and each fusion.
 
     Args:
-        summary: The sweep's summary; only its `members` count.
+        members: Names of the members.
         details: What the fusion step returned.
     """
     rows = []
-    for name, row in details["candidates"].items():
-        scores = row["test"] or row["fuse"]
-        gain = row.get("against_single")
+    for name, row in details.candidates.items():
+        scores = row.test or row.fuse
+        gain = row.against_single if name != details.best_single else None
+        p_value = "" if gain is None else f"{gain.p if row.holm_p is None else row.holm_p:.1g}"
         rows.append(
             {
                 "name": name,
-                "kind": "member" if name in summary["members"] else "fusion",
-                "accuracy": f"{scores['accuracy']:.2%}",
-                "interval": "" if not row.get("interval") else f"{row['interval'][0]:.2%} to {row['interval'][1]:.2%}",
-                "nll": f"{scores['nll']:.4f}",
-                "brier": f"{scores['brier']:.4f}",
-                "ece": f"{scores['ece']:.4f}",
-                "gain": "" if gain is None or name == details["best_single"] else _gain(gain),
-                "p": "" if gain is None or name == details["best_single"] else f"{row.get('holm_p', gain[2]):.1g}",
-                "train": f"{row['train_cost']:.2f}x",
-                "inference": f"{row['inference_cost']:.2f}x",
-                "per_point": "" if row["cost_per_point"] is None else f"{row['cost_per_point']:.1f}x",
-                "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row["money"].items()),
+                "kind": "member" if name in members else "fusion",
+                "accuracy": f"{scores.accuracy:.2%}",
+                "interval": "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}",
+                "nll": f"{scores.nll:.4f}",
+                "brier": f"{scores.brier:.4f}",
+                "ece": f"{scores.ece:.4f}",
+                "gain": "" if gain is None else _gain(gain),
+                "p": p_value,
+                "train": f"{row.train_cost:.2f}x",
+                "inference": f"{row.inference_cost:.2f}x",
+                "per_point": "" if row.cost_per_point is None else f"{row.cost_per_point:.1f}x",
+                "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row.money.items()),
                 "matched": _matched(row),
-                "chosen": row.get("chosen", ""),
-                "recommended": "yes" if name == details["recommended"] else "",
+                "chosen": row.chosen,
+                "recommended": "yes" if name == details.recommended else "",
             }
         )
     return rows
 
 
-def _matched(row: dict[str, Any]) -> str:
+def _matched(row: Candidate) -> str:
     """Return the best vote of networks that the same training paid for, as text."""
-    vote = row.get("matched")
-    if not vote:
-        return ""
-    return f"{(vote['test'] or vote['fuse'])['accuracy']:.2%} (vote of {vote['networks']})"
+    vote = row.matched
+    return f"{(vote.test or vote.fuse).accuracy:.2%} (vote of {vote.networks})" if vote else ""
 
 
-def _gain(gain: tuple[float, tuple[float, float], float]) -> str:
-    points, (low, high), _ = gain
-    return f"{points * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
+def _gain(gain: Gain) -> str:
+    low, high = gain.interval
+    return f"{gain.difference * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
 
 
-def verdict(details: dict[str, Any]) -> str:
+def verdict(details: FusionDetails) -> str:
     """Say in a sentence or two which candidate to use, what it gains, and with what confidence."""
-    name = details["recommended"]
-    row = details["candidates"][name]
-    cost = f"It cost {row['train_cost']:.2f}x the training of one member and {row['inference_cost']:.2f}x its inference."
-    if name == details["best_single"]:
+    name = details.recommended
+    row = details.candidates[name]
+    cost = f"It cost {row.train_cost:.2f}x the training of one member and {row.inference_cost:.2f}x its inference."
+    if name == details.best_single:
         return f"Use {name} alone: no fusion is surely better on the fuse rows. {cost}"
-    gain = row.get("against_single")
+    gain = row.against_single
     gain_text = (
         ""
         if gain is None
         else (
-            f" On the test rows it gains {_gain(gain)} points over {details['best_single']} "
-            f"(95 % paired interval; McNemar p = {gain[2]:.3g})."
+            f" On the test rows it gains {_gain(gain)} points over {details.best_single} "
+            f"(95 % paired interval; McNemar p = {gain.p:.3g})."
         )
     )
-    return f"Use {name}: {details['why']}.{gain_text} {cost}"
+    return f"Use {name}: {details.why}.{gain_text} {cost}"
 
 
-def run_note(summary: dict[str, Any]) -> str:
+def run_note(summary: SweepSummary) -> str:
     """Return Markdown for the page of the parent run."""
-    lines = [f"### Sweep {summary['sweep']}: {summary['state']}", "", f"Recommended: **{summary['recommended']}**", ""]
+    lines = [f"### Sweep {summary.sweep}: {summary.state}", "", f"Recommended: **{summary.recommended}**", ""]
     lines += ["| | test accuracy | test NLL | training | inference |", "|---|---|---|---|---|"]
-    for name, row in {**summary["members"], **summary["fusions"]}.items():
-        test = row["test"]
-        scores = f"{test['accuracy']:.2%} | {test['nll']:.4f}" if test else f"{row.get('state', '')} | "
-        costs = f"{row['train_cost']:.2f}x | {row['inference_cost']:.2f}x" if "train_cost" in row else "1x | 1x"
-        lines.append(f"| {name} | {scores} | {costs} |")
+    for name, row in summary.candidates.items():
+        lines.append(f"| {name} | {_note_cells(row)} |")
     return "\n".join(lines)
 
 
-def write_report(folder: SweepFolder, plan: Plan, summary: dict[str, Any], details: dict[str, Any], histories: Histories) -> None:
+def _note_cells(row: MemberState | FusionSummary) -> str:
+    costs, state = "1x | 1x", ""
+    if isinstance(row, MemberState):
+        state = row.state
+    else:
+        costs = f"{row.train_cost:.2f}x | {row.inference_cost:.2f}x"
+    scores = f"{row.test.accuracy:.2%} | {row.test.nll:.4f}" if row.test else f"{state} | "
+    return f"{scores} | {costs}"
+
+
+def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details: FusionDetails, histories: Histories) -> None:
     """Write report.html, and its plots, which are inside it and beside it.
 
     Args:
@@ -123,26 +133,35 @@ def write_report(folder: SweepFolder, plan: Plan, summary: dict[str, Any], detai
         team=plan.team,
         summary=summary,
         details=details,
-        rows=table_rows(summary, details),
+        rows=table_rows(summary.members, details),
         verdict=verdict(details),
         pictures=embedded,
-        smallest=smallest_difference(details),
-        hardest=[_shown(row, plan.store) for row in details["hardest"]],
+        smallest=smallest_difference(details.candidates, details.recommended, details.best_single),
+        hardest=[HardImage.of(row, plan.store) for row in details.hardest],
         environment=environment_facts(),
         command=shlex.join(["conclave", *sys.argv[1:]]),
     )
     write_bytes(folder.report, page.encode())
 
 
-def smallest_difference(details: dict[str, Any]) -> float | None:
+def smallest_difference(candidates: Mapping[str, TestResults], recommended: str, single: str) -> float | None:
     """Return what the *test* rows can show of the recommended fusion; of any candidate, where no fusion is recommended."""
-    candidates, recommended = details["candidates"], details["recommended"]
-    names = list(candidates) if recommended == details["best_single"] else [recommended]
-    return max((candidates[name].get("detectable") or 0.0 for name in names), default=0.0) or None
+    names = list(candidates) if recommended == single else [recommended]
+    return max((candidates[name].detectable or 0.0 for name in names), default=0.0) or None
 
 
-def _shown(row: dict[str, Any], store: Store) -> dict[str, Any]:
-    return {**row, "picture": _picture(store.images[row["row"]]), "id": store.ids[row["row"]]}
+@dataclass(frozen=True)
+class HardImage:
+    """A hard row as the page shows it: its id, its answers, and its picture as a PNG in base64."""
+
+    id: str
+    answers: HardRow
+    picture: str
+
+    @classmethod
+    def of(cls, row: HardRow, store: Store) -> HardImage:
+        """Return a row with its picture."""
+        return cls(store.ids[row.row], row, _picture(store.images[row.row]))
 
 
 def _picture(pixels: Any) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from fusion.results import Candidate, FusionDetails, Scores
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan, PlannedMember
+from orchestrator.results import FusionSummary, Headline, MemberState, SweepSummary
 from orchestrator.tracking.sweep_runs import SweepRuns
 from workers.diagnostics.logs import log_name
 
 
-def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
+def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, MemberState]:
     """Return each member's state, by its full training.
 
     A member that lacks fold trainings is done, and its reason says why stacks go without it.
@@ -25,27 +26,33 @@ def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, dict
     return {member.name: _state(plan.of_member(member.name), outcomes) for member in plan.team.members}
 
 
-def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any] | None:
+def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> MemberState | None:
     """Return the student's state, or None where the team asks for none."""
     return _state([plan.student], outcomes) if plan.student else None
 
 
-def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) -> MemberState:
     """Return the state of a full training and of the fold trainings that belong to it."""
     full, *folds = planned
     outcome = _outcome_of(full, outcomes)
-    entry: dict[str, Any] = {"seed": full.member.seed, "test": None, "log": log_name(full.job.label)}
+    seed, log = full.member.seed, log_name(full.job.label)
     if not full.artifact.done:
         state = outcome.kind if outcome and outcome.kind != "done" else "pending"
-        return {**entry, "state": state, "reason": outcome and outcome.reason, "train_seconds": None, "weights_sha256": None}
+        return MemberState(seed=seed, log=log, state=state, reason=outcome.reason if outcome else None)
     record, reason = full.artifact.manifest(), None
     missing = [fold for fold in folds if not fold.artifact.done]
     if missing:
         outcome = _outcome_of(missing[0], outcomes)
         why = outcome.reason if outcome else "it was not run"
         reason = f"left out of stack: {len(missing)} fold trainings are missing ({missing[0].label}: {why})"
-    measured = {"train_seconds": record.train_seconds, "weights_sha256": record.weights_sha256}
-    return {**entry, "state": "done", "reason": reason, **measured}
+    return MemberState(
+        seed=seed,
+        log=log,
+        state="done",
+        reason=reason,
+        train_seconds=record.train_seconds,
+        weights_sha256=record.weights_sha256,
+    )
 
 
 def _outcome_of(planned: PlannedMember, outcomes: Mapping[str, Outcome]) -> Outcome | None:
@@ -78,42 +85,42 @@ class SweepReport:
     runs: SweepRuns
 
     def summarize(
-        self, members: dict[str, dict[str, Any]], outcomes: Mapping[str, Outcome], details: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+        self, members: Mapping[str, MemberState], outcomes: Mapping[str, Outcome], details: FusionDetails | None = None
+    ) -> SweepSummary:
         """Return the summary.
 
         Args:
-            members: State of each member, from `member_states`. Test scores are added.
+            members: State of each member, from `member_states`.
             outcomes: What became of the jobs that were run, by signature.
             details: What the fusion step returned; None where nothing was fused.
         """
-        plan = self.plan
-        rows = details["candidates"] if details else {}
+        plan, rows = self.plan, details.candidates if details else {}
         student = student_state(plan, outcomes)
-        everybody = {**members, **({"student": student} if student else {})}
-        for name, member in everybody.items():
-            member["test"] = _headline_scores(rows.get(name, {}).get("test"))
-        is_whole = all(m["state"] == "done" and m["reason"] is None for m in everybody.values())
-        return {
-            "sweep": plan.team.name,
-            "state": "failed" if details is None else "done" if is_whole else "partial",
-            "trained": len({p.signature for p in plan.members if p.signature not in plan.done and p.artifact.done}),
-            "reused": len(plan.done),
-            "members": members,
-            "student": student,
-            "fusions": {name: _fusion_summary(row) for name, row in rows.items() if name not in members},
-            "recommended": details and details["recommended"],
-            "model": str(self.folder.model.absolute()) if details else None,
-            "classes": plan.store.classes,
-            "tracking_uri": self.runs.tracking.uri,
-            "parent_run_id": self.runs.parent,
-        }
+        everybody = [*members.values(), *([student] if student else [])]
+        is_whole = all(member.is_done and member.reason is None for member in everybody)
+        return SweepSummary(
+            sweep=plan.team.name,
+            state="failed" if details is None else "done" if is_whole else "partial",
+            trained=len({p.signature for p in plan.members if p.signature not in plan.done and p.artifact.done}),
+            reused=len(plan.done),
+            members={name: _with_scores(member, rows.get(name)) for name, member in members.items()},
+            student=_with_scores(student, rows.get("student")) if student else None,
+            fusions={name: _fusion_summary(row) for name, row in rows.items() if name not in members},
+            recommended=details.recommended if details else None,
+            model=str(self.folder.model.absolute()) if details else None,
+            classes=plan.store.classes,
+            tracking_uri=self.runs.tracking.uri,
+            parent_run_id=self.runs.parent,
+        )
 
 
-def _fusion_summary(row: dict[str, Any]) -> dict[str, Any]:
-    test = _headline_scores(row["test"])
-    return {"test": test, "train_cost": row["train_cost"], "inference_cost": row["inference_cost"]}
+def _with_scores(member: MemberState, row: Candidate | None) -> MemberState:
+    return member.model_copy(update={"test": _headline(row.test if row else None)})
 
 
-def _headline_scores(test: dict[str, float] | None) -> dict[str, float] | None:
-    return test and {"accuracy": test["accuracy"], "nll": test["nll"]}
+def _fusion_summary(row: Candidate) -> FusionSummary:
+    return FusionSummary(test=_headline(row.test), train_cost=row.train_cost, inference_cost=row.inference_cost)
+
+
+def _headline(test: Scores | None) -> Headline | None:
+    return Headline(accuracy=test.accuracy, nll=test.nll) if test else None

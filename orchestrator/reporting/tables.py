@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.home import Home
+from orchestrator.results import SweepSummary
 
 WIDE = 10_000  # columns
 
@@ -31,32 +30,32 @@ def print_table(headers: list[str], rows: list[list[str]], marked: int | None = 
     console.print(table)
 
 
-def print_summary(home: Home, summary: dict[str, Any]) -> None:
+def print_summary(home: Home, summary: SweepSummary) -> None:
     """Print a sweep's table, its verdict, and where its model and its report are."""
     from orchestrator.reporting import report
 
-    counts = f"{summary['trained']} trainings were run now, {summary['reused']} were done before"
-    print(f"Sweep {summary['sweep']}: {summary['state']}; {counts}.")
-    for name, member in summary["members"].items():
-        if member["reason"]:
-            log = home.sweep(summary["sweep"]).logs / member.get("log", "")
+    counts = f"{summary.trained} trainings were run now, {summary.reused} were done before"
+    print(f"Sweep {summary.sweep}: {summary.state}; {counts}.")
+    for name, member in summary.members.items():
+        if member.reason:
+            log = home.sweep(summary.sweep).logs / member.log
             where = f"; log: {log}" if log.is_file() else ""
-            print(f"  {name}: {member['state']}: {member['reason']}{where}")
-    if summary.get("unsent"):
-        print(f"Tracking: {summary['unsent']} entries could not be sent. When it is back: conclave sync --home {home.path}")
-    folder = home.sweep(summary["sweep"])
+            print(f"  {name}: {member.state}: {member.reason}{where}")
+    if summary.unsent:
+        print(f"Tracking: {summary.unsent} entries could not be sent. When it is back: conclave sync --home {home.path}")
+    folder = home.sweep(summary.sweep)
     details = folder.details()
-    if summary["state"] == "interrupted":
+    if summary.state == "interrupted":
         print("Interrupted: what is finished is kept; the same command goes on from there.")
-    if summary["state"] in ("failed", "interrupted") or not details:
+    if summary.state in ("failed", "interrupted") or details is None:
         return
-    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details['best_single']}"}
+    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details.best_single}"}
     keys |= {"p": "p", "train": "training", "inference": "inference"}
-    rows = report.table_rows(summary, details)
+    rows = report.table_rows(summary.members, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
-    for line in (report.verdict(details), details["diversity"]["verdict"], *details["warnings"]):
+    for line in (report.verdict(details), details.diversity.verdict, *details.warnings):
         print(line)
-    uri = str(summary["tracking_uri"])
+    uri = summary.tracking_uri
     browse = uri if uri.startswith("http") else f"conclave ui --home {home.path}"
-    print(f"Model:   {summary['model']}\nReport:  {folder.report}\nBrowse:  {browse}")
+    print(f"Model:   {summary.model}\nReport:  {folder.report}\nBrowse:  {browse}")

@@ -11,9 +11,11 @@ from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import download_training
+from workers.tracking.entries import TagsEntry
 from workers.tracking.outbox import Outbox
 
 AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
+RESTARTED = {"state": "restarted"}  # no run with this tag is taken for a finished training
 FIRST_RUNS = 100  # members whose runs are created before any training starts
 NEVER_ARRIVED = "it was trained on a machine with another disk, and never came to the tracking store"
 
@@ -77,9 +79,9 @@ class MemberRuns:
         from workers.storage.training_folder import TrainingFolder
 
         while run := self.tracking.find_training(self.experiment, planned.signature):
-            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
+            self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
         if run := self.ids.pop(planned.signature, None):
-            self.tracking.send([{"run": run, "tags": {"state": "restarted"}}])
+            self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
         planned.artifact.delete()
         TrainingFolder.of(planned.job).remove_checkpoints()
 

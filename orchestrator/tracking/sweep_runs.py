@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
+from fusion.results import FusionDetails
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import Home, SweepFolder
-from orchestrator.planning.plan import Fingerprint, Plan, flatten
+from orchestrator.planning.plan import Plan, flatten
 from orchestrator.planning.search import Search
+from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
 from orchestrator.tracking.member_runs import MemberRuns
 from orchestrator.tracking.search_runs import log_search, now_ms
 from workers.storage.files import write_json
@@ -72,15 +73,15 @@ class SweepRuns:
             ConclaveError: If the store is away, or its experiment was deleted.
         """
         team, tracking, state = plan.team, TrackingClient(place.uri), place.folder.state()
-        is_known = state.get("tracking_uri") == place.uri and tracking.has_run(state.get("parent_run_id"))
-        known = state if is_known else {}
+        is_known = state is not None and state.tracking_uri == place.uri and tracking.has_run(state.parent_run_id)
+        known = state if is_known else None
         name = team.tracking.experiment or team.name
-        experiment = str(known.get("experiment_id") or tracking.experiment(name, _artifacts_beside(place.uri)))
+        experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(place.uri))
         tags = {"team": team.name, "role": "sweep", "state": "running"}
-        parent = str(known.get("parent_run_id") or tracking.create_run(experiment, team.name, tags))
+        parent = known.parent_run_id if known else tracking.create_run(experiment, team.name, tags)
         outbox_name = f"sweep-{team.name}-{hashlib.sha256(place.uri.encode()).hexdigest()[:8]}"
         outbox = Outbox.open(place.home.path, outbox_name, place.uri)
-        ids = {**known["runs"], **tracking.runs_with_tag(experiment, "sweep", parent)} if known else {}
+        ids = {**known.runs, **tracking.runs_with_tag(experiment, "sweep", parent)} if known else {}
         members = MemberRuns(tracking, outbox, plan, experiment, parent, ids)
         runs = cls(place, plan, members, is_new=not known)
         if not known:
@@ -91,7 +92,7 @@ class SweepRuns:
         for planned in [planned for member in restart for planned in plan.of_member(member)]:
             members.restart(planned)
         members.create_first()
-        runs._save(state.get("fingerprint"))
+        runs._save(state.fingerprint if state else None)
         return runs
 
     @property
@@ -134,14 +135,14 @@ class SweepRuns:
         self.outbox.status(self.parent, "RUNNING", now_ms())
         self.outbox.tags(self.parent, {"state": "running"})
 
-    def mark_failed_members(self, members: dict[str, dict[str, Any]]) -> None:
+    def mark_failed_members(self, members: Mapping[str, MemberState]) -> None:
         """Mark the runs of members that are not done. `members` holds their states, from `member_states`."""
         for name, member in members.items():
-            if member["state"] != "done" and (run := self.members.run_id_or_none(self.plan.of_member(name)[0])):
-                self.outbox.tags(run, {"state": member["state"], "reason": str(member["reason"])[:REASON_CHARACTERS]})
+            if not member.is_done and (run := self.members.run_id_or_none(self.plan.of_member(name)[0])):
+                self.outbox.tags(run, {"state": member.state, "reason": str(member.reason)[:REASON_CHARACTERS]})
                 self.outbox.status(run, "FAILED", now_ms())
 
-    def finish(self, summary: dict[str, Any], note: str, details: dict[str, Any] | None = None) -> None:
+    def finish(self, summary: SweepSummary, note: str, details: FusionDetails | None = None) -> None:
         """Put headline metrics, the report and the model on the parent run, and the model into the registry.
 
         Args:
@@ -156,10 +157,10 @@ class SweepRuns:
                 self.outbox.artifact(self.parent, path)
             self._log_per_class(details)
             self.outbox.model(self.parent, self.plan.team.name, folder.model)
-        tags = {"state": summary["state"], "recommended": str(summary["recommended"])}
+        tags = {"state": summary.state, "recommended": str(summary.recommended)}
         self.outbox.tags(self.parent, {**tags, "mlflow.note.content": note[:NOTE_CHARACTERS]})
-        self.outbox.status(self.parent, "FAILED" if summary["state"] == "failed" else "FINISHED", now_ms())
-        self._save(self.plan.fingerprint() if summary["state"] == "done" else None)
+        self.outbox.status(self.parent, "FAILED" if summary.state == "failed" else "FINISHED", now_ms())
+        self._save(self.plan.fingerprint() if summary.state == "done" else None)
 
     def flush(self, seconds: float) -> int:
         """Send this sweep's entries for about `seconds`; return how many stay for `conclave sync`."""
@@ -170,29 +171,28 @@ class SweepRuns:
                 flush_outbox(outbox, self.tracking, until)
         return sum(len(outbox.unsent()) for outbox in outboxes)
 
-    def _log_headlines(self, summary: dict[str, Any]) -> None:
+    def _log_headlines(self, summary: SweepSummary) -> None:
         values: dict[str, float] = {}
-        for kind in ("members", "fusions"):
-            for name, row in summary[kind].items():
-                if row["test"]:
-                    values |= {f"{kind}/{name}/{score}": row["test"][score] for score in ("accuracy", "nll")}
-        for name, member in {**summary["members"], "student": summary["student"]}.items():
-            if member and member["test"]:
+        for name, test in summary.tested.items():
+            kind = "members" if name in summary.members else "fusions"
+            values |= {f"{kind}/{name}/{key}": value for key, value in test.model_dump().items()}
+        for name, member in {**summary.members, "student": summary.student}.items():
+            if member and member.test:
                 planned = self.plan.of_member(name)[0]
                 if run := self.members.run_id_or_none(planned):
-                    scores = {f"test/{key}": value for key, value in member["test"].items()}
+                    scores = {f"test/{key}": value for key, value in member.test.model_dump().items()}
                     self.outbox.metrics(run, scores, 0, planned.artifact.manifest().finished_ms)  # the same point in every sweep
-        recommended = {**summary["members"], **summary["fusions"]}.get(summary["recommended"], {}).get("test")
-        values |= {f"test/{key}": value for key, value in (recommended or {}).items()}
+        if recommended := summary.tested.get(summary.recommended or ""):
+            values |= {f"test/{key}": value for key, value in recommended.model_dump().items()}
         self.outbox.metrics(self.parent, values, 0, now_ms())
 
-    def _log_per_class(self, details: dict[str, Any]) -> None:
-        for name, row in details["candidates"].items():
+    def _log_per_class(self, details: FusionDetails) -> None:
+        for name, row in details.candidates.items():
             planned = self.plan.of_member(name)
-            if planned and "per_class" in row and (run := self.members.run_id_or_none(planned[0])):
+            if planned and row.per_class is not None and (run := self.members.run_id_or_none(planned[0])):
                 path = self.place.folder.per_class(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, dict(zip(details["classes"], row["per_class"], strict=True)))
+                write_json(path, dict(zip(details.classes, row.per_class, strict=True)))
                 self.outbox.artifact(run, path)
 
     def mark_interrupted(self) -> None:
@@ -212,22 +212,21 @@ class SweepRuns:
         self.outbox.status(self.parent, status, now_ms())
 
     def _save(self, fingerprint: Fingerprint | None = None) -> None:
-        self.place.folder.write(
-            "sweep.json",
-            {
-                "team": self.plan.team.name,
-                "team_file": str(self.place.team_file.resolve()),
-                "data": str(self.plan.team.data.root) if self.plan.team.data.root else None,
-                "store": self.plan.store.folder.name,
-                "tracking_uri": self.tracking.uri,
-                "experiment_id": self.members.experiment,
-                "parent_run_id": self.parent,
-                "runs": self.ids,
-                "members": {n: [p.signature for p in self.plan.of_member(n)] for n in self.plan.team.names},
-                "fingerprint": fingerprint,
-                "settings": self.plan.settings(),
-            },
+        root = self.plan.team.data.root
+        state = SweepState(
+            team=self.plan.team.name,
+            team_file=str(self.place.team_file.resolve()),
+            data=str(root) if root else None,
+            store=self.plan.store.folder.name,
+            tracking_uri=self.tracking.uri,
+            experiment_id=self.members.experiment,
+            parent_run_id=self.parent,
+            runs=self.ids,
+            members={n: [p.signature for p in self.plan.of_member(n)] for n in self.plan.team.names},
+            fingerprint=fingerprint,
+            settings=self.plan.settings(),
         )
+        self.place.folder.keep_state(state)
 
 
 def _artifacts_beside(uri: str) -> Path | None:

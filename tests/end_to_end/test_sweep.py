@@ -22,6 +22,7 @@ from orchestrator import sweep as pipeline
 from orchestrator.cli import result_commands
 from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
+from orchestrator.results import SweepSummary
 from tests.factories import TEAM, snapshot
 from workers.data.store import Store
 from workers.errors import UserInputError
@@ -143,7 +144,7 @@ def test_the_outputs_file_is_whole(done: tuple[Path, dict[str, Any]]) -> None:
         assert outputs[f"member/{name}/test_logits"].dtype == np.float32
     vote = np.mean([softmax(outputs[f"member/{n}/test_logits"].astype(float)) for n in summary["members"]], axis=0)
     details = Home(folder / "home").sweep("tiny").details()
-    calibrated = apply_temperature(vote, details["candidates"]["vote"]["temperature"])
+    calibrated = apply_temperature(vote, details.candidates["vote"].temperature)
     assert np.abs(calibrated - outputs["fusion/vote/test_probabilities"]).max() < 1e-6
     assert log_probabilities(vote).shape == vote.shape
 
@@ -176,18 +177,18 @@ def test_a_second_sweep_trains_nothing_and_a_fourth_member_alone(done: tuple[Pat
     assert again["members"] == summary["members"]
     (folder / "more.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
     more = inline(folder / "more.yaml", folder / "home").summary
-    assert (more["trained"], more["reused"]) == (3, 6)
-    assert more["parent_run_id"] == summary["parent_run_id"]
+    assert (more.trained, more.reused) == (3, 6)
+    assert more.parent_run_id == summary["parent_run_id"]
     for name in ("a", "b"):
-        assert more["members"][name]["weights_sha256"] == summary["members"][name]["weights_sha256"]
+        assert more.members[name].weights_sha256 == summary["members"][name]["weights_sha256"]
 
 
 def test_other_process_other_home_same_weights(done: tuple[Path, dict[str, Any]], team_file: Path, tmp_path: Path) -> None:
     """Ray actors and this process, days apart or not: bit-identical members, and so the same fusions."""
     again = inline(team_file, tmp_path / "home").summary
     for name, member in done[1]["members"].items():
-        assert again["members"][name]["weights_sha256"] == member["weights_sha256"]
-    assert again["fusions"]["stack"]["test"] == done[1]["fusions"]["stack"]["test"]
+        assert again.members[name].weights_sha256 == member["weights_sha256"]
+    assert again.fusions["stack"].test.model_dump() == done[1]["fusions"]["stack"]["test"]
 
 
 def test_fuse_needs_no_ray_and_changes_nothing(done: tuple[Path, dict[str, Any]]) -> None:
@@ -199,7 +200,7 @@ def test_fuse_needs_no_ray_and_changes_nothing(done: tuple[Path, dict[str, Any]]
 
 
 def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
-    def sweep(name: str, text: str) -> dict[str, Any]:
+    def sweep(name: str, text: str) -> SweepSummary:
         (tmp_path / f"{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"))
         return inline(tmp_path / f"{name}.yaml", tmp_path / "home").summary
 
@@ -218,7 +219,7 @@ def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
     assert "leave no member" in fuse("--only", "a", "--drop", "a", code=2)
     both = fuse("--with", "other", "--drop", "other.a")
     assert set(both["candidates"]) == {"a", "b", "other.c", "vote"}
-    assert both["candidates"]["a"]["test"]["nll"] == pytest.approx(summary["members"]["a"]["test"]["nll"])
+    assert both["candidates"]["a"]["test"]["nll"] == pytest.approx(summary.members["a"].test.nll)
     assert "other data, seed or split" in fuse("--with", "elsewhere", code=2)
 
 
@@ -271,11 +272,11 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert list(summary["members"]) == ["a", "cyc.1", "cyc.2", "cyc.3"]
+    assert list(summary.members) == ["a", "cyc.1", "cyc.2", "cyc.3"]
     assert [epochs.count(name) for name in ("a", "cyc")] == [6, 6]
-    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(2.0, rel=0.01), "two trainings in all"
+    assert summary.fusions["vote"].train_cost == pytest.approx(2.0, rel=0.01), "two trainings in all"
     assert not list((tmp_path / "home").glob("jobs/*/checkpoint")), "no checkpoint is kept of what is done"
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 0
     assert len(epochs) == 12
 
 
@@ -291,12 +292,12 @@ def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path,
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert list(summary["members"]) == ["a-1", "a-2", "a-3"]
-    assert (summary["trained"], set(epochs), len(epochs)) == (9, {"a"}, 6), "a full fit and two fold fits of two epochs"
-    assert len({m["weights_sha256"] for m in summary["members"].values()}) == 3
-    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(3.0), "three shares of one training"
+    assert list(summary.members) == ["a-1", "a-2", "a-3"]
+    assert (summary.trained, set(epochs), len(epochs)) == (9, {"a"}, 6), "a full fit and two fold fits of two epochs"
+    assert len({m.weights_sha256 for m in summary.members.values()}) == 3
+    assert summary.fusions["vote"].train_cost == pytest.approx(3.0), "three shares of one training"
     assert not list((tmp_path / "home").glob("jobs/*/checkpoint"))
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 0
 
 
 def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,12 +312,12 @@ def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkey
 
     monkeypatch.setattr(Trainer, "_train_epoch", counted)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert list(summary["members"]) == ["a", "a.swa"]
-    assert (summary["trained"], set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
-    assert len({m["weights_sha256"] for m in summary["members"].values()}) == 2
-    assert summary["fusions"]["vote"]["train_cost"] == pytest.approx(1.0)
+    assert list(summary.members) == ["a", "a.swa"]
+    assert (summary.trained, set(epochs), len(epochs)) == (6, {"a"}, 6), "a full fit and two fold fits of two epochs"
+    assert len({m.weights_sha256 for m in summary.members.values()}) == 2
+    assert summary.fusions["vote"].train_cost == pytest.approx(1.0)
     assert not list((tmp_path / "home").glob("jobs/*/checkpoint"))
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 0
 
 
 def test_the_snapshots_before_a_failure_are_members_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,13 +326,13 @@ def test_the_snapshots_before_a_failure_are_members_and_stay(tmp_path: Path, mon
     monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@cyc:40:nan")  # in the second of two epochs of 21 steps
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
-    states = {name: member["state"] for name, member in result.summary["members"].items()}
+    states = {name: member.state for name, member in result.summary.members.items()}
     assert states == {"a": "done", "cyc.1": "done", "cyc.2": "diverged"}
-    weights = result.summary["members"]["cyc.1"]["weights_sha256"]
+    weights = result.summary.members["cyc.1"].weights_sha256
     monkeypatch.delenv("CONCLAVE_FAULT")
     again = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert (again["state"], again["trained"], again["reused"]) == ("done", 1, 2)
-    assert again["members"]["cyc.1"]["weights_sha256"] == weights
+    assert (again.state, again.trained, again.reused) == ("done", 1, 2)
+    assert again.members["cyc.1"].weights_sha256 == weights
 
 
 STUDENT = TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstudent: {epochs: 3, seed: 4}\n"
@@ -340,20 +341,20 @@ STUDENT = TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstude
 def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(STUDENT)
     summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert (summary["state"], summary["trained"], summary["student"]["state"]) == ("done", 3, "done")
-    rows = Home(tmp_path / "home").sweep("tiny").details()["candidates"]
+    assert (summary.state, summary.trained, summary.student.state) == ("done", 3, "done")
+    rows = Home(tmp_path / "home").sweep("tiny").details().candidates
     assert list(rows) == ["a", "b", "student", "vote"]
-    paid = sum(m["train_seconds"] for m in (*summary["members"].values(), summary["student"]))
-    assert rows["student"]["train_seconds"] == pytest.approx(paid), "its teachers had to be trained too"
-    assert 0 < rows["student"]["inference_cost"] < rows["vote"]["inference_cost"], "one network against two"
+    paid = np.sum([m.train_seconds for m in (*summary.members.values(), summary.student)])
+    assert rows["student"].train_seconds == pytest.approx(paid), "its teachers had to be trained too"
+    assert 0 < rows["student"].inference_cost < rows["vote"].inference_cost, "one network against two"
     runs = TrackingClient(Home(tmp_path / "home").tracking_uri).client.search_runs(["1"], "tags.role = 'student'")
-    assert [run.data.metrics["test/accuracy"] for run in runs] == [summary["student"]["test"]["accuracy"]]
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 0
+    assert [run.data.metrics["test/accuracy"] for run in runs] == [summary.student.test.accuracy]
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 0
     conclave("export", "tiny", "--home", "home", "--method", "student", "--out", "student.onnx", cwd=tmp_path)
     alone = conclave("fuse", "tiny", "--home", "home", "--only", "a", "--json", cwd=tmp_path).stdout
     assert "student was left out" in alone
     (tmp_path / "team.yaml").write_text(STUDENT.replace("epochs: 3, ", "epochs: 3, temperature: 2, "))
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary["trained"] == 1
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 1
 
 
 def test_a_student_begins_from_the_member_that_it_names(tmp_path: Path) -> None:
@@ -376,18 +377,18 @@ def test_a_student_whose_teacher_failed_is_named_and_the_rest_are_fused(tmp_path
     (tmp_path / "team.yaml").write_text(STUDENT + "quorum: 1\n")
     monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@b:3:nan")
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
-    assert (result.exit_code, result.summary["student"]["state"]) == (3, "failed")
-    assert result.summary["student"]["reason"] == "b, from which it learns, is diverged"
-    assert "student" not in result.summary["fusions"]
+    assert (result.exit_code, result.summary.student.state) == (3, "failed")
+    assert result.summary.student.reason == "b, from which it learns, is diverged"
+    assert "student" not in result.summary.fusions
 
 
 def test_prices_become_money(tmp_path: Path) -> None:
     prices = "prices: {spot: 3600, own: {price: 8766, years: 1, use: 1}}\n"
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + prices)
     inline(tmp_path / "team.yaml", tmp_path / "home")
-    for row in Home(tmp_path / "home").sweep("tiny").details()["candidates"].values():
-        assert row["money"]["spot"] == pytest.approx(row["train_seconds"])
-        assert row["money"]["own"] == pytest.approx(row["train_seconds"] / 3600), "8,766 for as many hours"
+    for row in Home(tmp_path / "home").sweep("tiny").details().candidates.values():
+        assert row.money["spot"] == pytest.approx(row.train_seconds)
+        assert row.money["own"] == pytest.approx(row.train_seconds / 3600), "8,766 for as many hours"
 
 
 def test_status_plan_report_read_the_home_only(done: tuple[Path, dict[str, Any]]) -> None:
@@ -405,7 +406,7 @@ def test_fits_are_adopted_from_the_tracking_store(team_file: Path, tmp_path: Pat
     for root in (tmp_path / "home" / "jobs").iterdir():
         (root / "fit" / "manifest.json").unlink()
     again = inline(team_file, tmp_path / "home").summary
-    assert (again["trained"], again["reused"]) == (0, 6)
+    assert (again.trained, again.reused) == (0, 6)
 
 
 def test_a_failed_member_is_reported_and_the_rest_are_fused(tmp_path: Path) -> None:
@@ -413,12 +414,12 @@ def test_a_failed_member_is_reported_and_the_rest_are_fused(tmp_path: Path) -> N
     (tmp_path / "team.yaml").write_text(text)
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
-    assert result.summary["state"] == "partial"
-    assert result.summary["members"]["wild"]["state"] == "diverged"
-    assert "epoch 1" in result.summary["members"]["wild"]["reason"]
+    assert result.summary.state == "partial"
+    assert result.summary.members["wild"].state == "diverged"
+    assert "epoch 1" in result.summary.members["wild"].reason
     (tmp_path / "team.yaml").write_text(text.replace("quorum: 2", "quorum: 3"))
     below = inline(tmp_path / "team.yaml", tmp_path / "home")
-    assert (below.exit_code, below.summary["state"], below.summary["trained"]) == (1, "failed", 0)
+    assert (below.exit_code, below.summary.state, below.summary.trained) == (1, "failed", 0)
 
 
 def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,9 +438,9 @@ def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Pat
     (tmp_path / "team.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
-    assert result.summary["members"]["b"]["state"] == "done"
-    assert "left out of stack" in result.summary["members"]["b"]["reason"]
-    assert set(result.summary["fusions"]) == {"vote", "weighted", "stack", "concat"}
+    assert result.summary.members["b"].state == "done"
+    assert "left out of stack" in result.summary.members["b"].reason
+    assert set(result.summary.fusions) == {"vote", "weighted", "stack", "concat"}
 
 
 def test_shuffled_training_labels_leave_oof_accuracy_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,14 +517,14 @@ def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
     other = TrackingClient(f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("CONCLAVE_TRACKING_URI", other.uri)
     again = inline(tmp_path / "team.yaml", tmp_path / "home")
-    assert (again.exit_code, again.summary["trained"], again.summary["unsent"]) == (0, 0, 0)
+    assert (again.exit_code, again.summary.trained, again.summary.unsent) == (0, 0, 0)
     assert (tmp_path / "artifacts").is_dir(), "beside that database, and not wherever the command was given"
     runs = other.client.search_runs([other.experiment("tiny", None)])
     assert len(runs) == 3
     assert {run.info.status for run in runs} == {"FINISHED"}
     parent = next(run.info.run_id for run in runs if run.data.tags["role"] == "sweep")
     assert {a.path for a in other.client.list_artifacts(parent)} >= {"report.html", "fused.onnx", "team.yaml"}
-    assert again.summary["parent_run_id"] == parent
+    assert again.summary.parent_run_id == parent
 
 
 def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
@@ -531,8 +532,8 @@ def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
     inline(tmp_path / "team.yaml", tmp_path / "home")
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + "prices: {spot: 2}\n")
     again = inline(tmp_path / "team.yaml", tmp_path / "home")
-    assert (again.summary["trained"], again.summary["reused"]) == (0, 2)
-    assert Home(tmp_path / "home").sweep("tiny").details()["candidates"]["vote"]["money"]["spot"] > 0
+    assert (again.summary.trained, again.summary.reused) == (0, 2)
+    assert Home(tmp_path / "home").sweep("tiny").details().candidates["vote"].money["spot"] > 0
 
 
 def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from orchestrator.results import SweepSummary
 from tests.factories import snapshot
 from workers.storage.manifest import MANIFEST, read_manifest, seal_manifest
 from workers.tracking.client import TrackingClient
@@ -306,14 +307,15 @@ def left(processes: list[psutil.Process], seconds: float = 10) -> list[str]:
     return found
 
 
-def weights(summary: dict[str, Any]) -> dict[str, str | None]:
-    return {name: member["weights_sha256"] for name, member in summary["members"].items()}
+def weights(summary: SweepSummary | dict[str, Any]) -> dict[str, str | None]:
+    return {name: member.weights_sha256 for name, member in SweepSummary.model_validate(summary).members.items()}
 
 
-def points(summary: dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
+def points(result: SweepSummary | dict[str, Any]) -> dict[str, dict[tuple[str, int], float]]:
     """Every metric point of each member's run, timings left out. Fails where a (key, step) is there twice."""
-    client = TrackingClient(summary["tracking_uri"]).client
-    experiment = client.get_run(summary["parent_run_id"]).info.experiment_id
+    summary = SweepSummary.model_validate(result)
+    client = TrackingClient(summary.tracking_uri).client
+    experiment = client.get_run(summary.parent_run_id).info.experiment_id
     found: dict[str, dict[tuple[str, int], float]] = {}
     for run in client.search_runs([experiment], "tags.role = 'member'"):
         if run.data.tags["state"] == "restarted":
@@ -348,4 +350,4 @@ def begun(home: Path) -> list[str]:
 
 def rewrite(folder: Path, **changes: object) -> None:
     """A manifest that says something else, its checksum made right."""
-    (folder / MANIFEST).write_bytes(seal_manifest({**read_manifest(folder), **changes}))
+    (folder / MANIFEST).write_bytes(seal_manifest({**read_manifest(folder).values, **changes}))

@@ -257,7 +257,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(place: Place, monkeypatch: 
     fit = place.fits()["a"] / "fit"
     for name in ("weights", "outputs"):
         (fit / f"{name}.safetensors").write_bytes(evil)
-        files = {**read_manifest(fit)["files"], f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
+        files = {**read_manifest(fit).files, f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
         rewrite(fit, files=files)
     with pytest.raises(CorruptFileError):
         MemberArtifact(fit.parent).weights()
@@ -299,4 +299,4 @@ def test_a_clock_set_back_changes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     result = pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     assert weights(result.summary) == weights(undisturbed)
     assert points(result.summary) == points(undisturbed)
-    assert all(member["train_seconds"] >= 0 for member in result.summary["members"].values())
+    assert all(member.train_seconds >= 0 for member in result.summary.members.values())

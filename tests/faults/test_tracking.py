@@ -27,6 +27,7 @@ from tests.faults.place import TEAM, Place, points, same
 from workers.errors import ConclaveError, UserInputError
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
+from workers.tracking.entries import MetricsEntry
 from workers.tracking.job_run import Sender
 from workers.tracking.outbox import Outbox
 
@@ -266,7 +267,7 @@ def test_a_torn_line_of_the_spool_is_passed_over(tmp_path: Path) -> None:
     with open(outbox.path, "ab") as file:
         file.write(b'{"run": "r", "metr')
     outbox.metrics("r", {"x": 2.0}, 2, 2)
-    assert [entry["step"] for entry, _ in outbox.unsent()] == [1, 2]
+    assert [entry.step for entry, _ in outbox.unsent() if isinstance(entry, MetricsEntry)] == [1, 2]
 
 
 def _sync(place: Place, code: int = 0) -> dict[str, int]:

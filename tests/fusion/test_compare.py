@@ -39,9 +39,9 @@ def test_a_stack_is_compared_with_the_vote_of_all_networks_that_it_paid_for(gath
     assert row is not None
     assert gathered.test.folds is not None
     every = np.concatenate([gathered.test.logits, gathered.test.folds.reshape(4, -1, CLASSES)])
-    assert row["networks"] == 6
-    assert row["test"]["accuracy"] == scores(softmax(every).mean(0), gathered.test.labels)["accuracy"]
-    assert row["test"]["accuracy"] > scores(fitted["vote"].predict_proba(gathered.test), gathered.test.labels)["accuracy"]
+    assert row.networks == 6
+    assert row.test.accuracy == scores(softmax(every).mean(0), gathered.test.labels).accuracy
+    assert row.test.accuracy > scores(fitted["vote"].predict_proba(gathered.test), gathered.test.labels).accuracy
 
 
 @pytest.mark.parametrize(("paid", "networks"), [(400, 2), (459, 2), (460, 3), (660, 4), (719, 4), (720, 5), (920, 6)])
@@ -49,7 +49,7 @@ def test_as_many_networks_as_the_seconds_trained(paid: float, networks: int, gat
     vote = fit_all(gathered, ("vote",))["vote"]
     row = compute_matched_vote(vote, paid, gathered, SECONDS)
     assert row is not None
-    assert row["affordable"] == networks
+    assert row.affordable == networks
 
 
 def test_fold_fits_that_make_the_vote_worse_are_left_out_of_it(gathered: TeamPredictions) -> None:
@@ -64,7 +64,7 @@ def test_fold_fits_that_make_the_vote_worse_are_left_out_of_it(gathered: TeamPre
     poor = replace(gathered, inputs=replace(gathered.inputs, fuse=fuse), test=test)
     row = compute_matched_vote(fit_all(poor, ("vote",))["vote"], 920, poor, SECONDS)
     assert row is not None
-    assert (row["networks"], row["affordable"]) == (2, 6)
+    assert (row.networks, row.affordable) == (2, 6)
 
 
 def test_what_paid_for_no_network_has_no_vote_to_beat(gathered: TeamPredictions) -> None:
@@ -82,9 +82,9 @@ def test_snapshots_of_one_training_are_paid_for_once(gathered: TeamPredictions) 
     """a and b are two cycles of one training of 100 + 100 seconds: both together cost what b costs."""
     cycles = {"a": TrainingCost(100.0, training="x"), "b": TrainingCost(200.0, training="x")}
     rows = compare(gathered, fit_all(gathered, ("vote",)), cycles)
-    assert [rows[n]["train_seconds"] for n in ("a", "b", "vote")] == [100, 200, 200]
-    assert [rows[n]["train_cost"] for n in ("a", "b", "vote")] == [0.5, 1.0, 1.0], "one whole training is the unit"
-    assert rows["vote"]["matched"]["networks"] == 2
+    assert [rows[n].train_seconds for n in ("a", "b", "vote")] == [100, 200, 200]
+    assert [rows[n].train_cost for n in ("a", "b", "vote")] == [0.5, 1.0, 1.0], "one whole training is the unit"
+    assert rows["vote"].matched.networks == 2
 
 
 def test_a_snapshot_alone_paid_for_the_cycles_before_it() -> None:
@@ -99,19 +99,19 @@ def test_a_snapshot_alone_paid_for_the_cycles_before_it() -> None:
     assert training_seconds("stack", fitted["stack"], given, seconds) == 400
     row = compute_matched_vote(fitted["vote"], 200, given, seconds)
     assert row is not None
-    assert row["affordable"] == 1
+    assert row.affordable == 1
 
 
 def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered: TeamPredictions) -> None:
     fitted = fit_all(gathered, ("vote", "vote_logits", "stack"))
     rows = compare(gathered, fitted, SECONDS)
-    assert [rows[n]["train_cost"] for n in ("a", "b", "vote", "stack")] == [0.5, 1.5, 2.0, 4.6]
+    assert [rows[n].train_cost for n in ("a", "b", "vote", "stack")] == [0.5, 1.5, 2.0, 4.6]
     for name in ("vote", "vote_logits", "stack"):
-        assert rows[name]["against_single"][2] <= rows[name]["holm_p"] <= min(1, 3 * rows[name]["against_single"][2])
-    single = min(("a", "b"), key=lambda n: rows[n]["fuse"]["nll"])
-    points = 100 * (rows["vote"]["test"]["accuracy"] - rows[single]["test"]["accuracy"])
-    assert rows["vote"]["cost_per_point"] == pytest.approx((2.0 - rows[single]["train_cost"]) / points)
-    assert rows[single]["cost_per_point"] is None
+        assert rows[name].against_single.p <= rows[name].holm_p <= min(1, 3 * rows[name].against_single.p)
+    single = min(("a", "b"), key=lambda n: rows[n].fuse.nll)
+    points = 100 * (rows["vote"].test.accuracy - rows[single].test.accuracy)
+    assert rows["vote"].cost_per_point == pytest.approx((2.0 - rows[single].train_cost) / points)
+    assert rows[single].cost_per_point is None
 
 
 @pytest.mark.parametrize("discrete", [True, False])

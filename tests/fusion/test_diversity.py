@@ -46,23 +46,23 @@ def test_confusion_is_sklearns() -> None:
 def test_identical_members_gain_nothing_and_the_verdict_says_so() -> None:
     one = table(2000)
     found = diversity(["a", "b"], Predictions(np.stack([one.logits[0]] * 2), (), one.labels))
-    assert found["pairs"][0]["disagreement"] == 0
-    assert found["oracle"] == pytest.approx(float((one.logits[0].argmax(1) == one.labels).mean()))
-    assert "next to nothing" in found["verdict"]
-    assert "Nearly the same: a and b" in found["verdict"]
+    assert found.pairs[0].disagreement == 0
+    assert found.oracle == pytest.approx(float((one.logits[0].argmax(1) == one.labels).mean()))
+    assert "next to nothing" in found.verdict
+    assert "Nearly the same: a and b" in found.verdict
 
 
 def test_a_bad_third_member_makes_nobody_the_same() -> None:
     """Two members that err independently, and one that hardly knows anything: its errors say nothing of the pair."""
     one = table(4000, skill=(1.2, 1.2, 0.0))
-    assert "Nearly the same" not in diversity(["a", "b", "c"], one)["verdict"]
+    assert "Nearly the same" not in diversity(["a", "b", "c"], one).verdict
 
 
 def test_a_vote_that_gains_nothing_is_not_all_fusing() -> None:
     """Two good members among three useless ones: weights would gain what a vote does not."""
     one = table(4000, members=5, skill=(1.0, 1.0, 0.0, 0.0, 0.0))
     loud = Predictions(one.logits * np.array([1, 1, 4, 4, 4])[:, None, None], (), one.labels)
-    said = diversity(list("abcde"), loud)["verdict"]
+    said = diversity(list("abcde"), loud).verdict
     assert said.startswith("A vote gains next to nothing here")
     assert "Nearly the same" not in said, "not even those that guess: they guess differently"
 
@@ -70,11 +70,11 @@ def test_a_vote_that_gains_nothing_is_not_all_fusing() -> None:
 def test_independent_members_differ_and_more_would_gain() -> None:
     one = table(4000, skill=(0.7, 0.7, 0.7))
     found = diversity(["a", "b", "c"], one)
-    assert found["disagreement_over_error"] > 0.5
-    assert "Nearly the same" not in found["verdict"]
-    accuracies = [row["accuracy"] for row in found["forecast"]]
-    assert [row["members"] for row in found["forecast"]] == [1, 2, 3, 4, 5, 6]
-    assert [row["measured"] for row in found["forecast"]] == [True] * 3 + [False] * 3
+    assert found.disagreement_over_error > 0.5
+    assert "Nearly the same" not in found.verdict
+    accuracies = [row.accuracy for row in found.forecast]
+    assert [row.members for row in found.forecast] == [1, 2, 3, 4, 5, 6]
+    assert [row.measured for row in found.forecast] == [True] * 3 + [False] * 3
     assert accuracies == sorted(accuracies)
 
 
@@ -83,7 +83,7 @@ def test_the_forecast_is_near_what_more_members_give() -> None:
     five = table(6000, members=5, skill=(0.7,) * 5)
     ahead = forecast(softmax(five.logits[:3]), five.labels, 5)
     vote = float((softmax(five.logits).mean(0).argmax(1) == five.labels).mean())
-    assert ahead[-1]["accuracy"] == pytest.approx(vote, abs=0.02)
+    assert ahead[-1].accuracy == pytest.approx(vote, abs=0.02)
 
 
 def test_the_limit_of_a_known_curve() -> None:
@@ -93,7 +93,7 @@ def test_the_limit_of_a_known_curve() -> None:
 
 def test_one_member_has_nothing_to_fuse() -> None:
     one = table(100, members=1, skill=(1.0,))
-    assert diversity(["a"], one)["verdict"].startswith("One member alone")
+    assert diversity(["a"], one).verdict.startswith("One member alone")
 
 
 def test_holm_by_hand() -> None:
@@ -123,4 +123,4 @@ def test_the_detectable_difference_is_seen_in_four_of_five_tests() -> None:
 
 def test_confusions_count_every_row() -> None:
     found = diversity(["a", "b", "c"], table(400))
-    assert all(np.sum(matrix) == 400 and len(matrix) == CLASSES for matrix in found["confusion"].values())
+    assert all(np.sum(matrix) == 400 and len(matrix) == CLASSES for matrix in found.confusion.values())

@@ -357,11 +357,9 @@ def test_scores_are_sklearns() -> None:
     one = table(300)
     probabilities = softmax(one.logits[0])
     found = score.scores(probabilities, one.labels)
-    assert found["nll"] == pytest.approx(log_loss(one.labels, probabilities))
-    assert found["brier"] == pytest.approx(
-        brier_score_loss(one.labels, probabilities, labels=range(CLASSES), scale_by_half=False)
-    )
-    assert found["accuracy"] == (probabilities.argmax(1) == one.labels).mean()
+    assert found.nll == pytest.approx(log_loss(one.labels, probabilities))
+    assert found.brier == pytest.approx(brier_score_loss(one.labels, probabilities, labels=range(CLASSES), scale_by_half=False))
+    assert found.accuracy == (probabilities.argmax(1) == one.labels).mean()
 
 
 def test_calibration_error_of_a_hand_made_case() -> None:

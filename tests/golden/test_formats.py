@@ -54,6 +54,10 @@ def keys(value: Any) -> Any:
     return type(value).__name__ if not isinstance(value, int | float) else "number"
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
 def _tensors(path: Path) -> list[str]:
     with safe_open(path, "np") as file:
         return sorted(file.keys())
@@ -93,9 +97,9 @@ def formats(folder: Path) -> dict[str, Any]:
     found |= {
         "manifest": keys(full),
         "artifact tensors": _tensors(folder / "home" / "jobs" / full["signature"] / "fit" / "outputs.safetensors"),
-        "summary": keys(sweep.summary()),
-        "sweep.json": {**keys(sweep.state()), "runs": "by signature"},
-        "fusion.json": keys(sweep.details()),
+        "summary": keys(read_json(sweep.path / "summary.json")),
+        "sweep.json": {**keys(read_json(sweep.path / "sweep.json")), "runs": "by signature"},
+        "fusion.json": keys(read_json(sweep.path / "fusion.json")),
         "outputs.npz": sorted(np.load(sweep.outputs, allow_pickle=False).files),
         "store.json": keys(json.loads((store / "store.json").read_text())),
         "store files": sorted(path.name for path in store.iterdir()),

@@ -41,7 +41,7 @@ def machine() -> str:
 def weights(folder: Path) -> dict[str, str]:
     (folder / "team.yaml").write_text(TEAM)
     summary = pipeline.run_sweep(folder / "team.yaml", pipeline.SweepOptions(Home(folder / "home"), inline_executor)).summary
-    return {name: str(member["weights_sha256"]) for name, member in summary["members"].items()}
+    return {name: str(member.weights_sha256) for name, member in summary.members.items()}
 
 
 def test_two_trainings_give_the_weights_that_they_always_gave(tmp_path: Path) -> None:

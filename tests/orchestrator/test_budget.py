@@ -102,11 +102,11 @@ def test_a_used_up_budget_leaves_a_partial_team_and_a_larger_one_goes_on(tmp_pat
     options = pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor)
     first = pipeline.run_sweep(file, options)
     assert first.exit_code == 3
-    states = [member["state"] for member in first.summary["members"].values()]
+    states = [member.state for member in first.summary.members.values()]
     assert states == ["done", "skipped"]
-    assert "max_cost 1e-09 is reached; raise it and run again" in first.summary["members"]["b"]["reason"]
+    assert "max_cost 1e-09 is reached; raise it and run again" in first.summary.members["b"].reason
     again = pipeline.run_sweep(file, options)
-    assert (again.summary["trained"], again.summary["reused"]) == (0, 1), "what earlier runs paid counts"
+    assert (again.summary.trained, again.summary.reused) == (0, 1), "what earlier runs paid counts"
     file.write_text(TEAM + "quorum: 1\nprices: {spot: 1}\nbudget: {max_cost: 1000}\n")
     last = pipeline.run_sweep(file, options)
-    assert (last.exit_code, last.summary["trained"], last.summary["reused"]) == (0, 5, 1)
+    assert (last.exit_code, last.summary.trained, last.summary.reused) == (0, 5, 1)

@@ -135,4 +135,4 @@ def test_a_member_whose_training_ran_for_an_equal_recipe_has_its_outcome(tmp_pat
     made = planned(BASE.replace("{name: a, seed: 1}", "{name: a, seed: 1}, {name: c, seed: 1, average: swa}"), tmp_path)
     [job] = [job for job in made.jobs if job.fold is None]
     states = member_states(made, {job.key: Outcome(job, "diverged", "no number")})
-    assert {name: state["state"] for name, state in states.items()} == dict.fromkeys(("a", "c", "c.swa"), "diverged")
+    assert {name: state.state for name, state in states.items()} == dict.fromkeys(("a", "c", "c.swa"), "diverged")

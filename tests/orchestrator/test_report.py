@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fusion.results import TestResults as Measured
 from orchestrator import sweep as pipeline
 from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
@@ -36,8 +37,7 @@ def test_names_of_classes_and_files_are_text(tmp_path: Path) -> None:
 
 
 def test_the_smallest_difference_is_said_where_no_fusion_is_recommended() -> None:
-    candidates = {"a": {"detectable": 0.0}, "b": {"detectable": 0.02}, "vote": {"detectable": 0.01}}
-    details = {"candidates": candidates, "best_single": "a", "recommended": "a"}
-    assert smallest_difference(details) == 0.02
-    assert smallest_difference({**details, "recommended": "vote"}) == 0.01
-    assert smallest_difference({**details, "candidates": {"a": {}}}) is None
+    candidates = {name: Measured(detectable=value) for name, value in {"a": 0.0, "b": 0.02, "vote": 0.01}.items()}
+    assert smallest_difference(candidates, "a", "a") == 0.02
+    assert smallest_difference(candidates, "vote", "a") == 0.01
+    assert smallest_difference({"a": Measured()}, "a", "a") is None

@@ -11,6 +11,7 @@ import torch
 
 from tests.factories import job, record
 from workers.storage.artifacts import MemberArtifact
+from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import Checkpoints
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import download_training
@@ -34,13 +35,13 @@ def machine(home: Path, tracked: tuple[TrackingClient, str]) -> Iterator[tuple[J
 
 
 def save(kept: Checkpoints, epoch: int) -> None:
-    kept.save(epoch, 0, {"network": {"w": torch.full((8,), float(epoch))}, "optimizer": {}}, {})
+    kept.save({"network": {"w": torch.full((8,), float(epoch))}, "optimizer": {}}, CheckpointRecord(epoch=epoch))
 
 
 def newest(kept: Checkpoints) -> int:
     state = kept.newest()
     assert state is not None
-    return int(state.record["epoch"])
+    return state.record.epoch
 
 
 def test_a_machine_that_is_lost_while_it_sends_leaves_the_checkpoint_before(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.tracking.delivery import flush_outbox
-from workers.tracking.outbox import Entry, Outbox
+from workers.tracking.entries import Entry, MetricsEntry, StatusEntry, TagsEntry
+from workers.tracking.outbox import Outbox
 
 RUNS = st.sampled_from(["r1", "r2"])
 ENTRIES = st.one_of(
@@ -29,11 +30,13 @@ class FakeStore:
 
     def send(self, entries: list[Entry]) -> None:
         for entry in entries:
-            for name, value in entry.get("metrics", {}).items():
-                self.state[entry["run"], name, entry["step"]] = value
-            self.state |= {(entry["run"], name): value for name, value in entry.get("tags", {}).items()}
-            if "status" in entry:
-                self.state[entry["run"], "status"] = entry["status"]
+            match entry:
+                case MetricsEntry(run=run, metrics=metrics, step=step):
+                    self.state |= {(run, name, step): value for name, value in metrics.items()}
+                case TagsEntry(run=run, tags=tags):
+                    self.state |= {(run, name): value for name, value in tags.items()}
+                case StatusEntry(run=run, status=status):
+                    self.state[run, "status"] = status
         if self.failures and self.failures.pop():
             raise ConnectionError("the answer got lost, though everything was taken")
 
@@ -83,4 +86,4 @@ def test_a_torn_line_costs_that_entry_alone(entries: list[Any], torn_bytes: int)
         outbox.path.write_bytes(content[:-torn_bytes])
         outbox.tags("after", {"the": "crash"})
         kept = [entry for entry, _ in outbox.unsent()]
-        assert kept == [*(entry for entry, _ in before), {"run": "after", "tags": {"the": "crash"}}]
+        assert kept == [*(entry for entry, _ in before), TagsEntry(run="after", tags={"the": "crash"})]

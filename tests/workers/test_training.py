@@ -19,9 +19,10 @@ from workers.diagnostics.callback import TrainingCallback
 from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, TrainingStopped
 from workers.models.build import build
 from workers.models.network import Network
+from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
-from workers.storage.tensor_folder import load_tensors, save_tensors
+from workers.storage.tensor_folder import Groups, load_tensors, save_tensors
 from workers.training import evaluation as evaluate
 from workers.training import trainer
 from workers.training.augmentation import augment, make_augmentations, to_float
@@ -231,10 +232,10 @@ def test_checkpoints_that_take_long_are_written_less_often(tmp_path: Path, monke
     """An epoch here takes some milliseconds: a slow disk must not make it half a second."""
     real, written = Checkpoints.save, list[int]()
 
-    def slow(self: Checkpoints, epoch: int, *rest: object) -> None:
+    def slow(self: Checkpoints, tensors: Groups, record: CheckpointRecord) -> None:
         time.sleep(0.15)
-        written.append(epoch)
-        real(self, epoch, *rest)  # type: ignore[arg-type]
+        written.append(record.epoch)
+        real(self, tensors, record)
 
     settings = TrainSpec(epochs=12, batch_size=16)
     spec = member(augment=())
@@ -403,7 +404,7 @@ def test_crop_by_gather_equals_slicing_the_padded_image() -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_file_is_noticed(damage: str, tmp_path: Path) -> None:
-    save_tensors(tmp_path / "c", {"network": {"w": torch.rand(100)}}, {"x": 1})
+    save_tensors(tmp_path / "c", {"network": {"w": torch.rand(100)}}, CheckpointRecord(epoch=1))
     path = tmp_path / "c" / "network.safetensors"
     content = bytearray(path.read_bytes())
     if damage == "flip":

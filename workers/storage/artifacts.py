@@ -84,7 +84,7 @@ class MemberArtifact:
             CorruptFileError: If the manifest is damaged.
         """
         try:
-            return TrainingRecord.parse(read_manifest(self.folder))
+            return read_manifest(self.folder).parse(TrainingRecord)
         except CorruptFileError as error:
             raise CorruptFileError(f"{error} Remove {self.root}, and the next sweep trains it again.") from None
 
@@ -119,7 +119,7 @@ class MemberArtifact:
         from workers.storage.tensor_folder import replace_folder, save_tensors
 
         self.remove_incoming()
-        save_tensors(self._incoming, {"weights": weights, "outputs": outputs}, record.model_dump(mode="json"))
+        save_tensors(self._incoming, {"weights": weights, "outputs": outputs}, record)
         fault_point("artifact.publish")
         replace_folder(self._incoming, self.folder)
         fault_point("artifact.published")

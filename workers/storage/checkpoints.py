@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError
+from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import Groups, load_tensors, replace_folder, save_tensors
 from workers.storage.training_folder import UNFINISHED_CHECKPOINT
@@ -29,7 +29,7 @@ class State:
     """The content of a checkpoint: its folder, its record and its tensors, by group and name."""
 
     folder: Path
-    record: dict[str, Any]
+    record: CheckpointRecord
     tensors: dict[str, dict[str, Tensor]]
 
 
@@ -47,17 +47,17 @@ class Checkpoints:
     owner: str
     note: Callable[[str], None] = lambda text: None
 
-    def save(self, epoch: int, step: int, tensors: Groups, record: Mapping[str, Any]) -> None:
+    def save(self, tensors: Groups, record: CheckpointRecord) -> None:
         """Write a checkpoint. A full or failing disk is noted, not raised: the training goes on with the older checkpoints."""
-        new, target = self.folder / UNFINISHED_CHECKPOINT, self.folder / checkpoint_name(epoch, step)
+        new, target = self.folder / UNFINISHED_CHECKPOINT, self.folder / checkpoint_name(*record.position)
         shutil.rmtree(new, ignore_errors=True)
         try:
-            save_tensors(new, tensors, {**record, "owner": self.owner, "epoch": epoch, "step": step}, "checkpoint")
+            save_tensors(new, tensors, record.model_copy(update={"owner": self.owner}), "checkpoint")
             fault_point("checkpoint.publish")
             replace_folder(new, target)
         except OSError as error:
             shutil.rmtree(new, ignore_errors=True)
-            self.note(f"the checkpoint after epoch {epoch} could not be written ({error.strerror}): {self.folder}")
+            self.note(f"the checkpoint after epoch {record.epoch} could not be written ({error.strerror}): {self.folder}")
             return
         for old in self.complete()[:-KEEP]:
             shutil.rmtree(old, ignore_errors=True)
@@ -94,9 +94,10 @@ class Checkpoints:
         return None
 
     def _read(self, folder: Path) -> State:
-        record = read_manifest(folder)
-        if record.get("owner") != self.owner:
-            raise CorruptFileError(f"{folder}: belongs to another training ({record.get('owner')}).")
-        if folder.name != checkpoint_name(record["epoch"], record["step"]):
+        manifest = read_manifest(folder)
+        record = manifest.parse(CheckpointRecord)
+        if record.owner != self.owner:
+            raise CorruptFileError(f"{folder}: belongs to another training ({record.owner}).")
+        if folder.name != checkpoint_name(*record.position):
             raise CorruptFileError(f"{folder}: holds the checkpoint of another step.")
-        return State(folder, record, {Path(name).stem: load_tensors(folder, name) for name in record["files"]})
+        return State(folder, record, {Path(name).stem: load_tensors(folder, name) for name in manifest.files})

@@ -70,9 +70,8 @@ def adopt_checkpoint(own: Checkpoints, left_behind: Iterable[Checkpoints]) -> No
     if own.complete():
         return
     states = [state for checkpoints in left_behind if (state := checkpoints.newest())]
-    if newest := max(states, key=lambda state: (state.record["epoch"], state.record["step"]), default=None):
-        record = {key: value for key, value in newest.record.items() if key not in ("owner", "epoch", "step", "files")}
-        own.save(newest.record["epoch"], newest.record["step"], newest.tensors, record)
+    if newest := max(states, key=lambda state: state.record.position, default=None):
+        own.save(newest.tensors, newest.record)
 
 
 def has_fold_outputs(outputs: Mapping[str, Any], part: str) -> bool:

@@ -5,21 +5,48 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from workers.errors import CorruptFileError
 from workers.storage import legacy
 
 MANIFEST = "manifest.json"
+Record = TypeVar("Record", bound=BaseModel)
 
 
-def seal_manifest(manifest: Mapping[str, Any]) -> bytes:
+def seal_manifest(manifest: Mapping[str, object]) -> bytes:
     """Return the content of a manifest file: the manifest and its checksum, as JSON."""
     return json.dumps({**manifest, "sha256": _sha256(manifest)}, indent=1, allow_nan=False).encode()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says.
+
+    Attributes:
+        path: The manifest's file.
+        files: Checksum of each file of the folder, by its name.
+        values: All that the manifest says, the checksums of the files included.
+    """
+
+    path: Path
+    files: Mapping[str, str]
+    values: Mapping[str, object]
+
+    def parse(self, kind: type[Record]) -> Record:
+        """Return the record that the manifest holds. Raises CorruptFileError where it holds none of this kind."""
+        try:
+            return kind.model_validate_json(json.dumps(self.values))
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"]))
+            raise CorruptFileError(f"{self.path}: not a {kind.__name__} (at {place}).") from None
+
+
+def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder, without its checksum.
 
     Raises:
@@ -28,16 +55,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
         raise CorruptFileError(f"{path}: damaged.")
-    if legacy.has_own_checksum(manifest) and manifest.pop("sha256") != _sha256(manifest):
+    if legacy.has_own_checksum(values) and values.pop("sha256") != _sha256(values):
         raise CorruptFileError(f"{path}: damaged.")
-    return manifest
+    return Manifest(path, values["files"], values)
 
 
-def _sha256(manifest: Mapping[str, Any]) -> str:
+def _sha256(manifest: Mapping[str, object]) -> str:
     """Return the digest of what a manifest says, not of how it is written."""
     return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()

@@ -9,8 +9,8 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -19,13 +19,13 @@ from torch import Tensor
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError
 from workers.storage.files import sync_folder, write_bytes
-from workers.storage.manifest import MANIFEST, read_manifest, seal_manifest
+from workers.storage.manifest import MANIFEST, Manifest, read_manifest, seal_manifest
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 SUFFIX = ".safetensors"
 
 
-def save_tensors(folder: Path, groups: Groups, record: Mapping[str, Any], point: str = "artifact") -> None:
+def save_tensors(folder: Path, groups: Groups, record: BaseModel, point: str = "artifact") -> None:
     """Write groups of tensors and, last, the manifest.
 
     Args:
@@ -41,13 +41,13 @@ def save_tensors(folder: Path, groups: Groups, record: Mapping[str, Any], point:
         write_bytes(folder / f"{name}{SUFFIX}", content, point)
         files[f"{name}{SUFFIX}"] = hashlib.sha256(content).hexdigest()
     fault_point(f"{point}.manifest")
-    write_bytes(folder / MANIFEST, seal_manifest({**record, "files": files}), f"{point}.manifest")
+    write_bytes(folder / MANIFEST, seal_manifest({**record.model_dump(mode="json"), "files": files}), f"{point}.manifest")
 
 
-def verify_folder(folder: Path) -> dict[str, Any]:
+def verify_folder(folder: Path) -> Manifest:
     """Return the manifest of a folder after checking every file in it. Raises FileNotFoundError or CorruptFileError."""
     manifest = read_manifest(folder)
-    for name in manifest["files"]:
+    for name in manifest.files:
         load_tensors(folder, name)
     return manifest
 
@@ -55,7 +55,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Return one group of tensors, verified by its checksum. Raises FileNotFoundError or CorruptFileError."""
     file = f"{name.removesuffix(SUFFIX)}{SUFFIX}"
-    expected = read_manifest(folder)["files"].get(file)
+    expected = read_manifest(folder).files.get(file)
     try:
         content = (folder / file).read_bytes()
     except FileNotFoundError:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from workers.config.specs import MemberRecord
 from workers.diagnostics.callback import Epoch
-from workers.errors import CorruptFileError
 
 
 class TrainingRecord(BaseModel):
@@ -44,7 +41,7 @@ class TrainingRecord(BaseModel):
     version: Literal[1] = 1
     signature: str
     member: MemberRecord
-    train: dict[str, Any]
+    train: dict[str, JsonValue]
     fold: int | None
     seed: int
     classes: list[str]
@@ -61,15 +58,6 @@ class TrainingRecord(BaseModel):
     threads: int
     torch: str
     python: str
-
-    @classmethod
-    def parse(cls, manifest: Mapping[str, Any]) -> TrainingRecord:
-        """Return the record that a manifest holds. Raises CorruptFileError where it holds none."""
-        try:
-            return cls.model_validate_json(json.dumps(manifest))
-        except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise CorruptFileError(f"manifest.json: not the record of a training (at {place}).") from None
 
     @property
     def total_seconds(self) -> float:

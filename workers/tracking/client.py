@@ -30,7 +30,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from workers.errors import ConclaveError
-from workers.tracking.outbox import Entry
+from workers.tracking.entries import ArtifactEntry, Entry, ForgetEntry, MetricsEntry, ModelEntry, StatusEntry, TagsEntry
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -128,11 +128,11 @@ class TrackingClient:
             return None
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Send spooled entries, metrics of one run in one request. Raises Refused where it never can be sent."""
+        """Send spooled entries, metrics of one run in one request. Raises RefusedEntryError where it never can be sent."""
         try:
-            for run, batch in groupby(entries, lambda e: e["run"] if "metrics" in e else None):
+            for run, batch in groupby(entries, lambda entry: entry.run if isinstance(entry, MetricsEntry) else None):
                 if run is not None:
-                    self._send_metrics(str(run), list(batch))
+                    self._send_metrics(run, [entry for entry in batch if isinstance(entry, MetricsEntry)])
                     continue
                 for entry in batch:
                     self._send_one(entry)
@@ -141,38 +141,37 @@ class TrackingClient:
                 raise RefusedEntryError(f"{self.uri}: {str(error).splitlines()[0]}") from None
             raise
 
-    def _send_metrics(self, run: str, entries: Sequence[Entry]) -> None:
+    def _send_metrics(self, run: str, entries: Sequence[MetricsEntry]) -> None:
         """Send metrics. The first point of a step counts: an epoch that is trained again after a loss adds no second one."""
         known = (
             {e.step for e in self.client.get_metric_history(run, EPOCH_KEY)}
-            if any(EPOCH_KEY in e["metrics"] for e in entries)
+            if any(EPOCH_KEY in entry.metrics for entry in entries)
             else set()
         )
         points = [
-            Metric(key, float(value), entry["time"], entry["step"])
+            Metric(key, value, entry.time, entry.step)
             for entry in entries
-            if not (EPOCH_KEY in entry["metrics"] and entry["step"] in known)
-            for key, value in entry["metrics"].items()
+            if not (EPOCH_KEY in entry.metrics and entry.step in known)
+            for key, value in entry.metrics.items()
         ]
         for at in range(0, len(points), 500):
             self.client.log_batch(run, metrics=points[at : at + 500])
 
     def _send_one(self, entry: Entry) -> None:
-        run = str(entry["run"])
-        if "tags" in entry:
-            self.client.log_batch(run, tags=[RunTag(k, str(v)) for k, v in entry["tags"].items()])
-        elif "artifact" in entry:
-            if Path(entry["artifact"]).exists():  # else it was replaced by something newer, which has its own entry
-                self.log_artifact(run, Path(entry["artifact"]), entry["folder"])
-        elif "status" in entry:
-            if entry["status"] == "RUNNING":
+        match entry:
+            case TagsEntry(run=run, tags=tags):
+                self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+            case ArtifactEntry(run=run, artifact=path, folder=folder):
+                if Path(path).exists():  # else it was replaced by something newer, which has its own entry
+                    self.log_artifact(run, Path(path), folder)
+            case StatusEntry(run=run, status="RUNNING"):
                 self.client.update_run(run, status="RUNNING")
-            else:
-                self.client.set_terminated(run, entry["status"], entry["time"])
-        elif "forget" in entry:
-            self.delete_artifacts(run, entry["forget"])
-        elif "model" in entry:
-            self.register(run, entry["model"], Path(entry["path"]))
+            case StatusEntry(run=run, status=status, time=time_ms):
+                self.client.set_terminated(run, status, time_ms)
+            case ForgetEntry(run=run, forget=folder):
+                self.delete_artifacts(run, folder)
+            case ModelEntry(run=run, model=name, path=path):
+                self.register(run, name, Path(path))
 
     def delete_artifacts(self, run: str, folder: str) -> None:
         """Remove a folder of a run's artifacts."""

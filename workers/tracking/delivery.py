@@ -6,11 +6,11 @@ import contextlib
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import RefusedEntryError, TrackingClient
+from workers.tracking.entries import Entry
 from workers.tracking.outbox import Outbox
 
 BATCH = 50
@@ -42,7 +42,7 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
     return count
 
 
-def _send_one_by_one(outbox: Outbox, tracking: TrackingClient, batch: list[tuple[dict[str, Any], int]]) -> None:
+def _send_one_by_one(outbox: Outbox, tracking: TrackingClient, batch: list[tuple[Entry, int]]) -> None:
     """Send entries one by one, so that one which the store will never take does not hold up the others."""
     for entry, end in batch:
         with contextlib.suppress(RefusedEntryError):

@@ -19,6 +19,7 @@ from workers.diagnostics.callback import Epoch
 from workers.diagnostics.waiting import wait_until
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
+from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import checkpoint_name
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import verify_folder
@@ -195,9 +196,9 @@ class JobRun:
         self.folder.root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(incoming, ignore_errors=True)
         for slot in folder.iterdir():
-            with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError, KeyError):  # one that was cut off
-                record = verify_folder(slot)
-                shutil.copytree(slot, incoming / checkpoint_name(record["epoch"], record["step"]))
+            with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # one that was cut off
+                record = verify_folder(slot).parse(CheckpointRecord)
+                shutil.copytree(slot, incoming / checkpoint_name(*record.position))
         if incoming.exists():
             incoming.rename(self.folder.checkpoint)
 
@@ -258,10 +259,10 @@ class JobRun:
         """Return the name of the checkpoint in a slot, whoever put it there; an empty slot's sorts before all others."""
         path = self.tracking.download(self.run, f"checkpoint/{slot}/{MANIFEST}")
         try:
-            record = read_manifest(path.parent) if path else None
+            record = read_manifest(path.parent).parse(CheckpointRecord) if path else None
         except CorruptFileError:
             record = None
-        return checkpoint_name(record["epoch"], record["step"]) if record else ""
+        return checkpoint_name(*record.position) if record else ""
 
 
 def _now_ms() -> int:

@@ -1,21 +1,34 @@
 """Write to the local disk first what has to reach the tracking store: append-only, sent later, never lost. No MLflow here.
 
-HOME/spool/NAME.jsonl holds one entry per line, and HOME/spool/NAME.sent the number of its bytes that were sent. Entries are
+HOME/spool/NAME.jsonl holds a line that says for which store it is, and then one entry per line; HOME/spool/NAME.sent holds the
+number of its bytes that were sent. Entries are
 idempotent: sending one twice is the same as sending it once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError
 
 from workers.storage.files import write_bytes
+from workers.tracking.entries import (
+    ENTRY,
+    ArtifactEntry,
+    Entry,
+    ForgetEntry,
+    MetricsEntry,
+    ModelEntry,
+    StatusEntry,
+    TagsEntry,
+)
 
-Entry = dict[str, Any]
+VERSION = 1
 FOLDER = "spool"
 
 
@@ -32,7 +45,7 @@ class Outbox:
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
         cls.remove_leftovers(home, [name])
         if not outbox.path.exists():
-            outbox._append({"uri": uri})
+            outbox._append(json.dumps({"uri": uri, "version": VERSION}))
         return outbox
 
     @classmethod
@@ -56,39 +69,39 @@ class Outbox:
     @property
     def uri(self) -> str:
         """The tracking store that the entries are for."""
-        return next((str(e["uri"]) for e, _ in self._entries(0) if "uri" in e), "")
+        return next((str(values["uri"]) for values, _ in self._lines(0) if "uri" in values), "")
 
     def metrics(self, run: str, values: Mapping[str, float], step: int, time_ms: int) -> None:
         """Add metrics of a run at a step, with their time in milliseconds since 1970."""
-        self._append({"run": run, "metrics": dict(values), "step": step, "time": time_ms})
+        self._add(MetricsEntry(run=run, metrics=dict(values), step=step, time=time_ms))
 
     def tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Add tags of a run."""
-        self._append({"run": run, "tags": dict(tags)})
+        self._add(TagsEntry(run=run, tags=dict(tags)))
 
     def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Add a file or a folder as an artifact of a run. It is read when it is sent."""
-        self._append({"run": run, "artifact": str(path.absolute()), "folder": folder})
+        self._add(ArtifactEntry(run=run, artifact=str(path.absolute()), folder=folder))
 
     def status(self, run: str, status: str, time_ms: int) -> None:
         """Add the status of a run, by MLflow's word for it."""
-        self._append({"run": run, "status": status, "time": time_ms})
+        self._add(StatusEntry(run=run, status=status, time=time_ms))
 
     def model(self, run: str, name: str, onnx_file: Path) -> None:
         """Add a fused model for the registry."""
-        self._append({"run": run, "model": name, "path": str(onnx_file.absolute())})
+        self._add(ModelEntry(run=run, model=name, path=str(onnx_file.absolute())))
 
     def delete_checkpoint(self, run: str) -> None:
         """Add that a run needs its checkpoint no more."""
-        self._append({"run": run, "forget": "checkpoint"})
+        self._add(ForgetEntry(run=run, forget="checkpoint"))
 
     def steps(self) -> set[int]:
         """Return the steps whose metrics are here, sent or not."""
-        return {int(e["step"]) for e, _ in self._entries(0) if "metrics" in e}
+        return {entry.step for entry, _ in self._entries(0) if isinstance(entry, MetricsEntry)}
 
     def unsent(self) -> list[tuple[Entry, int]]:
         """Return the entries that were not sent yet, each with the offset behind it. A line that a crash tore is passed over."""
-        return [(entry, end) for entry, end in self._entries(self._offset()) if "uri" not in entry]
+        return list(self._entries(self._offset()))
 
     def mark_sent(self, offset: int) -> None:
         """Remember that everything before `offset` was sent."""
@@ -100,8 +113,11 @@ class Outbox:
         except (FileNotFoundError, ValueError):
             return 0
 
-    def _append(self, entry: Entry) -> None:
-        line = json.dumps(entry).encode() + b"\n"
+    def _add(self, entry: Entry) -> None:
+        self._append(json.dumps(entry.model_dump()))
+
+    def _append(self, text: str) -> None:
+        line = text.encode() + b"\n"
         with open(self.path, "a+b") as file:
             if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
                 line = b"\n" + line
@@ -110,6 +126,11 @@ class Outbox:
             os.fsync(file.fileno())
 
     def _entries(self, offset: int) -> Iterator[tuple[Entry, int]]:
+        for values, end in self._lines(offset):
+            with contextlib.suppress(ValidationError):
+                yield ENTRY.validate_python(values), end
+
+    def _lines(self, offset: int) -> Iterator[tuple[dict[str, object], int]]:
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -118,11 +139,11 @@ class Outbox:
             offset += len(line)
             if line.endswith(b"\n"):
                 try:
-                    entry = json.loads(line)
+                    values = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(entry, dict):
-                    yield entry, offset
+                if isinstance(values, dict):
+                    yield values, offset
 
 
 def _last_byte(handle: int, size: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
@@ -70,7 +71,7 @@ class WeightAverages:
             self.by_name[SECOND] = WeightAverage(network, self.rule, spec.epochs)
 
     @property
-    def settings(self) -> dict[str, object] | None:
+    def settings(self) -> dict[str, JsonValue] | None:
         """How a second member is averaged, as a checkpoint records it."""
         return self.rule.model_dump(mode="json") if self.rule else None
 

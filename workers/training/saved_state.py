@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,19 +11,11 @@ from torch import Tensor
 from workers.diagnostics.callback import Epoch
 from workers.errors import CorruptFileError
 from workers.models.network import Network
+from workers.storage.checkpoint_record import CheckpointRecord, Sums
 from workers.storage.checkpoints import Checkpoints, State
 from workers.training.averaging import WeightAverages
 from workers.training.early_stopping import EarlyStopping
 from workers.training.optimization import load_optimizer_state, optimizer_state
-
-
-@dataclass
-class Sums:
-    """Sums over the steps of an unfinished epoch: the loss and the number of right answers of each lane."""
-
-    loss: list[float]
-    correct: list[float]
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,13 +63,15 @@ class SavedState:
             **self.averages.states(),
             **({"best": self.stopping.best} if self.stopping.best else {}),
         }
-        record = {
-            "histories": position.histories,
-            "micro_batch": position.micro_batch,
-            "sums": [asdict(process_sums) for process_sums in position.sums],
-            "average": self.averages.settings,
-        }
-        self.checkpoints.save(len(position.histories[0]), position.step, groups, record)
+        record = CheckpointRecord(
+            epoch=len(position.histories[0]),
+            step=position.step,
+            histories=position.histories,
+            micro_batch=position.micro_batch,
+            sums=list(position.sums),
+            average=self.averages.settings,
+        )
+        self.checkpoints.save(groups, record)
 
     def restore(self, first_end: int) -> Position | None:
         """Go on from the newest checkpoint that leads to all members that are missing.
@@ -102,8 +96,7 @@ class SavedState:
             raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
         self.stopping.best = state.tensors.get("best", {})
         record = state.record
-        sums = tuple(Sums(**process_sums) for process_sums in record["sums"])
-        return Position(record["histories"], record["micro_batch"], record["step"], sums)
+        return Position(record.histories, record.micro_batch, record.step, record.sums)
 
     def _usable(self, first_end: int) -> State | None:
         """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.
@@ -113,10 +106,9 @@ class SavedState:
         state = self.checkpoints.newest() if self.checkpoints else None
         if state is None or self.checkpoints is None:
             return None
-        is_beyond = (state.record["epoch"], state.record["step"]) > (first_end, 0)
-        if not is_beyond and self.averages.settings in (None, state.record.get("average")):
+        record = state.record
+        if record.position <= (first_end, 0) and self.averages.settings in (None, record.average):
             return state
-        epoch = state.record["epoch"]
-        self.checkpoints.note(f"begins anew: its checkpoint of epoch {epoch} is of no use for what is asked for now")
+        self.checkpoints.note(f"begins anew: its checkpoint of epoch {record.epoch} is of no use for what is asked for now")
         self.checkpoints.clear()
         return None

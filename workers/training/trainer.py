@@ -22,6 +22,7 @@ from workers.diagnostics.callback import Epoch, TrainingCallback
 from workers.diagnostics.faults import fault_point
 from workers.errors import DivergedError, TrainingStopped
 from workers.models.network import Network, memory_format
+from workers.storage.checkpoint_record import Sums
 from workers.storage.checkpoints import Checkpoints
 from workers.training.augmentation import augment, make_augmentations, to_float
 from workers.training.averaging import WeightAverages
@@ -33,7 +34,7 @@ from workers.training.early_stopping import EarlyStopping
 from workers.training.evaluation import Validation, resolve_precision
 from workers.training.objective import Objective
 from workers.training.optimization import learning_rate, make_optimizer
-from workers.training.saved_state import Position, SavedState, Sums
+from workers.training.saved_state import Position, SavedState
 
 LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
 
