@@ -23,7 +23,8 @@ from benchmarks.sweep import IMPORTS, planned
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.models.build import build
 from workers.training.optimization import make_optimizer
-from workers.training.trainer import Trainer, TrainingData, TrainingTask
+from workers.training.steps import Stepper
+from workers.training.task import TrainingData, TrainingTask
 
 TURNS = 7
 JOBS, BATCH, SIDE = 500, 64, 32
@@ -70,18 +71,18 @@ def step_over_bare() -> float:
     rows, labels = torch.arange(BATCH), torch.arange(BATCH) % 10
     network = build(member, 10, SIDE).train()
     task = TrainingTask(TrainingData(images, labels, rows, None), member, TrainSpec(), member.members, torch.device("cpu"))
-    trainer = Trainer(network, task, BATCH)
-    bare = build(member, 10, SIDE).to(memory_format=trainer.format).train()
-    optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=trainer.format)
+    stepper = Stepper(network, task, BATCH)
+    bare = build(member, 10, SIDE).to(memory_format=stepper.format).train()
+    optimizer, x = make_optimizer(member, bare), torch.rand(BATCH, 3, SIDE, SIDE).contiguous(memory_format=stepper.format)
 
     def constant() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=trainer.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=stepper.precision == "bfloat16"):
             logits = bare(x)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return ratio(lambda: trainer._step(0, 0, rows), constant, 4 * TURNS)
+    return ratio(lambda: stepper.take(0, 0, rows), constant, 4 * TURNS)
 
 
 # What is measured, and the most that it may be. Seen when it was written, on a busy machine: 1.71, 1.03, 1.09.

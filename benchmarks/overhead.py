@@ -30,8 +30,8 @@ from workers.data.store import Store
 from workers.models.build import build
 from workers.runtime.training_job import training_data
 from workers.training.evaluation import predict_outputs
+from workers.training.task import TrainingTask
 from workers.training.train import train
-from workers.training.trainer import TrainingTask
 
 TEAM = """\
 version: 1

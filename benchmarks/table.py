@@ -46,7 +46,8 @@ from workers.models.build import build
 from workers.runtime.heartbeat import JobProgress
 from workers.runtime.job_runner import run_job
 from workers.training.distillation import Teacher
-from workers.training.trainer import Trainer, TrainingData, TrainingTask
+from workers.training.steps import Stepper
+from workers.training.task import TrainingData, TrainingTask
 
 HERE = Path(__file__).parent
 NAME = os.environ.get("CONCLAVE_TABLE", "table")  # table.yaml, or another team file that stands beside it
@@ -115,12 +116,12 @@ def cost() -> None:
     for member in team.recipes:
         taught = TrainingData(images, rows % 10, rows, None, teacher=teacher if member is team.student else None)
         task = TrainingTask(taught, member, team.train, member.members, torch.device("cpu"))
-        fits[member.name] = Trainer(build(member, 10, 32).train(), task, len(rows))
+        fits[member.name] = Stepper(build(member, 10, 32).train(), task, len(rows))
     times: dict[str, list[float]] = {name: [] for name in fits}
     for step in range(COST_STEPS):
-        for name, trainer in fits.items():
+        for name, stepper in fits.items():
             began = time.perf_counter()
-            trainer._step(0, step, rows)
+            stepper.take(step, 0, rows)
             times[name].append((time.perf_counter() - began) / len(rows))
     result = {name: median(values) for name, values in times.items()}
     write_result(f"{NAME}-cost", "python -m benchmarks.table cost", {"seconds_an_image": result})

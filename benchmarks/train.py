@@ -36,8 +36,8 @@ from workers.training.augmentation import augment
 from workers.training.evaluation import predict_outputs, resolve_precision
 from workers.training.optimization import make_optimizer
 from workers.training.packed import Pack
+from workers.training.task import TrainingData, TrainingTask
 from workers.training.train import train
-from workers.training.trainer import TrainingData, TrainingTask
 
 BATCH, CLASSES, SIDE = 128, 10, 32
 ROUNDS = 3

@@ -37,8 +37,8 @@ from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
 from workers.storage.training_record import TrainingRecord
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
+from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
-from workers.training.trainer import TrainingData, TrainingResult, TrainingTask
 
 TEAM = """\
 version: 1

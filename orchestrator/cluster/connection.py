@@ -79,6 +79,14 @@ class Connection:
         except self.ray.exceptions.RayError:
             return None
 
+    def is_ready(self, reference: Any) -> bool:
+        """Return whether what a reference stands for is there, or failed."""
+        return bool(self.ray.wait([reference], timeout=0)[0])
+
+    def on_node(self, node: str) -> Any:
+        """Return the scheduling strategy that means this machine and no other."""
+        return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+
     def _refused(self) -> list[dict[str, float]] | None:
         from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 

@@ -28,8 +28,9 @@ from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
+from workers.training.task import Publish, TrainingResult, TrainingTask
 from workers.training.train import train
-from workers.training.trainer import Publish, Trainer, TrainingResult, TrainingTask
+from workers.training.trainer import Trainer
 
 
 def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ from workers.errors import ConclaveError, UserInputError
 from workers.runtime import search_trial as trial
 from workers.training.optimizers.adamw import AdamW
 from workers.training.optimizers.sgd import Sgd
-from workers.training.trainer import TrainingData
+from workers.training.task import TrainingData
 
 SEARCH = "search: {trials: 3, keep: 2, lr: [0.01, 0.3], optimizer: [sgd, adamw], augment: {rotate: [1, 30]}}"
 TEXT = "name: t\nmembers:\n  - {name: a}\n  - {name: b, seed: 5, optimizer: {kind: sgd, momentum: 0.8}, %s}\n"

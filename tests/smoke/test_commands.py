@@ -70,7 +70,9 @@ def test_a_sweep_survives_a_killed_trainer_and_a_killed_driver(swept: Path, tmp_
     with (tmp_path / "driver.log").open("w") as log:
         driver = subprocess.Popen(words, cwd=tmp_path, env=faults, stdout=log, stderr=log)
         until = time.monotonic() + 240
-        while not list(tmp_path.glob("home/jobs/*/fit/manifest.json")) and driver.poll() is None and time.monotonic() < until:
+        while driver.poll() is None and time.monotonic() < until:
+            if list(tmp_path.glob("home/jobs/*/fit/manifest.json")) and list((tmp_path / "faults").iterdir()):
+                break
             time.sleep(0.2)
         driver.kill()
         driver.wait()

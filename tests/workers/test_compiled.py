@@ -12,8 +12,8 @@ from workers.diagnostics.callback import TrainingCallback
 from workers.errors import ConclaveError, TrainingStopped
 from workers.models.build import build
 from workers.storage.checkpoints import Checkpoints
-from workers.training import trainer
 from workers.training.compilation import compile_network
+from workers.training.task import TrainingResult
 
 SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
 
@@ -21,7 +21,7 @@ SETTINGS = {"epochs": 2, "batch_size": 16, "precision": "float32"}
 def test_a_compiled_training_is_the_plain_one_up_to_rounding_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     spec = member(optimizer={"kind": "sgd", "lr": 0.01}, augment=("flip", "crop"))
 
-    def run(folder: Path, callback: TrainingCallback) -> trainer.TrainingResult:
+    def run(folder: Path, callback: TrainingCallback) -> TrainingResult:
         settings = TrainSpec.model_validate({**SETTINGS, "compile": True})
         return run_one(lambda: build(spec, 3, 8), data(), spec, settings, Checkpoints(folder, "me"), callback)
 

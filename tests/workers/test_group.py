@@ -25,7 +25,7 @@ from workers.runtime.job_result import JobResult
 from workers.runtime.job_runner import JobContext
 from workers.storage.checkpoints import Checkpoints
 from workers.training.collectives import SINGLE_PROCESS, ProcessGroup, SingleProcess, SummedBatchNorm
-from workers.training.trainer import TrainingData
+from workers.training.task import TrainingData
 
 RECIPE = {
     "width": 8,

@@ -13,9 +13,10 @@ from workers.errors import TrainingStopped
 from workers.models.build import build
 from workers.storage.checkpoints import Checkpoints
 from workers.training import evaluation as evaluate
-from workers.training import trainer
+from workers.training import steps
 from workers.training.augmentation import augment, to_float
 from workers.training.packed import Pack
+from workers.training.task import TrainingResult
 
 SEEDS = (3, 1, 8)
 
@@ -40,7 +41,7 @@ def pack(
     precision: str = "float32",
     published: tuple[str, ...] = (),
     **keys: Any,
-) -> dict[str, trainer.TrainingResult]:
+) -> dict[str, TrainingResult]:
     torch.set_num_threads(1)
     spec = lane(SEEDS[0], **keys)
 
@@ -51,13 +52,13 @@ def pack(
     return run_training(make, data(), spec, settings(epochs, precision), kept, callback, published=published)
 
 
-def packed(seed: int, folder: Path, **keys: Any) -> trainer.TrainingResult:
+def packed(seed: int, folder: Path, **keys: Any) -> TrainingResult:
     return pack(folder, **keys)[name(seed)]
 
 
 def alone(
     seed: int, folder: Path, epochs: int = 3, dtype: torch.dtype = torch.float32, precision: str = "float32", **keys: Any
-) -> trainer.TrainingResult:
+) -> TrainingResult:
     spec = lane(seed, packed=(), **keys)
     return run_one(lambda: build(spec, 3, 8).to(dtype), data(), spec, settings(epochs, precision))
 
@@ -70,7 +71,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def farthest(ours: trainer.TrainingResult, own: trainer.TrainingResult) -> float:
+def farthest(ours: TrainingResult, own: TrainingResult) -> float:
     weights = ours.network.state_dict()
     return max(float((weights[name].double() - value.double()).abs().max()) for name, value in own.network.state_dict().items())
 
@@ -85,7 +86,7 @@ def test_each_member_of_a_pack_is_what_it_would_be_alone(
         images, targets = augment(*given)
         return images.double(), targets
 
-    monkeypatch.setattr(trainer, "augment", augment_in_float64)
+    monkeypatch.setattr(steps, "augment", augment_in_float64)
     monkeypatch.setattr(evaluate, "to_float", lambda images: to_float(images).double())
     for seed in SEEDS:
         ours, own = (one(seed, tmp_path / str(seed), dtype=torch.float64, **keys) for one in (packed, alone))

@@ -24,12 +24,14 @@ from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
 from workers.storage.tensor_folder import Groups, load_tensors, save_tensors
 from workers.training import evaluation as evaluate
-from workers.training import trainer
 from workers.training.augmentation import augment, make_augmentations, to_float
 from workers.training.distillation import Teacher, distillation_loss
 from workers.training.objective import Objective
 from workers.training.optimization import learning_rate
+from workers.training.steps import Stepper
+from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
+from workers.training.trainer import Trainer
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
@@ -37,9 +39,7 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
     assert digest(fitted()) != digest(fitted(member(seed=2, augment=("flip", "crop", "mixup"))))
 
 
-def many(
-    spec: MemberSpec, folder: Path, epochs: int, cut: int = 0, published: tuple[str, ...] = ()
-) -> dict[str, trainer.TrainingResult]:
+def many(spec: MemberSpec, folder: Path, epochs: int, cut: int = 0, published: tuple[str, ...] = ()) -> dict[str, TrainingResult]:
     """Train a recipe of several members; return those that were made."""
     torch.set_num_threads(1)
     settings, callback = TrainSpec(epochs=epochs, batch_size=16), Cut(cut) if cut else TrainingCallback()
@@ -63,11 +63,11 @@ def test_snapshots_cut_off_anywhere_are_the_same_and_none_is_made_twice(cut: int
     whole = {name: digest(result) for name, result in many(SNAPSHOTS, tmp_path / "whole", 5).items()}
     made: dict[str, str] = {}
 
-    def keep(one: TrainedMember, result: trainer.TrainingResult) -> None:
+    def keep(one: TrainedMember, result: TrainingResult) -> None:
         assert one.name not in made
         made[one.name] = digest(result)
 
-    task = trainer.TrainingTask(
+    task = TrainingTask(
         data(),
         SNAPSHOTS,
         TrainSpec(epochs=5, batch_size=16),
@@ -143,9 +143,9 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_s
             ends.append({k: v.clone() for k, v in fit.network.state_dict().items()})
 
     spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5})
-    task = trainer.TrainingTask(data(), spec, TrainSpec(epochs=4, batch_size=16), spec.members, CPU, None, Ends())
-    fit = trainer.Trainer(build(spec, 3, 8), task, 16)
-    state = fit.run().network.state_dict()
+    task = TrainingTask(data(), spec, TrainSpec(epochs=4, batch_size=16), spec.members, CPU, None, Ends())
+    fit = Stepper(build(spec, 3, 8), task, 16)
+    state = Trainer(fit, task).run().network.state_dict()
     by_hand = build(spec, 3, 8)
     by_hand.load_state_dict({k: (ends[2][k] + ends[3][k]) / 2 if "weight" in k or "bias" in k else v for k, v in ends[3].items()})
     for module in by_hand.modules():
@@ -165,7 +165,7 @@ def test_batch_statistics_of_averaged_weights_are_those_of_all_classes() -> None
     torch.set_num_threads(1)
     labels = torch.arange(97) * 3 // 97
     images = (torch.randint(0, 60, (97, 8, 8, 3)) + 90 * labels[:, None, None, None]).to(torch.uint8)
-    given = trainer.TrainingData(images, labels, torch.arange(97), torch.arange(9))
+    given = TrainingData(images, labels, torch.arange(97), torch.arange(9))
     spec = member(augment=(), average={"kind": "swa", "last": 0.5})
     settings = TrainSpec(epochs=2, batch_size=32)
     found = run_training(lambda: build(spec, 3, 8), given, spec, settings)["m.swa"].network
@@ -187,9 +187,7 @@ def student(**keys: object) -> StudentSpec:
     return StudentSpec.model_validate({"name": "student", "seed": 1, "width": 4, "augment": (), **keys})
 
 
-def taught(
-    spec: StudentSpec, rows: trainer.TrainingData, teacher: Teacher, folder: Path | None = None, cut: int = 0
-) -> trainer.TrainingResult:
+def taught(spec: StudentSpec, rows: TrainingData, teacher: Teacher, folder: Path | None = None, cut: int = 0) -> TrainingResult:
     checkpoints, callback = (Checkpoints(folder, "me"), Cut(cut) if cut else TrainingCallback()) if folder else (None, None)
     settings = TrainSpec(epochs=4, batch_size=16)
     rows = replace(rows, teacher=teacher)
@@ -258,9 +256,9 @@ def test_a_fit_cut_off_and_resumed_equals_one_that_was_not(
     settings = TrainSpec.model_validate({"epochs": 4, "batch_size": 16, "schedule": "one_cycle", **keys})
     rows = data()
     if "stop" in keys:
-        rows = trainer.TrainingData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
+        rows = TrainingData(rows.images, rows.labels, rows.fit[8:], rows.watch, rows.fit[:8])
 
-    def run(folder: Path, callback: TrainingCallback, seconds: float = 300) -> trainer.TrainingResult:
+    def run(folder: Path, callback: TrainingCallback, seconds: float = 300) -> TrainingResult:
         checkpoints = Checkpoints(folder, "me")
         return run_one(lambda: build(spec, 3, 8), rows, spec, settings, checkpoints, callback, seconds)
 
@@ -350,7 +348,7 @@ def test_nan_stops_the_member_at_once() -> None:
 
 def test_early_stopping_uses_rows_of_its_own() -> None:
     rows = data()
-    rows = trainer.TrainingData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
+    rows = TrainingData(rows.images, rows.labels, rows.fit[16:], rows.watch, rows.fit[:16])
     spec = member(optimizer={"kind": "sgd", "lr": 1e-12})
     settings = TrainSpec.model_validate({"epochs": 30, "batch_size": 16, "stop": {"patience": 2}, "precision": "float32"})
     result = run_one(lambda: build(spec, 3, 8), rows, spec, settings)

@@ -19,8 +19,8 @@ from workers.models.build import build, import_from
 from workers.runtime.training_job import default_device, training_data, use_deterministic_kernels
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.training_folder import TrainingFolder
+from workers.training.task import TrainingTask
 from workers.training.train import train
-from workers.training.trainer import TrainingTask
 
 LOSS, ACCURACY = "stop/loss", "stop/accuracy"
 

@@ -29,8 +29,8 @@ from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.distillation import Teacher
 from workers.training.evaluation import predict_outputs
 from workers.training.packed import Pack
+from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
-from workers.training.trainer import TrainingData, TrainingResult, TrainingTask
 
 Weights = dict[str, torch.Tensor]
 STOP_FRACTION = 0.1  # of the *fit* rows, set apart for early stopping

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.config.job import derive_seed
 from workers.models.network import Network
-from workers.training.trainer import Trainer
+from workers.training.steps import Stepper
+from workers.training.task import TrainingTask
 
 MULTIPLIERS = (nn.Conv2d, nn.Linear)
 
@@ -94,28 +95,24 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-class PackTrainer(Trainer):
-    """Trains a whole pack, and makes a member of each lane."""
+class PackStepper(Stepper):
+    """Takes the steps of a whole pack. Each of its networks is a lane."""
 
-    def _set_up(self) -> None:
-        self.seeds = self.recipe.packed
+    def __init__(self, pack: Pack, task: TrainingTask, micro_batch: int) -> None:
+        self.seeds = task.recipe.packed
         self.lanes = len(self.seeds)
-        super()._set_up()
+        super().__init__(pack, task, micro_batch)
 
-    @property
-    def pack(self) -> Pack:
-        """The networks that are trained."""
-        return cast(Pack, self.network)
+    def evaluated_networks(self) -> list[Network]:
+        """Return the network of each lane."""
+        return [cast(Pack, self.network).network(lane) for lane in range(self.lanes)]
 
-    def _memory_format(self) -> torch.memory_format:
-        return torch.contiguous_format  # stacked kernels have five axes, and channels_last is for four
-
-    def _evaluated_networks(self) -> list[Network]:
-        return [self.pack.network(lane) for lane in range(self.lanes)]
-
-    def _order(self, epoch: int) -> Tensor:
+    def order(self, epoch: int) -> Tensor:
         """Return the rows of an epoch's steps for each lane: (L, n)."""
         return torch.stack([self._shuffled(epoch, seed) for seed in self.seeds])
+
+    def _memory_format(self, network: Network) -> torch.memory_format:
+        return torch.contiguous_format  # stacked kernels have five axes, and channels_last is for four
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step of every lane on its `rows` (L, n). Return mean losses and numbers of right answers, (L,)."""

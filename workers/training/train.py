@@ -1,4 +1,4 @@
-"""Train a network with the trainer that its member needs, with smaller micro-batches where the device has too little memory."""
+"""Train a network, or a pack of several, with smaller micro-batches where the device has too little memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from workers.config.specs import TrainedMember
 from workers.errors import DeviceMemoryError
 from workers.models.network import Network
-from workers.training.packed import PackTrainer
-from workers.training.trainer import Publish, Trainer, TrainingResult, TrainingTask
+from workers.training.packed import Pack, PackStepper
+from workers.training.steps import Stepper
+from workers.training.task import Publish, TrainingResult, TrainingTask
+from workers.training.trainer import Trainer
 
 
 def train(build_network: Callable[[], Network], task: TrainingTask, publish: Publish = lambda *_: None) -> TrainingResult:
@@ -36,7 +38,6 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
         TrainingStopped: If the callback asked the training to stop.
     """
     micro_batch = task.spec.batch_size
-    trainer_class = PackTrainer if task.recipe.packed else Trainer
     missing = list(task.members)
 
     def publish_once(member: TrainedMember, result: TrainingResult) -> None:
@@ -45,7 +46,8 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
 
     while True:
         try:
-            return trainer_class(build_network(), replace(task, members=tuple(missing)), micro_batch, publish_once).run()
+            left = replace(task, members=tuple(missing))
+            return Trainer(_stepper(build_network(), left, micro_batch), left, publish_once).run()
         except torch.OutOfMemoryError:
             if task.group.size > 1:  # the others are in the middle of the step
                 raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size") from None
@@ -55,3 +57,7 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
             if task.device.type == "cuda":
                 torch.cuda.empty_cache()
             task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")
+
+
+def _stepper(network: Network, task: TrainingTask, micro_batch: int) -> Stepper:
+    return PackStepper(network, task, micro_batch) if isinstance(network, Pack) else Stepper(network, task, micro_batch)

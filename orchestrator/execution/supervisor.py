@@ -1,0 +1,146 @@
+"""Watch over the trainers that have a job: ask for heartbeats, and judge how each job ended."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from orchestrator.config.settings import HeartbeatSpec
+from orchestrator.execution.executor import Event
+from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
+from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
+from orchestrator.execution.trainer_pool import TrainerPool, untyped
+from workers.errors import EnvironmentMismatchError, FailureKind
+
+ENDING_SECONDS = 20  # that a hung trainer's machine may take to end it
+
+
+@dataclass
+class Supervisor:
+    """Tells what happens to the jobs of a pool's trainers.
+
+    Attributes:
+        pool: The trainers.
+        heartbeat: When a trainer counts as hung.
+    """
+
+    pool: TrainerPool
+    heartbeat: HeartbeatSpec = field(default_factory=HeartbeatSpec)
+
+    def __post_init__(self) -> None:
+        self.connection, self.machines = self.pool.connection, self.pool.machines
+        self.ray = self.connection.ray
+
+    def look_after(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event | Outcome]:
+        """Return what happened to a trainer's job since the last call; its outcome comes last, where there is one."""
+        events = self._progress(trainer, assignment)
+        outcome = self._outcome(trainer, assignment)
+        return [*events, *self._last_events(assignment, outcome), outcome] if outcome else [*events]
+
+    def _progress(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event]:
+        """Return events from the trainer's last heartbeat, and ask for the next one without waiting for it."""
+        if trainer.state is TrainerState.DEAD:
+            return []
+        events = assignment.waiting_note(trainer.shape.size)
+        if assignment.pending_heartbeat is not None and self.connection.is_ready(assignment.pending_heartbeat):
+            try:
+                heartbeat = self.ray.get(assignment.pending_heartbeat)
+            except self.ray.exceptions.RayError:
+                return events  # the job's own result tells what happened
+            assignment.pending_heartbeat = None
+            if heartbeat.is_waiting:
+                return events
+            events += trainer.take_heartbeat(heartbeat)
+        if assignment.pending_heartbeat is None:
+            assignment.pending_heartbeat = trainer.actor.heartbeat.remote()
+        return events
+
+    def _last_events(self, assignment: Assignment, outcome: Outcome) -> list[Event]:
+        """Return what a job published since its last heartbeat, where it succeeded."""
+        if outcome.kind != "done":
+            return []
+        shown = assignment.heartbeat.published if assignment.heartbeat else []
+        names = [member.name for member in assignment.job.members if member.name not in shown]
+        return [Event(assignment.job, "published", text=name) for name in names]
+
+    def _outcome(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
+        """Return the outcome of the trainer's job, where there is one by now."""
+        if trainer.state is TrainerState.DEAD:
+            return self._outcome_of_death(trainer, assignment)
+        if self.connection.is_ready(assignment.result):
+            return self._outcome_of_result(trainer, assignment)
+        if reason := assignment.why_hung(self.heartbeat):
+            self._end_hung(trainer, assignment)
+            return outcome_of_death(assignment.job, Death.HUNG, reason)
+        if self._has_waited_too_long(assignment):
+            self.pool.drop(trainer)
+            return Outcome(assignment.job, "unschedulable", self.machines.why_impossible(assignment.job))
+        return None
+
+    def _outcome_of_result(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
+        """Return the outcome of a job that returned something; none yet where its trainer died, and its machine is asked."""
+        errors = self.ray.exceptions
+        try:
+            result = self.ray.get(assignment.result)
+        except errors.OutOfMemoryError as error:
+            return self._bury(trainer, assignment, Death.MEMORY, str(error))
+        except errors.RayError as error:
+            return self._ask_machine(trainer, assignment, error)
+        if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
+            raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same there, or set `environment: warn`.")
+        is_leaving = trainer.state is TrainerState.LEAVING
+        outcome = outcome_of_result(assignment.job, result, is_leaving)
+        if is_leaving and result.failure and result.failure.kind is FailureKind.STOPPED:
+            self.pool.drop(trainer)
+        else:
+            trainer.release()
+        return outcome
+
+    def _ask_machine(self, trainer: TrainerHandle, assignment: Assignment, error: Exception) -> Outcome | None:
+        """Ask a dead trainer's machine whether it lives, where Ray's error leaves that open."""
+        from workers.runtime.actor import is_there
+
+        text = " ".join(str(error).split())
+        if getattr(error, "preempted", False) or "node has died" in text:
+            return self._bury(trainer, assignment, Death.MACHINE, text)
+        if assignment.heartbeat is None:  # nobody knows where it ran
+            return self._bury(trainer, assignment, Death.ITSELF, text)
+        on_node = self.connection.on_node(assignment.heartbeat.node)
+        trainer.mark_dead(text, untyped(is_there).options(scheduling_strategy=on_node).remote())
+        return None
+
+    def _outcome_of_death(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
+        """Judge a death: on a living machine it is an error. A lost machine shows only by not answering, some seconds later."""
+        if trainer.node not in self.machines.look().alive:
+            return self._bury(trainer, assignment, Death.MACHINE, trainer.death_text)
+        if not self.connection.is_ready(trainer.death_answer):
+            return None
+        try:
+            self.ray.get(trainer.death_answer)
+        except self.ray.exceptions.RayError:
+            return self._bury(trainer, assignment, Death.MACHINE, trainer.death_text)
+        return self._bury(trainer, assignment, Death.ITSELF, trainer.death_text)
+
+    def _bury(self, trainer: TrainerHandle, assignment: Assignment, death: Death, text: str) -> Outcome:
+        self.pool.trainers.remove(trainer)
+        return outcome_of_death(assignment.job, death, text)
+
+    def _end_hung(self, trainer: TrainerHandle, assignment: Assignment) -> None:
+        """End a hung trainer by its process id, on its own machine."""
+        from workers.runtime.actor import end_process
+
+        assert assignment.heartbeat
+        on_node = self.connection.on_node(assignment.heartbeat.node)
+        ended = untyped(end_process).options(scheduling_strategy=on_node).remote(assignment.heartbeat.pid)
+        self.ray.wait([ended], timeout=ENDING_SECONDS)
+        self.pool.drop(trainer)
+
+    def _has_waited_too_long(self, assignment: Assignment) -> bool:
+        """Return whether the machine that the job waits for never came."""
+        job = assignment.job
+        if assignment.heartbeat is not None or self.machines.fit(job):
+            return False
+        may_wait = job.recipe.resources.wait_minutes is None
+        if self.machines.is_scaled and may_wait and any(other.heartbeat for _, other in self.pool.busy()):
+            return False  # their machines may go, where the cluster is at its limit, and make room for one that fits
+        return time.monotonic() > self.machines.until(job, assignment.submitted_at)

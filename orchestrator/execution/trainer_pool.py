@@ -1,0 +1,100 @@
+"""The trainer actors of a sweep: who is there, who has a job, and who leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.machines import Machines, Shape
+from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
+from workers.runtime.environment import environment
+from workers.runtime.localize import DriverDisk
+
+
+@dataclass
+class TrainerPool:
+    """Makes trainers, keeps idle ones for the next job of their shape, and ends them.
+
+    Attributes:
+        connection: The connection to Ray.
+        machines: The machines that Ray has.
+        strict: Whether a machine with other versions than this one's ends the sweep.
+        disk: The disk of the home, where machines may have other disks.
+        trainers: All trainers.
+    """
+
+    connection: Connection
+    machines: Machines
+    strict: bool = False
+    disk: DriverDisk | None = None
+    trainers: list[TrainerHandle] = field(default_factory=list)
+
+    def busy(self) -> list[tuple[TrainerHandle, Assignment]]:
+        """Return the trainers that have a job, each with it."""
+        return [(trainer, trainer.assignment) for trainer in self.trainers if trainer.assignment]
+
+    def idle(self, shape: Shape) -> TrainerHandle | None:
+        """Return a trainer of this shape that may be given a job: none on a machine that was told to go."""
+        leaving = self.machines.look().leaving
+        fitting = (t for t in self.trainers if t.is_idle and t.shape == shape and t.node not in leaving)
+        return next(fitting, None)
+
+    def acquire(self, shape: Shape) -> TrainerHandle:
+        """Return an idle trainer of this shape, or a new one in the place of idle ones of other shapes."""
+        from workers.runtime.actor import JobLocalizer, TrainerActor
+
+        if trainer := self.idle(shape):
+            return trainer
+        self.drop_idle()
+        localizer = JobLocalizer(environment(), self.strict, self.disk)
+        actor = untyped(TrainerActor).options(**shape.options()).remote(localizer)
+        self.trainers.append(TrainerHandle(actor, shape))
+        return self.trainers[-1]
+
+    def drop(self, trainer: TrainerHandle) -> None:
+        """End a trainer."""
+        self.trainers.remove(trainer)
+        self.connection.ray.kill(trainer.actor)
+
+    def drop_idle(self) -> None:
+        """End the trainers that have no job."""
+        for trainer in [t for t in self.trainers if t.is_idle]:
+            self.drop(trainer)
+
+    def leave_draining_machines(self) -> None:
+        """Make trainers on machines that were told to go write a checkpoint and end; their jobs go on elsewhere."""
+        for trainer in [t for t in self.trainers if t.node in self.machines.look().leaving]:
+            if trainer.is_idle:
+                self.drop(trainer)
+            elif trainer.state is not TrainerState.DEAD:
+                trainer.leave()
+
+    def hand_over(self) -> None:
+        """Give an idle trainer the job of one that waits for a machine, which else might wait for the idle one's cores."""
+        for trainer, assignment in self.busy():
+            is_waiting = trainer.state is TrainerState.SUBMITTED and not self.connection.is_ready(assignment.result)
+            idle = self.idle(trainer.shape)
+            if is_waiting and idle:
+                self.drop(trainer)
+                idle.assign(assignment.job, assignment.tracking)
+
+    def stop(self, seconds: float) -> None:
+        """Ask every trainer with a job to write a checkpoint and leave, and wait for that."""
+        busy = self.busy()
+        for trainer, _ in busy:
+            trainer.actor.stop.remote()
+        if busy:
+            results = [assignment.result for _, assignment in busy]
+            self.connection.ray.wait(results, num_returns=len(busy), timeout=seconds)
+
+    def close(self) -> None:
+        """End all trainers."""
+        for trainer in self.trainers:
+            self.connection.ray.kill(trainer.actor)
+        self.trainers.clear()
+
+
+def untyped(actor: Any) -> Any:
+    """Return an actor class without its type: Ray's decorator changes it in ways that no type checker follows."""
+    return actor

@@ -1,0 +1,139 @@
+"""The optimizer steps of one network: batches in, one update at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from workers.config.extensions import Labels
+from workers.config.job import derive_seed
+from workers.models.network import Network, memory_format
+from workers.training.augmentation import augment, make_augmentations, to_float
+from workers.training.averaging import WeightAverages
+from workers.training.compilation import compile_network
+from workers.training.evaluation import resolve_precision
+from workers.training.objective import Objective
+from workers.training.optimization import learning_rate, make_optimizer
+from workers.training.task import TrainingTask
+
+
+class Stepper:
+    """Takes the optimizer steps of one network. Those of several networks at once are in workers/training/packed.py.
+
+    Everything random derives from (seed, epoch, step), so a step is the same whichever came before it in this process.
+
+    Args:
+        network: The network with its initial weights.
+        task: What to train on, and how.
+        micro_batch: Largest number of images per forward pass.
+
+    Attributes:
+        network: The network, on its device.
+        optimizer: Its optimizer.
+        averages: The averages of its weights.
+        precision: "float32" or "bfloat16".
+        micro_batch: Largest number of images per forward pass.
+        batch: Number of images of a step.
+        count: Number of steps of an epoch; the ragged rest of its order is left out.
+    """
+
+    lanes = 1  # how many networks are trained at once
+
+    def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
+        self.data, self.recipe, self.spec, self.group = task.data, task.recipe, task.spec, task.group
+        self.seed, self.device, self.micro_batch = task.recipe.seed, task.device, micro_batch
+        self.objective, self.augmentations = Objective(task.recipe), make_augmentations(task.recipe.augment)
+        self.batch = min(task.spec.batch_size * task.spec.accumulate, len(task.data.fit))
+        self.count = len(task.data.fit) // self.batch
+        self.precision = resolve_precision(task.spec.precision, task.device)
+        self.format = self._memory_format(network)
+        moved = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
+        self.network: Network = self.group.synchronize_batchnorm(moved)
+        self.model = self.group.wrap(self.network)
+        if task.spec.compile:
+            has_several_passes = task.spec.accumulate > 1 or micro_batch < task.spec.batch_size
+            self.model = compile_network(self.model, task.spec.compile, self.device, has_several_passes)
+        if task.data.teacher:
+            task.data.teacher.to(self.device, self.format)
+        self.optimizer = make_optimizer(task.recipe, self.network)
+        self.averages = WeightAverages(self.network, task.recipe, task.spec, any(m.averaged for m in task.members))
+
+    def evaluated_networks(self) -> list[Network]:
+        """Return the network of each lane that is evaluated after an epoch."""
+        return [self.averages.evaluated(self.network)]
+
+    def averaged_network(self) -> Network:
+        """Return the network with averaged weights that a second member has."""
+        torch.manual_seed(derive_seed(self.seed, "settle"))
+        return self.averages.second_member(self._fit_images(), self.device)
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch's steps, one after another: (n,)."""
+        return self._shuffled(epoch, self.seed)
+
+    def rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step."""
+        return learning_rate(self.spec, self.recipe, epoch * self.count + step, self.count)
+
+    def take(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step.
+
+        Args:
+            epoch: Index of the epoch.
+            step: Index of the step within the epoch.
+            rows: What `order` returned for the whole epoch.
+
+        Returns:
+            The mean loss of the step's rows and the number of right answers; of each lane where there are several.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(epoch, step)
+        return self._step(epoch, step, rows[..., step * self.batch : (step + 1) * self.batch])
+
+    def _memory_format(self, network: Network) -> torch.memory_format:
+        return memory_format(network, self.device, self.precision)
+
+    def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
+        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
+        x, targets = self._augmented(epoch, step, rows, self.seed)
+        x = x.contiguous(memory_format=self.format)
+        loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        parts = self.group.micro_batches(len(rows), self.micro_batch)
+        for part in parts:
+            with self.group.no_sync(self.model) if part != parts[-1] else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                    logits = self.model(x[part])
+                    taught = self.data.teacher(x[part]) if self.data.teacher else None
+                logits = logits.float()
+                part_loss = self.objective(logits, targets, part, taught) * (len(logits) / len(rows))
+                (part_loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
+            loss += part_loss.detach()
+            correct += (logits.argmax(1) == targets[0][part]).sum()
+        if self.spec.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averages.on_step_end(self.network)
+        return loss, correct
+
+    def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
+        images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
+        return augment(images, labels, self.augmentations, self._generator(seed, epoch, step, self.device))
+
+    def _shuffled(self, epoch: int, seed: int) -> Tensor:
+        order = self._generator(seed, epoch, "order", "cpu")
+        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
+
+    def _fit_images(self) -> Iterator[Tensor]:
+        """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""
+        rows = self.data.fit[torch.randperm(len(self.data.fit))]
+        for part in torch.tensor_split(rows, math.ceil(len(rows) / self.spec.batch_size)):
+            yield to_float(self.data.images[part].to(self.device)).contiguous(memory_format=self.format)
+
+    def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
+        return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))

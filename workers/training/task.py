@@ -1,0 +1,90 @@
+"""What is given to a training, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.config.specs import MemberSpec, TrainedMember, TrainSpec
+from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.models.network import Network
+from workers.storage.checkpoints import Checkpoints
+from workers.training.collectives import SINGLE_PROCESS, SingleProcess
+from workers.training.distillation import Teacher
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows that a training reads.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, the images of the whole data set.
+        labels: (N,) int64, their labels.
+        fit: (n,) row numbers to train on.
+        watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
+        stop: Row numbers by which the training stops early, or by which a search's trial is scored; or None.
+        teacher: The teacher of a student, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    fit: Tensor
+    watch: Tensor | None
+    stop: Tensor | None = None
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """The rows, the recipe and the surroundings of one training.
+
+    Attributes:
+        data: The rows.
+        recipe: The recipe, with the seeds of this training.
+        spec: What all trainings of the team share.
+        members: The members that are still to be made, in the order in which the training makes them.
+        device: Device to train on.
+        checkpoints: Where checkpoints are kept; None for none.
+        callback: Follows the training.
+        checkpoint_seconds: Longest time without a checkpoint.
+        group: The processes that train together.
+    """
+
+    data: TrainingData
+    recipe: MemberSpec
+    spec: TrainSpec
+    members: tuple[TrainedMember, ...]
+    device: torch.device
+    checkpoints: Checkpoints | None = None
+    callback: TrainingCallback = field(default_factory=TrainingCallback)
+    checkpoint_seconds: float = 300.0
+    group: SingleProcess = SINGLE_PROCESS
+
+
+@dataclass
+class TrainingResult:
+    """A member that a training made: its network with the final weights, and how it came about.
+
+    Attributes:
+        network: The trained network.
+        history: Metrics of each epoch from the start of the training.
+        micro_batch: Images per forward pass.
+        precision: "float32" or "bfloat16".
+        resumed_from: Number of epochs that a checkpoint brought.
+    """
+
+    network: Network
+    history: list[Epoch]
+    micro_batch: int
+    precision: str
+    resumed_from: int
+
+    def seconds(self, first: int = 0) -> float:
+        """Return the seconds of training from epoch `first` on, evaluation left out, time before an interruption included."""
+        return sum(epoch["seconds"] for epoch in self.history[first:])
+
+
+Publish = Callable[[TrainedMember, TrainingResult], None]
