@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -86,6 +86,7 @@ class FakeStore(Store):
 
     digest = "0" * 64
     tested = np.zeros(10, dtype=bool)
+    more: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 def team_of(text: str) -> Team:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from orchestrator.config.team_file import MemberEntry, TeamFile
 from orchestrator.config.yaml_document import KeyPath
 from workers.config.job import derive_seed
 from workers.config.recipe import OPTIMIZER
-from workers.config.specs import MemberSpec, StudentSpec
+from workers.config.specs import DataSpec, MemberSpec, StudentSpec
 from workers.config.strict import Strict
 
 NOT_OF_A_RECIPE = ("name", "count", "packed", "snapshots", "cycles", "average", "search")  # keys that a student has none of
@@ -45,11 +46,10 @@ class Resolution:
         members = sum(len(recipe.members) for recipe in trainings)
         fusion = file.fusion or DEFAULT
         prices = {name: p.trainer_hour_price if isinstance(p, OwnServer) else p for name, p in file.prices.items()}
-        root = self.data.resolve() if self.data else file.data.root and (self.folder / file.data.root).resolve()
         return Team(
             name=file.name,
             seed=file.seed,
-            data=file.data.model_copy(update={"root": root}),
+            data=self._data(),
             train=file.train,
             trainings=trainings,
             fusion=fusion,
@@ -63,6 +63,17 @@ class Resolution:
             heartbeat=file.heartbeat,
             environment=file.environment or "auto",
         )
+
+    def _data(self) -> DataSpec:
+        """Return the data set with absolute paths, and with what the file's version says of its val part."""
+        data = self.file.data
+        root = self.data.resolve() if self.data else self._path(data.root)
+        validation = data.validation or ("fuse" if self.file.version > 1 else None)
+        return data.model_copy(update={"root": root, "manifest": self._path(data.manifest), "validation": validation})
+
+    def _path(self, path: Path | None) -> Path | None:
+        """Return a path of the file in full: `~` and environment variables count, and the rest from the file's folder."""
+        return path and (self.folder / Path(os.path.expandvars(path)).expanduser()).resolve()
 
     def places(self) -> list[KeyPath]:
         """Return the places of the members' entries in the file."""

@@ -55,6 +55,16 @@ def _data_root(team: Team) -> Iterator[str]:
         yield f"data.root is needed with `dataset: {team.data.dataset}`: the folder or archive of images"
 
 
+def _manifest(team: Team) -> Iterator[str]:
+    data = team.data
+    if data.dataset == "manifest" and data.manifest is None:
+        yield "data.manifest is needed with `dataset: manifest`: a CSV or Parquet file with the columns path and label"
+    if data.dataset != "manifest":
+        for key in ("manifest", "columns"):
+            if getattr(data, key):
+                yield f"data.{key} goes together with `dataset: manifest` alone"
+
+
 RULES: tuple[Rule, ...] = (
     _one_fold,
     _bag_without_folds,
@@ -63,6 +73,7 @@ RULES: tuple[Rule, ...] = (
     _price_to_count_by,
     _unknown_price,
     _data_root,
+    _manifest,
 )
 
 

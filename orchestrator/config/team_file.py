@@ -115,7 +115,7 @@ RetriesEntry = Annotated[Retries, BeforeValidator(_errors), Shorthand({"type": "
 class TeamFile(Strict):
     """A team: who trains what, and how the members are combined."""
 
-    version: Literal[1] = Field(1, description="Version of the format.")
+    version: Literal[1, 2] = Field(1, description="Version of the format. Version 2 fits fusions on the data's val part.")
     name: Name = Field(description="The team's name, which is its sweep's name too.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' own seeds follow from it.")
     data: DataSpec = Field(DataSpec(), description="The data set and its splits.")

@@ -104,10 +104,10 @@ class Plan:
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
-        team = self.team.model_dump(mode="json", include={"seed", "data", "train", "fusion", "quorum"})
+        team = self.team.model_dump(mode="json", include={"seed", "train", "fusion", "quorum"})
         student = [self.team.student] if self.team.student else []
         members = {recipe.name: recipe.fingerprint_fields() for recipe in (*self.team.members, *student)}
-        values = {**team, "members": members, "data content": self.store.digest[:12]}
+        values = {**team, "data": self.team.data.described(), "members": members, "data content": self.store.digest[:12]}
         return {k: str(v) for k, v in flatten(values).items()}
 
 

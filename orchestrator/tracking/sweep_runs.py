@@ -85,7 +85,7 @@ class SweepRuns:
         members = MemberRuns(tracking, outbox, plan, experiment, parent, ids)
         runs = cls(place, plan, members, is_new=not known)
         if not known:
-            settings = {"data": team.data.model_dump(mode="json"), "train": team.train.model_dump(mode="json")}
+            settings = {"data": team.data.described(), "train": team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
         Outbox.remove_leftovers(place.home.path, ids.values())
         outbox.artifact(parent, place.folder.team)

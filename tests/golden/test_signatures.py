@@ -49,7 +49,7 @@ TEAMS = {
 def _store(folder: Path, with_test_rows: bool) -> Store:
     folder.mkdir()
     np.save(folder / "tested.npy", np.array([False, with_test_rows]))
-    (folder / "store.json").write_text(json.dumps({"digest": "d" * 64, "size": 8, "classes": ["x", "y"]}))
+    (folder / "store.json").write_text(json.dumps({"digest": "d" * 64, "size": 8, "classes": ["x", "y"], "rows": 2}))
     return Store(folder)
 
 

@@ -54,7 +54,9 @@ def test_another_seed_splits_otherwise_and_the_same_seed_the_same(store: Store) 
 
 
 def test_more_folds_than_rows_of_a_class_are_rejected(store: Store) -> None:
-    with pytest.raises(UserInputError, match="200 folds, but the smallest class has"):
+    with pytest.raises(
+        UserInputError, match=r"200 folds, but the largest class has 131 rows to fit\. Set data.folds to 131 or fewer"
+    ):
         get_split(store, SPEC.model_copy(update={"folds": 200}), 0)
     assert not (store.folder / "splits").exists()
 

@@ -26,6 +26,9 @@ from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.strict import Name, Shorthand, Strict
 
+Column = Literal["path", "label", "split", "group", "fold"]
+NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # and defaults
+
 
 class DataSpec(Strict):
     """The data set, its splits and its image size."""
@@ -37,6 +40,15 @@ class DataSpec(Strict):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int = Field(5, ge=0)
     max_bad: int = Field(0, ge=0)  # images that may fail to decode; they are left out and listed
+    validation: Literal["fuse", "leave_out"] | None = None  # of train, val and test; left out, the file's version decides
+    duplicates: Literal["warn", "drop", "error"] = "warn"  # equal images in two parts, or under two labels
+    manifest: Path | None = Field(None, strict=False)
+    columns: dict[Column, str] = Field(default_factory=dict)  # names of a manifest's columns, by what they mean
+
+    def described(self) -> dict[str, object]:
+        """Return the settings as JSON. A newer key is there only where it is used, so that it is no change of an older sweep."""
+        values = self.model_dump(mode="json")
+        return {key: value for key, value in values.items() if key not in NEWER_DATA_KEYS or value != NEWER_DATA_KEYS[key]}
 
     @property
     def size(self) -> int:

@@ -1,15 +1,18 @@
 """Walk a folder or an archive of files without ever extracting it: names and contents, safely.
 
-An archive may hold no links, no absolute names and no `..`; the number and the size of its files are bounded. A symlink loop in a
-folder is an error.
+An archive may hold no links and no `..`, and the number and the size of its files are bounded. An absolute name loses its leading
+slash, as with `tar` itself. A symlink loop in a folder is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from workers.errors import UserInputError
@@ -21,6 +24,69 @@ MAX_BYTES = 1 << 42  # of a whole archive
 
 # (name with forward slashes, content): a path where the file lies on disk, else its bytes
 Entry = tuple[str, bytes | Path]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A file in an open archive: where its bytes are, and how many.
+
+    Attributes:
+        archive: Path of the archive, for messages.
+        handle: An open file that has the bytes.
+        offset: Where they begin.
+        size: Their number.
+    """
+
+    archive: Path
+    handle: int
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        content = os.pread(self.handle, self.size, self.offset)
+        while len(content) < self.size:  # one call reads 2 GB at most
+            more = os.pread(self.handle, self.size - len(content), self.offset + len(content))
+            if not more:
+                raise OSError("the archive was cut off while it was read")
+            content += more
+        return content
+
+
+@dataclass(frozen=True)
+class ZippedFile:
+    """A file in an open ZIP archive.
+
+    Attributes:
+        archive: Path of the archive, for messages.
+        reader: The open archive.
+        info: The file's entry in it.
+    """
+
+    archive: Path
+    reader: zipfile.ZipFile
+    info: zipfile.ZipInfo
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        return self.reader.read(self.info)
+
+
+Content = Path | Extent | ZippedFile  # what is read only when it is needed
+
+
+def read(content: bytes | Content) -> bytes | Path:
+    """Return the bytes of a file in an archive; the path of one on disk, and bytes, stay as they are.
+
+    Raises:
+        UserInputError: If the archive is damaged.
+    """
+    if isinstance(content, bytes | Path):
+        return content
+    try:
+        return content.read()
+    except Exception as error:  # a damaged stream raises what its compression raises
+        raise _damaged(content.archive, error) from None
 
 
 def is_archive(path: Path) -> bool:
@@ -48,10 +114,64 @@ def walk(root: Path) -> Iterator[Entry]:
     except UserInputError:
         raise
     except Exception as error:  # a damaged stream raises what its compression raises
-        raise UserInputError(f"{root}: not a readable archive ({error}). Make it again, or fetch it again.") from None
+        raise _damaged(root, error) from None
 
 
-def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry]:
+@contextlib.contextmanager
+def listed(root: Path, scratch: Path | None = None) -> Iterator[list[tuple[str, Content]]]:
+    """List every regular file below a folder or in an archive, before any is read. It is as safe as `walk`.
+
+    Of a compressed tar, which cannot be listed without reading all of it, the contents go to a temporary file on the way.
+
+    Args:
+        root: The folder or the archive.
+        scratch: Where the temporary file goes; the system's place for such where left out.
+
+    Yields:
+        The names with forward slashes, and the contents, to be read while the context lasts.
+
+    Raises:
+        UserInputError: If the archive or folder is damaged, or not safe to read.
+    """
+    if root.is_dir():
+        yield list(_folder(root, root, ()))
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            files = _list_zip(root, stack) if root.name.lower().endswith(".zip") else _list_tar(root, stack, scratch)
+        except UserInputError:
+            raise
+        except Exception as error:  # a damaged stream raises what its compression raises
+            raise _damaged(root, error) from None
+        yield files
+
+
+def _damaged(root: Path, error: Exception) -> UserInputError:
+    return UserInputError(f"{root}: not a readable archive ({error}). Make it again, or fetch it again.")
+
+
+def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Content]]:
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    return [(name, ZippedFile(path, archive, info)) for name, info in _zip_entries(archive, path)]
+
+
+def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
+    if path.name.lower().endswith(".tar"):
+        file = stack.enter_context(path.open("rb"))
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            entries = list(_tar_entries(archive, path))
+        return [(name, Extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
+    files: list[tuple[str, Content]] = []
+    spool, offset = stack.enter_context(tempfile.TemporaryFile(dir=scratch)), 0  # noqa: SIM115  # the stack closes it
+    for name, content in _tar(path):
+        spool.write(content)
+        files.append((name, Extent(path, spool.fileno(), offset, len(content))))
+        offset += len(content)
+    spool.flush()
+    return files
+
+
+def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     try:
         real = folder.resolve(strict=True)
         if real in above:
@@ -69,37 +189,46 @@ def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[Entry
             raise UserInputError(f"{path}: a broken or circular symlink. Remove it.")
 
 
-def _tar(path: Path) -> Iterator[Entry]:
+def _tar(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, mode="r|*") as archive:
-        total = 0
-        for count, info in enumerate(archive):
-            name = _safe(info.name, path, count)
-            if info.issym() or info.islnk():
-                raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
-            if info.isfile():
-                total = _bounded(info.size, total, name, path)
-                content = archive.extractfile(info)
-                assert content is not None
-                yield name, content.read()
+        for name, info in _tar_entries(archive, path):
+            content = archive.extractfile(info)
+            assert content is not None
+            yield name, content.read()
 
 
-def _zip(path: Path) -> Iterator[Entry]:
+def _zip(path: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
-        total = 0
-        for count, info in enumerate(archive.infolist()):
-            name = _safe(info.filename, path, count)
-            if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
-            if not info.is_dir():
-                total = _bounded(info.file_size, total, name, path)
-                yield name, archive.read(info)
+        yield from ((name, archive.read(info)) for name, info in _zip_entries(archive, path))
+
+
+def _tar_entries(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    total = 0
+    for count, info in enumerate(archive):
+        name = _safe(info.name, path, count)
+        if info.issym() or info.islnk():
+            raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
+        if info.isfile():
+            total = _bounded(info.size, total, name, path)
+            yield name, info
+
+
+def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, zipfile.ZipInfo]]:
+    total = 0
+    for count, info in enumerate(archive.infolist()):
+        name = _safe(info.filename, path, count)
+        if (info.external_attr >> 16) & 0o170000 == 0o120000:
+            raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
+        if not info.is_dir():
+            total = _bounded(info.file_size, total, name, path)
+            yield name, info
 
 
 def _safe(name: str, archive: Path, count: int) -> str:
     if count >= MAX_FILES:
         raise UserInputError(f"{archive}: more than {MAX_FILES:,} entries.")
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if ".." in parts or (parts and (parts[0].startswith("/") or ":" in parts[0])):
+    parts = PurePosixPath(name.replace("\\", "/").lstrip("/")).parts
+    if ".." in parts or (parts and ":" in parts[0]):
         raise UserInputError(f"{archive}: the entry {name!r} points outside the archive. Don't use this archive.")
     return _printable("/".join(parts), archive)
 

@@ -1,62 +1,257 @@
-"""Read images in one folder per class, from a folder or an archive."""
+"""Read images in one folder per class: find out from the names alone which folder is a part, a class, or only wrapped around.
+
+A layout that could be meant in two ways is refused. Nothing is guessed from a single file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from workers.data.archives import walk
+from workers.data.archives import listed
 from workers.data.images import is_image
-from workers.data.layout import Item
+from workers.data.layout import Item, Layout
+from workers.data.leftovers import SkippedFiles, is_leftover
 from workers.errors import UserInputError
 
-MAC_FOLDER = "__MACOSX"  # what macOS adds to an archive: a shadow of each file, under the same name
-PARTS = {"train": "train", "val": "val", "test": "test"}
+EXPECTED = "Expected CLASS/IMAGE or train/CLASS/IMAGE."
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+FEWEST_REPEATED = 2  # subfolders that all top folders have in common before it is unclear which of the two are the classes
 
 
-def class_folders(root: Path, count_skipped: Callable[[int], None]) -> Iterator[Item]:
-    """Yield images in one folder per class. `val/` stands in for a missing `test/`, and is left out otherwise."""
-    validation: list[Item] = []
-    first: PurePosixPath | None = None
-    prefix: PurePosixPath | None = None
-    has_test = False
-    for name, content in walk(root):
-        path = PurePosixPath(name)
-        if not is_image(name) or path.parts[0] == MAC_FOLDER:
-            count_skipped(1)
+@dataclass(frozen=True)
+class PlacedFile:
+    """An image with its class.
+
+    Attributes:
+        name: Name of the file within the data, with forward slashes.
+        id: The same without the folders that are only wrapped around everything.
+        label: Name of its class.
+        part: "train", "val", "test", or "" where the data has no parts.
+    """
+
+    name: str
+    id: str
+    label: str
+    part: str
+
+
+@dataclass
+class Arrangement:
+    """Where the images are, and what they are.
+
+    Attributes:
+        files: Every labelled image, in the order of the names that were given.
+        folders: The folder of each part that there is, by the part.
+        unlabelled: The parts that hold images without class folders, with the number of their images.
+        skipped: The files that are no images.
+    """
+
+    files: list[PlacedFile] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+    unlabelled: dict[str, int] = field(default_factory=dict)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
+
+
+@dataclass
+class _Folder:
+    """A folder of the tree that the names make up.
+
+    Attributes:
+        path: Its path; "." at the top.
+        folders: The folders in it.
+        images: The images right in it.
+        others: The other files right in it.
+    """
+
+    path: PurePosixPath
+    folders: dict[str, _Folder] = field(default_factory=dict)
+    images: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+    def child(self, name: str) -> _Folder:
+        return self.folders.setdefault(name, _Folder(self.path / name))
+
+    def all_images(self) -> list[str]:
+        return [*self.images, *(name for folder in self.folders.values() for name in folder.all_images())]
+
+    def all_others(self) -> list[str]:
+        return [*self.others, *(name for folder in self.folders.values() for name in folder.all_others())]
+
+    @property
+    def with_images(self) -> dict[str, _Folder]:
+        return {name: folder for name, folder in self.folders.items() if folder.all_images()}
+
+
+def arrange(names: Sequence[str], root: Path) -> Arrangement:
+    """Find the classes and parts of a data set by the names of its files.
+
+    Args:
+        names: Names of all files, with forward slashes.
+        root: The folder or the archive, for messages.
+
+    Raises:
+        UserInputError: If the layout is not known, or could be meant in two ways.
+    """
+    found, top = Arrangement(), _Folder(PurePosixPath())
+    for name in names:
+        if is_leftover(name):
+            found.skipped.add(name)
             continue
-        if first is None:
-            first, prefix = path, _prefix(path)
-        if prefix and not path.is_relative_to(prefix):
+        folder = top
+        for part in PurePosixPath(name).parts[:-1]:
+            folder = folder.child(part)
+        (folder.images if is_image(name) else folder.others).append(name)
+    base = _unwrapped(top)
+    labels = _labels_of_parts(base, root, found) if _parts(base) else _labels_of_classes(base, "", root)
+    for name in names:
+        if name in labels:
+            label, part = labels[name]
+            inner = PurePosixPath(name).relative_to(base.path).as_posix()
+            found.files.append(PlacedFile(name, inner, unicodedata.normalize("NFC", label), part))
+        elif not is_leftover(name) and not is_image(name):
+            found.skipped.add(name)
+    return found
+
+
+def _unwrapped(folder: _Folder) -> _Folder:
+    """Return the folder below those that hold nothing but one other folder of folders."""
+    while not folder.images and not _parts(folder) and len(inside := folder.with_images) == 1:
+        [only] = inside.values()
+        if only.images:
+            return folder
+        folder = only
+    return folder
+
+
+def _parts(folder: _Folder) -> dict[str, _Folder]:
+    """Return the folders in a folder that are named as parts of a data set are."""
+    return {name: inner for name, inner in folder.with_images.items() if name.casefold() in PARTS}
+
+
+def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
+    """Return class and part of each image by its name, where folders of `base` are parts."""
+    parts, labels = _parts(base), dict[str, tuple[str, str]]()
+    for name, folder in base.with_images.items():
+        if name not in parts:
             raise UserInputError(
-                f"{root}: {name} is not in {prefix}/, as {first} is: is {prefix} a class, or a folder around all classes? "
-                "Expected CLASS/IMAGE or train/CLASS/IMAGE."
+                f"{root}: the folder {folder.path} lies beside {next(iter(parts.values())).path}, which is a part of the data. "
+                f"{name} is no name of a part (those are train, val and test). Move it elsewhere, or rename it."
             )
-        inner = path.relative_to(prefix) if prefix else path
-        if len(inner.parts) < 2:
-            raise UserInputError(f"{root}: {name} is in no class folder. Expected CLASS/IMAGE or train/CLASS/IMAGE.")
-        part = PARTS.get(inner.parts[0], "") if len(inner.parts) > 2 else ""
-        label = inner.parts[1] if part else inner.parts[0]
-        item = Item(inner.as_posix(), label, part, content)
-        has_test = has_test or part == "test"
-        if part == "val":
-            validation.append(item)  # only the whole walk tells whether there is a test/
+    if base.images:
+        raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
+    for name, folder in parts.items():
+        part = PARTS[name.casefold()]
+        if part in found.folders or part in found.unlabelled:
+            raise UserInputError(f"{root}: {folder.path} and {found.folders[part]} are both the part {part}. Keep one of them.")
+        if folder.with_images and folder.images:
+            raise UserInputError(f"{root}: {folder.images[0]} is in no class folder, while other images of {folder.path} are.")
+        if folder.images and part == "train":
+            raise UserInputError(f"{root}: {folder.images[0]} is in no class folder. {EXPECTED}")
+        found.folders[part] = folder.path.as_posix()
+        if folder.images:
+            found.unlabelled[part] = len(folder.images)
         else:
-            yield item
-    if has_test:
-        count_skipped(len(validation))
-        return
-    yield from (Item(i.id, i.label, "test", i.content) for i in validation)
+            labels |= _labels_of_classes(folder, part, root)
+    if "train" not in found.folders:
+        raise UserInputError(f"{root}: there is {', '.join(found.folders.values())}, but no train/ to train on. {EXPECTED}")
+    return labels
 
 
-def _prefix(path: PurePosixPath) -> PurePosixPath | None:
-    """Return the folder that an archive wraps around everything, if the first file shows one (x/train/cat/1.jpg)."""
-    for depth, part in enumerate(path.parts[:-2]):
-        if part in PARTS and depth:
-            return PurePosixPath(*path.parts[:depth])
-    return PurePosixPath(path.parts[0]) if len(path.parts) == 3 and path.parts[0] not in PARTS else None
+def _labels_of_classes(base: _Folder, part: str, root: Path) -> dict[str, tuple[str, str]]:
+    """Return class and part of each image by its name, where every folder of `base` is a class, with all that is below it."""
+    if base.images:
+        raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
+    for name, folder in base.folders.items():
+        if not folder.all_images() and (others := folder.all_others()):
+            raise UserInputError(
+                f"{root}: none of the {len(others)} files in the folder {folder.path} is an image by its name ({others[0]}). "
+                f"If {name} is a class, save its images in a known format; else move the folder elsewhere."
+            )
+    _refuse_two_meanings(base.with_images, root)
+    return {image: (name, part) for name, folder in base.with_images.items() for image in folder.all_images()}
+
+
+def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
+    """Raise UserInputError where the folders below could be the classes as well: all top folders have the same ones."""
+    inner = [set(folder.with_images) for folder in classes.values() if not folder.images]
+    if len(inner) == len(classes) > 1 and len(common := set.intersection(*inner)) >= FEWEST_REPEATED:
+        raise UserInputError(
+            f"{root}: are {_listed(classes)} the classes, or {_listed(common)}, which each of them holds? Name the outer folders "
+            "train, val and test if they are parts, or say the class of each file in a manifest."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+
+
+def notes_on(found: Arrangement, validation: str) -> Iterator[str]:
+    """Yield sentences on what became of the parts.
+
+    Args:
+        found: The arrangement.
+        validation: What becomes of val/: "fuse", "test" or "left out".
+    """
+    for part, count in found.unlabelled.items():
+        folder = found.folders[part]
+        yield f"{folder} holds {count:,} images in no class folders: they are left out; `conclave predict` takes them"
+    if "val" in found.folders and "val" not in found.unlabelled:
+        folder = found.folders["val"]
+        yield {
+            "test": f"{folder} stands in for the test rows, because there is no other test part",
+            "fuse": f"{folder} is the fuse rows",
+            "left out": f"{folder} is left out (a team file with `version: 2` fits the fusions on it)",
+        }[validation]
+
+
+def items_of_classes(layout: Layout) -> Iterator[Item]:
+    """Yield the images of a folder or an archive that has one folder per class, and tell the layout how it was read.
+
+    Raises:
+        UserInputError: If the layout of the folders is not known, or could be meant in two ways.
+    """
+    root = layout.root()
+    content = dict(files := layout.open_files.enter_context(listed(root, layout.scratch)))
+    found = arrange([name for name, _ in files], root)
+    layout.skipped = found.skipped
+    validation = _use_of_validation(layout, found)
+    layout.notes += notes_on(found, validation)
+    labelled = {part: folder for part, folder in found.folders.items() if part not in found.unlabelled}
+    layout.origins = {PLACES[validation] if part == "val" else part: folder for part, folder in labelled.items()}
+    layout.origins.pop("left out", None)
+    for is_validation in (False, True):  # those of val/ come last, as they always did
+        for file in found.files:
+            if (file.part == "val") == is_validation and not (is_validation and validation == "left out"):
+                part = PLACES[validation] if is_validation else file.part
+                yield Item(file.id, file.label, part, content[file.name])
+
+
+PLACES = {"fuse": "val", "test": "test", "left out": "left out"}  # the part of an item, by what becomes of val/
+
+
+def _use_of_validation(layout: Layout, found: Arrangement) -> str:
+    if "test" not in found.folders or "test" in found.unlabelled:
+        return "test"
+    return "fuse" if layout.spec.validation == "fuse" else "left out"
 
 
 def count_images(root: Path) -> int | None:
-    """Return the number of images in a folder, or None for an archive, which would have to be read whole."""
-    return sum(is_image(name) for name, _ in walk(root)) if root.is_dir() else None
+    """Return the number of images in a folder, or None for an archive, which would have to be read first."""
+    if not root.is_dir():
+        return None
+    with listed(root) as files:
+        return sum(is_image(name) and not is_leftover(name) for name, _ in files)

@@ -3,21 +3,60 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")  # by content; no other of Pillow's, some of which start programs
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
+    | {".heic", ".heif", ".hif", ".avif"}
+)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # by content; some of Pillow's others start programs
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 89_478_485  # Pillow's own warning level; here it is an error
+FULL_DEPTH = 13  # bits; an image of 16 bits a pixel that uses fewer comes from a camera of 10 or 12
+FULL_RANGE = 65535  # of 16 bits
+MAX_SAMPLE_VALUE = 281  # the TIFF tag in which a file declares its largest value
 
 Pixels = NDArray[np.uint8]
+
+# What a file that is no image is, by how it begins.
+SIGNS = (
+    (b"<!doctype html", "is an HTML page"),
+    (b"<html", "is an HTML page"),
+    (b"<svg", "is an SVG drawing"),
+    (b"<?xml", "is an XML file"),
+    (b"%pdf", "is a PDF document"),
+    (b"pk\x03\x04", "is a ZIP archive"),
+    (b"\x1f\x8b", "is a gzip archive"),
+    (b"version https://git-lfs", "is a pointer to a file that Git LFS has not fetched"),
+    (b"{", "is a JSON file"),
+)
 
 
 class UnreadableImageError(Exception):
     """One image can't be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as it is trained on.
+
+    Attributes:
+        pixels: (S, S, 3) uint8.
+        width: Width of the file's image in pixels.
+        height: Its height.
+        note: What people should know of how it was read; "" for nothing.
+    """
+
+    pixels: Pixels
+    width: int
+    height: int
+    note: str = ""
 
 
 def is_image(name: str) -> bool:
@@ -26,7 +65,12 @@ def is_image(name: str) -> bool:
 
 
 def decode(content: bytes | Path, size: int) -> Pixels:
-    """Decode an image fully to (size, size, 3) uint8: resize its shorter side to `size`, then cut out the centre.
+    """Decode an image fully to (size, size, 3) uint8, as `read_image` does. Raises UnreadableImageError."""
+    return read_image(content, size).pixels
+
+
+def read_image(content: bytes | Path, size: int) -> DecodedImage:
+    """Decode an image fully: resize its shorter side to `size`, then cut out the centre. Of an animation, the first frame counts.
 
     Args:
         content: The file's content, or its path.
@@ -36,19 +80,63 @@ def decode(content: bytes | Path, size: int) -> Pixels:
         UnreadableImageError: If the image cannot be used.
     """
     try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS) as image:
+        with _opened(content) as image:
             _check_size(image)
+            width, height = image.size
             image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size where that suffices
             ImageOps.exif_transpose(image, in_place=True)
-            return _square(_rgb(image), size)
+            rgb, note = _rgb(image)
+            return DecodedImage(_square(rgb, size), width, height, note)
     except UnreadableImageError:
         raise
     except Image.DecompressionBombError:
         raise UnreadableImageError(f"has more than {MAX_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise UnreadableImageError(_what_it_is(content)) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise UnreadableImageError(
             f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from None
+
+
+def _opened(content: bytes | Path) -> Image.Image:
+    """Open an image by what is in it, whatever its file is called."""
+    formats: tuple[str, ...] = FORMATS
+    if is_heif(_first_bytes(content)):
+        _register_heif()
+        formats = ("HEIF",)
+    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=formats)
+
+
+def is_heif(beginning: bytes) -> bool:
+    """Return whether a file is HEIF, which phones write as HEIC, by its first bytes."""
+    return beginning[4:8] == b"ftyp" and beginning[8:12] in HEIF_BRANDS
+
+
+@cache
+def _register_heif() -> None:
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
+
+
+def _first_bytes(content: bytes | Path) -> bytes:
+    if isinstance(content, bytes):
+        return content[:64]
+    with open(content, "rb") as file:
+        return file.read(64)
+
+
+def _what_it_is(content: bytes | Path) -> str:
+    """Say what a file is that is no image, as far as its beginning tells."""
+    beginning = _first_bytes(content)
+    if not beginning:
+        return "is empty"
+    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    known = next((what for sign, what in SIGNS if text.startswith(sign)), None)
+    if known:
+        return f"can't be decoded: the file {known}"
+    return "can't be decoded: the file is of no image format that is known here"
 
 
 def _check_size(image: Image.Image) -> None:
@@ -57,13 +145,40 @@ def _check_size(image: Image.Image) -> None:
         raise UnreadableImageError(f"is {width} x {height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB. 16 bits per channel keep their upper eight; 32 bits have no range that could be known."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UnreadableImageError(f"has 32 bits a pixel (mode {image.mode}), whose range is not known; save it with 8 or 16")
-    return image if image.mode == "RGB" else image.convert("RGB")
+def _rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """Convert to RGB, and say how where that is not obvious."""
+    note = ""
+    if image.mode.startswith("I"):
+        image, note = _to_eight_bits(image)
+    if image.mode == "F":
+        raise UnreadableImageError("has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
+    return (image if image.mode == "RGB" else image.convert("RGB")), note
+
+
+def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
+    """Scale integer pixels of more than 8 bits by the depth that the file declares, or else by the bits that they really use."""
+    values = np.asarray(image).astype(np.int64)
+    lowest, largest = int(values.min()), int(values.max())
+    if lowest < 0 or largest > FULL_RANGE:
+        raise UnreadableImageError(f"has values from {lowest} to {largest}, which is no range of 8 to 16 bits; save it with one")
+    declared = _declared_maximum(image)
+    depth = (declared or largest).bit_length()
+    if depth >= FULL_DEPTH:
+        return Image.fromarray((values >> 8).astype(np.uint8)), ""
+    top = max(declared or (1 << max(depth, 8)) - 1, largest)
+    by = "declares" if declared else "uses"
+    note = f"of 16 bits a pixel, of which it {by} {depth}: scaled by {top}"
+    return Image.fromarray((values * 255 // top).astype(np.uint8)), note
+
+
+def _declared_maximum(image: Image.Image) -> int | None:
+    """Return the largest value that an image's file declares, or None where it declares none."""
+    if image.format == "PPM":
+        return FULL_RANGE  # Pillow has scaled it by what the file declares
+    tags = getattr(image, "tag_v2", None)
+    value = tags.get(MAX_SAMPLE_VALUE) if tags is not None else None
+    value = value[0] if isinstance(value, tuple) and value else value
+    return int(value) if value and 255 <= int(value) <= FULL_RANGE else None
 
 
 def _square(image: Image.Image, size: int) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from workers.config.specs import DataSpec
-from workers.data.archives import is_archive, walk
+from workers.data.archives import Content, is_archive, walk
 from workers.data.images import Pixels
+from workers.data.leftovers import SkippedFiles
 from workers.errors import UserInputError
 
 
@@ -22,14 +24,18 @@ class Item:
     Attributes:
         id: Unique name of the row.
         label: Class name.
-        part: "train", "test", or "" where the data set has no parts.
+        part: "train", "val", "test", or "" where the data set has no parts. "val" rows become *fuse* rows.
         content: The encoded image, its path, or its pixels (H, W, 3) uint8.
+        group: What must not be on two sides of a split, such as a patient; "" where the data set has no groups.
+        fold: The fold that the data set itself gives the row; None where it gives none.
     """
 
     id: str
     label: str
     part: str
-    content: bytes | Path | Pixels
+    content: bytes | Content | Pixels
+    group: str = ""
+    fold: int | None = None
 
 
 class Layout(ABC):
@@ -41,7 +47,11 @@ class Layout(ABC):
         is_on_disk: Whether the images are read from data.root.
 
     Attributes:
-        skipped: After the walk, the number of files without an image's extension.
+        open_files: What has to stay open until the items were decoded. Whoever walks the items closes it.
+        scratch: Folder for temporary files; None for the system's own.
+        skipped: After the walk, the files that were passed over.
+        notes: After the walk, sentences on how the data set was read.
+        origins: After the walk, where the rows of each part came from.
 
     Args:
         spec: The data set.
@@ -53,7 +63,11 @@ class Layout(ABC):
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
-        self.skipped = 0
+        self.open_files = contextlib.ExitStack()
+        self.scratch: Path | None = None
+        self.skipped = SkippedFiles()
+        self.notes: list[str] = []
+        self.origins: dict[str, str] = {}
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
@@ -75,9 +89,6 @@ class Layout(ABC):
     def missing(self, root: Path) -> Path:
         """Return where a root that is not there is to be made. Raises UserInputError where that cannot be done."""
         raise UserInputError(f"data.root: {root} is not there. Set data.root in the team file, or pass --data PATH.")
-
-    def _count_skipped(self, files: int) -> None:
-        self.skipped += files
 
     def fingerprint(self) -> list[object]:
         """Return what tells the source from others without reading it whole: its place, and its files' sizes and times."""

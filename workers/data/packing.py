@@ -13,26 +13,31 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
+from workers.data.archives import read
 from workers.data.decoding import Decoding
-from workers.data.images import Pixels, UnreadableImageError, decode, resize
+from workers.data.duplicates import perceptual_hashes
+from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
 from workers.data.layout import Item, Layout
 from workers.data.sources import source_key, source_of
-from workers.data.store import MOST_SHOWN, Store, find_store
+from workers.data.store import MOST_SHOWN, Store, StoreRecord, find_store, hash_rows
 from workers.errors import UserInputError
 
 CHUNK = 2048
 MIN_PER_CLASS = 3
+PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # an image that is there twice stays in the first of them
 
 OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected where that is known
 Check = Callable[[Store], object]
@@ -69,6 +74,7 @@ def pack_data(
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".conclave-{source_key(spec)}-", dir=base))
         try:
+            source.scratch = work
             _write_store(source, work, on_progress)
             check(Store(work))
             key = source_key(spec)  # a download gives the source its files only now
@@ -103,17 +109,26 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass
 class _PackedRows:
-    """The rows that were decoded so far."""
+    """The rows that were decoded so far. `width` and `height` are those of the files; `digests` and `looks` are of the pixels."""
 
-    labels: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    tested: list[bool] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    bad_labels: set[str] = field(default_factory=set)
+    notes: Counter[str] = field(default_factory=Counter)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    looks: list[NDArray[np.uint64]] = field(default_factory=list)
 
-    def add(self, items: list[Item]) -> None:
-        self.labels += [item.label for item in items]
-        self.ids += [item.id for item in items]
-        self.tested += [item.part == "test" for item in items]
+    @property
+    def labels(self) -> list[str]:
+        return [item.label for item in self.items]
+
+    @property
+    def ids(self) -> list[str]:
+        return [item.id for item in self.items]
+
+    def marked(self, part: str) -> list[bool]:
+        return [item.part == part for item in self.items]
 
 
 def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
@@ -121,43 +136,125 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     _decode_all(source, work / "raw", rows, hasher, on_progress)
     classes = sorted(set(rows.labels))
     _check_rows(source.spec, rows, classes)
-    hasher.update(json.dumps([rows.ids, rows.labels, rows.tested, classes]).encode())
-    shape = (len(rows.ids), size, size, 3)
-    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    images[:] = np.memmap(work / "raw", dtype=np.uint8, mode="r", shape=shape)
+    shape = (len(rows.items), size, size, 3)
+    raw = np.memmap(work / "raw", dtype=np.uint8, mode="r", shape=shape)
+    extra = _arrays(rows)
+    kept = rows_without_duplicates(source.spec, rows.items, extra["digests"])
+    if len(kept) < len(rows.items):
+        source.notes.append(f"left out {len(rows.items) - len(kept):,} images that are there twice (`duplicates: drop`)")
+        rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
+        _check_rows(source.spec, rows, classes)
+        hasher = hashlib.sha256()
+        for start in range(0, len(kept), CHUNK):
+            hasher.update(raw[kept[start : start + CHUNK]].tobytes())
+    hash_rows(hasher, [rows.ids, rows.labels, rows.marked("test"), classes], extra)
+    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(kept), *shape[1:]))
+    for start in range(0, len(kept), CHUNK):
+        images[start : start + CHUNK] = raw[kept[start : start + CHUNK]]
     images.flush()
     (work / "raw").unlink()
     index = {name: i for i, name in enumerate(classes)}
     np.save(work / "labels.npy", np.array([index[label] for label in rows.labels], dtype=np.int64))
-    np.save(work / "tested.npy", np.array(rows.tested, dtype=bool))
+    np.save(work / "tested.npy", np.array(rows.marked("test"), dtype=bool))
+    np.savez(work / "rows.npz", allow_pickle=False, **extra)
     (work / "ids.json").write_text(json.dumps(rows.ids), encoding="utf-8")
-    counts = {"size": size, "rows": len(rows.ids), "skipped": source.skipped, "bad": rows.bad}
-    meta = {"classes": classes, "digest": hasher.hexdigest(), **counts}
-    (work / "store.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    record = StoreRecord(
+        classes=classes,
+        digest=hasher.hexdigest(),
+        size=size,
+        rows=len(rows.items),
+        skipped=source.skipped.total,
+        bad=rows.bad,
+        notes=[*source.notes, *source.skipped.notes(), *(f"{_count(n)} {text}" for text, n in rows.notes.most_common())],
+        origins=source.origins,
+        image_sizes=_typical_sizes(rows.sizes),
+    )
+    (work / "store.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _count(images: int) -> str:
+    return "1 image is" if images == 1 else f"{images:,} images are"
+
+
+def _arrays(rows: _PackedRows) -> dict[str, NDArray[Any]]:
+    """Return what is kept of each row beside pixels, label and id. Parts, groups and folds are there only if there are any."""
+    digests = np.frombuffer(b"".join(rows.digests), dtype=np.uint64).reshape(-1, 2)
+    arrays: dict[str, NDArray[Any]] = {"digests": digests, "looks": np.concatenate([*rows.looks, np.zeros(0, np.uint64)])}
+    if any(validation := rows.marked("val")):
+        arrays["validation"] = np.array(validation, dtype=bool)
+    if any(item.group for item in rows.items):
+        # A row without a group is one of its own.
+        names = [item.group or f"\0{i}" for i, item in enumerate(rows.items)]
+        arrays["groups"] = np.unique(names, return_inverse=True)[1].astype(np.int64)
+    if any(item.fold is not None for item in rows.items):
+        arrays["folds"] = np.array([-1 if item.fold is None else item.fold for item in rows.items], dtype=np.int64)
+    return arrays
+
+
+def rows_without_duplicates(spec: DataSpec, items: Sequence[Item], digests: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the numbers of the rows to keep: all of them, unless the team wants duplicates to be dropped.
+
+    Of equal images of one class the first stays: of the training rows, where they have it. Of equal images of several classes
+    none stays, for nobody knows which class is right.
+
+    Args:
+        spec: The data set.
+        items: The rows.
+        digests: (N, 2) uint64, a digest of each row's pixels.
+    """
+    if spec.duplicates != "drop":
+        return np.arange(len(items))
+    order = sorted(range(len(items)), key=lambda i: PART_ORDER.get(items[i].part, 0))
+    labels: dict[bytes, set[str]] = {}
+    for i in order:
+        labels.setdefault(digests[i].tobytes(), set()).add(items[i].label)
+    seen: set[bytes] = {digest for digest, names in labels.items() if len(names) > 1}
+    kept = []
+    for i in order:
+        if (digest := digests[i].tobytes()) not in seen:
+            seen.add(digest)
+            kept.append(i)
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
+    return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
 
 
 def _decode_all(source: Layout, raw_path: Path, rows: _PackedRows, hasher: Any, on_progress: OnProgress) -> None:
     """Decode every image to `raw_path`, one after another, and hash the pixels."""
     expected = source.expected()
-    with open(raw_path, "wb") as raw, Decoding(partial(_pixels, source.spec.size)) as decoding:
+    with open(raw_path, "wb") as raw, source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
         items = source.items()
         while chunk := list(islice(items, CHUNK)):
-            decoded = decoding.begin(chunk)()
-            rows.bad += [pixels for pixels in decoded if isinstance(pixels, str)]
+            results = decoding.begin(chunk)()
+            rows.bad += [result for result in results if isinstance(result, str)]
+            rows.bad_labels |= {item.label for item, result in zip(chunk, results, strict=True) if isinstance(result, str)}
             _refuse_bad(rows.bad, source.spec)
-            content = b"".join(pixels.tobytes() for pixels in decoded if not isinstance(pixels, str))
+            decoded = [result for result in results if not isinstance(result, str)]
+            content = b"".join(image.pixels.tobytes() for image in decoded)
             raw.write(content)
             hasher.update(content)
-            rows.add([item for item, pixels in zip(chunk, decoded, strict=True) if not isinstance(pixels, str)])
-            on_progress(len(rows.ids), expected)
+            rows.items += [_without_content(item) for item, r in zip(chunk, results, strict=True) if not isinstance(r, str)]
+            rows.notes.update(image.note for image in decoded if image.note)
+            rows.sizes += [(image.width, image.height) for image in decoded if image.width]
+            rows.digests += [blake2b(image.pixels.tobytes(), digest_size=16).digest() for image in decoded]
+            if decoded:
+                rows.looks.append(perceptual_hashes(np.stack([image.pixels for image in decoded])))
+            on_progress(len(rows.items), expected)
 
 
-def _pixels(size: int, item: Item) -> Pixels | str:
+def _without_content(item: Item) -> Item:
+    return replace(item, content=b"")
+
+
+def _pixels(size: int, item: Item) -> DecodedImage | str:
     """Return the image, or a sentence that says which image can't be used and why."""
     if isinstance(item.content, np.ndarray):
-        return resize(item.content, size)
+        return DecodedImage(resize(item.content, size), 0, 0)
     try:
-        return decode(item.content, size)
+        return read_image(read(item.content), size)
     except UnreadableImageError as error:
         name = item.content if isinstance(item.content, Path) else item.id
         return f"{name}: the image {error}"
@@ -178,12 +275,14 @@ def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
     where = f"data.root {spec.root}" if spec.root else f"data.dataset {spec.dataset}"
     if not rows.ids:
         raise UserInputError(f"{where}: no image found. Expected CLASS/IMAGE or train/CLASS/IMAGE.")
+    if lost := sorted(rows.bad_labels.difference(classes)):
+        raise UserInputError(f"{where}: no image of class {lost[0]!r} can be read. Repair them, or remove the class.")
     if len(set(rows.ids)) < len(rows.ids):
         repeated = Counter(rows.ids).most_common(1)[0][0]
         raise UserInputError(f"{where}: {repeated} is there twice. Remove one.")
     if len(classes) < 2:
         raise UserInputError(f"{where}: only one class ({classes[0]}). A classifier needs at least two class folders.")
-    trained = Counter(label for label, is_test in zip(rows.labels, rows.tested, strict=True) if not is_test)
+    trained = Counter(item.label for item in rows.items if item.part in ("", "train"))
     for name in classes:
         if trained[name] < MIN_PER_CLASS:
             raise UserInputError(

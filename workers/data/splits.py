@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -82,36 +84,160 @@ def _read(path: Path) -> Split | None:
 
 
 def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:
-    from sklearn.model_selection import StratifiedKFold
-
     state = int(hashlib.sha256(f"{seed}/{store.digest}".encode()).hexdigest()[:8], 16)
-    labels = np.asarray(store.labels)
-    rows = np.arange(len(labels))
-    test = rows[store.tested]
-    rest = rows[~store.tested]
+    splitter = _Splitter(np.asarray(store.labels), store.classes, store.groups)
+    rows = np.arange(len(splitter.labels))
+    test, fuse = rows[store.tested], rows[store.validation]
+    rest = rows[~(store.tested | store.validation)]
     if len(test) == 0:
-        rest, test = _halves(rest, labels, spec.test_fraction, state, "data.test_fraction")
-    fit, fuse = _halves(rest, labels, spec.fuse_fraction, state + 1, "data.fuse_fraction")
-    folds = np.full(len(fit), -1, dtype=np.int64)
-    if spec.folds:
-        fewest = int(np.bincount(labels[fit], minlength=len(store.classes)).min())
-        if fewest < spec.folds:
+        rest, test = splitter.set_apart(rest, spec.test_fraction, state, "data.test_fraction")
+    if len(fuse) == 0:
+        rest, fuse = splitter.set_apart(rest, spec.fuse_fraction, state + 1, "data.fuse_fraction")
+    if store.folds is not None:
+        return Split(rest, fuse, test, splitter.given_folds(store.folds[rest], spec.folds))
+    return Split(rest, fuse, test, splitter.folds(rest, spec.folds, state + 2))
+
+
+@dataclass(frozen=True)
+class _Splitter:
+    """Splits rows by their classes, and keeps each group together where there are groups.
+
+    Attributes:
+        labels: (N,) index of each row's class.
+        classes: The class names.
+        groups: (N,) number of each row's group; None without groups.
+    """
+
+    labels: Rows
+    classes: list[str]
+    groups: Rows | None
+
+    def set_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
+        """Set a share of the rows apart. Return the remaining ones and these.
+
+        Args:
+            rows: The rows to split.
+            fraction: The share.
+            state: What the draw derives from.
+            key: The team file's key of the share.
+
+        Raises:
+            UserInputError: If that cannot be done in every class.
+        """
+        if self.groups is not None:
+            return self._set_groups_apart(rows, fraction, state, key)
+        from sklearn.model_selection import train_test_split
+
+        self._check_fraction(rows, fraction, key)
+        labels = self.labels[rows]
+        remaining, apart = train_test_split(rows, test_size=fraction, stratify=labels, random_state=state % 2**32)
+        remaining, apart = self._with_every_class(remaining, apart, state)
+        return np.sort(remaining), np.sort(apart)
+
+    def _check_fraction(self, rows: Rows, fraction: float, key: str) -> None:
+        """Raise UserInputError, with a share that would work, where a share of the rows has no room for every class."""
+        counts = np.bincount(self.labels[rows], minlength=len(self.classes))
+        if counts.min() < 2:
+            name, left = self.classes[int(counts.argmin())], int(counts.min())
             raise UserInputError(
-                f"data.folds: {spec.folds} folds, but the smallest class has {fewest} rows to fit. "
-                "Lower data.folds, or add images."
+                f"{key}: class {name!r} has {left} images left to split, and 2 are needed. Add images of it, or remove it."
             )
-        parts = StratifiedKFold(spec.folds, shuffle=True, random_state=(state + 2) % 2**32).split(fit, labels[fit])
-        for fold, (_, left_out) in enumerate(parts):
+        present, apart = len(self.classes), math.ceil(fraction * len(rows))
+        if min(apart, len(rows) - apart) >= present:
+            return
+        least = math.ceil(1000 * present / len(rows)) / 1000
+        works = f"A share from {least:g} to {1 - least:g} works" if least <= 0.5 else f"At least {2 * present} images are needed"
+        raise UserInputError(
+            f"{key}: {fraction:g} of {len(rows):,} images leaves fewer than {present}, one for each class, on one side. {works}."
+        )
+
+    def _with_every_class(self, remaining: Rows, apart: Rows, state: int) -> tuple[Rows, Rows]:
+        """Set one image of each class apart of which there is none. Nothing changes where every class has one."""
+        for label in np.setdiff1d(np.arange(len(self.classes)), self.labels[apart]).tolist():
+            own = np.sort(remaining[self.labels[remaining] == label])
+            chosen = own[np.random.default_rng([state, label]).integers(len(own))]
+            remaining, apart = remaining[remaining != chosen], np.append(apart, chosen)
+        return remaining, apart
+
+    def _set_groups_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
+        """Set whole groups apart, as near to the share and to the classes' shares as they allow."""
+        fewest, name = self._fewest_groups(rows)
+        if fewest < 2:
+            raise UserInputError(
+                f"{key}: all images of class {name!r} are of one group, which stays together. Add groups of it, or remove it."
+            )
+        for part in self._group_folds(rows, min(max(2, round(1 / fraction)), fewest), state):
+            is_apart = np.zeros(len(rows), dtype=bool)
+            is_apart[part] = True
+            if all(len(np.unique(self.labels[rows[side]])) == len(self.classes) for side in (is_apart, ~is_apart)):
+                return rows[~is_apart], rows[is_apart]
+        raise UserInputError(
+            f"{key}: no share of whole groups near {fraction:g} has every class on both sides. "
+            f"Class {name!r} has {fewest} groups. Add groups of it, or say in the manifest's split column which rows are which."
+        )
+
+    def _fewest_groups(self, rows: Rows) -> tuple[int, str]:
+        """Return the smallest number of groups that a class has, and the name of that class."""
+        assert self.groups is not None
+        counts = [len(np.unique(self.groups[rows[self.labels[rows] == label]])) for label in range(len(self.classes))]
+        fewest = int(np.argmin(counts))
+        return counts[fewest], self.classes[fewest]
+
+    def _group_folds(self, rows: Rows, parts: int, state: int) -> list[Rows]:
+        """Return the positions in `rows` of each of so many parts; no group is in two of them."""
+        from sklearn.model_selection import StratifiedGroupKFold
+
+        assert self.groups is not None
+        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=state % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes with fewer rows than parts
+            return [left_out for _, left_out in splitter.split(rows, self.labels[rows], self.groups[rows])]
+
+    def folds(self, rows: Rows, count: int, state: int) -> Rows:
+        """Return the fold of each row, -1 for all where there are no folds.
+
+        Raises:
+            UserInputError: If there are too few rows, or groups, for so many folds.
+        """
+        folds = np.full(len(rows), -1, dtype=np.int64)
+        if not count:
+            return folds
+        parts = self._row_folds(rows, count, state) if self.groups is None else self._folds_of_groups(rows, count, state)
+        for fold, left_out in enumerate(parts):
             folds[left_out] = fold
-    return Split(fit, fuse, test, folds)
+        return folds
+
+    def _folds_of_groups(self, rows: Rows, count: int, state: int) -> list[Rows]:
+        fewest, name = self._fewest_groups(rows)
+        if fewest < count:
+            raise UserInputError(_too_many_folds(count, f"class {name!r} has {fewest} groups to fit", fewest))
+        return self._group_folds(rows, count, state)
+
+    def _row_folds(self, rows: Rows, count: int, state: int) -> list[Rows]:
+        from sklearn.model_selection import StratifiedKFold
+
+        most = int(np.bincount(self.labels[rows], minlength=len(self.classes)).max())
+        if most < count:
+            raise UserInputError(_too_many_folds(count, f"the largest class has {most} rows to fit", most))
+        splitter = StratifiedKFold(count, shuffle=True, random_state=state % 2**32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of classes with fewer rows than folds, which the data summary names
+            return [left_out for _, left_out in splitter.split(rows, self.labels[rows])]
+
+    @staticmethod
+    def given_folds(folds: Rows, count: int) -> Rows:
+        """Return the folds that the data set itself gives the rows. Raises UserInputError where they are not those asked for."""
+        if not count:
+            return np.full(len(folds), -1, dtype=np.int64)
+        found = sorted(set(folds.tolist()))
+        if found != list(range(count)):
+            raise UserInputError(
+                f"data.folds: {count} folds are asked for, so the manifest's column has to say 0 to {count - 1}; "
+                f"it says {', '.join(map(str, found))}."
+            )
+        return folds
 
 
-def _halves(rows: Rows, labels: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-    """Set a share of the rows apart, stratified. Raises UserInputError where that cannot be done in every class."""
-    from sklearn.model_selection import train_test_split
-
-    try:
-        remaining, apart = train_test_split(rows, test_size=fraction, stratify=labels[rows], random_state=state % 2**32)
-    except ValueError as error:
-        raise UserInputError(f"{key}: {fraction:g} of {len(rows)} rows can't be set apart in every class ({error}).") from None
-    return np.sort(remaining), np.sort(apart)
+def _too_many_folds(count: int, why: str, most: int) -> str:
+    advice = f"Set data.folds to {most} or fewer" if most > 1 else "Set data.folds to 0"
+    return f"data.folds: {count} folds, but {why}. {advice}, or add images."

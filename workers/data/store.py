@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workers.config.specs import DataSpec
 from workers.data.sources import source_key
+from workers.errors import CorruptFileError
 
 MOST_SHOWN = 10
 
 Rows = NDArray[np.int64]
+
+
+class StoreRecord(BaseModel):
+    """The content of store.json.
+
+    Attributes:
+        version: Version of this form.
+        classes: Class names, sorted.
+        digest: Digest of all that decides about the splits and the weights.
+        size: Side of the images in pixels.
+        rows: Number of rows.
+        skipped: Number of files that were passed over.
+        bad: A sentence for each image that could not be decoded.
+        notes: Sentences on how the data set was read.
+        origins: Folder or column that the rows of a part came from, by the part: "train", "val" or "test".
+        image_sizes: Width and height in pixels of the smallest, the median and the largest image by their pixels; empty where the
+            data set has no image files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Literal[1] = 1
+    classes: list[str]
+    digest: str
+    size: int
+    rows: int
+    skipped: int = 0
+    bad: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    origins: dict[str, str] = Field(default_factory=dict)
+    image_sizes: list[tuple[int, int]] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -27,14 +62,51 @@ class Store:
     """
 
     FILES = ("images.npy", "labels.npy", "tested.npy", "ids.json", "store.json")
+    NEWER_FILES = ("rows.npz",)  # which earlier versions did not write
     folder: Path
 
     @cached_property
-    def meta(self) -> dict[str, object]:
-        """The record of the packing: classes, digest, size, counts."""
-        content = json.loads((self.folder / "store.json").read_text(encoding="utf-8"))
-        assert isinstance(content, dict)
-        return content
+    def record(self) -> StoreRecord:
+        """The record of the packing. Raises CorruptFileError."""
+        path = self.folder / "store.json"
+        try:
+            return StoreRecord.model_validate_json(path.read_bytes())
+        except ValidationError:
+            raise CorruptFileError(f"{path}: damaged. Remove {self.folder}, and the next sweep packs the data again.") from None
+
+    @cached_property
+    def more(self) -> dict[str, NDArray[Any]]:
+        """The arrays of rows.npz by name, each with a row for each image; none in what an earlier version packed."""
+        try:
+            with np.load(self.folder / "rows.npz", allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except FileNotFoundError:
+            return {}
+
+    @property
+    def validation(self) -> NDArray[np.bool_]:
+        """(N,) bool: whether the data set itself sets the row apart for fitting fusions."""
+        return self.more.get("validation", np.zeros(len(self.tested), dtype=bool))
+
+    @property
+    def groups(self) -> Rows | None:
+        """(N,) int64: the group of each row, such as a patient, which no split may divide; None where there are none."""
+        return self.more.get("groups")
+
+    @property
+    def folds(self) -> Rows | None:
+        """(N,) int64: the fold that the data set itself gives each row, -1 for none; None where it gives none to any."""
+        return self.more.get("folds")
+
+    @property
+    def digests(self) -> NDArray[np.uint64] | None:
+        """(N, 2) uint64: a digest of each row's pixels; None in what an earlier version packed."""
+        return self.more.get("digests")
+
+    @property
+    def looks(self) -> NDArray[np.uint64] | None:
+        """(N,) uint64: a perceptual hash of each row, equal for images that look nearly the same; None in earlier stores."""
+        return self.more.get("looks")
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -59,29 +131,51 @@ class Store:
     @property
     def classes(self) -> list[str]:
         """The class names, sorted."""
-        return self.meta["classes"]  # type: ignore[return-value]
+        return self.record.classes
 
     @property
     def digest(self) -> str:
         """SHA-256 of images, ids, labels, test rows and classes, in hexadecimal digits."""
-        return str(self.meta["digest"])
+        return self.record.digest
 
     @property
     def size(self) -> int:
         """Side of the images in pixels."""
-        return int(self.meta["size"])  # type: ignore[call-overload,no-any-return]
+        return self.record.size
 
     @property
     def bad(self) -> list[str]:
         """A sentence for each image that could not be decoded, at most `data.max_bad`."""
-        return self.meta["bad"]  # type: ignore[return-value]
+        return self.record.bad
 
     def notes(self) -> list[str]:
-        """Return what people should know of the data: which files were passed over."""
-        skipped = self.meta["skipped"]
-        notes = [f"{skipped:,} files are no images by their names; skipped"] if skipped else []
+        """Return what people should know of the data: how it was read, and which files were passed over."""
+        notes = list(self.record.notes)
+        if self.record.skipped and not notes:  # an earlier version wrote no notes
+            notes = [f"{self.record.skipped:,} files are no images by their names; skipped"]
         notes += [f"left out: {text}" for text in self.bad[:MOST_SHOWN]]
         return notes + ([f"and {len(self.bad) - MOST_SHOWN} more"] if len(self.bad) > MOST_SHOWN else [])
+
+
+def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mapping[str, NDArray[Any]]) -> None:
+    """Add to a digest of all pixels what else decides about splits and weights.
+
+    Args:
+        hasher: The digest of the pixels.
+        described: The id of each row, the class name of each row, whether each is set apart for testing, and the classes.
+        more: The arrays of rows.npz. Those that earlier versions did not have count only where they are there.
+    """
+    hasher.update(json.dumps(described).encode())
+    for name in ("validation", "groups", "folds"):
+        if name in more:
+            hasher.update(name.encode() + more[name].tobytes())
+
+
+class Hasher(Protocol):
+    """A digest of hashlib's."""
+
+    def update(self, content: bytes, /) -> None:
+        """Add bytes."""
 
 
 def find_store(spec: DataSpec, home: Path) -> Store | None:

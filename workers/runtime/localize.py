@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from workers.config.job import Job
-from workers.data.store import Store
+from workers.data.store import Store, hash_rows
 from workers.errors import ConclaveError
 from workers.storage.artifacts import MemberArtifact
 
@@ -78,8 +78,10 @@ def cache_folder() -> Path:
 
 def read_chunk(store: Path, name: str, offset: int) -> bytes:
     """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError where the name is none of a store's files."""
-    if name not in Store.FILES:
+    if name not in (*Store.FILES, *Store.NEWER_FILES):
         raise ConclaveError(f"{name}: not a file of a packed store")
+    if name in Store.NEWER_FILES and not (store / name).exists():
+        return b""
     with open(store / name, "rb") as file:
         file.seek(offset)
         return file.read(CHUNK_BYTES)
@@ -91,10 +93,12 @@ def _stream(store: Path, read: Read, digest: str) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
     try:
-        for name in Store.FILES:
+        for name in (*Store.NEWER_FILES, *Store.FILES):
             with open(work / name, "wb") as file:
                 while chunk := read(name, file.tell()):
                     file.write(chunk)
+            if name in Store.NEWER_FILES and not (work / name).stat().st_size:
+                (work / name).unlink()  # an earlier version packed the data
         if (arrived := content_digest(Store(work))) != digest:
             raise ConclaveError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
         work.rename(store)
@@ -108,7 +112,7 @@ def content_digest(store: Store) -> str:
     for start in range(0, len(store.images), 4096):
         hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
     labels = [store.classes[label] for label in store.labels]
-    hasher.update(json.dumps([store.ids, labels, store.tested.tolist(), store.classes]).encode())
+    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.more)
     return hasher.hexdigest()
 
 

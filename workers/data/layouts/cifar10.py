@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.config.extensions import LAYOUTS
 from workers.data.archives import Entry, is_archive, walk
-from workers.data.class_folders import class_folders, count_images
+from workers.data.class_folders import count_images, items_of_classes
 from workers.data.layout import Item, Layout
 from workers.errors import UserInputError
 
@@ -49,7 +49,7 @@ class Cifar10(Layout):
         elif root.is_file() and _holds_batches(root):
             yield from _cifar_batches(walk(root))
         elif root.exists() and (root.is_file() or (root / "train").is_dir()):
-            yield from class_folders(root, self._count_skipped)
+            yield from items_of_classes(self)
         else:
             yield from _cifar_batches(walk(_download(root)))
 

@@ -1,0 +1,199 @@
+"""Images that a table lists: a CSV or Parquet file with a path and a label in each row."""
+
+from __future__ import annotations
+
+import csv
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from workers.config.extensions import LAYOUTS
+from workers.config.specs import Column
+from workers.data.archives import listed
+from workers.data.class_folders import PARTS
+from workers.data.layout import Item, Layout
+from workers.data.leftovers import is_leftover
+from workers.errors import UserInputError
+
+NEEDED: tuple[Column, ...] = ("path", "label")
+COLUMNS: tuple[Column, ...] = (*NEEDED, "split", "group", "fold")
+MOST_NAMED = 5  # rows in one message
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a manifest.
+
+    Attributes:
+        number: Its line in a CSV file, where the line of names is the first; counted alike in a Parquet file.
+        path: Name of the image's file, with forward slashes.
+        label: Name of its class.
+        part: "train", "val", "test", or "" where the manifest has no splits.
+        group: What must not be on two sides of a split; "" for none.
+        fold: Its fold; None for none.
+    """
+
+    number: int
+    path: str
+    label: str
+    part: str = ""
+    group: str = ""
+    fold: int | None = None
+
+
+@LAYOUTS.register
+class Manifest(Layout):
+    """Images below data.root that the CSV or Parquet file data.manifest lists with their labels."""
+
+    needs_root = False
+
+    def root(self) -> Path:
+        """Return the folder or the archive of the images: the manifest's own folder, where the team file names none."""
+        return super().root() if self.spec.root else self.manifest.parent
+
+    @property
+    def manifest(self) -> Path:
+        """The table. Raises UserInputError where the team file names none, or it is not there."""
+        if self.spec.manifest is None:
+            raise UserInputError("data.manifest is needed with `dataset: manifest`: a CSV or Parquet file with path and label.")
+        if not self.spec.manifest.is_file():
+            raise UserInputError(f"data.manifest: {self.spec.manifest} is not there.")
+        return self.spec.manifest
+
+    def expected(self) -> int | None:
+        """Return the number of rows."""
+        return len(_table(self.manifest))
+
+    def fingerprint(self) -> list[object]:
+        """Return what tells the source from others: that of the images, and the table's own."""
+        stat = self.manifest.stat()
+        table = [str(self.manifest), stat.st_size, stat.st_mtime_ns, sorted(self.spec.columns.items())]
+        return [*super().fingerprint(), *table]
+
+    def items(self) -> Iterator[Item]:
+        """Yield the images in the order of the table; *val* stands in for a missing *test*."""
+        rows = read_manifest_rows(self.manifest, self.spec.columns)
+        files = self.open_files.enter_context(listed(self.root(), self.scratch))
+        by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
+        _refuse_missing(self.manifest, rows, by_name)
+        named = {row.path for row in rows}
+        for name in by_name:
+            if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
+                self.skipped.add(name)
+        becomes = self._parts({row.part for row in rows})
+        self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
+        left_out = [row for row in rows if row.part and not becomes[row.part]]
+        if left_out:
+            self.notes.append(f"{len(left_out):,} val rows are left out (a team file with `version: 2` fits the fusions on them)")
+        for row in rows:
+            if not row.part or becomes[row.part]:
+                yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold)
+
+    def _parts(self, parts: set[str]) -> dict[str, str]:
+        """Return which part the rows of each of the manifest's splits belong to; "" for those that are left out."""
+        becomes = {part: part for part in parts}
+        if "val" in parts and "test" not in parts:
+            becomes["val"] = "test"
+            self.notes.append("the manifest's val rows stand in for the test rows, because it has no others")
+        elif "val" in parts and self.spec.validation != "fuse":
+            becomes["val"] = ""
+        return becomes
+
+
+def read_manifest_rows(manifest: Path, columns: Mapping[Column, str]) -> list[Row]:
+    """Read and check the rows of a manifest.
+
+    Args:
+        manifest: The CSV or Parquet file.
+        columns: The file's own names of the columns "path", "label", "split", "group" and "fold", where they differ.
+
+    Raises:
+        UserInputError: If a column or a value is missing or wrong. It names the rows.
+    """
+    table, names = _table(manifest), {column: columns.get(column, column) for column in COLUMNS}
+    there = list(table[0]) if table else []
+    for column in NEEDED:
+        if names[column] not in there:
+            raise UserInputError(
+                f"{manifest}: there is no column {names[column]!r}; it has {', '.join(there) or 'no row'}. "
+                f"Say which one is meant: data.columns: {{{column}: NAME}}."
+            )
+    for column, name in columns.items():
+        if name not in there:
+            raise UserInputError(f"{manifest}: there is no column {name!r} (data.columns.{column}); it has {', '.join(there)}.")
+    numbered = list(enumerate(table, start=2))
+    for column in NEEDED:
+        _refuse(manifest, f"have no {column}", [n for n, values in numbered if not values[names[column]].strip()])
+    parts = {n: values.get(names["split"], "").strip().casefold() for n, values in numbered}
+    _refuse(manifest, "have a split that is none of train, val and test", [n for n, p in parts.items() if p and p not in PARTS])
+    if any(parts.values()):
+        _refuse(manifest, "have no split, while others have one", [n for n, part in parts.items() if not part])
+    folds = {n: values.get(names["fold"], "").strip() for n, values in numbered}
+    _refuse(manifest, "have a fold that is no whole number", [n for n, fold in folds.items() if fold and not _is_whole(fold)])
+    rows = [
+        Row(
+            number=n,
+            path=_normal(values[names["path"]]),
+            label=unicodedata.normalize("NFC", values[names["label"]].strip()),
+            part=PARTS.get(parts[n], ""),
+            group=values.get(names["group"], "").strip(),
+            fold=int(folds[n].removesuffix(".0")) if folds[n] else None,
+        )
+        for n, values in numbered
+    ]
+    counts = Counter(row.path for row in rows)
+    _refuse(manifest, "name a file that another row names too", [row.number for row in rows if counts[row.path] > 1])
+    return rows
+
+
+def _is_whole(number: str) -> bool:
+    return number.removesuffix(".0").isdigit()
+
+
+def _normal(path: str) -> str:
+    """Return a path as names within a folder are written."""
+    return unicodedata.normalize("NFC", os.path.normpath(PurePosixPath(path.strip().replace("\\", "/"))))
+
+
+def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object]) -> None:
+    missing = [row for row in rows if row.path not in names]
+    if not missing:
+        return
+    stems: dict[str, str] = {}
+    for name in names:
+        stems.setdefault(name.rpartition(".")[0], name)
+    first = missing[0].path
+    hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
+    _refuse(manifest, f"name a file that is not there, such as {first}", [row.number for row in missing], hint)
+
+
+def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
+    """Raise UserInputError for rows that are wrong; do nothing where there are none."""
+    if numbers:
+        shown, more = ", ".join(map(str, numbers[:MOST_NAMED])), ""
+        if len(numbers) > MOST_NAMED:
+            more = f" and {len(numbers) - MOST_NAMED:,} more"
+        raise UserInputError(f"{manifest}: rows {shown}{more} {what} (the line of names is row 1).{hint}")
+
+
+def _table(manifest: Path) -> list[dict[str, str]]:
+    """Return the rows of a table as text by the names of their columns; an empty text where there is no value."""
+    if manifest.suffix.lower() in (".parquet", ".pq"):
+        from pyarrow.parquet import read_table
+
+        try:
+            values = read_table(manifest).to_pylist()
+        except Exception as error:  # pyarrow has no common base class for what it raises
+            raise UserInputError(f"{manifest}: not a readable Parquet file ({type(error).__name__}).") from None
+        return [{str(key): "" if value is None else str(value) for key, value in row.items()} for row in values]
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserInputError(f"{manifest}: not UTF-8 text. Save the table as CSV in UTF-8.") from None
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    rows = csv.DictReader(text.splitlines(), delimiter=delimiter, restval="", restkey="")
+    return [{key.strip(): value for key, value in row.items() if key} for row in rows]
