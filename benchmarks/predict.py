@@ -83,7 +83,7 @@ def main() -> None:
                 predictor.session.run(None, {"images": images[at : at + BATCH]})
 
         def predicting() -> None:
-            assert sum(1 for _ in predictor.rows(paths)) == len(paths) * len(predictor.classes)
+            assert sum(1 for _ in predictor.predictions(paths)) == len(paths)
 
         legs: dict[str, Callable[[], None]] = {"decoding": decoding, "running": running, "predict": predicting}
         times: dict[str, list[float]] = {name: [] for name in legs}

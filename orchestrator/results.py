@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from workers.data.summary import DataSummary
+
 State = Literal["done", "partial", "failed", "interrupted"]
 
 
@@ -75,6 +77,7 @@ class SweepSummary(BaseModel):
         tracking_uri: The tracking store.
         parent_run_id: The sweep's run there.
         unsent: Number of entries that the tracking store has yet to get.
+        data: What the data set is like; None in what an earlier version wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -93,6 +96,7 @@ class SweepSummary(BaseModel):
     tracking_uri: str
     parent_run_id: str
     unsent: int = 0
+    data: DataSummary | None = None
 
     @property
     def tested(self) -> dict[str, Headline]:

@@ -27,6 +27,7 @@ from orchestrator.reporting.summary import SweepReport, histories, member_states
 from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from workers.data.inspection import refuse_duplicates, summarize_data
 from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import Store, find_store
@@ -110,12 +111,9 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
 
 def _pack(team: Team, options: SweepOptions) -> Store:
     def check(store: Store) -> None:
-        get_split(store, team.data, team.seed)
+        refuse_duplicates(store, team.data, get_split(store, team.data, team.seed))
 
-    store = pack_data(team.data, options.home.path, options.on_packing, check)
-    for note in store.notes():
-        options.say(note)
-    return store
+    return pack_data(team.data, options.home.path, options.on_packing, check)
 
 
 def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:
@@ -198,7 +196,13 @@ class _ActiveSweep:
     runs: SweepRuns
     executor: Executor | None = None
 
+    def __post_init__(self) -> None:
+        team, store = self.plan.team, self.plan.store
+        self.data = summarize_data(store, team.data, get_split(store, team.data, team.seed))
+
     def run(self) -> SweepResult:
+        for line in self.data.lines():
+            self.options.say(line)
         self.runs.start()
         try:
             result = self._train_and_fuse()
@@ -231,7 +235,7 @@ class _ActiveSweep:
 
     @property
     def _report(self) -> SweepReport:
-        return SweepReport(self.plan, self.place.folder, self.runs)
+        return SweepReport(self.plan, self.place.folder, self.runs, self.data)
 
     def _train(self) -> dict[str, Outcome]:
         """Run the jobs that are not done; return their outcomes by their keys."""

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from fusion.export.onnx_session import Images, create_session
+from fusion.serving.outputs import Prediction
 from fusion.serving.runtimes import Probabilities, Run, load_runtime, pick_faster
 from workers.data.archives import is_archive, walk
 from workers.data.decoding import Decoding
 from workers.data.images import Pixels, UnreadableImageError, decode, is_image
+from workers.data.leftovers import is_leftover
 from workers.errors import UserInputError
 
 BATCH = 256
 PATIENCE_SECONDS = 15.0  # of ONNX Runtime before it pays to load torch and see which is faster
-Entry = tuple[str, bytes | Path]
-Row = tuple[str, str, float]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image before it is decoded: its file as it was given, its name within the folder or archive, and its content."""
+
+    file: str
+    name: str
+    content: bytes | Path
+
+
+def refuse(problem: str) -> None:
+    """Refuse an image that cannot be decoded. Raises UserInputError."""
+    raise UserInputError(f"{problem}. Leave it out or repair it.")
 
 
 class Predictor:
@@ -64,39 +79,47 @@ class Predictor:
     def _run_onnx(self, images: Images) -> Probabilities:
         return self.session.run(None, {"images": images})[0]  # type: ignore[no-any-return]
 
-    def rows(self, paths: list[Path]) -> Iterator[Row]:
-        """Yield (file, class, probability) for each class of each image. Decoding runs while the network does.
+    def predictions(self, paths: Sequence[Path], on_unreadable: Callable[[str], None] = refuse) -> Iterator[Prediction]:
+        """Yield what the model says of each image. Decoding runs while the network does.
 
         Args:
             paths: Image files, folders or archives.
+            on_unreadable: Is told, in a sentence, of each image that cannot be decoded. It may raise.
 
         Raises:
-            UserInputError: If a file is not there, or cannot be decoded.
+            UserInputError: If a file is not there, or `on_unreadable` is left out and an image cannot be decoded.
         """
         entries = chain.from_iterable(_images(path) for path in paths)
         with Decoding(self._pixels) as decoding:
             batch = list(islice(entries, BATCH))
             decoded = decoding.begin(batch)
             while batch:
-                images = np.stack(decoded())
+                results = decoded()
                 following = list(islice(entries, BATCH))
                 decoded = decoding.begin(following)
-                for (name, _), row in zip(batch, self.predict_proba(images), strict=True):
-                    yield from ((name, label, float(p)) for label, p in zip(self.classes, row, strict=True))
+                for result in results:
+                    if isinstance(result, str):
+                        on_unreadable(result)
+                images = [result for result in results if not isinstance(result, str)]
+                named = [entry for entry, result in zip(batch, results, strict=True) if not isinstance(result, str)]
+                probabilities = self.predict_proba(np.stack(images)) if images else ()
+                for entry, row in zip(named, probabilities, strict=True):
+                    yield Prediction(entry.file, entry.name, row)
                 batch = following
 
-    def _pixels(self, entry: Entry) -> Pixels:
-        name, content = entry
+    def _pixels(self, entry: Entry) -> Pixels | str:
         try:
-            return decode(content, self.size)
+            return decode(entry.content, self.size)
         except UnreadableImageError as error:
-            raise UserInputError(f"{name}: the image {error}. Leave it out or repair it.") from None
+            return f"{entry.file}: the image {error}"
 
 
 def _images(path: Path) -> Iterator[Entry]:
     if path.is_dir() or (path.is_file() and is_archive(path)):
-        yield from ((str(path / name), content) for name, content in walk(path) if is_image(name))
+        for name, content in walk(path):
+            if is_image(name) and not is_leftover(name):
+                yield Entry(str(path / name), name, content)
     elif path.is_file():
-        yield str(path), path
+        yield Entry(str(path), path.name, path)
     else:
         raise UserInputError(f"{path}: there is no such file or folder.")

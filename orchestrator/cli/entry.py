@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 in
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -50,6 +51,9 @@ def options(
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # a file's name that the terminal can't show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if DEBUG in sys.argv:  # before or behind the command, as people write it
         sys.argv.remove(DEBUG)
         os.environ["CONCLAVE_DEBUG"] = "1"

@@ -6,14 +6,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, check_writable
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -53,35 +53,85 @@ def fuse(
 
 @app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
 def predict(
-    model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx.")],
+    model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx, or the name of a sweep.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
     out: Annotated[Path | None, typer.Option(help="The CSV file to write. The default is stdout.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Write one row per image, with so many of its best classes.")] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="A competition's sample file: fill in its ids and columns.", metavar="SAMPLE.CSV")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="A CSV or Parquet file with path and label, to score the predictions by.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail at the first image that can't be read.")] = False,
     runtime: Annotated[
         str,
         typer.Option(help="What runs the model: onnx, torch or torch-bfloat16. auto takes torch where it is faster than onnx."),
     ] = "auto",
+    home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Predict the class probabilities of images. The output is CSV: file, class, probability."""
-    from fusion.serving.predictor import Predictor
+    from fusion.serving.outputs import AllClasses, BestClasses, LabelledScores, Output, Submission
+    from fusion.serving.predictor import Predictor, refuse
     from fusion.serving.runtimes import NAMES
 
     if runtime not in NAMES:
         raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
-    rows = Predictor(model, runtime).rows(images)
+    if top and submission:
+        raise UserInputError("--top and --submission each say what the rows are. Leave one of them out.")
+    predictor = Predictor(_model_file(model, home), runtime)
+    output: Output = BestClasses(predictor.classes, top) if top else AllClasses(predictor.classes)
+    if submission:
+        output = Submission(predictor.classes, submission)
+    scores, skipped = LabelledScores(predictor.classes, _labels(labels)), _Skipped()
+    predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
     if out is None:
-        _write_csv(sys.stdout, rows)
-        return
-    with _new_file(out) as file:
-        _write_csv(file, rows)
+        _write_csv(sys.stdout, output.rows(predictions))
+    else:
+        with _new_file(out) as file:
+            _write_csv(file, output.rows(predictions))
+    total = scores.counts.total() + scores.unknown
+    for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
+        print(line, file=sys.stderr)
+    if not total and skipped.count:
+        raise typer.Exit(1)
 
 
-def _write_csv(file: TextIO, rows: Iterable[tuple[str, str, float]]) -> None:
-    """Write predictions row by row, so that any number of images fits into memory."""
+class _Skipped:
+    """Counts the images that can't be read, and says so of each on stderr."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, problem: str) -> None:
+        self.count += 1
+        print(f"skipped: {problem}", file=sys.stderr)
+
+
+def _model_file(model: Path, home: Path) -> Path:
+    """Return the model's file: the one that was named, or that of a sweep of this name."""
+    from orchestrator.home import Home
+
+    is_name = len(model.parts) == 1 and not model.exists() and str(model) in Home(home).sweeps()
+    return Home(home).sweep(str(model)).model if is_name else model
+
+
+def _labels(table: Path | None) -> dict[str, str]:
+    """Return the label of each image by its name within the folder that is predicted; empty without a table."""
+    from workers.data.layouts.manifest import read_manifest_rows
+
+    if table is None:
+        return {}
+    if not table.is_file():
+        raise UserInputError(f"--labels {table}: there is no such file.")
+    return {row.path: row.label for row in read_manifest_rows(table, {})}
+
+
+def _write_csv(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows one by one, so that any number of images fits into memory."""
     import csv
 
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["file", "class", "probability"])
-    writer.writerows([name, label, f"{probability:.7g}"] for name, label, probability in rows)
+    csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 @contextmanager
@@ -121,22 +171,15 @@ def export(
         raise UserInputError("export: say what: --method NAME for a model, or --outputs FILE.npz.")
     target = out or Path(f"{name}-{method}.onnx")
     if outputs:
-        _check_writable("--outputs", outputs)
+        check_writable("--outputs", outputs)
     if method:
-        _check_writable("--out", target)
+        check_writable("--out", target)
     if method and target.suffix in (".json", ".safetensors"):
         raise UserInputError(f"--out {target}: the model's torch form goes to files of these names; name the model itself .onnx.")
     if outputs:
         _export_outputs(folder, outputs)
     if method:
         _export_model(home, name, method, target, int8)
-
-
-def _check_writable(option: str, path: Path) -> None:
-    """Raise UserInputError for a file that can't be written, before anything is fitted for it."""
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        problem = "is a folder" if path.is_dir() else "its folder is not there"
-        raise UserInputError(f"{option} {path}: {problem}. Name a file.")
 
 
 def _export_outputs(folder: SweepFolder, outputs: Path) -> None:

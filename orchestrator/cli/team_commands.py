@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile, check_writable
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -61,6 +61,38 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
     else:
         names = ", ".join(m.name for m in team.members)
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
+
+
+@app.command("data", epilog="Example: `conclave data team.yaml --sheet photos.png`")
+def show_data(
+    team_file: TeamFile,
+    home: HomeDir = DEFAULT_HOME,
+    data: DataPath = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="The PNG file for a few images of each class. The default is TEAM-data.png.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the data set is like, and what may be wrong with it. Images are decoded as a sweep would; nothing is trained."""
+    from orchestrator.cli.screen import Screen
+    from orchestrator.config.loader import load_team
+    from orchestrator.reporting.contact_sheet import draw_contact_sheet
+    from workers.data.inspection import inspect_data
+
+    team = load_team(team_file, data)
+    target = sheet or Path(f"{team.name}-data.png")
+    check_writable("--sheet", target)
+    with Screen() as screen:
+        store, summary = inspect_data(team.data, team.seed, home, screen.on_packing)
+    note = draw_contact_sheet(store, summary, target)
+    if as_json:
+        print(json.dumps(summary.model_dump(mode="json")))
+        return
+    from orchestrator.reporting.tables import print_table
+
+    print_table(["class", *summary.rows], [[name, *map(str, counts.values())] for name, counts in summary.classes.items()])
+    print("\n".join(summary.lines()))
+    print(f"{target} is written, with some images of each class{f' ({note})' if note else ''}.")
 
 
 @app.command(epilog="Example: `conclave plan team.yaml`")

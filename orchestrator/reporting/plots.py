@@ -20,15 +20,21 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
-def all_plots(details: FusionDetails, histories: Histories) -> dict[str, Figure]:
-    """Return every plot by the name that the page calls it by."""
+def all_plots(details: FusionDetails, histories: Histories, class_names: Sequence[str]) -> dict[str, Figure]:
+    """Return every plot by the name that the page calls it by.
+
+    Args:
+        details: What the fusion step returned.
+        histories: Metrics of each epoch of each member's full training.
+        class_names: The class names as they are to be drawn.
+    """
     return {
         "costs": costs(details),
         "forecast": forecast(details),
         "reliability": reliability(details),
         "disagreement": disagreement(details),
-        "confusion": confusion(details),
-        "classes": classes(details),
+        "confusion": confusion(details, class_names),
+        "classes": classes(details, class_names),
         "curves": curves(histories),
     }
 
@@ -70,7 +76,7 @@ def costs(details: FusionDetails) -> Figure:
     return figure
 
 
-def classes(details: FusionDetails) -> Figure:
+def classes(details: FusionDetails, class_names: Sequence[str]) -> Figure:
     """Plot the accuracy of each class on *test*, for each candidate."""
     figure = _figure(9, 0.4 * len(details.candidates) + 1.6)
     axes = figure.add_subplot()
@@ -79,7 +85,7 @@ def classes(details: FusionDetails) -> Figure:
     if values:
         picture = axes.imshow(values, aspect="auto", cmap="viridis")
         figure.colorbar(picture, label="accuracy, %")
-        axes.set_xticks(range(len(details.classes)), details.classes, rotation=45, ha="right", parse_math=False)
+        axes.set_xticks(range(len(class_names)), _shortened(class_names), rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), _shortened(names))
     axes.set_title("Accuracy by class on the test rows")
     return figure
@@ -138,7 +144,7 @@ def disagreement(details: FusionDetails) -> Figure:
     return figure
 
 
-def confusion(details: FusionDetails) -> Figure:
+def confusion(details: FusionDetails, class_names: Sequence[str]) -> Figure:
     """Plot each member's confusion matrix on *fuse*, its mistakes alone."""
     matrices = details.diversity.confusion
     columns = min(3, len(matrices))
@@ -146,12 +152,12 @@ def confusion(details: FusionDetails) -> Figure:
     figure = _figure(3.4 * columns, 3.4 * lines)
     for place, (name, matrix) in enumerate(matrices.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _mistakes(axes, matrix, details.classes)
+        _mistakes(axes, matrix, class_names)
         axes.set_title(name)
     return figure
 
 
-def _mistakes(axes: Axes, matrix: list[list[int]], names: list[str]) -> None:
+def _mistakes(axes: Axes, matrix: list[list[int]], names: Sequence[str]) -> None:
     wrong = [[0 if i == j else count for j, count in enumerate(row)] for i, row in enumerate(matrix)]
     axes.imshow(wrong, cmap="magma")
     ticks = range(len(names)) if len(names) <= 12 else []

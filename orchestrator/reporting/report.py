@@ -95,6 +95,7 @@ def run_note(summary: SweepSummary) -> str:
     lines += ["| | test accuracy | test NLL | training | inference |", "|---|---|---|---|---|"]
     for name, row in summary.candidates.items():
         lines.append(f"| {name} | {_note_cells(row)} |")
+    lines += ["", *(f"- {line}" for line in summary.data.lines())] if summary.data else []
     return "\n".join(lines)
 
 
@@ -119,15 +120,18 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         histories: Metrics of each epoch of each member's full training.
     """
     from jinja2 import Environment, PackageLoader
+    from matplotlib import rc_context
 
     from orchestrator.reporting import plots
+    from orchestrator.reporting.fonts import lettering
     from workers.storage.files import write_bytes
 
-    embedded = {}
-    for name, figure in plots.all_plots(details, histories).items():
-        path = folder.path / f"{name}.png"
-        figure.savefig(path, dpi=110, bbox_inches="tight")
-        embedded[name] = base64.b64encode(path.read_bytes()).decode()
+    embedded, letters = {}, lettering(details.classes)
+    with rc_context({"font.family": list(letters.families)}):
+        for name, figure in plots.all_plots(details, histories, letters.of(details.classes)).items():
+            path = folder.path / f"{name}.png"
+            figure.savefig(path, dpi=110, bbox_inches="tight")
+            embedded[name] = base64.b64encode(path.read_bytes()).decode()
     environment = Environment(loader=PackageLoader("orchestrator.reporting"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         team=plan.team,
@@ -136,6 +140,7 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         rows=table_rows(summary.members, details),
         verdict=verdict(details),
         pictures=embedded,
+        lettering_note=letters.note,
         smallest=smallest_difference(details.candidates, details.recommended, details.best_single),
         hardest=[HardImage.of(row, plan.store) for row in details.hardest],
         environment=environment_facts(),

@@ -11,6 +11,7 @@ from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan, PlannedMember
 from orchestrator.results import FusionSummary, Headline, MemberState, SweepSummary
 from orchestrator.tracking.sweep_runs import SweepRuns
+from workers.data.summary import DataSummary
 from workers.diagnostics.logs import log_name
 
 
@@ -78,11 +79,13 @@ class SweepReport:
         plan: The plan.
         folder: The sweep's folder.
         runs: The sweep's runs.
+        data: What the data set is like.
     """
 
     plan: Plan
     folder: SweepFolder
     runs: SweepRuns
+    data: DataSummary | None = None
 
     def summarize(
         self, members: Mapping[str, MemberState], outcomes: Mapping[str, Outcome], details: FusionDetails | None = None
@@ -111,6 +114,7 @@ class SweepReport:
             classes=plan.store.classes,
             tracking_uri=self.runs.tracking.uri,
             parent_run_id=self.runs.parent,
+            data=self.data,
         )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fusion.results import TestResults as Measured
 from orchestrator import sweep as pipeline
 from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
+from orchestrator.reporting.fonts import lettering
 from orchestrator.reporting.report import smallest_difference
 from tests.factories import TEAM
+from tests.inputs import classes
 
 CLASSES = ("<img src=x onerror=alert(1)>", "$x_$", 'quo"ted')
 
@@ -41,3 +44,19 @@ def test_the_smallest_difference_is_said_where_no_fusion_is_recommended() -> Non
     assert smallest_difference(candidates, "a", "a") == 0.02
     assert smallest_difference(candidates, "vote", "a") == 0.01
     assert smallest_difference({"a": Measured()}, "a", "a") is None
+
+
+def test_names_that_no_font_has_are_drawn_in_latin_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the system has: pytest turns matplotlib's warning of a missing letter into an error."""
+    names = ["\u8682\u8681", "\u871c\u8702", "cr\u00e8me"]
+    for hue, name in enumerate(names):
+        classes(tmp_path / "images", {name: 12 + hue})
+    text = TEAM.replace("data: {dataset: digits, folds: 2}\n", "data: {dataset: folder, root: images, image_size: 8, folds: 0}\n")
+    (tmp_path / "team.yaml").write_text(text.replace("fusion: [vote, stack]", "fusion: [vote]"))
+    result = pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
+    assert result.summary.data.classes.keys() == set(names)
+    monkeypatch.setattr("orchestrator.reporting.fonts.FONTS", ())
+    found = lettering(names)
+    assert found.of(names) == ["MaYi", "MiFeng", "cr\u00e8me"]
+    assert "\u8682\u8681 as MaYi" in found.note
+    assert lettering(["cr\u00e8me"]).note == ""

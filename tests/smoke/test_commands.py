@@ -91,6 +91,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "validate": (("team.yaml",), 0, "tiny"),
     "schema": ((), 0, "TeamFile"),
     "plan": (("team.yaml", "--home", "home"), 0, "0 "),
+    "data": (("team.yaml", "--home", "home"), 0, "tiny-data.png is written"),
     "sweep": (("team.yaml", "--home", "home"), 0, "vote"),
     "status": (("--home", "home"), 0, "tiny"),
     "report": (("tiny", "--home", "home"), 0, "report.html"),

@@ -1,0 +1,180 @@
+"""Write predictions as people need them: rows of probabilities, the best classes, a competition's file; and score them."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.errors import UserInputError
+
+MOST_SHOWN = 3
+WIDEST = 20  # classes of a confusion matrix on the screen
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        file: The file's name, as it was given.
+        name: Its name within the folder or archive that was given.
+        probabilities: (C,) float32.
+    """
+
+    file: str
+    name: str
+    probabilities: NDArray[np.float32]
+
+
+class Output(Protocol):
+    """Turns predictions into the rows of a CSV file."""
+
+    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
+        """Yield the line of names, and then the rows."""
+
+
+@dataclass(frozen=True)
+class AllClasses:
+    """A row for each class of each image: file, class, probability."""
+
+    classes: Sequence[str]
+
+    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
+        """Yield the line of names, and then the rows."""
+        yield ["file", "class", "probability"]
+        for one in predictions:
+            for name, probability in zip(self.classes, one.probabilities, strict=True):
+                yield [one.file, name, f"{float(probability):.7g}"]
+
+
+@dataclass(frozen=True)
+class BestClasses:
+    """A row for each image, with its most probable classes: file, class_1, probability_1, class_2 and so on."""
+
+    classes: Sequence[str]
+    count: int
+
+    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
+        """Yield the line of names, and then the rows."""
+        count = min(self.count, len(self.classes))
+        yield ["file", *(f"{what}_{rank}" for rank in range(1, count + 1) for what in ("class", "probability"))]
+        for one in predictions:
+            best = np.argsort(-one.probabilities, kind="stable")[:count]
+            yield [one.file, *(text for i in best for text in (self.classes[i], f"{float(one.probabilities[i]):.7g}"))]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A competition's file, filled in: the ids of its sample file in their order, and its columns.
+
+    A single column beside the id takes the most probable class; a column for each class takes its probability.
+
+    Attributes:
+        classes: The class names, in the order of the probabilities.
+        sample: The sample file.
+    """
+
+    classes: Sequence[str]
+    sample: Path
+
+    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
+        """Yield the line of names, and then the rows.
+
+        Raises:
+            UserInputError: If the sample file is of another form, or an id has no image.
+        """
+        header, ids = self._read()
+        columns = self._columns(header)
+        found: dict[str, Prediction] = {}
+        for one in predictions:
+            path = PurePosixPath(one.name)
+            for key in (one.name, path.with_suffix("").as_posix(), path.name, path.stem):
+                found.setdefault(key, one)
+        if missing := [key for key in ids if key not in found]:
+            shown = ", ".join(missing[:MOST_SHOWN])
+            raise UserInputError(f"--submission {self.sample}: {len(missing)} of {len(ids)} ids have no image, such as {shown}.")
+        yield header
+        for key in ids:
+            values = found[key].probabilities
+            best = self.classes[int(values.argmax())]
+            yield [key, *(best if i is None else f"{float(values[i]):.7g}" for i in columns)]
+
+    def _read(self) -> tuple[list[str], list[str]]:
+        try:
+            with self.sample.open(encoding="utf-8-sig", newline="") as file:
+                rows = [row for row in csv.reader(file) if row]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserInputError(f"--submission {self.sample}: can't be read as CSV ({type(error).__name__}).") from None
+        if len(rows) < 2 or len(rows[0]) < 2:
+            raise UserInputError(f"--submission {self.sample}: expected an id and a class in each row, and a line of names.")
+        return rows[0], [row[0] for row in rows[1:]]
+
+    def _columns(self, header: Sequence[str]) -> list[int | None]:
+        """Return the class of each column behind the id; None for the one that takes the most probable class."""
+        names = [name.strip() for name in header[1:]]
+        if set(names) <= set(self.classes):
+            return [list(self.classes).index(name) for name in names]
+        if len(names) == 1:
+            return [None]
+        unknown = [name for name in names if name not in self.classes]
+        raise UserInputError(
+            f"--submission {self.sample}: the columns {', '.join(unknown[:MOST_SHOWN])} are no classes of the model, which knows "
+            f"{', '.join(self.classes[:MOST_SHOWN])} and so on."
+        )
+
+
+@dataclass
+class LabelledScores:
+    """Counts how often predictions are right, where the label of each image is known.
+
+    Attributes:
+        classes: The class names, in the order of the probabilities.
+        labels: Label of each image by its name; empty to take the folder that has a class's name.
+        counts: How often each class (first) was taken for another (second).
+        unknown: Number of images whose label is not known.
+    """
+
+    classes: Sequence[str]
+    labels: dict[str, str] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unknown: int = 0
+
+    def follow(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Yield the predictions, and count them."""
+        known = set(self.classes)
+        for one in predictions:
+            folders = [part for part in PurePosixPath(one.name).parts[:-1] if part in known]
+            label = self.labels.get(one.name) if self.labels else folders[-1] if folders else None
+            if label is None:
+                self.unknown += 1
+            else:
+                self.counts[label, self.classes[int(one.probabilities.argmax())]] += 1
+            yield one
+
+    def lines(self) -> list[str]:
+        """Return accuracy, balanced accuracy and the confusion matrix as text; nothing where not every label is known."""
+        total = self.counts.total()
+        if not total or (self.unknown and not self.labels):
+            return []
+        truths = [name for name in self.classes if any(truth == name for truth, _ in self.counts)]
+        rows = {name: [self.counts[name, guess] for guess in self.classes] for name in truths}
+        recall = {name: self.counts[name, name] / sum(row) for name, row in rows.items()}
+        right = sum(self.counts[name, name] for name in truths)
+        balanced = float(np.mean(list(recall.values())))
+        lines = [f"accuracy {right / total:.2%} of {total:,} images with a label, balanced accuracy {balanced:.2%}"]
+        if self.unknown:
+            lines.append(f"{self.unknown:,} images have no label in the table")
+        if len(self.classes) > WIDEST:
+            worst = sorted(recall, key=lambda name: recall[name])[:MOST_SHOWN]
+            return [*lines, f"least often right: {', '.join(f'{name} {recall[name]:.1%}' for name in worst)}"]
+        width = max(map(len, (*self.classes, "is \\ said")))
+        lines.append(" ".join(text.rjust(width) for text in ("is \\ said", *self.classes)))
+        lines += [" ".join(text.rjust(width) for text in (name, *map(str, row))) for name, row in rows.items()]
+        return lines

@@ -1,0 +1,166 @@
+"""Inspect a packed and split data set for people: what is in it, where each part came from, and what may be wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.config.specs import DataSpec
+from workers.data.duplicates import Twins, find_equal, find_similar
+from workers.data.packing import OnProgress, pack_data
+from workers.data.splits import Split, get_split
+from workers.data.store import Rows, Store
+from workers.data.summary import DataSummary
+from workers.errors import UserInputError
+
+PARTS = ("fit", "fuse", "test")
+MOST_SHOWN = 3
+FEW_TESTED = 5  # test rows of a class below which its accuracy says next to nothing
+IMBALANCED = 10.0  # times as many images in the largest class as in the smallest
+
+
+def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
+    """Return the summary of a data set.
+
+    Args:
+        store: The packed data.
+        spec: The data set.
+        split: Its split.
+    """
+    parts = {part.name: getattr(split, part.name) for part in fields(Split) if part.name in PARTS}
+    labels = np.asarray(store.labels)
+    counts = {part: np.bincount(labels[rows], minlength=len(store.classes)) for part, rows in parts.items()}
+    classes = {name: {part: int(counts[part][i]) for part in PARTS} for i, name in enumerate(store.classes)}
+    return DataSummary(
+        rows={part: len(rows) for part, rows in parts.items()},
+        classes=classes,
+        origins=_origins(store, spec),
+        image_sizes=store.record.image_sizes,
+        size=store.size,
+        notes=store.notes(),
+        warnings=[*_warnings_of_duplicates(store, parts), *_warnings_of_counts(classes, spec)],
+    )
+
+
+def inspect_data(
+    spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None
+) -> tuple[Store, DataSummary]:
+    """Pack a data set where that was not done yet, and sum it up.
+
+    Args:
+        spec: The data set.
+        seed: The team's seed, from which the split follows.
+        home: The home.
+        on_progress: Is told how many rows are decoded.
+
+    Raises:
+        UserInputError: If the data cannot be used. Nothing is left on the disk then.
+    """
+
+    def check(packed: Store) -> None:
+        refuse_duplicates(packed, spec, get_split(packed, spec, seed))
+
+    store = pack_data(spec, home, on_progress, check)
+    return store, summarize_data(store, spec, get_split(store, spec, seed))
+
+
+def refuse_duplicates(store: Store, spec: DataSpec, split: Split) -> None:
+    """Raise UserInputError where a team wants no images that are there twice, and there are some."""
+    if spec.duplicates != "error":
+        return
+    for warning in _warnings_of_duplicates(store, {"fit": split.fit, "fuse": split.fuse, "test": split.test}, similar=False):
+        raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
+
+
+def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
+    """Return where the rows of *fit*, *fuse* and *test* came from."""
+    given = store.record.origins
+    train = given.get("train", "the images")
+    has_own = {"fuse": bool(store.validation.any()), "test": bool(store.tested.any())}
+    own = {"fuse": given.get("val", "the data set's own part"), "test": given.get("test", "the data set's own part")}
+    kept = ", with groups kept together" if store.groups is not None else ""
+    drawn = {"fuse": f"{spec.fuse_fraction:.0%} of the training rows", "test": f"{spec.test_fraction:.0%} of {train}"}
+    fit = train if all(has_own.values()) else f"the rest of {train}"
+    origins = {part: own[part] if has_own[part] else f"{drawn[part]}, drawn by the team's seed{kept}" for part in own}
+    return {"fit": fit, **origins}
+
+
+def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bool = True) -> Iterator[str]:
+    """Yield sentences on images that are there twice. A store of an earlier version has no digests to tell."""
+    digests, looks = store.digests, store.looks
+    if digests is None or looks is None:
+        return
+    part_of = np.full(len(store.labels), "", dtype="<U4")
+    for name, rows in parts.items():
+        part_of[rows] = name
+    equal = find_equal(digests)
+    yield from _TwinReport(store, equal, part_of, "equal").sentences()
+    if similar:
+        yield from _TwinReport(store, find_similar(looks, store.images, equal), part_of, "nearly equal").sentences()
+
+
+@dataclass(frozen=True)
+class _TwinReport:
+    """Says what is wrong with images that are there twice.
+
+    Attributes:
+        store: The packed data.
+        twins: The pairs.
+        part_of: (N,) name of each row's part.
+        how: "equal" or "nearly equal".
+    """
+
+    store: Store
+    twins: Twins
+    part_of: NDArray[np.str_]
+    how: str
+
+    def sentences(self) -> Iterator[str]:
+        """Yield a sentence for each thing that is wrong."""
+        first, second = self.twins.first, self.twins.second
+        for held in ("test", "fuse"):
+            parts = self.part_of[first], self.part_of[second]
+            crossing = (parts[0] != parts[1]) & ((parts[0] == held) | (parts[1] == held))
+            rows = self._rows(crossing)
+            count, total = int((self.part_of[rows] == held).sum()), int((self.part_of == held).sum())
+            if count:
+                yield (
+                    f"{count:,} of {total:,} {held} images are {self.how} to an image of another part, so scores on them are "
+                    f"too high: {self._examples(crossing)}"
+                )
+        labels = np.asarray(self.store.labels)
+        differing = labels[first] != labels[second]
+        if self.how == "equal" and differing.any():
+            count = len(self._rows(differing))
+            yield f"{count:,} images are equal but have different labels: {self._examples(differing)}"
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> Rows:
+        return np.unique(np.concatenate([self.twins.first[chosen], self.twins.second[chosen]]))
+
+    def _examples(self, chosen: NDArray[np.bool_]) -> str:
+        pairs = list(zip(self.twins.first[chosen].tolist(), self.twins.second[chosen].tolist(), strict=True))
+        shown = ", ".join(f"{self.store.ids[a]} and {self.store.ids[b]}" for a, b in pairs[:MOST_SHOWN])
+        return shown + (f" and {len(pairs) - MOST_SHOWN:,} more" if len(pairs) > MOST_SHOWN else "")
+
+
+def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec) -> Iterator[str]:
+    totals = {name: sum(counts.values()) for name, counts in classes.items()}
+    largest, smallest = max(totals, key=lambda n: totals[n]), min(totals, key=lambda n: totals[n])
+    if totals[largest] >= IMBALANCED * totals[smallest]:
+        share = totals[largest] / sum(totals.values())
+        yield (
+            f"{largest} has {totals[largest]:,} images and {smallest} has {totals[smallest]:,}. Always answering {largest} would "
+            f"be right on {share:.1%} of all, so look at each class's accuracy too"
+        )
+    if few := [f"{name} ({counts['fit']})" for name, counts in classes.items() if counts["fit"] < spec.folds]:
+        yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some fold trainings see none of the class"
+    if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
+        yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: their accuracy says next to nothing"
+
+
+def _listed(texts: list[str]) -> str:
+    return ", ".join(texts[:MOST_SHOWN]) + (f" and {len(texts) - MOST_SHOWN:,} more classes" if len(texts) > MOST_SHOWN else "")

@@ -1,0 +1,44 @@
+"""The summary of a data set as people and scripts read it. Light to import; workers/data/inspection.py makes it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class DataSummary(BaseModel):
+    """A data set as it is trained on.
+
+    Attributes:
+        version: Version of this form.
+        rows: Number of rows of each part: *fit*, *fuse* and *test*.
+        classes: The same for each class.
+        origins: Where the rows of each part came from, in words.
+        image_sizes: Width and height of the smallest, the median and the largest image; empty where there are no files.
+        size: Side of the packed images in pixels.
+        notes: How the data set was read, in sentences.
+        warnings: What may be wrong with it, in sentences.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    version: Literal[1] = 1
+    rows: dict[str, int]
+    classes: dict[str, dict[str, int]]
+    origins: dict[str, str]
+    image_sizes: list[tuple[int, int]]
+    size: int
+    notes: list[str]
+    warnings: list[str]
+
+    def lines(self) -> list[str]:
+        """Return the summary as text, a line each."""
+        counts = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
+        lines = [f"data: {len(self.classes):,} classes, {sum(self.rows.values()):,} images ({counts})"]
+        lines += [f"data: {part} is {origin}" for part, origin in self.origins.items()]
+        if self.image_sizes:
+            smallest, median, largest = (f"{width} x {height}" for width, height in self.image_sizes)
+            sizes = f"of {median} pixels" if smallest == largest else f"from {smallest} to {largest} pixels, the median {median}"
+            lines.append(f"data: the images are {sizes}; they are trained on at {self.size} x {self.size}")
+        return [*lines, *(f"data: {note}" for note in self.notes), *(f"warning: {warning}" for warning in self.warnings)]
