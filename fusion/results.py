@@ -97,6 +97,12 @@ class TestResults(FusionResult):
     against_vote: Gain | None = None
     detectable: float | None = None
 
+    @property
+    def balanced_accuracy(self) -> float | None:
+        """The mean over the classes of the accuracy on their rows: every class counts alike, however few images it has."""
+        known = [accuracy for accuracy in self.per_class or () if accuracy is not None]
+        return sum(known) / len(known) if known else None
+
 
 class Comparison(TestResults):
     """A candidate beside all others, before its inference was measured.

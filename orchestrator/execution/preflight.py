@@ -24,30 +24,42 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
     from workers.runtime.recipe_check import problems_of_training
 
     import_from(import_paths)
-    problems = [text for recipe in team.recipes for text in _problems(team, recipe)]
+    tried: dict[tuple[object, ...], str | None] = {}
+    problems = [text for recipe in team.recipes for text in _problems(team, recipe, tried)]
     if problems := [*problems, *problems_of_training(team.train)]:
         raise UserInputError("\n".join(dict.fromkeys(problems)))
 
 
-def _problems(team: Team, recipe: MemberSpec) -> Iterator[str]:
+def _problems(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str | None]) -> Iterator[str]:
     from workers.runtime.recipe_check import problems_of_recipe
 
-    yield from _network(team, recipe)
+    yield from _network(team, recipe, tried)
     yield from problems_of_recipe(recipe, team.data.size)
 
 
-def _network(team: Team, recipe: MemberSpec) -> Iterator[str]:
+def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str | None]) -> Iterator[str]:
+    """Yield what is wrong with a recipe's network. Equal networks are tried once; `tried` remembers what came of it."""
     from workers.models.build import build
     from workers.models.network import has_linear_head
+    from workers.runtime.recipe_check import why_untrainable
 
+    size, classes = team.data.size, 2 if recipe.weights is None else 10
     try:
-        network = build(recipe, 2 if recipe.weights is None else 10, team.data.size)
+        network = build(recipe, classes, size)
     except UserInputError as error:
         yield str(error)
         return
     except Exception as error:  # whatever a network of the user's own can raise
         yield f"member {recipe.name}: {recipe.arch} can't be built ({error})."
         return
+    key = (recipe.arch, recipe.width, recipe.stem, classes)
+    if key not in tried:
+        tried[key] = why_untrainable(lambda: build(recipe, classes, size), size, classes)
+    if problem := tried[key]:
+        yield (
+            f"member {recipe.name}: {recipe.arch} can't be trained on images of {size} x {size} pixels ({problem}). "
+            "Set data.image_size to what it takes, or give another network."
+        )
     starting = [name for name in team.fusion if FUSIONS[name].needs_linear_heads]
     if starting and recipe in team.trainings and not has_linear_head(network):
         yield (

@@ -41,6 +41,7 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
                 "name": name,
                 "kind": "member" if name in members else "fusion",
                 "accuracy": f"{scores.accuracy:.2%}",
+                "balanced": "" if row.balanced_accuracy is None else f"{row.balanced_accuracy:.2%}",
                 "interval": "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}",
                 "nll": f"{scores.nll:.4f}",
                 "brier": f"{scores.brier:.4f}",

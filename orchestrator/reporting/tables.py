@@ -49,12 +49,23 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
         print("Interrupted: what is finished is kept; the same command goes on from there.")
     if summary.state in ("failed", "interrupted") or details is None:
         return
-    keys = {"name": "", "accuracy": "accuracy", "nll": "NLL", "gain": f"points over {details.best_single}"}
+    keys = {
+        "name": "",
+        "accuracy": "accuracy",
+        "balanced": "balanced",
+        "nll": "NLL",
+        "gain": f"points over {details.best_single}",
+    }
     keys |= {"p": "p", "train": "training", "inference": "inference"}
     rows = report.table_rows(summary.members, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
-    for line in (report.verdict(details), details.diversity.verdict, *details.warnings):
+    for line in (
+        report.verdict(details),
+        details.diversity.verdict,
+        *details.warnings,
+        *(summary.data.warnings if summary.data else ()),
+    ):
         print(line)
     uri = summary.tracking_uri
     browse = uri if uri.startswith("http") else f"conclave ui --home {home.path}"

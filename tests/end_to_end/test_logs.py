@@ -16,17 +16,19 @@ from tests.factories import TEAM, job
 from workers.diagnostics import logs
 
 NETWORK = """\
-from torch import nn
+from torch import Tensor, nn
+
+
+class Fussy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise ArithmeticError("this network will never be trained")
+        return x
 
 
 class Net(nn.Sequential):
     def __init__(self, num_classes: int, image_size: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
-
-    def train(self, mode: bool = True) -> nn.Module:
-        if mode:
-            raise ArithmeticError("this network will never be trained")
-        return super().train(mode)
+        super().__init__(nn.Flatten(), Fussy(), nn.Linear(3 * image_size**2, num_classes))
 """
 FAILING = (
     TEAM.replace("folds: 2", "folds: 0").replace("{name: b, seed: 5}", '{name: b, arch: "own:Net"}') + "quorum: 1\nretries: 0\n"
@@ -77,15 +79,24 @@ def test_what_nobody_expected_is_a_sentence_with_the_path_of_its_log(tmp_path: P
 
 
 def test_outside_of_a_sweep_the_users_own_log_has_it(tmp_path: Path) -> None:
-    folder = tmp_path / "home" / "sweeps" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text("{")
+    (tmp_path / "home" / "sweeps" / "tiny" / "sweep.json").mkdir(parents=True)  # nobody expects a folder there
     done = conclave(tmp_path, "status", "tiny", "--home", "home")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     path = Path(done.stderr.strip().rpartition(" ")[2])
     assert path.is_relative_to(tmp_path / "state")
-    assert "JSONDecodeError" in path.read_text()
+    assert "IsADirectoryError" in path.read_text()
+
+
+def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "sweeps" / "tiny"
+    folder.mkdir(parents=True)
+    for content in ("{", "[]", '{"version": 2}', ""):
+        (folder / "sweep.json").write_text(content)
+        done = conclave(tmp_path, "status", "tiny", "--home", "home")
+        assert done.returncode == 1
+        assert "home/sweeps/tiny/sweep.json: it can't be read" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_log_rotates_and_a_full_disk_loses_messages_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

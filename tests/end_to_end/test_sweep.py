@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from fusion.export.onnx_export import load_model
 from fusion.export.onnx_session import create_session
@@ -33,9 +34,10 @@ from workers.training.train import train
 from workers.training.trainer import Trainer
 
 
-def conclave(*arguments: object, cwd: Path, code: int = 0, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+def conclave(*arguments: object, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "conclave", *map(str, arguments)]
-    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+    settings = {**os.environ, **env}
+    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, env=settings)
     assert found.returncode == code, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
     return found
@@ -151,8 +153,6 @@ def test_the_outputs_file_is_whole(done: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_predict_writes_the_contracts_csv(done: tuple[Path, dict[str, Any]]) -> None:
-    from PIL import Image
-
     folder, summary = done
     pictures = folder / "pictures"
     pictures.mkdir()
@@ -169,6 +169,27 @@ def test_predict_writes_the_contracts_csv(done: tuple[Path, dict[str, Any]]) -> 
     refused = conclave("predict", summary["model"], "nowhere.png", "--out", "q.csv", cwd=folder, code=2)
     assert "no such file" in refused.stderr
     assert not (folder / "q.csv").exists()
+
+
+def test_predict_takes_a_sweeps_name_skips_what_it_can_not_read_and_scores(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    for label in summary["classes"][:2]:
+        (folder / "labelled" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((9, 9), 80 * i, np.uint8)).save(folder / "labelled" / label / f"{i}.png")
+    (folder / "labelled" / "0" / ".ipynb_checkpoints").mkdir()
+    Image.new("L", (9, 9)).save(folder / "labelled" / "0" / ".ipynb_checkpoints" / "0.png")
+    (folder / "labelled" / "0" / "cr\u00e8me.png").write_bytes(b"<!doctype html>")
+    words = ("predict", "tiny", "labelled", "--top", "2", "--home", "home")
+    found = conclave(*words, cwd=folder, PYTHONIOENCODING="ascii")
+    lines = found.stdout.splitlines()
+    assert (lines[0], len(lines)) == ("file,class_1,probability_1,class_2,probability_2", 7)
+    assert "skipped: labelled/0/cr\\xe8me.png: the image can't be decoded: the file is an HTML page" in found.stderr
+    assert "accuracy " in found.stderr
+    assert "balanced accuracy " in found.stderr
+    assert found.stderr.splitlines()[-1] == "read 6 images, skipped 1"
+    refused = conclave(*words, "--strict", cwd=folder, code=2)
+    assert "is an HTML page" in refused.stderr
 
 
 def test_a_second_sweep_trains_nothing_and_a_fourth_member_alone(done: tuple[Path, dict[str, Any]]) -> None:

@@ -71,7 +71,8 @@ def test_a_job_ends_in_one_outcome_after_its_events(executor: Executor, jobs: li
         events, outcome = run(executor, one)
         assert outcome.kind == "done"
         assert TrainingFolder.of(one).done
-        assert events[0].kind == "working"
+        first = next(event.kind for event in events if event.kind != "note")  # a busy machine may note that the job waits
+        assert first == "working"
         assert [event.text for event in events if event.kind == "published"] == names
         assert list(executor.poll(0.1)) == [], "one outcome, and nothing after it"
 

@@ -12,6 +12,7 @@ from workers.errors import UserInputError
 from workers.models.architectures.torchvision import KNOWN
 from workers.models.build import build
 from workers.models.network import has_linear_head, memory_format
+from workers.runtime.recipe_check import why_untrainable
 
 
 def test_our_resnet18_is_torchvisions() -> None:
@@ -83,3 +84,23 @@ def test_weights_are_started_from_and_another_head_is_left_out(tmp_path: Path) -
     saved = torch.load(tmp_path / "w.pt", weights_only=True)
     assert torch.equal(network.trunk.layer4[1].conv2.weight, saved["layer4.1.conv2.weight"])  # type: ignore[index,union-attr]
     assert network.head.out_features == 3
+
+
+@pytest.mark.parametrize(("arch", "size", "why"), [("alexnet", 16, "Output size is too small"), ("resnet18", 16, None)])
+def test_a_network_that_does_not_fit_the_images_is_noticed_without_training(arch: str, size: int, why: str | None) -> None:
+    recipe = member(arch=arch, width=64, stem="auto")
+    found = why_untrainable(lambda: build(recipe, 5, size), size, 5)
+    assert found is None if why is None else why in str(found)
+
+
+def test_a_network_that_needs_real_numbers_is_tried_with_them() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3 * 8 * 8, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) * float(x.sum() + 1)  # no number comes of a tensor that has none
+
+    assert why_untrainable(Counts, 8, 5) is None
+    assert why_untrainable(Counts, 8, 4) == "it answers (2, 5) for 2 images, and not (2, 4)"

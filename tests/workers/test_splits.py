@@ -1,9 +1,11 @@
 """The split of a store: stratified, whole, from the seed, and the same for all once it is kept."""
 
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,20 @@ def test_digits_are_the_real_ones_and_split_whole(store: Store) -> None:
         shares = np.bincount(store.labels[part]) / len(part)
         assert np.abs(shares - 0.1).max() < 0.02
     assert sorted(np.bincount(parts.folds)) == [431, 431, 431]
+
+
+@pytest.mark.parametrize(
+    ("seed", "keys", "expected"),
+    [
+        (0, {}, "3b5bdac8d941fa9dc1a5"),
+        (1, {"folds": 2}, "e73cddc3eef88006732f"),
+        (2, {"folds": 0, "fuse_fraction": 0.25, "test_fraction": 0.4}, "41894f0068a538195f98"),
+    ],
+)
+def test_the_rows_are_split_as_version_0_2_split_them(store: Store, seed: int, keys: dict[str, Any], expected: str) -> None:
+    split = get_split(store, DataSpec.model_validate(keys), seed)
+    parts = [np.ascontiguousarray(part, dtype=np.int64).tobytes() for part in (split.fit, split.fuse, split.test, split.folds)]
+    assert hashlib.sha256(b"".join(parts)).hexdigest()[:20] == expected
 
 
 def test_another_seed_splits_otherwise_and_the_same_seed_the_same(store: Store) -> None:

@@ -1,10 +1,11 @@
-"""Try what of the user's own a recipe names, on a few made-up images: augmentations, optimizer, loss, schedule."""
+"""Try a recipe on a few made-up images: its network, and what of the user's own it names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.errors import UserInputError
@@ -42,6 +43,31 @@ def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
         yield from _problem(f"optimizer {recipe.optimizer.kind}", lambda: recipe.optimizer.make([parameter]))
     if recipe.loss in own:
         yield from _problem(f"loss {recipe.loss}", try_loss)
+
+
+def why_untrainable(build: Callable[[], nn.Module], image_size: int, classes: int) -> str | None:
+    """Run one forward and one backward pass on two images. Return what goes wrong, or None.
+
+    Only shapes are computed first, which takes no time however large the network is. What fails there is tried in earnest: a
+    network of the user's own may need real numbers.
+
+    Args:
+        build: Returns the network.
+        image_size: Side of the images in pixels.
+        classes: Number of classes.
+    """
+    for device in ("meta", "cpu"):
+        try:
+            network = build().to(device).train()
+            logits = network(torch.zeros(IMAGES, 3, image_size, image_size, device=device))
+            if logits.shape != (IMAGES, classes):
+                return f"it answers {tuple(logits.shape)} for {IMAGES} images, and not {(IMAGES, classes)}"
+            logits.sum().backward()
+        except Exception as error:  # whatever a network of the user's own can raise
+            problem = " ".join(str(error).split()) or type(error).__name__
+        else:
+            return None
+    return problem
 
 
 def problems_of_training(train: TrainSpec) -> Iterator[str]:
