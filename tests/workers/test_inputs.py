@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fusion.serving.predictor import Predictor
 from tests.factories import snapshot
 from tests.inputs import HEIC, bursts, classes, flat, macos_zip, picture, tar, write_table
 from workers.config.specs import DataSpec
@@ -115,6 +116,23 @@ def test_a_class_without_an_image_is_refused(tmp_path: Path) -> None:
     assert "none of the 1 files in the folder horse is an image" in refused(root)
     (root / "horse" / "1.png").write_bytes(b"")
     assert "no image of class 'horse' can be read" in refused(root, max_bad=5)
+
+
+def test_a_class_of_leftovers_alone_is_refused(tmp_path: Path) -> None:
+    root = classes(tmp_path / "images", TWO)
+    (root / "horse").mkdir()
+    (root / "horse" / "._1.png").write_bytes(b"x")
+    assert "none of the 1 files in the folder horse is an image" in refused(root)
+
+
+def test_a_folder_around_the_classes_of_a_part_is_looked_through(tmp_path: Path) -> None:
+    root = classes(tmp_path / "data", {"train/images/cat": 12, "train/images/dog": 12})
+    for hue, name in enumerate(("cat", "dog")):
+        (root / "test" / name).mkdir(parents=True)
+        picture(hue, 99).save(root / "test" / name / "1.png")
+    store = pack(root)
+    assert per_class(store) == {"cat": 13, "dog": 13}
+    assert store.tested.sum() == 2
 
 
 @pytest.mark.parametrize("leftover", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".Trash-1000", "lost+found", "$RECYCLE.BIN"])
@@ -315,12 +333,13 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
     root = flat(tmp_path / "images", 24)
     rows = [{"path": f"{i:03d}.png", "label": "owl" if i % 2 else "crow", "group": f"g{i // 2}"} for i in range(24)]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    lines = ["path,label,group", *(f"{row['path']},{row['label']},{row['group']}" for row in rows)]
+    lines = ["path,label,group,weight", *(f"{row['path']},{row['label']},{row['group']},2" for row in rows)]
     stores = [
         pack_data(manifest(table, root), tmp_path / "home")
         for table in (tmp_path / "a.parquet", write_table(tmp_path / "a.csv", lines))
     ]
     assert stores[0].digest == stores[1].digest
+    assert any("column weight is not used" in note for note in stores[1].notes())
 
 
 @pytest.mark.parametrize(
@@ -354,3 +373,46 @@ def test_images_that_are_there_twice_are_dropped_where_that_is_asked_for(tmp_pat
     assert any("left out 5 images" in note for note in dropped.notes())
     assert "test/cat/copy0.png" not in dropped.ids, "the training rows keep theirs"
     assert not {"train/dog/both.png", "train/cat/5.png"} & set(dropped.ids), "nobody knows which label is right"
+
+
+FILES: dict[str, Callable[[Image.Image], bytes]] = {
+    ".png": lambda image: saved(image, "PNG"),
+    ".jpg": lambda image: saved(image, "JPEG"),
+    ".jfif": lambda image: saved(image, "JPEG"),
+    ".bmp": lambda image: saved(image, "BMP"),
+    ".gif": lambda image: saved(image, "GIF"),
+    ".tiff": lambda image: saved(image, "TIFF"),
+    ".webp": lambda image: saved(image, "WEBP"),
+    ".ppm": lambda image: saved(image, "PPM"),
+    ".avif": lambda image: saved(image, "AVIF"),
+    ".heic": lambda image: HEIC,
+    ".PNG": lambda image: saved(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 16), "PNG"),
+}
+
+
+class Watched(Predictor):
+    """Keeps the pixels that a model would see, and needs none."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.seen: list[np.ndarray] = []
+
+    def predict_proba(self, images: np.ndarray) -> np.ndarray:
+        self.seen.extend(images)
+        return np.zeros((len(images), 2), np.float32)
+
+
+def test_predicting_sees_the_pixels_that_training_saw(tmp_path: Path) -> None:
+    """Of each format, from a folder and from an archive."""
+    for number, (suffix, encode) in enumerate(FILES.items()):
+        for hue, name in enumerate(("cat", "dog")):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            content = encode(picture(hue, number, (20, 30)))
+            (tmp_path / "images" / name / f"{number}{suffix}").write_bytes(content)
+    store = pack(tmp_path / "images")
+    trained = dict(zip(store.ids, store.images, strict=True))
+    for place in (tmp_path / "images", tar(tmp_path / "images", tmp_path / "a.tar.xz", mode="w:xz")):
+        predictor = Watched(8)
+        names = [one.name for one in predictor.predictions([place])]
+        assert sorted(names) == sorted(trained)
+        assert all(np.array_equal(pixels, trained[name]) for name, pixels in zip(names, predictor.seen, strict=True))

@@ -109,11 +109,13 @@ def arrange(names: Sequence[str], root: Path) -> Arrangement:
     for name in names:
         if is_leftover(name):
             found.skipped.add(name)
-            continue
         folder = top
         for part in PurePosixPath(name).parts[:-1]:
+            if is_leftover(part):
+                break
             folder = folder.child(part)
-        (folder.images if is_image(name) else folder.others).append(name)
+        is_data = is_image(name) and not is_leftover(name)
+        (folder.images if is_data else folder.others).append(name)
     base = _unwrapped(top)
     labels = _labels_of_parts(base, root, found) if _parts(base) else _labels_of_classes(base, "", root)
     for name in names:
@@ -164,7 +166,7 @@ def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str,
         if folder.images:
             found.unlabelled[part] = len(folder.images)
         else:
-            labels |= _labels_of_classes(folder, part, root)
+            labels |= _labels_of_classes(_unwrapped(folder), part, root)
     if "train" not in found.folders:
         raise UserInputError(f"{root}: there is {', '.join(found.folders.values())}, but no train/ to train on. {EXPECTED}")
     return labels

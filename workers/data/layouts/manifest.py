@@ -83,6 +83,8 @@ class Manifest(Layout):
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
                 self.skipped.add(name)
+        if "weight" in _table(self.manifest)[0]:
+            self.notes.append("the manifest's column weight is not used: every row counts alike")
         becomes = self._parts({row.part for row in rows})
         self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
         left_out = [row for row in rows if row.part and not becomes[row.part]]
