@@ -32,13 +32,17 @@ class DataSummary(BaseModel):
     notes: list[str]
     warnings: list[str]
 
-    def lines(self) -> list[str]:
-        """Return the summary as text, a line each."""
+    def facts(self) -> list[str]:
+        """Return what the data set is like, a sentence each."""
         counts = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
-        lines = [f"data: {len(self.classes):,} classes, {sum(self.rows.values()):,} images ({counts})"]
-        lines += [f"data: {part} is {origin}" for part, origin in self.origins.items()]
+        facts = [f"{len(self.classes):,} classes, {sum(self.rows.values()):,} images ({counts})"]
+        facts += [f"{part} is {origin}" for part, origin in self.origins.items()]
         if self.image_sizes:
             smallest, median, largest = (f"{width} x {height}" for width, height in self.image_sizes)
             sizes = f"of {median} pixels" if smallest == largest else f"from {smallest} to {largest} pixels, the median {median}"
-            lines.append(f"data: the images are {sizes}; they are trained on at {self.size} x {self.size}")
-        return [*lines, *(f"data: {note}" for note in self.notes), *(f"warning: {warning}" for warning in self.warnings)]
+            facts.append(f"the images are {sizes}; they are trained on at {self.size} x {self.size}")
+        return [*facts, *self.notes]
+
+    def lines(self) -> list[str]:
+        """Return the facts and the warnings for the screen, a line each."""
+        return [*(f"data: {fact}" for fact in self.facts()), *(f"warning: {warning}" for warning in self.warnings)]
