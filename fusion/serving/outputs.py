@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.tables import read_table
 from workers.errors import UserInputError
 
 MOST_SHOWN = 3
@@ -92,29 +92,33 @@ class Submission:
         """
         header, ids = self._read()
         columns = self._columns(header)
-        found: dict[str, Prediction] = {}
+        levels: list[dict[str, list[Prediction]]] = [{}, {}, {}, {}]
         for one in predictions:
             path = PurePosixPath(one.name)
-            for key in (one.name, path.with_suffix("").as_posix(), path.name, path.stem):
-                found.setdefault(key, one)
-        if missing := [key for key in ids if key not in found]:
+            for level, key in zip(levels, (one.name, path.with_suffix("").as_posix(), path.name, path.stem), strict=True):
+                level.setdefault(key, []).append(one)
+        found = {key: next((level[key] for level in levels if key in level), []) for key in ids}
+        if missing := [key for key in ids if not found[key]]:
             shown = ", ".join(missing[:MOST_SHOWN])
             raise UserInputError(f"--submission {self.sample}: {len(missing)} of {len(ids)} ids have no image, such as {shown}.")
+        for key, fitting in found.items():
+            if len(fitting) > 1:
+                raise UserInputError(f"--submission {self.sample}: the id {key} fits {fitting[0].file} and {fitting[1].file}.")
         yield header
         for key in ids:
-            values = found[key].probabilities
+            values = found[key][0].probabilities
             best = self.classes[int(values.argmax())]
             yield [key, *(best if i is None else f"{float(values[i]):.7g}" for i in columns)]
 
     def _read(self) -> tuple[list[str], list[str]]:
-        try:
-            with self.sample.open(encoding="utf-8-sig", newline="") as file:
-                rows = [row for row in csv.reader(file) if row]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserInputError(f"--submission {self.sample}: can't be read as CSV ({type(error).__name__}).") from None
-        if len(rows) < 2 or len(rows[0]) < 2:
+        """Return the names of the columns, and the ids. Raises UserInputError."""
+        table = read_table(self.sample)
+        ids = [next(iter(values.values())) for _, values in table.rows]
+        if len(table.header) < 2 or not ids:
             raise UserInputError(f"--submission {self.sample}: expected an id and a class in each row, and a line of names.")
-        return rows[0], [row[0] for row in rows[1:]]
+        if len(set(ids)) < len(ids):
+            raise UserInputError(f"--submission {self.sample}: the id {Counter(ids).most_common(1)[0][0]} is there twice.")
+        return table.header, ids
 
     def _columns(self, header: Sequence[str]) -> list[int | None]:
         """Return the class of each column behind the id; None for the one that takes the most probable class."""
@@ -161,6 +165,8 @@ class LabelledScores:
     def lines(self) -> list[str]:
         """Return accuracy, balanced accuracy and the confusion matrix as text; nothing where not every label is known."""
         total = self.counts.total()
+        if not total and self.labels:
+            return [f"none of the {self.unknown:,} images is in the table, which names {next(iter(self.labels))} for example"]
         if not total or (self.unknown and not self.labels):
             return []
         truths = [name for name in self.classes if any(truth == name for truth, _ in self.counts)]

@@ -83,7 +83,7 @@ def predict(
     output: Output = BestClasses(predictor.classes, top) if top else AllClasses(predictor.classes)
     if submission:
         output = Submission(predictor.classes, submission)
-    scores, skipped = LabelledScores(predictor.classes, _labels(labels)), _Skipped()
+    scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
     predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
     if out is None:
         _write_csv(sys.stdout, output.rows(predictions))
@@ -93,8 +93,8 @@ def predict(
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
-    if not total and skipped.count:
-        raise typer.Exit(1)
+    if not total:
+        raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
 
 
 class _Skipped:
@@ -116,15 +116,16 @@ def _model_file(model: Path, home: Path) -> Path:
     return Home(home).sweep(str(model)).model if is_name else model
 
 
-def _labels(table: Path | None) -> dict[str, str]:
+def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
     """Return the label of each image by its name within the folder that is predicted; empty without a table."""
     from workers.data.layouts.manifest import read_manifest_rows
 
     if table is None:
         return {}
-    if not table.is_file():
-        raise UserInputError(f"--labels {table}: there is no such file.")
-    return {row.path: row.label for row in read_manifest_rows(table, {})}
+    rows = read_manifest_rows(table, {})
+    if unknown := [row.label for row in rows if row.label not in classes]:
+        raise UserInputError(f"--labels {table}: {unknown[0]!r} is no class of the model, which knows {', '.join(classes[:10])}.")
+    return {row.path: row.label for row in rows}
 
 
 def _write_csv(file: TextIO, rows: Iterable[Sequence[str]]) -> None:

@@ -6,6 +6,7 @@ those of STUDENT_RULES at its student.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 
 from fusion.interface import FUSIONS, asks_for_student
@@ -55,6 +56,12 @@ def _data_root(team: Team) -> Iterator[str]:
         yield f"data.root is needed with `dataset: {team.data.dataset}`: the folder or archive of images"
 
 
+def _unset_variable(team: Team) -> Iterator[str]:
+    for key, path in (("root", team.data.root), ("manifest", team.data.manifest)):
+        if path is not None and (unset := re.search(r"\$\{?\w+\}?", str(path))) and not path.exists():
+            yield f"data.{key}: the environment variable {unset[0].strip('${}')} is not set"
+
+
 def _manifest(team: Team) -> Iterator[str]:
     data = team.data
     if data.dataset == "manifest" and data.manifest is None:
@@ -74,6 +81,7 @@ RULES: tuple[Rule, ...] = (
     _unknown_price,
     _data_root,
     _manifest,
+    _unset_variable,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import unicodedata
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +147,7 @@ def test_what_systems_and_editors_leave_is_no_data(leftover: str, tmp_path: Path
     store = pack(root)
     assert per_class(store) == TWO
     assert store.record.skipped == 12
-    assert any(note.startswith("skipped 11 files left by an editor or a system") for note in store.notes())
+    assert any(note.startswith("skipped 11 files that are hidden, or left by an editor or a system") for note in store.notes())
     assert any("1 file with the extension .txt, for example notes.txt" in note for note in store.notes())
 
 
@@ -345,7 +346,10 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda lines: [lines[0].replace("label", "labels"), *lines[1:]], r"no column 'label'; it has path, labels"),
+        (
+            lambda lines: [lines[0].replace("label", "labels"), *lines[1:]],
+            r"no column 'label' for .*; the columns are path, labels",
+        ),
         (lambda lines: [*lines, "900.png,owl"], r"rows 26 name a file that is not there, such as 900.png"),
         (lambda lines: [*lines[:2], "001,owl", *lines[3:]], r"rows 3 name .* There is 001.png: the extension belongs"),
         (lambda lines: [*lines[:3], "002.png, ", "003.png,", *lines[5:]], r"rows 4, 5 have no label"),
@@ -416,3 +420,128 @@ def test_predicting_sees_the_pixels_that_training_saw(tmp_path: Path) -> None:
         names = [one.name for one in predictor.predictions([place])]
         assert sorted(names) == sorted(trained)
         assert all(np.array_equal(pixels, trained[name]) for name, pixels in zip(names, predictor.seen, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("training_set/training_set", "test_set/test_set"), {"train": "training_set", "test": "test_set"}),
+        (("seg_train/seg_train", "seg_test/seg_test"), {"train": "seg_train", "test": "seg_test"}),
+        (("train-images", "Validation images"), {"train": "train-images", "test": "Validation images"}),
+    ],
+)
+def test_parts_are_known_by_a_word_of_their_names_too(names: tuple[str, str], expected: dict[str, str], tmp_path: Path) -> None:
+    root = parts(tmp_path / "images", **{names[0]: 12, names[1]: 4})
+    store = pack(root)
+    assert per_class(store) == {"cat": 16, "dog": 16}
+    assert store.tested.sum() == 8
+    assert store.record.origins == expected
+    flat(root / "seg_pred", 3)
+    assert "the folder seg_pred lies beside" in refused(root)
+
+
+def test_classes_whose_names_have_such_a_word_stay_classes(tmp_path: Path) -> None:
+    assert per_class(pack(classes(tmp_path / "images", {"test tube": 8, "flask": 8, "training shoe": 8}))) == {
+        "test tube": 8,
+        "flask": 8,
+        "training shoe": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    ("folders", "why"),
+    [
+        ({"data/train/cat": 4, "data/train/dog": 4, "data_more/cat": 4}, "is data a class"),
+        ({"a/x/cat": 4, "a/x/dog": 4, "b/x/cat": 4, "b/x/dog": 4}, "are a, b the classes, or cat, dog"),
+    ],
+)
+def test_what_could_be_meant_in_two_ways_is_refused(folders: dict[str, int], why: str, tmp_path: Path) -> None:
+    assert why in refused(classes(tmp_path / "images", folders))
+
+
+def test_a_part_without_a_readable_name_is_refused(tmp_path: Path) -> None:
+    root = parts(tmp_path / "images", train=12)
+    (root / "test" / "cat").mkdir(parents=True)
+    (root / "test" / "cat" / "1.cr2").write_bytes(b"raw")
+    assert "test holds no image by its name, such as test/cat/1.cr2" in refused(root)
+
+
+def test_a_class_with_folders_of_its_own_stays_one_where_other_parts_name_it(tmp_path: Path) -> None:
+    root = parts(tmp_path / "images", train=12)
+    classes(root / "test", {"cat/day": 3, "cat/night": 3})
+    assert per_class(pack(root)) == {"cat": 18, "dog": 12}
+
+
+def test_an_empty_folder_beside_the_classes_is_named(tmp_path: Path) -> None:
+    root = classes(tmp_path / "images", TWO)
+    (root / "bird" / "inner").mkdir(parents=True)
+    assert any("bird is empty, and therefore no class" in note for note in pack(root).notes())
+
+
+@pytest.mark.parametrize("column", ["split", "fold"])
+def test_parts_and_folds_that_divide_a_group_are_refused(column: str, tmp_path: Path) -> None:
+    root = flat(tmp_path / "images", 40)
+    value = {"split": lambda i: "test" if i % 4 == 0 else "train", "fold": lambda i: i // 2 % 2}[column]
+    lines = [f"path,label,group,{column}"]
+    lines += [f"{i:03d}.png,{'owl' if i // 4 % 2 else 'crow'},g{i // 4},{value(i)}" for i in range(40)]
+    given = manifest(write_table(tmp_path / "labels.csv", lines), root, folds=2)
+    store = pack_data(given, tmp_path / "home")
+    with pytest.raises(UserInputError, match=r"the manifest divides \d+ groups: .* Give all rows of a group the same split"):
+        get_split(store, given, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('path,label,notes\n000.png,owl,"5 inch\n001.png,crow,x\n', "row 2 is no valid CSV .* A quote may be open"),
+        ("path,label\n\n000.png,owl, domestic\n", "row 3 has 3 fields, and there are 2 columns"),
+        ("path,label,label\n000.png,owl,crow\n", "the column 'label' is there twice"),
+        ("path,label\n", "there is no row below the names"),
+        ("path,label,fold\n000.png,owl,\u00b2\n", "rows 2 have a fold that is no whole number"),
+        ("path,label,fold\n000.png,owl,1\n001.png,owl,\n", "rows 3 have no fold, while others have one"),
+        ("path,label\n000.PNG,owl\n", "There is 000.png, which is written otherwise"),
+    ],
+)
+def test_a_table_that_could_be_read_wrongly_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    root = flat(tmp_path / "images", 24)
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(UserInputError, match=why):
+        pack_data(manifest(tmp_path / "labels.csv", root), tmp_path / "home")
+
+
+def test_tables_as_programs_write_them_are_read_alike(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    root = flat(tmp_path / "images", 24)
+    plain = ["path,label", *(f"{i:03d}.png,{i % 2}" for i in range(24))]
+    write_table(tmp_path / "plain.csv", plain)
+    spaced = [f'"{root}/{i:03d}.png", "{i % 2}"' for i in range(24)]
+    (tmp_path / "spaced.csv").write_bytes(("\ufeffpath, label\r\n\r\n" + "\r\n".join(spaced)).encode())
+    rows = [{"path": f".\\{i:03d}.png", "label": float(i % 2), "group": float("nan")} for i in range(24)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    as_bytes = [{**row, "label": b"01"[i % 2 : i % 2 + 1]} for i, row in enumerate(rows)]
+    parquet.write_table(pa.Table.from_pylist(as_bytes), tmp_path / "b.parquet")
+    names = ("plain.csv", "spaced.csv", "a.parquet", "b.parquet")
+    stores = [pack_data(manifest(tmp_path / name, root), tmp_path / "home") for name in names]
+    assert [store.classes for store in stores] == [["0", "1"]] * 4
+    assert len({store.digest for store in stores}) == 1
+    parquet.write_table(pa.Table.from_pylist([{**row, "label": None} for row in rows[:1]] + rows[1:]), tmp_path / "c.parquet")
+    with pytest.raises(UserInputError, match="rows 2 have no label"):
+        pack_data(manifest(tmp_path / "c.parquet", root), tmp_path / "home")
+
+
+def test_archives_of_odd_makes_are_read_or_called_by_their_name(tmp_path: Path) -> None:
+    plain = pack(classes(tmp_path / "images", TWO))
+    assert pack(tar(tmp_path / "images", tmp_path / "a.tar", mode="w:gz")).digest == plain.digest, "compressed, whatever its name"
+    assert pack(tar(tmp_path / "images", tmp_path / "b.tar", "photos 12:30/")).digest == plain.digest
+    (tmp_path / "images" / "cat" / ".#1.png").symlink_to(tmp_path / "nowhere")
+    assert pack(tmp_path / "images").digest == plain.digest, "a lock of an editor"
+    locked = tmp_path / "c.zip"
+    with zipfile.ZipFile(locked, "w") as archive:
+        archive.writestr("cat/1.png", b"x")
+    content = bytearray(locked.read_bytes())
+    for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(sign) + place] |= 1
+    locked.write_bytes(content)
+    assert "is protected by a password" in refused(locked)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from workers.data.leftovers import is_leftover
 from workers.errors import UserInputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
@@ -156,11 +158,25 @@ def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Conten
 
 
 def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
-    if path.name.lower().endswith(".tar"):
+    if path.name.lower().endswith(".tar") and _is_plain(path):
         file = stack.enter_context(path.open("rb"))
         with tarfile.open(fileobj=file, mode="r:") as archive:
             entries = list(_tar_entries(archive, path))
         return [(name, Extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
+    return _spooled(path, stack, scratch)
+
+
+def _is_plain(path: Path) -> bool:
+    """Return whether the files of a tar lie in it as they are: it is not compressed, and has no sparse files."""
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            return not any(info.issparse() for info in archive)
+    except tarfile.ReadError:
+        return False
+
+
+def _spooled(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
+    """Copy the files of a tar to a temporary file, from which they are read."""
     files: list[tuple[str, Content]] = []
     spool, offset = stack.enter_context(tempfile.TemporaryFile(dir=scratch)), 0  # noqa: SIM115  # the stack closes it
     for name, content in _tar(path):
@@ -185,7 +201,7 @@ def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple
             yield from _folder(root, path, (*above, real))
         elif entry.is_file():
             yield _printable(path.relative_to(root).as_posix(), root), path
-        elif entry.is_symlink():
+        elif entry.is_symlink() and not is_leftover(entry.name):
             raise UserInputError(f"{path}: a broken or circular symlink. Remove it.")
 
 
@@ -206,7 +222,7 @@ def _tar_entries(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, ta
     total = 0
     for count, info in enumerate(archive):
         name = _safe(info.name, path, count)
-        if info.issym() or info.islnk():
+        if (info.issym() or info.islnk()) and not is_leftover(name):
             raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
         if info.isfile():
             total = _bounded(info.size, total, name, path)
@@ -219,6 +235,8 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, zi
         name = _safe(info.filename, path, count)
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
+        if info.flag_bits & 1:
+            raise UserInputError(f"{path}: is protected by a password. Unpack it, and name the folder.")
         if not info.is_dir():
             total = _bounded(info.file_size, total, name, path)
             yield name, info
@@ -228,7 +246,7 @@ def _safe(name: str, archive: Path, count: int) -> str:
     if count >= MAX_FILES:
         raise UserInputError(f"{archive}: more than {MAX_FILES:,} entries.")
     parts = PurePosixPath(name.replace("\\", "/").lstrip("/")).parts
-    if ".." in parts or (parts and ":" in parts[0]):
+    if ".." in parts or (parts and re.match("[A-Za-z]:", parts[0])):
         raise UserInputError(f"{archive}: the entry {name!r} points outside the archive. Don't use this archive.")
     return _printable("/".join(parts), archive)
 

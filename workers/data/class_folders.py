@@ -5,6 +5,7 @@ A layout that could be meant in two ways is refused. Nothing is guessed from a s
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,12 +58,14 @@ class Arrangement:
         folders: The folder of each part that there is, by the part.
         unlabelled: The parts that hold images without class folders, with the number of their images.
         skipped: The files that are no images.
+        class_folders: The folders whose folders are the classes.
     """
 
     files: list[PlacedFile] = field(default_factory=list)
     folders: dict[str, str] = field(default_factory=dict)
     unlabelled: dict[str, int] = field(default_factory=dict)
     skipped: SkippedFiles = field(default_factory=SkippedFiles)
+    class_folders: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -117,7 +120,7 @@ def arrange(names: Sequence[str], root: Path) -> Arrangement:
         is_data = is_image(name) and not is_leftover(name)
         (folder.images if is_data else folder.others).append(name)
     base = _unwrapped(top)
-    labels = _labels_of_parts(base, root, found) if _parts(base) else _labels_of_classes(base, "", root)
+    labels = _labels_of_parts(base, root, found) if _parts(base) else _labels_of_classes(base, "", root, found)
     for name in names:
         if name in labels:
             label, part = labels[name]
@@ -139,13 +142,46 @@ def _unwrapped(folder: _Folder) -> _Folder:
 
 
 def _parts(folder: _Folder) -> dict[str, _Folder]:
-    """Return the folders in a folder that are named as parts of a data set are."""
-    return {name: inner for name, inner in folder.with_images.items() if name.casefold() in PARTS}
+    """Return the folders in a folder that are parts of a data set, by their names."""
+    return {name: inner for name, inner in folder.folders.items() if name in _named_parts(list(folder.folders))}
+
+
+def _named_parts(names: Sequence[str]) -> dict[str, str]:
+    """Return which of the names of folders stand for which part: `train`, and `training_set` where there is a `test_set` too."""
+    exact = {name: PARTS[name.casefold()] for name in names if name.casefold() in PARTS}
+    if exact:
+        return exact
+    words = {name: re.split(r"[\W_]+", name.casefold()) for name in names}
+    within = {name: [word for word in of_name if word in PARTS] for name, of_name in words.items()}
+    parts = {name: PARTS[found[0]] for name, found in within.items() if len(found) == 1}
+    others = {tuple(word for word in words[name] if word not in PARTS) for name in parts}
+    is_split = "train" in parts.values() and len(set(parts.values())) > 1 and len(others) == 1  # training_set and test_set
+    return parts if is_split else {}
 
 
 def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
     """Return class and part of each image by its name, where folders of `base` are parts."""
     parts, labels = _parts(base), dict[str, tuple[str, str]]()
+    _refuse_strangers(base, parts, root)
+    meaning = _named_parts(list(base.folders))
+    for name, folder in parts.items():
+        part = meaning[name]
+        if part in found.folders:
+            raise UserInputError(f"{root}: {folder.path} and {found.folders[part]} are both the part {part}. Keep one of them.")
+        classes = _folder_of_classes(folder, [other for other in parts.values() if other is not folder])
+        _check_part(folder, classes, part, root)
+        if classes.images:
+            found.unlabelled[part] = len(classes.images)
+        else:
+            labels |= _labels_of_classes(classes, part, root, found)
+        found.folders[part] = folder.path.as_posix()
+    if "train" not in found.folders:
+        raise UserInputError(f"{root}: there is {', '.join(found.folders.values())}, but no train/ to train on. {EXPECTED}")
+    return labels
+
+
+def _refuse_strangers(base: _Folder, parts: Mapping[str, _Folder], root: Path) -> None:
+    """Raise UserInputError for images beside the parts, which belong to none."""
     for name, folder in base.with_images.items():
         if name not in parts:
             raise UserInputError(
@@ -154,25 +190,26 @@ def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str,
             )
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
-    for name, folder in parts.items():
-        part = PARTS[name.casefold()]
-        if part in found.folders or part in found.unlabelled:
-            raise UserInputError(f"{root}: {folder.path} and {found.folders[part]} are both the part {part}. Keep one of them.")
-        if folder.with_images and folder.images:
-            raise UserInputError(f"{root}: {folder.images[0]} is in no class folder, while other images of {folder.path} are.")
-        if folder.images and part == "train":
-            raise UserInputError(f"{root}: {folder.images[0]} is in no class folder. {EXPECTED}")
-        found.folders[part] = folder.path.as_posix()
-        if folder.images:
-            found.unlabelled[part] = len(folder.images)
-        else:
-            labels |= _labels_of_classes(_unwrapped(folder), part, root)
-    if "train" not in found.folders:
-        raise UserInputError(f"{root}: there is {', '.join(found.folders.values())}, but no train/ to train on. {EXPECTED}")
-    return labels
 
 
-def _labels_of_classes(base: _Folder, part: str, root: Path) -> dict[str, tuple[str, str]]:
+def _folder_of_classes(part: _Folder, others: Sequence[_Folder]) -> _Folder:
+    """Return the folder below a part that holds its classes: not one that is a class itself, as other parts show."""
+    known = {name for other in others for name in _unwrapped(other).with_images}
+    return part if known & set(part.with_images) else _unwrapped(part)
+
+
+def _check_part(folder: _Folder, classes: _Folder, part: str, root: Path) -> None:
+    if not folder.all_images():
+        files = folder.all_others()
+        example = f", such as {files[0]}" if files else ""
+        raise UserInputError(f"{root}: {folder.path} holds no image by its name{example}. Fill it, or remove it.")
+    if classes.with_images and classes.images:
+        raise UserInputError(f"{root}: {classes.images[0]} is in no class folder, while other images of {classes.path} are.")
+    if classes.images and part == "train":
+        raise UserInputError(f"{root}: {classes.images[0]} is in no class folder. {EXPECTED}")
+
+
+def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
     """Return class and part of each image by its name, where every folder of `base` is a class, with all that is below it."""
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
@@ -183,12 +220,23 @@ def _labels_of_classes(base: _Folder, part: str, root: Path) -> dict[str, tuple[
                 f"If {name} is a class, save its images in a known format; else move the folder elsewhere."
             )
     _refuse_two_meanings(base.with_images, root)
+    found.class_folders.append(base.path.as_posix())
     return {image: (name, part) for name, folder in base.with_images.items() for image in folder.all_images()}
 
 
 def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
-    """Raise UserInputError where the folders below could be the classes as well: all top folders have the same ones."""
-    inner = [set(folder.with_images) for folder in classes.values() if not folder.images]
+    """Raise UserInputError where the folders below could be the classes as well.
+
+    That is so where all top folders that hold folders have the same ones, and where a folder below one of them is called a part.
+    """
+    for name, folder in classes.items():
+        if named := _named_parts(list(_unwrapped(folder).with_images)):
+            part = next(iter(named))
+            raise UserInputError(
+                f"{root}: is {name} a class? It holds {part}, which is the name of a part. Put the folders of the parts side by "
+                "side, or rename it."
+            )
+    inner = [set(_unwrapped(folder).with_images) for folder in classes.values() if not folder.images]
     if len(inner) == len(classes) > 1 and len(common := set.intersection(*inner)) >= FEWEST_REPEATED:
         raise UserInputError(
             f"{root}: are {_listed(classes)} the classes, or {_listed(common)}, which each of them holds? Name the outer folders "
@@ -231,7 +279,7 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
     found = arrange([name for name, _ in files], root)
     layout.skipped = found.skipped
     validation = _use_of_validation(layout, found)
-    layout.notes += notes_on(found, validation)
+    layout.notes += [*notes_on(found, validation), *_notes_on_empty_folders(found, root)]
     labelled = {part: folder for part, folder in found.folders.items() if part not in found.unlabelled}
     layout.origins = {PLACES[validation] if part == "val" else part: folder for part, folder in labelled.items()}
     layout.origins.pop("left out", None)
@@ -240,6 +288,14 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
             if (file.part == "val") == is_validation and not (is_validation and validation == "left out"):
                 part = PLACES[validation] if is_validation else file.part
                 yield Item(file.id, file.label, part, content[file.name])
+
+
+def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
+    """Yield a sentence for each folder beside the classes that holds no file at all."""
+    for place in found.class_folders if root.is_dir() else ():
+        for folder in sorted(path for path in (root / place).iterdir() if path.is_dir() and not is_leftover(path.name)):
+            if not any(path.is_file() for path in folder.rglob("*")):
+                yield f"{folder.relative_to(root)} is empty, and therefore no class"
 
 
 PLACES = {"fuse": "val", "test": "test", "left out": "left out"}  # the part of an item, by what becomes of val/

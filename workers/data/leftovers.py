@@ -22,6 +22,9 @@ NAMES = frozenset(
 )
 
 
+HIDDEN = "hidden"
+
+
 def is_leftover(name: str) -> bool:
     """Return whether a file is hidden or a leftover, or lies in a folder that is.
 
@@ -36,7 +39,7 @@ class SkippedFiles:
     """Counts the files that are passed over, by what they are, with an example of each kind.
 
     Attributes:
-        counts: Number of files by kind: an extension, or "leftovers".
+        counts: Number of files by kind: an extension, or HIDDEN.
         examples: A file of each kind.
     """
 
@@ -45,7 +48,7 @@ class SkippedFiles:
 
     def add(self, name: str) -> None:
         """Count a file."""
-        kind = "leftovers" if is_leftover(name) else PurePosixPath(name).suffix.lower() or "no extension"
+        kind = HIDDEN if is_leftover(name) else PurePosixPath(name).suffix.lower() or "no extension"
         self.counts[kind] += 1
         self.examples.setdefault(kind, name)
 
@@ -59,7 +62,7 @@ class SkippedFiles:
         notes = []
         for kind, count in self.counts.most_common():
             files = "1 file" if count == 1 else f"{count:,} files"
-            what = "left by an editor or a system" if kind == "leftovers" else f"with {_named(kind)}"
+            what = "that are hidden, or left by an editor or a system" if kind == HIDDEN else f"with {_named(kind)}"
             notes.append(f"skipped {files} {what}, for example {self.examples[kind]}")
         return notes
 

@@ -142,6 +142,8 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     kept = rows_without_duplicates(source.spec, rows.items, extra["digests"])
     if len(kept) < len(rows.items):
         source.notes.append(f"left out {len(rows.items) - len(kept):,} images that are there twice (`duplicates: drop`)")
+        for part in sorted({item.part for item in rows.items} - {rows.items[i].part for i in kept}):
+            source.notes.append(f"every {part} image is in another part too and was left out; others are set apart instead")
         rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
         _check_rows(source.spec, rows, classes)
         hasher = hashlib.sha256()

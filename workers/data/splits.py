@@ -8,6 +8,7 @@ it is there by now. A machine that borrows the data gets no kept split and makes
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import warnings
@@ -93,9 +94,28 @@ def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:
         rest, test = splitter.set_apart(rest, spec.test_fraction, state, "data.test_fraction")
     if len(fuse) == 0:
         rest, fuse = splitter.set_apart(rest, spec.fuse_fraction, state + 1, "data.fuse_fraction")
-    if store.folds is not None:
-        return Split(rest, fuse, test, splitter.given_folds(store.folds[rest], spec.folds))
-    return Split(rest, fuse, test, splitter.folds(rest, spec.folds, state + 2))
+    given = store.folds
+    folds = splitter.folds(rest, spec.folds, state + 2) if given is None else splitter.given_folds(given[rest], spec.folds)
+    split = Split(rest, fuse, test, folds)
+    _refuse_divided_groups(store, split)
+    return split
+
+
+def _refuse_divided_groups(store: Store, split: Split) -> None:
+    """Raise UserInputError where the data set's own parts or folds divide a group."""
+    if store.groups is None:
+        return
+    sides = {"fit": split.fit, "fuse": split.fuse, "test": split.test}
+    sides |= {f"fold {fold}": split.fit[split.folds == fold] for fold in sorted(set(split.folds.tolist()) - {-1})}
+    for one, other in itertools.combinations(sides, 2):
+        if one == "fit" and other.startswith("fold"):
+            continue
+        if len(shared := np.intersect1d(store.groups[sides[one]], store.groups[sides[other]])):
+            first, second = (store.ids[rows[store.groups[rows] == shared[0]][0]] for rows in (sides[one], sides[other]))
+            raise UserInputError(
+                f"the manifest divides {len(shared)} groups: {first} is in {one} and {second}, of the same group, is in {other}. "
+                "Give all rows of a group the same split and the same fold."
+            )
 
 
 @dataclass(frozen=True)

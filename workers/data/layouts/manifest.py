@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import unicodedata
 from collections import Counter
@@ -16,6 +15,7 @@ from workers.data.archives import listed
 from workers.data.class_folders import PARTS
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import is_leftover
+from workers.data.tables import Table, read_table
 from workers.errors import UserInputError
 
 NEEDED: tuple[Column, ...] = ("path", "label")
@@ -65,7 +65,7 @@ class Manifest(Layout):
 
     def expected(self) -> int | None:
         """Return the number of rows."""
-        return len(_table(self.manifest))
+        return len(read_table(self.manifest).rows)
 
     def fingerprint(self) -> list[object]:
         """Return what tells the source from others: that of the images, and the table's own."""
@@ -75,7 +75,7 @@ class Manifest(Layout):
 
     def items(self) -> Iterator[Item]:
         """Yield the images in the order of the table; *val* stands in for a missing *test*."""
-        rows = read_manifest_rows(self.manifest, self.spec.columns)
+        rows = read_manifest_rows(self.manifest, self.spec.columns, self.root())
         files = self.open_files.enter_context(listed(self.root(), self.scratch))
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
         _refuse_missing(self.manifest, rows, by_name)
@@ -83,7 +83,7 @@ class Manifest(Layout):
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
                 self.skipped.add(name)
-        if "weight" in _table(self.manifest)[0]:
+        if "weight" in read_table(self.manifest).header:
             self.notes.append("the manifest's column weight is not used: every row counts alike")
         becomes = self._parts({row.part for row in rows})
         self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
@@ -105,59 +105,67 @@ class Manifest(Layout):
         return becomes
 
 
-def read_manifest_rows(manifest: Path, columns: Mapping[Column, str]) -> list[Row]:
+def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
     """Read and check the rows of a manifest.
 
     Args:
         manifest: The CSV or Parquet file.
         columns: The file's own names of the columns "path", "label", "split", "group" and "fold", where they differ.
+        root: The folder of the images, which paths may begin with.
 
     Raises:
         UserInputError: If a column or a value is missing or wrong. It names the rows.
     """
-    table, names = _table(manifest), {column: columns.get(column, column) for column in COLUMNS}
-    there = list(table[0]) if table else []
+    table, names = read_table(manifest), {column: columns.get(column, column) for column in COLUMNS}
+    _check_columns(manifest, table, names, columns)
+    values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
     for column in NEEDED:
-        if names[column] not in there:
-            raise UserInputError(
-                f"{manifest}: there is no column {names[column]!r}; it has {', '.join(there) or 'no row'}. "
-                f"Say which one is meant: data.columns: {{{column}: NAME}}."
-            )
-    for column, name in columns.items():
-        if name not in there:
-            raise UserInputError(f"{manifest}: there is no column {name!r} (data.columns.{column}); it has {', '.join(there)}.")
-    numbered = list(enumerate(table, start=2))
-    for column in NEEDED:
-        _refuse(manifest, f"have no {column}", [n for n, values in numbered if not values[names[column]].strip()])
-    parts = {n: values.get(names["split"], "").strip().casefold() for n, values in numbered}
-    _refuse(manifest, "have a split that is none of train, val and test", [n for n, p in parts.items() if p and p not in PARTS])
-    if any(parts.values()):
-        _refuse(manifest, "have no split, while others have one", [n for n, part in parts.items() if not part])
-    folds = {n: values.get(names["fold"], "").strip() for n, values in numbered}
-    _refuse(manifest, "have a fold that is no whole number", [n for n, fold in folds.items() if fold and not _is_whole(fold)])
+        _refuse(manifest, f"have no {column}", [n for n, text in values[column].items() if not text])
+    for column in ("split", "fold"):
+        given = values[column]
+        _refuse(manifest, f"have no {column}, while others have one", [n for n in given if any(given.values()) and not given[n]])
+    splits = {n: text.casefold() for n, text in values["split"].items()}
+    _refuse(manifest, "have a split that is none of train, val and test", [n for n, s in splits.items() if s and s not in PARTS])
+    _refuse(manifest, "have a fold that is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
     rows = [
         Row(
             number=n,
-            path=_normal(values[names["path"]]),
-            label=unicodedata.normalize("NFC", values[names["label"]].strip()),
-            part=PARTS.get(parts[n], ""),
-            group=values.get(names["group"], "").strip(),
-            fold=int(folds[n].removesuffix(".0")) if folds[n] else None,
+            path=_normal(values["path"][n], root),
+            label=unicodedata.normalize("NFC", values["label"][n]),
+            part=PARTS.get(splits[n], ""),
+            group=values["group"][n],
+            fold=int(values["fold"][n].removesuffix(".0")) if values["fold"][n] else None,
         )
-        for n, values in numbered
+        for n, _ in table.rows
     ]
     counts = Counter(row.path for row in rows)
     _refuse(manifest, "name a file that another row names too", [row.number for row in rows if counts[row.path] > 1])
     return rows
 
 
+def _check_columns(manifest: Path, table: Table, names: Mapping[Column, str], columns: Mapping[Column, str]) -> None:
+    """Raise UserInputError where a column is missing, or there is no row."""
+    there = ", ".join(table.header) or "none"
+    for column in COLUMNS:
+        if names[column] not in table.header and (column in NEEDED or column in columns):
+            raise UserInputError(
+                f"{manifest}: there is no column {names[column]!r} for the {column}; the columns are {there}. "
+                f"Say which one is meant: data.columns: {{{column}: NAME}}."
+            )
+    if not table.rows:
+        raise UserInputError(f"{manifest}: there is no row below the names of the columns.")
+
+
 def _is_whole(number: str) -> bool:
-    return number.removesuffix(".0").isdigit()
+    return number.removesuffix(".0").isdecimal()
 
 
-def _normal(path: str) -> str:
+def _normal(path: str, root: Path | None) -> str:
     """Return a path as names within a folder are written."""
-    return unicodedata.normalize("NFC", os.path.normpath(PurePosixPath(path.strip().replace("\\", "/"))))
+    written = PurePosixPath(os.path.normpath(path.replace("\\", "/")))
+    if root is not None and written.is_relative_to(root):
+        written = written.relative_to(root)
+    return unicodedata.normalize("NFC", str(written))
 
 
 def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object]) -> None:
@@ -168,7 +176,9 @@ def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, obj
     for name in names:
         stems.setdefault(name.rpartition(".")[0], name)
     first = missing[0].path
+    other_case = {name.casefold(): name for name in names}.get(first.casefold())
     hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
+    hint = f" There is {other_case}, which is written otherwise." if other_case else hint
     _refuse(manifest, f"name a file that is not there, such as {first}", [row.number for row in missing], hint)
 
 
@@ -179,23 +189,3 @@ def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -
         if len(numbers) > MOST_NAMED:
             more = f" and {len(numbers) - MOST_NAMED:,} more"
         raise UserInputError(f"{manifest}: rows {shown}{more} {what} (the line of names is row 1).{hint}")
-
-
-def _table(manifest: Path) -> list[dict[str, str]]:
-    """Return the rows of a table as text by the names of their columns; an empty text where there is no value."""
-    if manifest.suffix.lower() in (".parquet", ".pq"):
-        from pyarrow.parquet import read_table
-
-        try:
-            values = read_table(manifest).to_pylist()
-        except Exception as error:  # pyarrow has no common base class for what it raises
-            raise UserInputError(f"{manifest}: not a readable Parquet file ({type(error).__name__}).") from None
-        return [{str(key): "" if value is None else str(value) for key, value in row.items()} for row in values]
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserInputError(f"{manifest}: not UTF-8 text. Save the table as CSV in UTF-8.") from None
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = csv.DictReader(text.splitlines(), delimiter=delimiter, restval="", restkey="")
-    return [{key.strip(): value for key, value in row.items() if key} for row in rows]
