@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from workers.data.archives import listed
@@ -93,9 +94,18 @@ class _Folder:
     def all_others(self) -> list[str]:
         return [*self.others, *(name for folder in self.folders.values() for name in folder.all_others())]
 
-    @property
+    @cached_property
+    def has_images(self) -> bool:
+        return bool(self.images) or any(folder.has_images for folder in self.folders.values())
+
+    @cached_property
     def with_images(self) -> dict[str, _Folder]:
-        return {name: folder for name, folder in self.folders.items() if folder.all_images()}
+        return {name: folder for name, folder in self.folders.items() if folder.has_images}
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Which of the folders in it stand for which part of a data set, by their names."""
+        return _named_parts(list(self.folders))
 
 
 def arrange(names: Sequence[str], root: Path) -> Arrangement:
@@ -110,40 +120,34 @@ def arrange(names: Sequence[str], root: Path) -> Arrangement:
     """
     found, top = Arrangement(), _Folder(PurePosixPath())
     for name in names:
-        if is_leftover(name):
-            found.skipped.add(name)
+        is_hidden = is_leftover(name)
         folder = top
-        for part in PurePosixPath(name).parts[:-1]:
-            if is_leftover(part):
+        for part in name.split("/")[:-1]:
+            if is_hidden and is_leftover(part):
                 break
             folder = folder.child(part)
-        is_data = is_image(name) and not is_leftover(name)
+        is_data = is_image(name) and not is_hidden
         (folder.images if is_data else folder.others).append(name)
+        if not is_data:
+            found.skipped.add(name)
     base = _unwrapped(top)
-    labels = _labels_of_parts(base, root, found) if _parts(base) else _labels_of_classes(base, "", root, found)
+    labels = _labels_of_parts(base, root, found) if base.parts else _labels_of_classes(base, "", root, found)
+    around = len(base.path.parts) and len(f"{base.path}/")
     for name in names:
         if name in labels:
             label, part = labels[name]
-            inner = PurePosixPath(name).relative_to(base.path).as_posix()
-            found.files.append(PlacedFile(name, inner, unicodedata.normalize("NFC", label), part))
-        elif not is_leftover(name) and not is_image(name):
-            found.skipped.add(name)
+            found.files.append(PlacedFile(name, name[around:], unicodedata.normalize("NFC", label), part))
     return found
 
 
 def _unwrapped(folder: _Folder) -> _Folder:
     """Return the folder below those that hold nothing but one other folder of folders."""
-    while not folder.images and not _parts(folder) and len(inside := folder.with_images) == 1:
+    while not folder.images and not folder.parts and len(inside := folder.with_images) == 1:
         [only] = inside.values()
         if only.images:
             return folder
         folder = only
     return folder
-
-
-def _parts(folder: _Folder) -> dict[str, _Folder]:
-    """Return the folders in a folder that are parts of a data set, by their names."""
-    return {name: inner for name, inner in folder.folders.items() if name in _named_parts(list(folder.folders))}
 
 
 def _named_parts(names: Sequence[str]) -> dict[str, str]:
@@ -161,11 +165,10 @@ def _named_parts(names: Sequence[str]) -> dict[str, str]:
 
 def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
     """Return class and part of each image by its name, where folders of `base` are parts."""
-    parts, labels = _parts(base), dict[str, tuple[str, str]]()
+    parts, labels = {name: base.folders[name] for name in base.parts}, dict[str, tuple[str, str]]()
     _refuse_strangers(base, parts, root)
-    meaning = _named_parts(list(base.folders))
     for name, folder in parts.items():
-        part = meaning[name]
+        part = base.parts[name]
         if part in found.folders:
             raise UserInputError(f"{root}: {folder.path} and {found.folders[part]} are both the part {part}. Keep one of them.")
         classes = _folder_of_classes(folder, [other for other in parts.values() if other is not folder])
@@ -199,7 +202,7 @@ def _folder_of_classes(part: _Folder, others: Sequence[_Folder]) -> _Folder:
 
 
 def _check_part(folder: _Folder, classes: _Folder, part: str, root: Path) -> None:
-    if not folder.all_images():
+    if not folder.has_images:
         files = folder.all_others()
         example = f", such as {files[0]}" if files else ""
         raise UserInputError(f"{root}: {folder.path} holds no image by its name{example}. Fill it, or remove it.")
@@ -214,7 +217,7 @@ def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement)
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
     for name, folder in base.folders.items():
-        if not folder.all_images() and (others := folder.all_others()):
+        if not folder.has_images and (others := folder.all_others()):
             raise UserInputError(
                 f"{root}: none of the {len(others)} files in the folder {folder.path} is an image by its name ({others[0]}). "
                 f"If {name} is a class, save its images in a known format; else move the folder elsewhere."

@@ -31,7 +31,8 @@ def is_leftover(name: str) -> bool:
     Args:
         name: The file's name within the data, with forward slashes.
     """
-    return any(part.startswith(".") or part.casefold() in NAMES for part in PurePosixPath(name).parts)
+    parts = name.split("/")
+    return any((part.startswith(".") and part not in (".", "..")) or part.casefold() in NAMES for part in parts)
 
 
 @dataclass

@@ -109,7 +109,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass
 class _PackedRows:
-    """The rows that were decoded so far. `width` and `height` are those of the files; `digests` and `looks` are of the pixels."""
+    """The rows that were decoded so far. `sizes` are those of the files; `digests` and `looks` are of the pixels."""
 
     items: list[Item] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
