@@ -314,7 +314,9 @@ def test_a_manifest_says_the_labels_the_parts_and_the_folds(tmp_path: Path) -> N
     root = flat(tmp_path / "images", 40)
     lines = ["file;species;split;fold"]
     splits = ["train"] * 24 + ["valid"] * 8 + ["Test"] * 8
-    lines += [f"./{i:03d}.png;{'owl' if i % 2 else 'crow'};{split};{i // 2 % 3}" for i, split in enumerate(splits)]
+    lines += [
+        f"./{i:03d}.png;{'owl' if i % 2 else 'crow'};{split};{i // 2 % 3 if i < 24 else ''}" for i, split in enumerate(splits)
+    ]
     table = write_table(tmp_path / "labels.csv", lines)
     given = manifest(table, root, columns={"path": "file", "label": "species"}, validation="fuse")
     store = pack_data(given, tmp_path / "home")

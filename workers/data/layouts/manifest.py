@@ -121,10 +121,12 @@ def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
     for column in NEEDED:
         _refuse(manifest, f"have no {column}", [n for n, text in values[column].items() if not text])
-    for column in ("split", "fold"):
-        given = values[column]
-        _refuse(manifest, f"have no {column}, while others have one", [n for n in given if any(given.values()) and not given[n]])
     splits = {n: text.casefold() for n, text in values["split"].items()}
+    trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # the others have no use for a fold
+    for column, needing in (("split", list(splits)), ("fold", trained)):
+        given = values[column]
+        if any(given.values()):
+            _refuse(manifest, f"have no {column}, while others have one", [n for n in needing if not given[n]])
     _refuse(manifest, "have a split that is none of train, val and test", [n for n, s in splits.items() if s and s not in PARTS])
     _refuse(manifest, "have a fold that is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
     rows = [
