@@ -17,7 +17,7 @@ from fusion.serving.predictor import Predictor
 from tests.factories import snapshot
 from tests.inputs import HEIC, bursts, classes, flat, macos_zip, picture, tar, write_table
 from workers.config.specs import DataSpec
-from workers.data.images import UnreadableImageError, decode, read_image
+from workers.data.images import UnreadableImageError, decode, is_image, read_image
 from workers.data.packing import pack_data
 from workers.data.splits import get_split
 from workers.data.store import Store
@@ -170,6 +170,13 @@ def test_names_in_one_and_in_two_characters_are_the_same_class(tmp_path: Path) -
     for i, path in enumerate(sorted((tmp_path / "images" / "test").rglob("*.png"))):
         picture(i, 500 + i).save(path)
     assert pack(tmp_path / "images").classes == ["crème", "tea"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("a/b.JPG", True), ("jpg", False), (".jpg", False), ("a.png/notes", False), ("x.tar.gif", True)]
+)
+def test_an_image_is_known_by_its_extension(name: str, expected: bool) -> None:
+    assert is_image(name) is expected
 
 
 def saved(image: Image.Image, kind: str, **keys: object) -> bytes:

@@ -86,7 +86,9 @@ class _Folder:
     others: list[str] = field(default_factory=list)
 
     def child(self, name: str) -> _Folder:
-        return self.folders.setdefault(name, _Folder(self.path / name))
+        if name not in self.folders:
+            self.folders[name] = _Folder(self.path / name)
+        return self.folders[name]
 
     def all_images(self) -> list[str]:
         return [*self.images, *(name for folder in self.folders.values() for name in folder.all_images())]
@@ -119,25 +121,34 @@ def arrange(names: Sequence[str], root: Path) -> Arrangement:
         UserInputError: If the layout is not known, or could be meant in two ways.
     """
     found, top = Arrangement(), _Folder(PurePosixPath())
+    places: dict[str, tuple[_Folder, bool]] = {}  # of the folders that were seen: where they are, and whether they are leftovers
     for name in names:
-        is_hidden = is_leftover(name)
-        folder = top
-        for part in name.split("/")[:-1]:
-            if is_hidden and is_leftover(part):
-                break
-            folder = folder.child(part)
-        is_data = is_image(name) and not is_hidden
+        around, _, file = name.rpartition("/")
+        if around not in places:
+            places[around] = _place(top, around)
+        folder, is_hidden = places[around]
+        is_data = is_image(file) and not (is_hidden or is_leftover(file))
         (folder.images if is_data else folder.others).append(name)
         if not is_data:
             found.skipped.add(name)
     base = _unwrapped(top)
     labels = _labels_of_parts(base, root, found) if base.parts else _labels_of_classes(base, "", root, found)
-    around = len(base.path.parts) and len(f"{base.path}/")
+    start = len(base.path.parts) and len(f"{base.path}/")
     for name in names:
         if name in labels:
             label, part = labels[name]
-            found.files.append(PlacedFile(name, name[around:], unicodedata.normalize("NFC", label), part))
+            found.files.append(PlacedFile(name, name[start:], unicodedata.normalize("NFC", label), part))
     return found
+
+
+def _place(top: _Folder, around: str) -> tuple[_Folder, bool]:
+    """Return the folder of this path, or the last one above it that is no leftover; and whether the path is within a leftover."""
+    folder = top
+    for part in around.split("/") if around else ():
+        if is_leftover(part):
+            return folder, True
+        folder = folder.child(part)
+    return folder, False
 
 
 def _unwrapped(folder: _Folder) -> _Folder:

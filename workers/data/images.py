@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,8 @@ class DecodedImage:
 
 def is_image(name: str) -> bool:
     """Return whether a file is an image by its extension."""
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    stem, dot, extension = name.rpartition(".")
+    return bool(stem and dot) and f".{extension.lower()}" in EXTENSIONS
 
 
 def decode(content: bytes | Path, size: int) -> Pixels:
