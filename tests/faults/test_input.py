@@ -40,7 +40,7 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused(place: Place) -> N
 def test_a_class_missing_from_a_fold_is_refused(place: Place) -> None:
     tree(place.folder / "images")
     text = FOLDER.replace("folds: 0", "folds: 11").replace("fusion: [vote]", "fusion: [vote, stack]")
-    _refused(place, text, "11 folds, but the smallest class has")
+    _refused(place, text, "11 folds, but the largest class has")
 
 
 def _refused(place: Place, text: str, expected: str) -> None:
