@@ -27,10 +27,10 @@ from orchestrator.reporting.summary import SweepReport, histories, member_states
 from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
-from workers.data.inspection import refuse_duplicates, summarize_data
-from workers.data.packing import OnProgress, pack_data
+from workers.data.inspection import pack_and_check, summarize_data
+from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
-from workers.data.store import Store, find_store
+from workers.data.store import find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.errors import UserInputError
 from workers.storage.training_folder import TrainingFolder
@@ -102,18 +102,11 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     if not is_finished:
         options.check_executor()
         check_recipes(team, import_paths)
-    store = _pack(team, options)
+    store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing)
     with place.folder.locked(), driver_log(place.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
         planner = Planner(team, store, options.home.path, import_paths)
         return _PreparedSweep(place, options, planner, plan).run()
-
-
-def _pack(team: Team, options: SweepOptions) -> Store:
-    def check(store: Store) -> None:
-        refuse_duplicates(store, team.data, get_split(store, team.data, team.seed))
-
-    return pack_data(team.data, options.home.path, options.on_packing, check)
 
 
 def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:

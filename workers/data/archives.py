@@ -158,21 +158,16 @@ def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Conten
 
 
 def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
-    if path.name.lower().endswith(".tar") and _is_plain(path):
+    """List a tar's files where they lie in it; where it is compressed or has sparse files, where they are copied to."""
+    try:
         file = stack.enter_context(path.open("rb"))
         with tarfile.open(fileobj=file, mode="r:") as archive:
             entries = list(_tar_entries(archive, path))
-        return [(name, Extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
-    return _spooled(path, stack, scratch)
-
-
-def _is_plain(path: Path) -> bool:
-    """Return whether the files of a tar lie in it as they are: it is not compressed, and has no sparse files."""
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            return not any(info.issparse() for info in archive)
     except tarfile.ReadError:
-        return False
+        return _spooled(path, stack, scratch)
+    if any(info.issparse() for _, info in entries):
+        return _spooled(path, stack, scratch)
+    return [(name, Extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
 
 
 def _spooled(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:

@@ -263,25 +263,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
-def notes_on(found: Arrangement, validation: str) -> Iterator[str]:
-    """Yield sentences on what became of the parts.
-
-    Args:
-        found: The arrangement.
-        validation: What becomes of val/: "fuse", "test" or "left out".
-    """
-    for part, count in found.unlabelled.items():
-        folder = found.folders[part]
-        yield f"{folder} holds {count:,} images in no class folders: they are left out; `conclave predict` takes them"
-    if "val" in found.folders and "val" not in found.unlabelled:
-        folder = found.folders["val"]
-        yield {
-            "test": f"{folder} stands in for the test rows, because there is no other test part",
-            "fuse": f"{folder} is the fuse rows",
-            "left out": f"{folder} is left out (a team file with `version: 2` fits the fusions on it)",
-        }[validation]
-
-
 def items_of_classes(layout: Layout) -> Iterator[Item]:
     """Yield the images of a folder or an archive that has one folder per class, and tell the layout how it was read.
 
@@ -292,16 +273,20 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
     content = dict(files := layout.open_files.enter_context(listed(root, layout.scratch)))
     found = arrange([name for name, _ in files], root)
     layout.skipped = found.skipped
-    validation = _use_of_validation(layout, found)
-    layout.notes += [*notes_on(found, validation), *_notes_on_empty_folders(found, root)]
+    for part, count in found.unlabelled.items():
+        folder = found.folders[part]
+        layout.notes.append(
+            f"{folder} holds {count:,} images in no class folders: they are left out; `conclave predict` takes them"
+        )
+    layout.notes += _notes_on_empty_folders(found, root)
     labelled = {part: folder for part, folder in found.folders.items() if part not in found.unlabelled}
-    layout.origins = {PLACES[validation] if part == "val" else part: folder for part, folder in labelled.items()}
-    layout.origins.pop("left out", None)
-    for is_validation in (False, True):  # those of val/ come last, as they always did
-        for file in found.files:
-            if (file.part == "val") == is_validation and not (is_validation and validation == "left out"):
-                part = PLACES[validation] if is_validation else file.part
-                yield Item(file.id, file.label, part, content[file.name])
+    becomes = {part: part for part in ("", *labelled)}
+    if "val" in labelled:
+        becomes["val"] = layout.place_validation("test" in labelled, labelled["val"])
+    layout.origins = {becomes[part]: folder for part, folder in labelled.items() if becomes[part]}
+    for file in sorted(found.files, key=lambda file: file.part == "val"):  # those of val/ come last, as they always did
+        if not file.part or becomes[file.part]:
+            yield Item(file.id, file.label, becomes[file.part], content[file.name])
 
 
 def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
@@ -310,15 +295,6 @@ def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
         for folder in sorted(path for path in (root / place).iterdir() if path.is_dir() and not is_leftover(path.name)):
             if not any(path.is_file() for path in folder.rglob("*")):
                 yield f"{folder.relative_to(root)} is empty, and therefore no class"
-
-
-PLACES = {"fuse": "val", "test": "test", "left out": "left out"}  # the part of an item, by what becomes of val/
-
-
-def _use_of_validation(layout: Layout, found: Arrangement) -> str:
-    if "test" not in found.folders or "test" in found.unlabelled:
-        return "test"
-    return "fuse" if layout.spec.validation == "fuse" else "left out"
 
 
 def count_images(root: Path) -> int | None:

@@ -46,10 +46,8 @@ def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
     )
 
 
-def inspect_data(
-    spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None
-) -> tuple[Store, DataSummary]:
-    """Pack a data set where that was not done yet, and sum it up.
+def pack_and_check(spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None) -> Store:
+    """Pack a data set where that was not done yet, if it can be split, and has no duplicates that the team refuses.
 
     Args:
         spec: The data set.
@@ -60,11 +58,14 @@ def inspect_data(
     Raises:
         UserInputError: If the data cannot be used. Nothing is left on the disk then.
     """
+    return pack_data(spec, home, on_progress, lambda packed: refuse_duplicates(packed, spec, get_split(packed, spec, seed)))
 
-    def check(packed: Store) -> None:
-        refuse_duplicates(packed, spec, get_split(packed, spec, seed))
 
-    store = pack_data(spec, home, on_progress, check)
+def inspect_data(
+    spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None
+) -> tuple[Store, DataSummary]:
+    """Pack a data set as `pack_and_check` does, and sum it up."""
+    store = pack_and_check(spec, seed, home, on_progress)
     return store, summarize_data(store, spec, get_split(store, spec, seed))
 
 

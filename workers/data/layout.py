@@ -90,6 +90,25 @@ class Layout(ABC):
         """Return where a root that is not there is to be made. Raises UserInputError where that cannot be done."""
         raise UserInputError(f"data.root: {root} is not there. Set data.root in the team file, or pass --data PATH.")
 
+    def place_validation(self, has_test: bool, what: str) -> str:
+        """Say what becomes of the data set's own validation rows, and return the part that they belong to.
+
+        Args:
+            has_test: Whether the data set has test rows.
+            what: What the rows are, for the note.
+
+        Returns:
+            "test" where there are no other test rows, "val" where fusions are fitted on them, and "" where they are left out.
+        """
+        if not has_test:
+            self.notes.append(f"{what} stands in for the test rows, because there is no other test part")
+            return "test"
+        if self.spec.validation == "fuse":
+            self.notes.append(f"{what} is the fuse rows")
+            return "val"
+        self.notes.append(f"{what} is left out (a team file with `version: 2` fits the fusions on it)")
+        return ""
+
     def fingerprint(self) -> list[object]:
         """Return what tells the source from others without reading it whole: its place, and its files' sizes and times."""
         if not self.is_on_disk:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from workers.config.extensions import LAYOUTS
@@ -63,9 +64,13 @@ class Manifest(Layout):
             raise UserInputError(f"data.manifest: {self.spec.manifest} is not there.")
         return self.spec.manifest
 
+    @cached_property
+    def _table(self) -> Table:
+        return read_table(self.manifest)
+
     def expected(self) -> int | None:
         """Return the number of rows."""
-        return len(read_table(self.manifest).rows)
+        return len(self._table.rows)
 
     def fingerprint(self) -> list[object]:
         """Return what tells the source from others: that of the images, and the table's own."""
@@ -75,7 +80,7 @@ class Manifest(Layout):
 
     def items(self) -> Iterator[Item]:
         """Yield the images in the order of the table; *val* stands in for a missing *test*."""
-        rows = read_manifest_rows(self.manifest, self.spec.columns, self.root())
+        rows = check_rows(self.manifest, self._table, self.spec.columns, self.root())
         files = self.open_files.enter_context(listed(self.root(), self.scratch))
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
         _refuse_missing(self.manifest, rows, by_name)
@@ -83,26 +88,16 @@ class Manifest(Layout):
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
                 self.skipped.add(name)
-        if "weight" in read_table(self.manifest).header:
+        if "weight" in self._table.header:
             self.notes.append("the manifest's column weight is not used: every row counts alike")
-        becomes = self._parts({row.part for row in rows})
+        counts = Counter(row.part for row in rows)
+        becomes = {part: part for part in counts}
+        if counts["val"]:
+            becomes["val"] = self.place_validation(counts["test"] > 0, f"the split val ({counts['val']:,} rows)")
         self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
-        left_out = [row for row in rows if row.part and not becomes[row.part]]
-        if left_out:
-            self.notes.append(f"{len(left_out):,} val rows are left out (a team file with `version: 2` fits the fusions on them)")
         for row in rows:
             if not row.part or becomes[row.part]:
                 yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold)
-
-    def _parts(self, parts: set[str]) -> dict[str, str]:
-        """Return which part the rows of each of the manifest's splits belong to; "" for those that are left out."""
-        becomes = {part: part for part in parts}
-        if "val" in parts and "test" not in parts:
-            becomes["val"] = "test"
-            self.notes.append("the manifest's val rows stand in for the test rows, because it has no others")
-        elif "val" in parts and self.spec.validation != "fuse":
-            becomes["val"] = ""
-        return becomes
 
 
 def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
@@ -116,7 +111,12 @@ def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path
     Raises:
         UserInputError: If a column or a value is missing or wrong. It names the rows.
     """
-    table, names = read_table(manifest), {column: columns.get(column, column) for column in COLUMNS}
+    return check_rows(manifest, read_table(manifest), columns, root)
+
+
+def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
+    """Return the rows of a table that was read, as `read_manifest_rows` does. Raises UserInputError."""
+    names = {column: columns.get(column, column) for column in COLUMNS}
     _check_columns(manifest, table, names, columns)
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
     for column in NEEDED:
