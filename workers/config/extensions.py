@@ -10,7 +10,7 @@ import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -28,7 +28,22 @@ if TYPE_CHECKING:
     from workers.models.source import ArchitectureSource
 
 REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-Labels = tuple["Tensor", "Tensor", float]  # labels (N,), those of the images that were mixed in, and the share of the first
+
+
+class Labels(NamedTuple):
+    """The labels of a batch of N images, each of which may be a mixture of two.
+
+    Attributes:
+        first: (N,) int64, the labels.
+        second: (N,) int64, the labels of the images that were mixed in.
+        share: Share of the first; 1 where nothing was mixed in.
+        other: (N,) int64, the places in the batch of the images that were mixed in. Rows with weights need it.
+    """
+
+    first: Tensor
+    second: Tensor
+    share: float = 1.0
+    other: Tensor | None = None
 
 
 def is_reference(name: str) -> bool:

@@ -26,7 +26,7 @@ from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.strict import Name, Shorthand, Strict
 
-Column = Literal["path", "label", "split", "group", "fold"]
+Column = Literal["path", "label", "split", "group", "fold", "weight"]
 NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # and defaults
 
 

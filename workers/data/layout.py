@@ -28,6 +28,7 @@ class Item:
         content: The encoded image, its path, or its pixels (H, W, 3) uint8.
         group: What must not be on two sides of a split, such as a patient; "" where the data set has no groups.
         fold: The fold that the data set itself gives the row; None where it gives none.
+        weight: How much its loss counts in training, beside those of the other rows.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Item:
     content: bytes | Content | Pixels
     group: str = ""
     fold: int | None = None
+    weight: float = 1.0
 
 
 class Layout(ABC):

@@ -7,7 +7,6 @@ passes and removed otherwise.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -31,11 +30,12 @@ from workers.data.decoding import Decoding
 from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
 from workers.data.layout import Item, Layout
+from workers.data.pixel_file import PixelFile
 from workers.data.sources import source_key, source_of
 from workers.data.store import MOST_SHOWN, Store, StoreRecord, find_store, hash_rows
 from workers.errors import UserInputError
 
-CHUNK = 2048
+CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # of pixels and of rows that are decoded at once, at most
 MIN_PER_CLASS = 3
 PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # an image that is there twice stays in the first of them
 
@@ -131,13 +131,16 @@ class _PackedRows:
         return [item.part == part for item in self.items]
 
 
+def _rows_at_once(size: int) -> int:
+    return min(CHUNK_ROWS, max(1, CHUNK_BYTES // (size * size * 3)))
+
+
 def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
-    size, rows, hasher = source.spec.size, _PackedRows(), hashlib.sha256()
-    _decode_all(source, work / "raw", rows, hasher, on_progress)
+    size, rows = source.spec.size, _PackedRows()
+    with PixelFile(work / "images.npy", size) as images:
+        _decode_all(source, images, rows, on_progress)
     classes = sorted(set(rows.labels))
     _check_rows(source.spec, rows, classes)
-    shape = (len(rows.items), size, size, 3)
-    raw = np.memmap(work / "raw", dtype=np.uint8, mode="r", shape=shape)
     extra = _arrays(rows)
     kept = rows_without_duplicates(source.spec, rows.items, extra["digests"])
     if len(kept) < len(rows.items):
@@ -146,15 +149,8 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
             source.notes.append(f"every {part} image is in another part too and was left out; others are set apart instead")
         rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
         _check_rows(source.spec, rows, classes)
-        hasher = hashlib.sha256()
-        for start in range(0, len(kept), CHUNK):
-            hasher.update(raw[kept[start : start + CHUNK]].tobytes())
-    hash_rows(hasher, [rows.ids, rows.labels, rows.marked("test"), classes], extra)
-    images = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(kept), *shape[1:]))
-    for start in range(0, len(kept), CHUNK):
-        images[start : start + CHUNK] = raw[kept[start : start + CHUNK]]
-    images.flush()
-    (work / "raw").unlink()
+        images = _keep_rows(work, size, kept)
+    hash_rows(images.hasher, [rows.ids, rows.labels, rows.marked("test"), classes], extra)
     index = {name: i for i, name in enumerate(classes)}
     np.save(work / "labels.npy", np.array([index[label] for label in rows.labels], dtype=np.int64))
     np.save(work / "tested.npy", np.array(rows.marked("test"), dtype=bool))
@@ -162,7 +158,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     (work / "ids.json").write_text(json.dumps(rows.ids), encoding="utf-8")
     record = StoreRecord(
         classes=classes,
-        digest=hasher.hexdigest(),
+        digest=images.hasher.hexdigest(),
         size=size,
         rows=len(rows.items),
         skipped=source.skipped.total,
@@ -172,6 +168,17 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         image_sizes=_typical_sizes(rows.sizes),
     )
     (work / "store.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _keep_rows(work: Path, size: int, kept: NDArray[np.int64]) -> PixelFile:
+    """Write the pixels of these rows alone."""
+    everything = (work / "images.npy").rename(work / "everything.npy")
+    pixels, count = np.load(everything, mmap_mode="r"), _rows_at_once(size)
+    with PixelFile(work / "images.npy", size) as images:
+        for start in range(0, len(kept), count):
+            images.append(pixels[kept[start : start + count]])
+    everything.unlink()
+    return images
 
 
 def _count(images: int) -> str:
@@ -190,6 +197,8 @@ def _arrays(rows: _PackedRows) -> dict[str, NDArray[Any]]:
         arrays["groups"] = np.unique(names, return_inverse=True)[1].astype(np.int64)
     if any(item.fold is not None for item in rows.items):
         arrays["folds"] = np.array([-1 if item.fold is None else item.fold for item in rows.items], dtype=np.int64)
+    if len({item.weight for item in rows.items}) > 1:
+        arrays["weights"] = np.array([item.weight for item in rows.items], dtype=np.float64)
     return arrays
 
 
@@ -224,31 +233,36 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
 
 
-def _decode_all(source: Layout, raw_path: Path, rows: _PackedRows, hasher: Any, on_progress: OnProgress) -> None:
-    """Decode every image to `raw_path`, one after another, and hash the pixels."""
-    expected = source.expected()
-    with open(raw_path, "wb") as raw, source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
+def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress: OnProgress) -> None:
+    """Decode every image to the file, one after another."""
+    expected, count = source.expected(), _rows_at_once(source.spec.size)
+    with source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
         items = source.items()
-        while chunk := list(islice(items, CHUNK)):
-            results = decoding.begin(chunk)()
+        chunk = list(islice(items, count))
+        decoded_chunk = decoding.begin(chunk)
+        while chunk:
+            results = decoded_chunk()
+            following = list(islice(items, count))
+            decoded_chunk = decoding.begin(following)  # while these here are hashed and written
             rows.bad += [result for result in results if isinstance(result, str)]
             rows.bad_labels |= {item.label for item, result in zip(chunk, results, strict=True) if isinstance(result, str)}
             _refuse_bad(rows.bad, source.spec)
             decoded = [result for result in results if not isinstance(result, str)]
-            content = b"".join(image.pixels.tobytes() for image in decoded)
-            raw.write(content)
-            hasher.update(content)
-            rows.items += [_without_content(item) for item, r in zip(chunk, results, strict=True) if not isinstance(r, str)]
+            rows.items += [_light(item) for item, result in zip(chunk, results, strict=True) if not isinstance(result, str)]
             rows.notes.update(image.note for image in decoded if image.note)
             rows.sizes += [(image.width, image.height) for image in decoded if image.width]
-            rows.digests += [blake2b(image.pixels.tobytes(), digest_size=16).digest() for image in decoded]
             if decoded:
-                rows.looks.append(perceptual_hashes(np.stack([image.pixels for image in decoded])))
+                pixels = np.stack([image.pixels for image in decoded])
+                file.append(pixels)
+                rows.digests += [blake2b(image, digest_size=16).digest() for image in pixels]
+                rows.looks.append(perceptual_hashes(pixels))
             on_progress(len(rows.items), expected)
+            chunk = following
 
 
-def _without_content(item: Item) -> Item:
-    return replace(item, content=b"")
+def _light(item: Item) -> Item:
+    """Return a row without its content, where that is in memory."""
+    return replace(item, content=b"") if isinstance(item.content, (bytes, np.ndarray)) else item
 
 
 def _pixels(size: int, item: Item) -> DecodedImage | str:
@@ -290,3 +304,5 @@ def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
             raise UserInputError(
                 f"{where}: class {name!r} has {trained[name]} training images; at least {MIN_PER_CLASS} are needed to split them."
             )
+        if not any(item.weight for item in rows.items if item.label == name and item.part in ("", "train")):
+            raise UserInputError(f"{where}: every training image of class {name!r} has the weight 0. Give one a larger weight.")

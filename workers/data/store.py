@@ -99,6 +99,11 @@ class Store:
         return self.more.get("folds")
 
     @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """(N,) float64: how much the loss of each row counts in training; None where all count alike."""
+        return self.more.get("weights")
+
+    @property
     def digests(self) -> NDArray[np.uint64] | None:
         """(N, 2) uint64: a digest of each row's pixels; None in what an earlier version packed."""
         return self.more.get("digests")
@@ -166,7 +171,7 @@ def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mappi
         more: The arrays of rows.npz. Those that earlier versions did not have count only where they are there.
     """
     hasher.update(json.dumps(described).encode())
-    for name in ("validation", "groups", "folds"):
+    for name in ("validation", "groups", "folds", "weights"):
         if name in more:
             hasher.update(name.encode() + more[name].tobytes())
 

@@ -101,7 +101,15 @@ def training_data(job: Job, store: Store, split: Split, device: torch.device) ->
         torch.from_numpy(split.fuse),
         None if stop is None else torch.from_numpy(stop),
         _teacher(job, store),
+        _weights(store, rows),
     )
+
+
+def _weights(store: Store, rows: Rows) -> torch.Tensor | None:
+    """Return the rows' weights, whose mean over the rows to train on is 1."""
+    if store.weights is None:
+        return None
+    return torch.from_numpy(store.weights / store.weights[rows].mean()).float()
 
 
 def _teacher(job: Job, store: Store) -> Teacher | None:

@@ -43,18 +43,18 @@ def augment(
         generator: Source of all randomness, on the images' device.
 
     Returns:
-        (N, 3, H, W) float32 in [0, 1]; and the labels, the labels of the images that were mixed in, and the share of the first.
+        (N, 3, H, W) float32 in [0, 1]; and the labels.
     """
     for augmentation in augmentations:
         if augmentation.moves_pixels:
             images = augmentation.apply(images, generator)
-    x, mixed = to_float(images), (labels, labels, 1.0)
+    x, mixed = to_float(images), Labels(labels, labels)
     for augmentation in augmentations:
         if not augmentation.moves_pixels:
             x = augmentation.apply(x, generator)
     for augmentation in augmentations:
         x, mixed = augmentation.mix(x, mixed, generator)
-    return x, mixed
+    return x, Labels(*mixed)
 
 
 def to_float(images: Tensor) -> Tensor:

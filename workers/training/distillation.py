@@ -37,7 +37,7 @@ class Teacher:
             network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """Return the KL divergence of a student's answers from its teacher's, both softened by a temperature.
 
     It is multiplied by the squared temperature, so that gradients keep their size (Hinton, Vinyals and Dean 2015,
@@ -47,7 +47,11 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
         logits: (N, C) of the student.
         taught: (N, C) probabilities of the teacher.
         temperature: Above 1, small probabilities count for more.
+        weights: (N,) what each row counts for; None where all count alike.
     """
     softened = (taught.clamp(min=TINY).log() / temperature).log_softmax(1)
     answered = (logits / temperature).log_softmax(1)
-    return F.kl_div(answered, softened, reduction="batchmean", log_target=True) * temperature**2
+    if weights is None:
+        return F.kl_div(answered, softened, reduction="batchmean", log_target=True) * temperature**2
+    losses = F.kl_div(answered, softened, reduction="none", log_target=True).sum(1)
+    return (losses * weights).mean() * temperature**2

@@ -124,10 +124,11 @@ class PackStepper(Stepper):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 logits = self.model(x[:, part])
             share = logits.shape[1] / rows.shape[1]
-            losses = [self.objective(z.float(), labels, part) * share for z, labels in zip(logits, targets, strict=True)]
+            lanes = zip(logits, targets, map(self._weights, rows), strict=True)
+            losses = [self.objective(z.float(), labels, part, None, weights) * share for z, labels, weights in lanes]
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]  # no lane's gradient depends on another's loss
             loss += torch.stack(losses).detach()
-            first = torch.stack([labels[0][part] for labels in targets])
+            first = torch.stack([labels.first[part] for labels in targets])
             correct += (logits.argmax(2) == first).sum(1)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

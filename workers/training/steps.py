@@ -101,6 +101,7 @@ class Stepper:
         """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
         torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
         x, targets = self._augmented(epoch, step, rows, self.seed)
+        weights = self._weights(rows)
         x = x.contiguous(memory_format=self.format)
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         parts = self.group.micro_batches(len(rows), self.micro_batch)
@@ -110,10 +111,10 @@ class Stepper:
                     logits = self.model(x[part])
                     taught = self.data.teacher(x[part]) if self.data.teacher else None
                 logits = logits.float()
-                part_loss = self.objective(logits, targets, part, taught) * (len(logits) / len(rows))
+                part_loss = self.objective(logits, targets, part, taught, weights) * (len(logits) / len(rows))
                 (part_loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
             loss += part_loss.detach()
-            correct += (logits.argmax(1) == targets[0][part]).sum()
+            correct += (logits.argmax(1) == targets.first[part]).sum()
         if self.spec.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
         self.optimizer.step()
@@ -124,6 +125,10 @@ class Stepper:
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
         return augment(images, labels, self.augmentations, self._generator(seed, epoch, step, self.device))
+
+    def _weights(self, rows: Tensor) -> Tensor | None:
+        """Return what the loss of each row counts for, or None where all count alike."""
+        return None if self.data.weights is None else self.data.weights[rows].to(self.device)
 
     def _shuffled(self, epoch: int, seed: int) -> Tensor:
         order = self._generator(seed, epoch, "order", "cpu")

@@ -27,6 +27,7 @@ class TrainingData:
         watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
         stop: Row numbers by which the training stops early, or by which a search's trial is scored; or None.
         teacher: The teacher of a student, or None.
+        weights: (N,) float32, what each row's loss counts for, with a mean of 1 over `fit`; None where all count alike.
     """
 
     images: Tensor
@@ -35,6 +36,7 @@ class TrainingData:
     watch: Tensor | None
     stop: Tensor | None = None
     teacher: Teacher | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)

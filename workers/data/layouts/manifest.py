@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
 from collections import Counter
@@ -20,7 +21,7 @@ from workers.data.tables import Table, read_table
 from workers.errors import UserInputError
 
 NEEDED: tuple[Column, ...] = ("path", "label")
-COLUMNS: tuple[Column, ...] = (*NEEDED, "split", "group", "fold")
+COLUMNS: tuple[Column, ...] = (*NEEDED, "split", "group", "fold", "weight")
 MOST_NAMED = 5  # rows in one message
 
 
@@ -35,6 +36,7 @@ class Row:
         part: "train", "val", "test", or "" where the manifest has no splits.
         group: What must not be on two sides of a split; "" for none.
         fold: Its fold; None for none.
+        weight: How much its loss counts in training.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Row:
     part: str = ""
     group: str = ""
     fold: int | None = None
+    weight: float = 1.0
 
 
 @LAYOUTS.register
@@ -88,8 +91,8 @@ class Manifest(Layout):
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
                 self.skipped.add(name)
-        if "weight" in self._table.header:
-            self.notes.append("the manifest's column weight is not used: every row counts alike")
+        if len({row.weight for row in rows}) > 1:
+            self.notes.append("the manifest's weights count in training alone: fusions and scores count every row alike")
         counts = Counter(row.part for row in rows)
         becomes = {part: part for part in counts}
         if counts["val"]:
@@ -97,7 +100,7 @@ class Manifest(Layout):
         self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
         for row in rows:
             if not row.part or becomes[row.part]:
-                yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold)
+                yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold, row.weight)
 
 
 def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
@@ -105,7 +108,7 @@ def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path
 
     Args:
         manifest: The CSV or Parquet file.
-        columns: The file's own names of the columns "path", "label", "split", "group" and "fold", where they differ.
+        columns: The file's own names of the columns "path", "label", "split", "group", "fold" and "weight", where they differ.
         root: The folder of the images, which paths may begin with.
 
     Raises:
@@ -120,15 +123,17 @@ def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root
     _check_columns(manifest, table, names, columns)
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
     for column in NEEDED:
-        _refuse(manifest, f"have no {column}", [n for n, text in values[column].items() if not text])
+        _refuse(manifest, f"the {column} is missing", [n for n, text in values[column].items() if not text])
     splits = {n: text.casefold() for n, text in values["split"].items()}
     trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # the others have no use for a fold
-    for column, needing in (("split", list(splits)), ("fold", trained)):
+    for column, needing in (("split", list(splits)), ("fold", trained), ("weight", trained)):
         given = values[column]
         if any(given.values()):
-            _refuse(manifest, f"have no {column}, while others have one", [n for n in needing if not given[n]])
-    _refuse(manifest, "have a split that is none of train, val and test", [n for n, s in splits.items() if s and s not in PARTS])
-    _refuse(manifest, "have a fold that is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
+            _refuse(manifest, f"the {column} is missing, while other rows have one", [n for n in needing if not given[n]])
+    _refuse(manifest, "the split is none of train, val and test", [n for n, s in splits.items() if s and s not in PARTS])
+    _refuse(manifest, "the fold is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
+    wrong = [n for n, weight in values["weight"].items() if weight and not _is_weight(weight)]
+    _refuse(manifest, "the weight is no number of at least 0", wrong)
     rows = [
         Row(
             number=n,
@@ -137,11 +142,12 @@ def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root
             part=PARTS.get(splits[n], ""),
             group=values["group"][n],
             fold=int(values["fold"][n].removesuffix(".0")) if values["fold"][n] else None,
+            weight=float(values["weight"][n] or 1),
         )
         for n, _ in table.rows
     ]
     counts = Counter(row.path for row in rows)
-    _refuse(manifest, "name a file that another row names too", [row.number for row in rows if counts[row.path] > 1])
+    _refuse(manifest, "the file is named by another row too", [row.number for row in rows if counts[row.path] > 1])
     return rows
 
 
@@ -156,6 +162,13 @@ def _check_columns(manifest: Path, table: Table, names: Mapping[Column, str], co
             )
     if not table.rows:
         raise UserInputError(f"{manifest}: there is no row below the names of the columns.")
+
+
+def _is_weight(number: str) -> bool:
+    try:
+        return 0 <= float(number) < math.inf
+    except ValueError:
+        return False
 
 
 def _is_whole(number: str) -> bool:
@@ -181,7 +194,7 @@ def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, obj
     other_case = {name.casefold(): name for name in names}.get(first.casefold())
     hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
     hint = f" There is {other_case}, which is written otherwise." if other_case else hint
-    _refuse(manifest, f"name a file that is not there, such as {first}", [row.number for row in missing], hint)
+    _refuse(manifest, f"the file is not there, such as {first}", [row.number for row in missing], hint)
 
 
 def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
@@ -190,4 +203,5 @@ def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -
         shown, more = ", ".join(map(str, numbers[:MOST_NAMED])), ""
         if len(numbers) > MOST_NAMED:
             more = f" and {len(numbers) - MOST_NAMED:,} more"
-        raise UserInputError(f"{manifest}: rows {shown}{more} {what} (the line of names is row 1).{hint}")
+        rows = "row" if len(numbers) == 1 else "rows"
+        raise UserInputError(f"{manifest}: in {rows} {shown}{more}, {what} (the line of names is row 1).{hint}")

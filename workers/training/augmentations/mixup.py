@@ -28,4 +28,4 @@ class Mixup(Augmentation):
         gammas = torch._standard_gamma(torch.full((2,), self.strength, device=x.device), generator=generator)
         share = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
         other = torch.randperm(len(x), generator=generator, device=x.device)
-        return x * share + x[other] * (1 - share), (labels[0], labels[0][other], share)
+        return x * share + x[other] * (1 - share), Labels(labels.first, labels.first[other], share, other)
