@@ -176,7 +176,7 @@ class LabelledScores:
         balanced = float(np.mean(list(recall.values())))
         lines = [f"accuracy {right / total:.2%} of {total:,} images with a label, balanced accuracy {balanced:.2%}"]
         if self.unknown:
-            lines.append(f"{self.unknown:,} images have no label in the table")
+            lines.append(f"images without a label in the table: {self.unknown:,}")
         if len(self.classes) > WIDEST:
             worst = sorted(recall, key=lambda name: recall[name])[:MOST_SHOWN]
             return [*lines, f"least often right: {', '.join(f'{name} {recall[name]:.1%}' for name in worst)}"]

@@ -79,5 +79,5 @@ def test_a_table_scores_those_that_it_names() -> None:
     list(scores.follow(GUESSES))
     assert scores.lines()[:2] == [
         "accuracy 50.00% of 2 images with a label, balanced accuracy 50.00%",
-        "1 images have no label in the table",
+        "images without a label in the table: 1",
     ]

@@ -5,7 +5,9 @@ The driver creates the experiment and the runs; a trainer writes to the run that
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,10 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 # Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
 PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
 OLDEST_FIRST = ["attributes.start_time ASC"]
+
+SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
+SERVED_MODULES = ("__init__.py", "data/__init__.py", "data/images.py", "tracking/__init__.py", "tracking/served_model.py")
+SERVED_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pi-heif", "pillow")
 EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
 
 
@@ -217,32 +223,57 @@ class TrackingClient:
         return version
 
     def _log_model(self, run: str, onnx_file: Path) -> None:
-        """Log a pyfunc model on ONNX Runtime, without a pickle."""
-        import numpy as np
-        import onnx
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        model = onnx.load(str(onnx_file))
-        size = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
-        classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-        signature = ModelSignature(
-            Schema([TensorSpec(np.dtype("uint8"), (-1, size, size, 3), "images")]),
-            Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]),
-        )
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         with tempfile.TemporaryDirectory() as work:
             target = Path(work, "model")
-            packages = ("onnxruntime", "onnx", "mlflow")
-            mlflow.onnx.save_model(
-                model,
-                str(target),
-                signature=signature,
-                input_example={"images": np.full((2, size, size, 3), 128, np.uint8)},
-                pip_requirements=[f"{name}=={_version(name)}" for name in packages],
-            )
+            save_served_model(onnx_file, target)
             self.client.log_artifacts(run, str(target), "fused_model")
+
+
+def save_served_model(onnx_file: Path, target: Path) -> None:
+    """Write a fused ONNX file as a model that MLflow serves by `ServedModel`, without a pickle.
+
+    Args:
+        onnx_file: The ONNX file.
+        target: The folder to write, which is not there yet.
+    """
+    import numpy as np
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    classes = onnx.load(str(onnx_file)).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    # No schema of the inputs: MLflow would cut floats down to uint8 by it, without a word, and refuse image files.
+    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]))
+    with tempfile.TemporaryDirectory() as work:
+        mlflow.pyfunc.save_model(
+            str(target),
+            loader_module=f"{SERVED_PACKAGE}.tracking.served_model",
+            data_path=str(onnx_file),
+            code_paths=[str(_copy_served_modules(Path(work)))],
+            signature=signature,
+            input_example=[_grey_png()],  # in MLflow's page of the model, and tried now
+            pip_requirements=[f"{name}=={_version(name)}" for name in SERVED_REQUIREMENTS],
+        )
+
+
+def _grey_png() -> str:
+    """Return a small image file in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _copy_served_modules(work: Path) -> Path:
+    """Copy what serves a model to a package, whose name clashes with nothing that is installed. Return its folder."""
+    package, source = work / SERVED_PACKAGE, Path(__file__).parents[1]
+    for name in SERVED_MODULES:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes((source / name).read_bytes())
+    return package
 
 
 def _version(package: str) -> str:
