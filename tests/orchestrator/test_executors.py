@@ -104,7 +104,8 @@ def test_a_stopped_executor_can_be_closed_twice(executor: Executor, jobs: list[J
 
 
 RESULTS: dict[str, tuple[Exception, bool, tuple[str, str | None]]] = {
-    "an exception of a user's network": (ValueError("x"), False, ("failed", "errors")),
+    "an exception of a user's network": (ValueError("x"), False, ("failed", None)),
+    "an exception that may not come again": (OSError("x"), False, ("failed", "errors")),
     "a loss that is no number": (DivergedError("x"), False, ("diverged", None)),
     "a damaged file": (ConclaveError("x"), False, ("failed", None)),
     "another environment": (EnvironmentMismatchError("x"), False, ("failed", None)),
