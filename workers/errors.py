@@ -10,7 +10,7 @@ class FailureKind(StrEnum):
     """Why a job failed. `Outcome` (orchestrator/execution/outcomes.py) says which kinds are worth another try."""
 
     UNEXPECTED = "unexpected"  # an exception that is none of ours: another try may succeed
-    PERMANENT = "permanent"  # the same the next time: a damaged file, a network that can't be built
+    PERMANENT = "permanent"  # the same the next time: a damaged file, a mistake in a user's network
     DIVERGED = "diverged"  # a loss or a weight is not finite
     ENVIRONMENT = "environment"  # the machine computes with other versions
     PREEMPTED = "preempted"  # the machine went away

@@ -19,7 +19,7 @@ def a_class_that_is_not_there() -> None:
 
 
 def a_typing_mistake() -> None:
-    torch.nn.Linear(3, 4).wieght  # noqa: B018
+    torch.nn.Linear(3, 4).no_such_thing  # noqa: B018
 
 
 def a_module_that_is_not_there() -> None:
