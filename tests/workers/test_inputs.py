@@ -64,7 +64,7 @@ def test_the_usual_names_of_parts_are_known_in_any_case(train: str, other: str, 
     assert store.classes == ["cat", "dog"]
     assert store.tested.sum() == 8, "validation stands in for the test"
     assert any(f"{other} stands in for the test rows" in note for note in store.notes())
-    assert store.record.origins == {"train": train, "test": other}
+    assert store.record.origins == {"train": f"the folder {train}", "test": f"the folder {other}"}
 
 
 @pytest.mark.parametrize("test", ["test", "Testing", "eval"])
@@ -444,7 +444,7 @@ def test_parts_are_known_by_a_word_of_their_names_too(names: tuple[str, str], ex
     store = pack(root)
     assert per_class(store) == {"cat": 16, "dog": 16}
     assert store.tested.sum() == 8
-    assert store.record.origins == expected
+    assert store.record.origins == {part: f"the folder {folder}" for part, folder in expected.items()}
     flat(root / "seg_pred", 3)
     assert "the folder seg_pred lies beside" in refused(root)
 

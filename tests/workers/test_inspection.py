@@ -30,7 +30,7 @@ def test_it_counts_and_says_where_each_part_came_from(tmp_path: Path) -> None:
     found = inspected(root)
     assert found.rows == {"fit": 32, "fuse": 8, "test": 12}
     assert found.classes == {"cat": {"fit": 16, "fuse": 4, "test": 6}, "dog": {"fit": 16, "fuse": 4, "test": 6}}
-    assert found.origins["test"] == "validation"
+    assert found.origins["test"] == "the folder validation"
     assert found.origins["fuse"] == "20% of the training rows, drawn by the team's seed"
     assert found.image_sizes == [(16, 16), (16, 16), (24, 32)]
     assert found.warnings == []
@@ -50,7 +50,7 @@ def test_equal_and_nearly_equal_images_of_two_parts_are_counted(tmp_path: Path) 
     equal, nearly = [text for text in inspected(root).warnings if "another part" in text and "test images" in text]
     assert equal.startswith("3 of 12 test images are equal to an image of another part")
     assert "test/cat/equal0.png and train/cat/000.png" in equal
-    assert nearly.startswith("1 of 12 test images are nearly equal")
+    assert nearly.startswith("1 of 12 test images is nearly equal")
     with pytest.raises(UserInputError, match="duplicates: 3 of 12 test images are equal"):
         inspected(root, duplicates="error")
 

@@ -283,7 +283,7 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
     becomes = {part: part for part in ("", *labelled)}
     if "val" in labelled:
         becomes["val"] = layout.place_validation("test" in labelled, labelled["val"])
-    layout.origins = {becomes[part]: folder for part, folder in labelled.items() if becomes[part]}
+    layout.origins = {becomes[part]: f"the folder {folder}" for part, folder in labelled.items() if becomes[part]}
     for file in sorted(found.files, key=lambda file: file.part == "val"):  # those of val/ come last, as they always did
         if not file.part or becomes[file.part]:
             yield Item(file.id, file.label, becomes[file.part], content[file.name])

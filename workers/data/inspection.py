@@ -130,8 +130,8 @@ class _TwinReport:
             count, total = int((self.part_of[rows] == held).sum()), int((self.part_of == held).sum())
             if count:
                 yield (
-                    f"{count:,} of {total:,} {held} images are {self.how} to an image of another part, so scores on them are "
-                    f"too high: {self._examples(crossing)}"
+                    f"{count:,} of {total:,} {held} images {_are(count)} {self.how} to an image of another part, so scores on them "
+                    f"are too high: {self._examples(crossing)}"
                 )
         labels = np.asarray(self.store.labels)
         differing = labels[first] != labels[second]
@@ -161,6 +161,10 @@ def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec
         yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some fold trainings see none of the class"
     if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
         yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: their accuracy says next to nothing"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _listed(texts: list[str]) -> str:

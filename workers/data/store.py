@@ -34,7 +34,7 @@ class StoreRecord(BaseModel):
         skipped: Number of files that were passed over.
         bad: A sentence for each image that could not be decoded.
         notes: Sentences on how the data set was read.
-        origins: Folder or column that the rows of a part came from, by the part: "train", "val" or "test".
+        origins: Where the rows of a part came from, in words, by the part: "train", "val" or "test".
         image_sizes: Width and height in pixels of the smallest, the median and the largest image by their pixels; empty where the
             data set has no image files.
     """
