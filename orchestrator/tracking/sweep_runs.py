@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 from fusion.results import FusionDetails
 from orchestrator.execution.outcomes import Outcome
@@ -20,6 +19,7 @@ from orchestrator.tracking.member_runs import MemberRuns
 from orchestrator.tracking.search_runs import log_search, now_ms
 from workers.storage.files import write_json
 from workers.tracking.client import TrackingClient
+from workers.tracking.database import artifacts_beside, path_of
 from workers.tracking.delivery import flush_outbox
 from workers.tracking.outbox import Outbox
 
@@ -231,5 +231,5 @@ class SweepRuns:
 
 def _artifacts_beside(uri: str) -> Path | None:
     """Return where artifacts go: beside a database that is a file, as in a home; a server decides for itself."""
-    place = urlparse(uri)
-    return Path(place.path[1:]).absolute().parent / "artifacts" if place.scheme == "sqlite" else None
+    database = path_of(uri)
+    return artifacts_beside(database) if database else None

@@ -130,8 +130,8 @@ class _TwinReport:
             count, total = int((self.part_of[rows] == held).sum()), int((self.part_of == held).sum())
             if count:
                 yield (
-                    f"{count:,} of {total:,} {held} images {_are(count)} {self.how} to an image of another part, so scores on them "
-                    f"are too high: {self._examples(crossing)}"
+                    f"{count:,} of {total:,} {held} images {_are(count)} {self.how} to an image of another part, so scores on "
+                    f"them are too high: {self._examples(crossing)}"
                 )
         labels = np.asarray(self.store.labels)
         differing = labels[first] != labels[second]

@@ -32,6 +32,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from workers.errors import ConclaveError
+from workers.tracking.database import ensure_database, path_of
 from workers.tracking.entries import ArtifactEntry, Entry, ForgetEntry, MetricsEntry, ModelEntry, StatusEntry, TagsEntry
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -59,7 +60,9 @@ class TrackingClient:
 
     @cached_property
     def client(self) -> Any:
-        """MLflow's own client."""
+        """MLflow's own client. Raises ConclaveError where the store is a database in a file that can't be used."""
+        if database := path_of(self.uri):
+            ensure_database(database)
         return mlflow.MlflowClient(self.uri, self.uri)
 
     def experiment(self, name: str, artifacts: Path | None) -> str:
