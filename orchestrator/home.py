@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from fusion.results import FusionDetails
 from orchestrator.results import SweepState, SweepSummary
 from workers.errors import CorruptFileError, UserInputError
+from workers.tracking.database import HOME_DATABASE, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -27,15 +29,22 @@ class Home:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        if unusable := [letter for letter in "?%" if letter in str(self.path.absolute())]:
+            raise UserInputError(
+                f"--home {self.path}: the path holds {unusable[0]!r}, which the address of MLflow's database can't hold. "
+                "Use a folder of another name."
+            )
+
     @property
     def database(self) -> Path:
         """MLflow's database."""
-        return self.path / "mlflow.db"
+        return self.path / HOME_DATABASE
 
     @property
     def tracking_uri(self) -> str:
         """The tracking store in this home."""
-        return f"sqlite:///{self.database.absolute()}"
+        return uri_of(self.database)
 
     @property
     def artifacts(self) -> Path:
@@ -94,6 +103,17 @@ class SweepFolder:
     def logs(self) -> Path:
         """The folder of the logs: driver.log, and one for each job."""
         return self.path / "logs"
+
+    def identifier(self) -> str:
+        """Return what tells this folder from all others, made at the first call. Its run in a tracking store has it as a tag."""
+        from workers.storage.files import write_bytes
+
+        path = self.path / ".identifier"
+        with contextlib.suppress(FileNotFoundError):
+            if known := path.read_text(encoding="utf-8"):
+                return known
+        write_bytes(path, uuid4().hex.encode())
+        return self.identifier()
 
     def per_class(self, member: str) -> Path:
         """Return the file of a member's accuracy by class."""

@@ -17,7 +17,13 @@ from workers.tracking.outbox import Outbox
 AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
 RESTARTED = {"state": "restarted"}  # no run with this tag is taken for a finished training
 FIRST_RUNS = 100  # members whose runs are created before any training starts
+UNFINISHED = ("RUNNING", "SCHEDULED")
 NEVER_ARRIVED = "it was trained on a machine with another disk, and never came to the tracking store"
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970."""
+    return round(time.time() * 1000)
 
 
 @dataclass
@@ -32,6 +38,7 @@ class MemberRuns:
         parent: Id of the sweep's run.
         ids: Run ids by the signature of the member.
         away_until: A time.monotonic() until which a store that did not answer is asked nothing more.
+        is_doubtful: Whether the store may have created runs whose ids never arrived here.
     """
 
     tracking: TrackingClient
@@ -41,6 +48,7 @@ class MemberRuns:
     parent: str
     ids: dict[str, str] = field(default_factory=dict)
     away_until: float = 0.0
+    is_doubtful: bool = False
 
     def run_id(self, planned: PlannedMember) -> str:
         """Return a member's run, created where there is none. The run of a full training comes before those of its folds."""
@@ -60,6 +68,7 @@ class MemberRuns:
         try:
             return self.run_id(planned)
         except Exception:  # whatever a network and a server can do
+            self.is_doubtful = True
             self.away_until = time.monotonic() + AWAY_SECONDS
             return None
 
@@ -124,10 +133,36 @@ class MemberRuns:
             "state": "pending",
             "mlflow.note.content": f"**{planned.label}**: {recipe.arch}, {recipe.optimizer.kind}, seed {seed}",
         }
-        run = self.tracking.create_run(self.experiment, planned.label, tags, parent)
+        run = self._created_before(planned) or self.tracking.create_run(self.experiment, planned.label, tags, parent)
         settings = {"fold": job.fold, "fit_seed": seed, **recipe.record(member).model_dump(mode="json")}
         self.tracking.log_params(run, flatten({**settings, "train": job.train.model_dump(mode="json")}), is_new=True)
         return run
+
+    def _created_before(self, planned: PlannedMember) -> str | None:
+        """Return the run of a request whose answer got lost, or None."""
+        if not self.is_doubtful:
+            return None
+        children = self.tracking.children(self.experiment, self.parent)
+        return next((child.run for child in children if child.signature == planned.signature), None)
+
+    def reconcile(self) -> None:
+        """Make the store say of every run of this sweep what became of its training, whatever it was told before.
+
+        Raises:
+            Exception: Whatever the store raises while it is away. The next sweep does it then.
+        """
+        by_run = {self.ids[planned.signature]: planned for planned in self.plan.members if planned.signature in self.ids}
+        for child in self.tracking.children(self.experiment, self.parent):
+            planned = by_run.get(child.run)
+            if planned and planned.artifact.done and child.status != "FINISHED":
+                self._publish(planned, child.run)
+            elif planned and child.status in UNFINISHED:
+                self.outbox.status(child.run, "KILLED", now_ms(), {"state": "not done"})
+            elif not planned and child.run not in self.ids.values() and child.status in UNFINISHED:
+                if child.is_empty and child.signature in self.ids:  # made twice, because an answer got lost
+                    self.tracking.delete_run(child.run)
+                else:
+                    self.outbox.status(child.run, "KILLED", now_ms(), {"state": "left out"})
 
     def _publish(self, planned: PlannedMember, run: str) -> None:
         """Fill the run of a training that was finished before in this home."""
@@ -136,6 +171,6 @@ class MemberRuns:
             values = {k: v for k, v in metrics.items() if k != "time"}
             self.outbox.metrics(run, values, epoch + 1, int(metrics["time"]))
         self.outbox.artifact(run, planned.artifact.folder, "fit")
-        self.outbox.tags(run, {"state": "done", "source": "this home", "weights_sha256": record.weights_sha256})
+        self.outbox.tags(run, {"source": "this home", "weights_sha256": record.weights_sha256})
         self.outbox.metrics(run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
-        self.outbox.status(run, "FINISHED", record.finished_ms)
+        self.outbox.status(run, "FINISHED", now_ms(), {"state": "done"})

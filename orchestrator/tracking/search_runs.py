@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 from orchestrator.planning.search import Search, describe_choice
-from orchestrator.tracking.member_runs import MemberRuns
+from orchestrator.tracking.member_runs import MemberRuns, now_ms
 
 
 def log_search(runs: MemberRuns, search: Search) -> None:
@@ -19,14 +17,9 @@ def log_search(runs: MemberRuns, search: Search) -> None:
         runs.tracking.log_params(run, trial.choice, is_new=True)
         for epoch, point in enumerate(trial.epochs):
             runs.outbox.metrics(run, {f"stop/{key}": value for key, value in point.items()}, epoch + 1, now_ms())
-        runs.outbox.tags(run, {"state": trial.state})
-        runs.outbox.status(run, "FAILED" if trial.state == "failed" else "FINISHED", now_ms())
+        status = "FAILED" if trial.state == "failed" else "FINISHED"
+        runs.outbox.status(run, status, now_ms(), {"state": trial.state})
     runs.outbox.status(runs.ids[search.signature], "FINISHED", now_ms())
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since 1970."""
-    return round(time.time() * 1000)
 
 
 def _create(runs: MemberRuns, signature: str, name: str, parent: str) -> str:

@@ -15,8 +15,8 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.planning.search import Search
 from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
-from orchestrator.tracking.member_runs import MemberRuns
-from orchestrator.tracking.search_runs import log_search, now_ms
+from orchestrator.tracking.member_runs import MemberRuns, now_ms
+from orchestrator.tracking.search_runs import log_search
 from workers.storage.files import write_json
 from workers.tracking.client import TrackingClient
 from workers.tracking.database import artifacts_beside, path_of
@@ -73,15 +73,18 @@ class SweepRuns:
             ConclaveError: If the store is away, or its experiment was deleted.
         """
         team, tracking, state = plan.team, TrackingClient(place.uri), place.folder.state()
-        is_known = state is not None and state.tracking_uri == place.uri and tracking.has_run(state.parent_run_id)
-        known = state if is_known else None
+        # A file's URI changes when its home is moved; its runs stay the same.
+        is_there = state is not None and (state.tracking_uri == place.uri or path_of(place.uri) is not None)
+        known = state if is_there and state and tracking.has_run(state.parent_run_id) else None
         name = team.tracking.experiment or team.name
         experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(place.uri))
-        tags = {"team": team.name, "role": "sweep", "state": "running"}
-        parent = known.parent_run_id if known else tracking.create_run(experiment, team.name, tags)
-        outbox_name = f"sweep-{team.name}-{hashlib.sha256(place.uri.encode()).hexdigest()[:8]}"
-        outbox = Outbox.open(place.home.path, outbox_name, place.uri)
-        ids = {**known.runs, **tracking.runs_with_tag(experiment, "sweep", parent)} if known else {}
+        identifier = place.folder.identifier()
+        parent = known.parent_run_id if known else tracking.find_sweep(experiment, identifier)  # of a driver that was killed
+        is_old = parent is not None
+        tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
+        parent = parent or tracking.create_run(experiment, team.name, tags)
+        outbox = _outbox(place, team.name)
+        ids = {**(known.runs if known else {}), **(tracking.runs_with_tag(experiment, "sweep", parent) if is_old else {})}
         members = MemberRuns(tracking, outbox, plan, experiment, parent, ids)
         runs = cls(place, plan, members, is_new=not known)
         if not known:
@@ -132,15 +135,14 @@ class SweepRuns:
     def start(self) -> None:
         """Mark the sweep as running."""
         self._save()
-        self.outbox.status(self.parent, "RUNNING", now_ms())
-        self.outbox.tags(self.parent, {"state": "running"})
+        self.outbox.status(self.parent, "RUNNING", now_ms(), {"state": "running"})
 
     def mark_failed_members(self, members: Mapping[str, MemberState]) -> None:
         """Mark the runs of members that are not done. `members` holds their states, from `member_states`."""
         for name, member in members.items():
             if not member.is_done and (run := self.members.run_id_or_none(self.plan.of_member(name)[0])):
-                self.outbox.tags(run, {"state": member.state, "reason": str(member.reason)[:REASON_CHARACTERS]})
-                self.outbox.status(run, "FAILED", now_ms())
+                tags = {"state": member.state, "reason": str(member.reason)[:REASON_CHARACTERS]}
+                self.outbox.status(run, "FAILED", now_ms(), tags)
 
     def finish(self, summary: SweepSummary, note: str, details: FusionDetails | None = None) -> None:
         """Put headline metrics, the report and the model on the parent run, and the model into the registry.
@@ -157,9 +159,9 @@ class SweepRuns:
                 self.outbox.artifact(self.parent, path)
             self._log_per_class(details)
             self.outbox.model(self.parent, self.plan.team.name, folder.model)
-        tags = {"state": summary.state, "recommended": str(summary.recommended)}
-        self.outbox.tags(self.parent, {**tags, "mlflow.note.content": note[:NOTE_CHARACTERS]})
-        self.outbox.status(self.parent, "FAILED" if summary.state == "failed" else "FINISHED", now_ms())
+        tags = {"recommended": str(summary.recommended), "mlflow.note.content": note[:NOTE_CHARACTERS]}
+        status = "FAILED" if summary.state == "failed" else "FINISHED"
+        self.outbox.status(self.parent, status, now_ms(), {**tags, "state": summary.state})
         self._save(self.plan.fingerprint() if summary.state == "done" else None)
 
     def flush(self, seconds: float) -> int:
@@ -169,6 +171,9 @@ class SweepRuns:
         with contextlib.suppress(Exception):  # away: they stay in the outbox
             for outbox in outboxes:
                 flush_outbox(outbox, self.tracking, until)
+            if not any(outbox.unsent() for outbox in outboxes):
+                self.members.reconcile()
+                flush_outbox(self.outbox, self.tracking, until)
         return sum(len(outbox.unsent()) for outbox in outboxes)
 
     def _log_headlines(self, summary: SweepSummary) -> None:
@@ -207,9 +212,8 @@ class SweepRuns:
         """End runs that would otherwise stay RUNNING for ever in the UI."""
         for planned in self.plan.members:
             if planned.signature in self.ids and not planned.artifact.done:
-                self.outbox.status(self.ids[planned.signature], status, now_ms())
-        self.outbox.tags(self.parent, {"state": state})
-        self.outbox.status(self.parent, status, now_ms())
+                self.outbox.status(self.ids[planned.signature], status, now_ms(), {"state": state})
+        self.outbox.status(self.parent, status, now_ms(), {"state": state})
 
     def _save(self, fingerprint: Fingerprint | None = None) -> None:
         root = self.plan.team.data.root
@@ -227,6 +231,14 @@ class SweepRuns:
             settings=self.plan.settings(),
         )
         self.place.folder.keep_state(state)
+
+
+def _outbox(place: SweepPlace, name: str) -> Outbox:
+    """Return the sweep's outbox for its store: the one that is there, whatever the store's URI was when it was made."""
+    there = [outbox for outbox in Outbox.all_in_home(place.home.path) if outbox.path.name.startswith(f"sweep-{name}-")]
+    of_store = next((outbox.path.stem for outbox in there if outbox.uri == place.uri), None)
+    digest = hashlib.sha256(place.uri.encode()).hexdigest()[:8]
+    return Outbox.open(place.home.path, of_store or f"sweep-{name}-{digest}", place.uri)
 
 
 def _artifacts_beside(uri: str) -> Path | None:

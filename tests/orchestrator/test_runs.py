@@ -12,6 +12,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.tracking import member_runs as runs
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from tests.factories import planned, record
+from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -74,3 +75,94 @@ def test_a_store_that_goes_away_ends_no_sweep_and_gets_its_runs_later(tmp_path: 
     flush_outbox(one.outbox)
     run = one.tracking.client.get_run(one.ids[late.signature])
     assert (run.info.status, run.data.tags["state"], run.data.metrics["train/loss"]) == ("FINISHED", "done", 0.5)
+
+
+def state_of(one: SweepRuns, run: str) -> tuple[str, str]:
+    found = one.tracking.client.get_run(run)
+    return found.info.status, found.data.tags["state"]
+
+
+def finished(monkeypatch: pytest.MonkeyPatch, signature: str) -> None:
+    monkeypatch.setattr(MemberArtifact, "done", property(lambda self: self.root.name == signature))
+    monkeypatch.setattr(MemberArtifact, "manifest", lambda self: record())
+
+
+def test_an_old_status_never_overwrites_a_newer_one(tmp_path: Path) -> None:
+    """As after Ctrl-C with the store away, and a complete rerun: what was kept arrives last."""
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    run = one.ids[made.members[0].signature]
+    one.outbox.status(run, "FINISHED", 2000, {"state": "done"})
+    one.outbox.status(run, "KILLED", 1000, {"state": "interrupted"})
+    one.outbox.status(run, "RUNNING", 500, {"state": "running"})
+    flush_outbox(one.outbox, one.tracking)
+    assert state_of(one, run) == ("FINISHED", "done")
+    one.outbox.status(run, "RUNNING", 3000, {"state": "running"})
+    flush_outbox(one.outbox, one.tracking)
+    assert state_of(one, run) == ("RUNNING", "running")
+
+
+def test_a_run_that_failed_is_finished_once_its_training_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever trained it in the meantime."""
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    first, second = made.members[:2]
+    one.outbox.status(one.ids[first.signature], "FAILED", runs.now_ms(), {"state": "failed"})
+    finished(monkeypatch, first.signature)
+    assert one.flush(30) == 0
+    assert state_of(one, one.ids[first.signature]) == ("FINISHED", "done")
+    assert state_of(one, one.ids[second.signature]) == ("KILLED", "not done"), "nothing is left running for ever"
+
+
+def test_a_driver_killed_before_it_wrote_of_its_runs_finds_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(TEAM, tmp_path)
+    with monkeypatch.context() as killed:
+        killed.setattr(SweepRuns, "_save", lambda self, fingerprint=None: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            opened(made, tmp_path)
+    one = opened(made, tmp_path)
+    found = one.tracking.client.search_runs([one.members.experiment], max_results=100)
+    assert len(found) == len({run.data.tags.get("signature", "the sweep") for run in found}) == 1 + len(made.members)
+
+
+def test_an_answer_that_got_lost_doubles_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "FIRST_RUNS", 1)
+    monkeypatch.setattr(runs, "AWAY_SECONDS", 0.0)
+    made = planned(TEAM, tmp_path)
+    one, create = opened(made, tmp_path), TrackingClient.create_run
+
+    def lost(*given: object) -> str:
+        create(*given)  # type: ignore[arg-type]
+        raise ConnectionError("the answer got lost")
+
+    late = made.of_member("m-2")[0]
+    with monkeypatch.context() as away:
+        away.setattr(TrackingClient, "create_run", lost)
+        assert one.members.run_id_or_none(late) is None
+    run = one.members.run_id_or_none(late)
+    mine = [child for child in one.tracking.children(one.members.experiment, one.parent) if child.signature == late.signature]
+    assert [child.run for child in mine] == [run]
+    double = create(
+        one.tracking, one.members.experiment, "m-2", {"signature": late.signature, "sweep": one.parent, "state": "pending"}
+    )
+    one.flush(30)
+    assert double not in [child.run for child in one.tracking.children(one.members.experiment, one.parent)]
+
+
+def test_a_home_that_was_moved_goes_on_with_its_runs_and_sends_what_it_kept(tmp_path: Path) -> None:
+    made = planned(TEAM, tmp_path / "old")
+    one = opened(made, tmp_path / "old")
+    (tmp_path / "old" / "sweeps" / "t" / "note.txt").write_text("kept")
+    one.outbox.artifact(one.parent, tmp_path / "old" / "sweeps" / "t" / "note.txt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = opened(made, tmp_path / "new")
+    assert (moved.parent, moved.ids) == (one.parent, one.ids)
+    assert moved.flush(30) == 0
+    assert not (tmp_path / "old").exists()
+    assert [path.read_text() for path in (tmp_path / "new" / "artifacts").rglob("note.txt")] == ["kept"]
+
+
+@pytest.mark.parametrize("letter", ["?", "%"])
+def test_a_home_that_no_database_can_lie_in_is_refused(letter: str, tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="can't hold"):
+        Home(tmp_path / f"a{letter}b")

@@ -40,6 +40,7 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 
 # Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
 PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
+STATUS_TIME = "status_time"  # tag of a run: since when it has its status, in milliseconds since 1970
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
 SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
@@ -50,6 +51,23 @@ EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a
 
 class RefusedEntryError(Exception):
     """The store answers, and will never take this entry; its run was deleted, for example."""
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """A run of a sweep's member or search.
+
+    Attributes:
+        run: Its id.
+        signature: The signature of its training.
+        status: Its status, by MLflow's word for it.
+        is_empty: Whether it has no metrics.
+    """
+
+    run: str
+    signature: str
+    status: str
+    is_empty: bool
 
 
 @dataclass(frozen=True)
@@ -173,14 +191,24 @@ class TrackingClient:
             case ArtifactEntry(run=run, artifact=path, folder=folder):
                 if Path(path).exists():  # else it was replaced by something newer, which has its own entry
                     self.log_artifact(run, Path(path), folder)
-            case StatusEntry(run=run, status="RUNNING"):
-                self.client.update_run(run, status="RUNNING")
-            case StatusEntry(run=run, status=status, time=time_ms):
-                self.client.set_terminated(run, status, time_ms)
+            case StatusEntry():
+                self._send_status(entry)
             case ForgetEntry(run=run, forget=folder):
                 self.delete_artifacts(run, folder)
             case ModelEntry(run=run, model=name, path=path):
                 self.register(run, name, Path(path))
+
+    def _send_status(self, entry: StatusEntry) -> None:
+        """Set a status, unless the run has a later one: what was kept while the store was away may arrive after newer things."""
+        known = self.client.get_run(entry.run).data.tags.get(STATUS_TIME, "0")
+        if int(known if known.isdecimal() else 0) > entry.time:
+            return
+        if entry.status == "RUNNING":
+            self.client.update_run(entry.run, status=entry.status)
+        else:
+            self.client.set_terminated(entry.run, entry.status, entry.time)
+        tags = {**entry.tags, STATUS_TIME: str(entry.time)}
+        self.client.log_batch(entry.run, tags=[RunTag(key, value) for key, value in tags.items()])
 
     def delete_artifacts(self, run: str, folder: str) -> None:
         """Remove a folder of a run's artifacts."""
@@ -197,6 +225,29 @@ class TrackingClient:
         """Return a run of the experiment that holds the finished training with this signature, or None."""
         runs = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(runs[0].info.run_id) if runs else None
+
+    def find_sweep(self, experiment: str, folder: str) -> str | None:
+        """Return the newest run of the experiment that is the sweep of a folder, by the folder's identifier; None for none."""
+        wanted = f"tags.role = 'sweep' and tags.folder = '{folder}'"
+        runs = self.client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+        return str(runs[0].info.run_id) if runs else None
+
+    def children(self, experiment: str, sweep: str) -> list[ChildRun]:
+        """Return the runs of a sweep, the oldest first; those that were restarted are left out."""
+        found: list[ChildRun] = []
+        wanted, token = f"tags.sweep = '{sweep}' and tags.state != 'restarted'", None
+        while token != "":
+            page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
+            found += [
+                ChildRun(str(run.info.run_id), run.data.tags.get("signature", ""), run.info.status, not run.data.metrics)
+                for run in page
+            ]
+            token = page.token or ""
+        return found
+
+    def delete_run(self, run: str) -> None:
+        """Delete a run. MLflow keeps it where deleted things are."""
+        self.client.delete_run(run)
 
     def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
         """Return the runs of an experiment that have this tag, by the signature of their training; the newest of each."""

@@ -19,6 +19,7 @@ from workers.errors import ConclaveError, CorruptFileError
 from workers.storage.files import sync_folder
 
 SCHEME = "sqlite:///"
+HOME_DATABASE = "mlflow.db"  # of a home
 LOCK_SECONDS = 120.0  # for another process to make the database, which takes ten
 BUSY_SECONDS = 30.0  # for a writer of another process
 
@@ -29,6 +30,11 @@ def path_of(uri: str) -> Path | None:
         return None
     name = unquote(uri.removeprefix(SCHEME).partition("?")[0])
     return Path(name) if name and name != ":memory:" else None
+
+
+def uri_of(database: Path) -> str:
+    """Return the tracking store that a SQLite database in a file is."""
+    return f"{SCHEME}{database.absolute()}"
 
 
 def artifacts_beside(database: Path) -> Path:

@@ -39,10 +39,17 @@ class ArtifactEntry(RunEntry):
 
 
 class StatusEntry(RunEntry):
-    """The status of a run, by MLflow's word for it, and since when, in milliseconds since 1970."""
+    """The status of a run, by MLflow's word for it, and tags that belong to it.
+
+    Attributes:
+        status: The status.
+        time: Since when, in milliseconds since 1970. A store that knows of a later status keeps that one.
+        tags: Tags that change with the status.
+    """
 
     status: str
     time: int
+    tags: dict[str, str] = {}
 
 
 class ModelEntry(RunEntry):

@@ -129,8 +129,8 @@ class MemberRun:
         self.start(record.history)
         self.outbox.artifact(self.run, artifact.folder, "fit")
         self.outbox.metrics(self.run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
-        self.outbox.tags(self.run, {"state": "done", "weights_sha256": record.weights_sha256, "device": record.device})
-        self.outbox.status(self.run, "FINISHED", _now_ms())
+        self.outbox.tags(self.run, {"weights_sha256": record.weights_sha256, "device": record.device})
+        self.outbox.status(self.run, "FINISHED", _now_ms(), {"state": "done"})
 
 
 class JobRun:

@@ -1,13 +1,12 @@
 """Write to the local disk first what has to reach the tracking store: append-only, sent later, never lost. No MLflow here.
 
 HOME/spool/NAME.jsonl holds a line that says for which store it is, and then one entry per line; HOME/spool/NAME.sent holds the
-number of its bytes that were sent. Entries are
-idempotent: sending one twice is the same as sending it once.
+number of its bytes that were sent. Entries are idempotent: sending one twice is the same as sending it once. Paths in the home
+are kept as they are within it, and its own store as "home", so that a home that was moved sends its own files to itself.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from workers.storage.files import write_bytes
+from workers.tracking.database import HOME_DATABASE, uri_of
 from workers.tracking.entries import (
     ENTRY,
     ArtifactEntry,
@@ -29,6 +29,7 @@ from workers.tracking.entries import (
 )
 
 VERSION = 1
+OWN_STORE = "home"  # in the place of the URI of the home's own store
 FOLDER = "spool"
 
 
@@ -45,7 +46,7 @@ class Outbox:
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
         cls.remove_leftovers(home, [name])
         if not outbox.path.exists():
-            outbox._append(json.dumps({"uri": uri, "version": VERSION}))
+            outbox._append(json.dumps({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION}))
         return outbox
 
     @classmethod
@@ -69,7 +70,18 @@ class Outbox:
     @property
     def uri(self) -> str:
         """The tracking store that the entries are for."""
-        return next((str(values["uri"]) for values, _ in self._lines(0) if "uri" in values), "")
+        uri = next((str(values["uri"]) for values, _ in self._lines(0) if "uri" in values), "")
+        return self.own_uri if uri == OWN_STORE else uri
+
+    @property
+    def home(self) -> Path:
+        """The home."""
+        return self.path.absolute().parents[1]
+
+    @property
+    def own_uri(self) -> str:
+        """The tracking store in the home."""
+        return uri_of(self.home / HOME_DATABASE)
 
     def metrics(self, run: str, values: Mapping[str, float], step: int, time_ms: int) -> None:
         """Add metrics of a run at a step, with their time in milliseconds since 1970."""
@@ -81,15 +93,15 @@ class Outbox:
 
     def artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Add a file or a folder as an artifact of a run. It is read when it is sent."""
-        self._add(ArtifactEntry(run=run, artifact=str(path.absolute()), folder=folder))
+        self._add(ArtifactEntry(run=run, artifact=self._within(path), folder=folder))
 
-    def status(self, run: str, status: str, time_ms: int) -> None:
-        """Add the status of a run, by MLflow's word for it."""
-        self._add(StatusEntry(run=run, status=status, time=time_ms))
+    def status(self, run: str, status: str, time_ms: int, tags: Mapping[str, str] | None = None) -> None:
+        """Add the status of a run, by MLflow's word for it, with the tags that belong to it."""
+        self._add(StatusEntry(run=run, status=status, time=time_ms, tags=dict(tags or {})))
 
     def model(self, run: str, name: str, onnx_file: Path) -> None:
         """Add a fused model for the registry."""
-        self._add(ModelEntry(run=run, model=name, path=str(onnx_file.absolute())))
+        self._add(ModelEntry(run=run, model=name, path=self._within(onnx_file)))
 
     def delete_checkpoint(self, run: str) -> None:
         """Add that a run needs its checkpoint no more."""
@@ -125,10 +137,22 @@ class Outbox:
             file.flush()
             os.fsync(file.fileno())
 
+    def _within(self, path: Path) -> str:
+        """Return a path as it is kept."""
+        absolute = path.absolute()
+        return str(absolute.relative_to(self.home) if absolute.is_relative_to(self.home) else absolute)
+
     def _entries(self, offset: int) -> Iterator[tuple[Entry, int]]:
         for values, end in self._lines(offset):
-            with contextlib.suppress(ValidationError):
-                yield ENTRY.validate_python(values), end
+            try:
+                entry = ENTRY.validate_python(values)
+            except ValidationError:
+                continue
+            if isinstance(entry, ArtifactEntry):
+                entry = entry.model_copy(update={"artifact": str(self.home / entry.artifact)})
+            elif isinstance(entry, ModelEntry):
+                entry = entry.model_copy(update={"path": str(self.home / entry.path)})
+            yield entry, end
 
     def _lines(self, offset: int) -> Iterator[tuple[dict[str, object], int]]:
         try:
