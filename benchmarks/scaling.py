@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.machine import write_result
 from benchmarks.sweep import idle_trainer, planner_of, run_all
-from orchestrator.cluster import connection
+from orchestrator.cluster.private_folder import PrivateFolder
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
@@ -28,7 +28,7 @@ MEMBERS = (10, 100, 1000)
 
 def machines() -> Any:
     """A head without a core for trainers, and workers of one core each."""
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(connection._private_token(), "token"))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(PrivateFolder.make().token)
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

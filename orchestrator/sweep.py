@@ -12,7 +12,7 @@ from fusion.results import FusionDetails
 from orchestrator.config.loader import load_team
 from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
-from orchestrator.execution.executor import Executor, OnEvent
+from orchestrator.execution.executor import Answer, Executor, OnEvent
 from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.preflight import check_recipes
@@ -32,7 +32,7 @@ from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
-from workers.errors import UserInputError
+from workers.errors import RayLostError, UserInputError
 from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
@@ -188,6 +188,7 @@ class _ActiveSweep:
     plan: Plan
     runs: SweepRuns
     executor: Executor | None = None
+    is_recovered: bool = False
 
     def __post_init__(self) -> None:
         team, store = self.plan.team, self.plan.store
@@ -211,7 +212,7 @@ class _ActiveSweep:
         return _close(result, self.runs, self.place.folder)
 
     def _train_and_fuse(self) -> SweepResult:
-        outcomes = self.runs.collect_trainings(self._train())
+        outcomes = self.runs.collect_trainings(self._with_ray(self._train))
         members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
         self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
         done = [name for name, member in members.items() if member.is_done]
@@ -220,11 +221,22 @@ class _ActiveSweep:
             self.runs.finish(summary, run_note(summary))
             return SweepResult(summary, EXIT_FAILED, outcomes)
         self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
-        details = self._fuse(members)
+        details = self._with_ray(lambda: self._fuse(members))
         summary = self._report.summarize(members, outcomes, details)
         write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary), details)
         return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL, outcomes)
+
+    def _with_ray(self, step: Callable[[], Answer]) -> Answer:
+        """Do a step, and once more where Ray ended on the way and could be started again. Finished trainings are kept."""
+        try:
+            return step()
+        except RayLostError:
+            if self.is_recovered or self.executor is None or not self.executor.recover():
+                raise
+            self.is_recovered = True
+            self.options.say("Ray ended on this machine and was started again; the sweep goes on from what is kept")
+            return step()
 
     @property
     def _report(self) -> SweepReport:
@@ -232,10 +244,11 @@ class _ActiveSweep:
 
     def _train(self) -> dict[str, Outcome]:
         """Run the jobs that are not done; return their outcomes by their keys."""
-        if not self.plan.todo:
+        todo = self.plan.refreshed().todo
+        if not todo:
             return {}
         team, options = self.plan.team, self.options
-        self.executor = options.make_executor(team, self.place.folder)
+        self.executor = self.executor or options.make_executor(team, self.place.folder)
         interim = InterimReporter(self.plan, options.on_event, options.say)
         budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, interim), options.began)
         scheduler = Scheduler(
@@ -246,7 +259,7 @@ class _ActiveSweep:
             runs_of=self.runs.members.of_job,
             why_closed=budget.why_exhausted,
         )
-        outcomes = scheduler.run(self.plan.todo)
+        outcomes = scheduler.run(todo)
         interim.close()
         return outcomes
 

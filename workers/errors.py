@@ -52,6 +52,10 @@ class PreemptedError(ConclaveError):
     kind = FailureKind.PREEMPTED
 
 
+class RayLostError(ConclaveError):
+    """Ray itself is gone, and with it all trainers. What they made so far is kept."""
+
+
 class CorruptFileError(ConclaveError):
     """A file does not hold what its checksum promises, or cannot be read at all."""
 

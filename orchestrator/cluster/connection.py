@@ -1,15 +1,18 @@
-"""Connect a driver to Ray: to a private local Ray, or to a cluster by its address. Nothing of it outlives the driver."""
+"""Connect a driver to Ray: to a private local Ray, or to a cluster by its address. Nothing of it outlives the driver.
+
+Ray's own way to notice that it is gone is to wait for minutes, and then to end the driver. So we look ourselves before we wait.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workers.errors import UserInputError
+from orchestrator.cluster.private_folder import PrivateFolder
+from workers.errors import ConclaveError, RayLostError, UserInputError
 
 OBJECT_STORE_BYTES = 256 << 20
+NEEDED = ("gcs_server", "raylet")  # processes of a local Ray, without which nothing goes on; a raylet ends with its agents
+AWAY_SECONDS = 10.0  # for which a cluster's head may not answer
+LOOK_SECONDS = 2.0  # between two looks at a cluster's head
+ENDING_SECONDS = 15.0  # that Ray may take to disconnect
+ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
 
 
 @dataclass(frozen=True)
@@ -48,25 +57,99 @@ class Connection:
     Args:
         address: HOST:PORT of a running Ray; None for a private local one.
 
+    Attributes:
+        is_lost: Whether Ray was found to be gone.
+
     Raises:
         UserInputError: If nobody answers at the address.
+        ConclaveError: If a local Ray does not start, twice in a row.
     """
 
     def __init__(self, address: str | None) -> None:
+        self.address, self.folder, self.reaper = address, None, None
+        self.is_lost, self.looked_at, self.answered_at = False, 0.0, time.monotonic()
         if address:
             probe(address)
             os.environ.setdefault("RAY_AUTH_MODE", "token")
-        self.reaper = None if address else _start_reaper(_private_token())
+        else:
+            self.folder = PrivateFolder.make()
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **ON_LOOPBACK)
+            self.reaper = _start_reaper(self.folder)
         _quiet()
         import ray
         import ray.util.scheduling_strategies
 
         self.ray = ray
+        try:
+            self._connect()
+        except Exception as error:  # whatever Ray raises where one of its processes does not live for long
+            if address:
+                raise ConclaveError(f"--address {address}: Ray doesn't let us in ({_first_line(error)}).") from error
+            self._connect_anew()
+
+    def _connect(self) -> None:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        _init(ray, address)
-        self.gcs = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address:
+            options |= {"address": self.address}
+        else:
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
+            options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(self.folder.session) if self.folder else None}
+        self.ray.init(**options)
+        if not self.address:  # pages of a dying raylet's log
+            self.ray._private.worker.print_to_stdstream = lambda *_, **__: None
+        self.gcs = self.ray._raylet.GcsClient(address=self.ray.get_runtime_context().gcs_address)
         for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
             signal.signal(number, handler)
+
+    def _connect_anew(self) -> None:
+        """End what is left of a local Ray, and start it again. Raises ConclaveError where it does not start."""
+        self._disconnect()
+        if self.folder:
+            self.folder.end_processes()
+        try:
+            self._connect()
+        except Exception as error:  # as above
+            why = _first_line(error)
+            raise ConclaveError(f"Ray doesn't start on this machine ({why}). Nothing is lost: run again.") from error
+        self.is_lost = False
+
+    def check(self) -> None:
+        """Raise RayLostError where Ray is gone: one of a local Ray's processes, or a cluster's head for some seconds."""
+        if not self.is_lost:
+            self.is_lost = self._head_is_away() if self.address else self._has_died()
+        if self.is_lost:
+            what = f"the cluster's head at {self.address} doesn't answer" if self.address else "Ray ended on this machine"
+            raise RayLostError(f"{what}. What is finished is kept: run the same command again.")
+
+    def restart(self) -> bool:
+        """Start a local Ray again, where it is gone; return whether that could be done. Raises ConclaveError."""
+        if self.address:
+            return False
+        self._connect_anew()
+        return True
+
+    def _has_died(self) -> bool:
+        node = self.ray._private.worker._global_node
+        return node is None or any(name in NEEDED for name, _ in node.dead_processes())
+
+    def _head_is_away(self) -> bool:
+        now = time.monotonic()
+        if now - self.looked_at < LOOK_SECONDS:
+            return False
+        self.looked_at = now
+        try:
+            probe(str(self.address))
+            self.answered_at = time.monotonic()
+        except UserInputError:
+            pass
+        return time.monotonic() - self.answered_at > AWAY_SECONDS
+
+    def _disconnect(self) -> None:
+        """Disconnect. Ray may wait for what is gone; nobody waits for Ray then."""
+        ending = threading.Thread(target=self.ray.shutdown, daemon=True, name="ray-shutdown")
+        ending.start()
+        ending.join(ENDING_SECONDS if self.is_lost else None)
 
     def snapshot(self) -> ClusterSnapshot | None:
         """Return the machines as they are now, or None where Ray is too busy to say."""
@@ -102,7 +185,7 @@ class Connection:
 
     def close(self) -> None:
         """Disconnect, and end a private Ray."""
-        self.ray.shutdown()
+        self._disconnect()
         if self.reaper and self.reaper.stdin:
             self.reaper.stdin.close()
 
@@ -111,13 +194,8 @@ def _shape(bundle: Mapping[str, float]) -> frozenset[tuple[str, float]]:
     return frozenset(bundle.items())
 
 
-def _init(ray: Any, address: str | None) -> None:
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        ray.init(address=address, **options)
-        return
-    local = {"include_dashboard": False, "num_cpus": os.cpu_count(), "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address="local", **local, **options)
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def probe(address: str) -> None:
@@ -129,26 +207,10 @@ def probe(address: str) -> None:
         raise UserInputError(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
 
 
-def _start_reaper(token: str) -> subprocess.Popen[str]:
-    """Start the reaper, in a session of its own so that a signal to the driver's does not reach it.
-
-    It removes the token's folder.
-    """
-    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid()), token]
+def _start_reaper(folder: PrivateFolder) -> subprocess.Popen[str]:
+    """Start the reaper, in a session of its own so that a signal to the driver's does not reach it. It removes the folder."""
+    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid()), str(folder.path)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def _private_token() -> str:
-    """Create a token that only we can read, and return its folder.
-
-    Ray listens on every interface, and reads this when imported.
-    """
-    folder = tempfile.mkdtemp(prefix="conclave-ray-")
-    token = Path(folder, "token")
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    return folder
 
 
 def _quiet() -> None:

@@ -1,23 +1,23 @@
 """End what a killed driver leaves behind: Ray's processes that outlive a raylet which dies without a word.
 
-This is a process of its own, run as a file with the driver's process id. It keeps looking at what runs below the driver until the
-driver closes its stdin or dies. Then it ends what is still there, and whatever was just being started: that has the name of the
-driver's private Ray session, which ends in the driver's process id, on its command line. Last, it removes the folders that it was
-given: the session's token.
+This is a process of its own, run as a file with the driver's process id and its private folder. It keeps looking at what runs
+below the driver until the driver closes its stdin or dies. Then it ends what is still there, and whatever was just being started:
+that has the token of the driver's folder in its environment. Last, it removes the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
+TOKEN = "token"
 LOOK_SECONDS = 0.5
 GRACE_SECONDS = 1.5  # to leave on their own
 WATCH_SECONDS = 6.0  # a raylet that is not dead yet may still start a worker
@@ -26,22 +26,20 @@ Known = dict[int, psutil.Process]  # psutil's own check keeps a process apart fr
 
 def main() -> None:
     """Watch the driver, and clean up after it."""
-    driver = int(sys.argv[1])
-    session = re.compile(rf"session_[0-9_-]+_{driver}(?![0-9])")
+    driver, folder = int(sys.argv[1]), Path(sys.argv[2])
     known: Known = {}
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         _add(known, _below(driver))
     died = time.monotonic()
     while (age := time.monotonic() - died) < WATCH_SECONDS:
-        _add(known, _of_session(session))
+        _add(known, _of_session(str(folder / TOKEN)))
         for process in list(known.values()):
             _add(known, _below(process.pid))
             if age > GRACE_SECONDS:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         time.sleep(0.2)
-    for folder in sys.argv[2:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _add(known: Known, processes: Iterator[psutil.Process]) -> None:
@@ -55,10 +53,10 @@ def _below(pid: int) -> Iterator[psutil.Process]:
         yield from psutil.Process(pid).children(recursive=True)
 
 
-def _of_session(session: re.Pattern[str]) -> Iterator[psutil.Process]:
+def _of_session(token: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(session.search(word) for word in process.cmdline()):
+            if process.environ().get("RAY_AUTH_TOKEN_PATH") == token:
                 yield process
 
 

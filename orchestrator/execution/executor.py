@@ -44,7 +44,7 @@ class Executor(Protocol):
 
     For each submitted job, `poll` yields exactly one Outcome in the end; before it come any number of events: `working` once the
     job runs, `epoch`, `published` and `note`. A job whose outcome has come may be submitted again. Nothing that a job does,
-    and no death of a process, is raised by an executor; what is raised ends the sweep.
+    and no death of a process, is raised by an executor; what is raised ends the sweep. Of a RayLostError it may `recover`.
     """
 
     def why_unschedulable(self, job: Job) -> str | None:
@@ -71,6 +71,10 @@ class Executor(Protocol):
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function on the machine of the driver, in a process that can compute, and return its result."""
+
+    def recover(self) -> bool:
+        """Make this executor usable again after a RayLostError, without the jobs it had. Return whether that could be done."""
+        ...
 
     def close(self) -> None:
         """End everything that this executor started."""

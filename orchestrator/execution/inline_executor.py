@@ -53,6 +53,10 @@ class InlineExecutor:
         """Call the function here."""
         return function(*arguments)
 
+    def recover(self) -> bool:
+        """Return False: there is no Ray to start again."""
+        return False
+
     def close(self) -> None:
         """Forget the submitted job."""
         self._submitted = None

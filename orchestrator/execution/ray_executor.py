@@ -20,6 +20,8 @@ from workers.errors import ConclaveError
 from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
+HEARTBEAT_SECONDS = 1.0  # between two looks at the fusion actor
+ENDING_SECONDS = 20.0  # that the head may take to end a hung process
 MOST_WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
 
 
@@ -69,35 +71,78 @@ class RayExecutor:
         self.pool.acquire(self.machines.shape(job)).assign(job, (uri, runs))
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
-        """Return what happened to the jobs since the last call. Wait for about `seconds` at most."""
+        """Return what happened to the jobs since the last call. Wait for about `seconds` at most.
+
+        Raises RayLostError where Ray itself is gone, for then nothing that it says of a job is true.
+        """
+        self.connection.check()
         self.pool.leave_draining_machines()
         self.pool.hand_over()
         busy = self.pool.busy()
         waited_for = [t.death_answer if t.state is TrainerState.DEAD else assignment.result for t, assignment in busy]
         self.ray.wait(waited_for, num_returns=1, timeout=seconds)
+        self.connection.check()
         return [item for trainer, assignment in busy for item in self.supervisor.look_after(trainer, assignment)]
 
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and leave."""
-        self.pool.stop(seconds)
+        if not self.connection.is_lost:
+            self.pool.stop(seconds)
 
     def close(self) -> None:
         """End all trainers."""
         self.pool.close()
 
+    def recover(self) -> bool:
+        """Start a local Ray again that is gone, and return whether that could be done. Raises ConclaveError."""
+        if not self.connection.restart():
+            return False
+        self.__post_init__()  # nothing of what was there is known to this Ray
+        return True
+
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises."""
+        """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises.
+
+        It is supervised as trainers are: where it dies or hangs, another one begins.
+        """
         from workers.runtime.actor import FusionActor
 
+        self.connection.check()
         self.pool.drop_idle()
         for _ in range(FUSION_TRIES):
             actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote()
             try:
-                return cast(Answer, self.ray.get(actor.call.remote(function, *arguments)))
+                if self._waits_for(actor, answer := actor.call.remote(function, *arguments)):
+                    return cast(Answer, self.ray.get(answer))
+                reason = f"no sign of life for {self.heartbeat.seconds:g} s"
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except self.ray.exceptions.RayError as error:
+                self.connection.check()
                 reason = str(error).splitlines()[0]
             finally:
-                self.ray.kill(actor)
+                self._end(actor)
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({reason}). Run again: nothing is trained again.")
+
+    def _waits_for(self, actor: Any, answer: Any) -> bool:
+        """Wait for an answer of the fusion actor. Return whether it is there; False where the actor gave no sign of life."""
+        heard_at, heartbeat, pid = time.monotonic(), actor.heartbeat.remote(), None
+        while not self.ray.wait([answer], timeout=HEARTBEAT_SECONDS)[0]:
+            self.connection.check()
+            if self.connection.is_ready(heartbeat):
+                pid, heartbeat, heard_at = self.ray.get(heartbeat), actor.heartbeat.remote(), time.monotonic()
+            if pid is not None and time.monotonic() - heard_at > self.heartbeat.seconds:
+                self._kill_process(pid)
+                return False
+        return True
+
+    def _kill_process(self, pid: int) -> None:
+        """End a process on the head: Ray can't end one that was stopped."""
+        from workers.runtime.actor import end_process
+
+        head = untyped(end_process).options(resources=ON_HEAD).remote(pid)
+        self.ray.wait([head], timeout=ENDING_SECONDS)
+
+    def _end(self, actor: Any) -> None:
+        if not self.connection.is_lost:
+            self.ray.kill(actor)

@@ -90,7 +90,7 @@ class TrainerPool:
 
     def close(self) -> None:
         """End all trainers."""
-        for trainer in self.trainers:
+        for trainer in self.trainers if not self.connection.is_lost else ():
             self.connection.ray.kill(trainer.actor)
         self.trainers.clear()
 

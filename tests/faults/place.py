@@ -55,6 +55,7 @@ class Wide(Small):
     def __init__(self, num_classes: int, image_size: int) -> None:
         super().__init__(num_classes, image_size, 16)
 """
+KEPT = (".lock", ".holder", ".identifier", ".mlflow.db.lock")  # hidden files that stay
 TIMED = ("seconds", "train/images_per_second", "train_seconds")
 
 
@@ -347,7 +348,7 @@ def same(ours: dict[str, Any], reference: dict[str, Any], members: tuple[str, ..
 
 def begun(home: Path) -> list[str]:
     """What somebody began to write and nobody removed."""
-    hidden = [p for p in (*home.rglob(".*"), *home.parent.glob(".conclave-*")) if p.name not in (".lock", ".holder")]
+    hidden = [p for p in (*home.rglob(".*"), *home.parent.glob(".conclave-*")) if p.name not in KEPT]
     return [str(p) for p in (*hidden, *(f.parent / "checkpoint" for f in home.glob("jobs/*/fit"))) if p.exists()]
 
 

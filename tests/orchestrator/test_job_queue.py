@@ -37,6 +37,9 @@ class RoomFor(Executor):
 
     def call_on_head(self, function: Any, *arguments: Any) -> Any: ...
 
+    def recover(self) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 

@@ -50,6 +50,9 @@ class Fake:
     def call_on_head(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
+    def recover(self) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 

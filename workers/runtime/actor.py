@@ -149,9 +149,13 @@ def serve_chunk(store: Path, name: str, offset: int) -> bytes:
     return read_chunk(store, name, offset)
 
 
-@ray.remote(max_restarts=0)
+@ray.remote(max_restarts=0, max_concurrency=2)
 class FusionActor:
-    """Runs the fusion step on the machine where it was placed."""
+    """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`."""
+
+    def heartbeat(self) -> int:
+        """Give a sign of life: the process id."""
+        return os.getpid()
 
     def call(self, function: Any, *arguments: Any) -> Any:
         """Call a function, which the orchestrator handed over with its arguments."""

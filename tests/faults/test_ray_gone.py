@@ -1,0 +1,96 @@
+"""Ray itself ends: the store of its state, its raylet, or one of the agents that the raylet does not outlive."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.place import TEAM, Place, left, same
+from workers.diagnostics.waiting import wait_until
+
+
+def ended(place: Place, name: str) -> None:
+    """End a process of the sweep's Ray by its name."""
+    for process in place.watch():
+        if process.name().startswith(name) or f"/{name}" in " ".join(process.cmdline()[:1]):
+            process.kill()
+            return
+    raise AssertionError(f"no {name} was seen")
+
+
+def folders() -> set[str]:
+    return {str(path) for path in Path("/tmp").glob("clv-*")}
+
+
+def test_a_local_ray_is_private_and_started_again_where_it_ends_while_training(place: Place, undisturbed: dict[str, Any]) -> None:
+    before = folders()
+    process = place.start(fault="fit.step@b:40:hang")
+    place.wait_for("b: epoch")
+    [folder] = [Path(name) for name in folders() - before]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert list(folder.glob("r/session_*/sockets/raylet"))
+    heard = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for running in place.watch()
+        for connection in running.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert heard == {"127.0.0.1"}
+    ended(place, "gcs_server")
+    assert process.wait(timeout=180) == 0, place.said()
+    assert "Traceback" not in place.said()
+    assert "Ray ended on this machine and was started again" in place.said()
+    same(place.printed(), undisturbed)
+    assert wait_until(lambda: not folder.exists(), 20)
+
+
+def test_a_raylet_that_ends_while_fusing_is_started_again_and_the_second_time_it_is_said(
+    place_of: Callable[[str], Place], undisturbed: dict[str, Any]
+) -> None:
+    place = place_of(TEAM)
+    process = place.start(fault="fusion.fit:1:hang", once=False)
+    place.wait_for("fusing")
+    until_fusing(place)
+    ended(place, "raylet")
+    place.wait_for("was started again")
+    until_fusing(place)
+    everybody = place.watch()
+    began = time.monotonic()
+    ended(place, "raylet")
+    assert process.wait(timeout=60) == 1, place.said()
+    assert time.monotonic() - began < 30
+    assert place.said().splitlines()[-1] == (
+        "conclave: Ray ended on this machine. What is finished is kept: run the same command again."
+    )
+    assert "Traceback" not in place.said()
+    assert left(everybody) == []
+    again = place.sweep("--inline")
+    assert again["trained"] == 0
+    same(again, undisturbed)
+
+
+def until_fusing(place: Place) -> None:
+    until = time.monotonic() + 90
+    while not list(place.actors("FusionActor")):
+        assert time.monotonic() < until, place.said()
+        time.sleep(0.1)
+    time.sleep(2)
+
+
+def test_a_fusion_actor_that_hangs_is_tried_again(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:
+    """With a TMPDIR that is too long for sockets, and the folder of a driver that is gone."""
+    place = place_of(TEAM + "heartbeat: {seconds: 6}\n")
+    long = place.folder / ("temporary-" * 12)
+    long.mkdir()
+    abandoned = Path(f"/tmp/clv-abandoned-{os.getpid()}")
+    abandoned.mkdir(mode=0o700)
+    (abandoned / "owner").write_text("1999999999 1.0")
+    summary = place.sweep(fault="fusion.fit:1:stop", TMPDIR=str(long))
+    assert place.happened() == ["fusion.fit:1:stop"]
+    same(summary, undisturbed)
+    assert not abandoned.exists()
