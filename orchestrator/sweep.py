@@ -32,7 +32,7 @@ from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
-from workers.errors import RayLostError, UserInputError
+from workers.errors import CorruptFileError, RayLostError, UserInputError
 from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
@@ -102,7 +102,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     if not is_finished:
         options.check_executor()
         check_recipes(team, import_paths)
-    store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing)
+    store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
     with place.folder.locked(), driver_log(place.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
         planner = Planner(team, store, options.home.path, import_paths)
@@ -114,7 +114,10 @@ def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[
     store = find_store(team.data, options.home.path)
     if store is None or any(recipe.search for recipe in team.trainings):
         return None
-    return Planner(team, store, options.home.path, import_paths).plan()
+    try:
+        return Planner(team, store, options.home.path, import_paths).plan()
+    except CorruptFileError:  # packing sees to it
+        return None
 
 
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.errors import UserInputError
+from workers.errors import CorruptFileError, UserInputError
 from workers.storage import legacy
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def _plan_of(home: Path, name: str) -> Plan:
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
     from workers.data.store import Store, find_store
+    from workers.data.store_checks import damaged_file
 
     folder = Home(home).existing(name)
     state = folder.state()
@@ -125,6 +126,8 @@ def _plan_of(home: Path, name: str) -> Plan:
     store = Store(Path(home, "data", state.store)) if state.store else find_store(team.data, home)
     if store is None or not (store.folder / "store.json").is_file():
         raise UserInputError(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
+    if damaged := damaged_file(store):
+        raise CorruptFileError(f"{store.folder / damaged}: damaged. `conclave sweep` packs the data again.")
     recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))
     if undone := [search.label for search in recipes.searches if search.left]:
         raise UserInputError(f"sweep {name}: the search of {undone[0]} is not done. Run `conclave sweep` again.")

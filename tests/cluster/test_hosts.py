@@ -19,8 +19,7 @@ import pytest
 
 from tests.cluster.hosts import MISSING, Hosts, available
 from tests.faults.place import RESNET, Place, weights
-from workers.data.store import Store
-from workers.runtime.localize import content_digest
+from workers.data.store import Store, content_digest
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 PORT, TRACKING = 6391, "http://10.77.0.3:5000"

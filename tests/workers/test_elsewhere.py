@@ -13,7 +13,7 @@ from tests.factories import job
 from workers.config.job import Job
 from workers.config.specs import DataSpec
 from workers.data import packing as data
-from workers.data.store import Store
+from workers.data.store import Store, content_digest
 from workers.errors import ConclaveError
 from workers.runtime import localize as elsewhere
 from workers.runtime.localize import DriverDisk
@@ -45,7 +45,7 @@ def test_the_data_comes_once_and_is_the_same(packed: Store, cache: Path, monkeyp
     one, asked, read = borrowing(packed)
     there = elsewhere.localize_job(one, read)
     assert (there.home, there.store) == (cache / "home", cache / "data" / packed.digest)
-    assert elsewhere.content_digest(Store(there.store)) == packed.digest
+    assert content_digest(Store(there.store)) == packed.digest
     for name in Store.FILES:
         assert (there.store / name).read_bytes() == (packed.folder / name).read_bytes()
     assert asked.count("images.npy") > 10, "in pieces"

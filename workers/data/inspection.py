@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -46,7 +46,13 @@ def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
     )
 
 
-def pack_and_check(spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None) -> Store:
+def pack_and_check(
+    spec: DataSpec,
+    seed: int,
+    home: Path,
+    on_progress: OnProgress = lambda rows, expected: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Store:
     """Pack a data set where that was not done yet, if it can be split, and has no duplicates that the team refuses.
 
     Args:
@@ -54,11 +60,16 @@ def pack_and_check(spec: DataSpec, seed: int, home: Path, on_progress: OnProgres
         seed: The team's seed, from which the split follows.
         home: The home.
         on_progress: Is told how many rows are decoded.
+        say: Is told, in a line, of what was damaged and is packed again.
 
     Raises:
         UserInputError: If the data cannot be used. Nothing is left on the disk then.
     """
-    return pack_data(spec, home, on_progress, lambda packed: refuse_duplicates(packed, spec, get_split(packed, spec, seed)))
+
+    def check(packed: Store) -> None:
+        refuse_duplicates(packed, spec, get_split(packed, spec, seed))
+
+    return pack_data(spec, home, on_progress, check, say)
 
 
 def inspect_data(

@@ -7,6 +7,7 @@ passes and removed otherwise.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -33,10 +34,13 @@ from workers.data.layout import Item, Layout
 from workers.data.pixel_file import PixelFile
 from workers.data.sources import source_key, source_of
 from workers.data.store import MOST_SHOWN, Store, StoreRecord, find_store, hash_rows
-from workers.errors import UserInputError
+from workers.data.store_checks import damaged_file, keep_checks
+from workers.errors import ConclaveError, UserInputError
+from workers.storage.files import sync_folder
 
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # of pixels and of rows that are decoded at once, at most
 MIN_PER_CLASS = 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit on files
 PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # an image that is there twice stays in the first of them
 
 OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected where that is known
@@ -48,26 +52,42 @@ def pack_data(
     home: Path,
     on_progress: OnProgress = lambda rows, expected: None,
     check: Check = lambda store: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Store:
-    """Return the packed data of a home, and pack it where that was not done yet.
+    """Return the packed data of a home, and pack it where that was not done yet, or where it is damaged.
 
     Args:
         spec: The data set.
         home: The home.
         on_progress: Is told how many rows are decoded.
         check: May refuse the store before it is put in place, by raising UserInputError.
+        say: Is told, in a line, of what was damaged and is packed again.
 
     Raises:
         UserInputError: If the data cannot be used. Nothing is left on the disk then.
+        ConclaveError: If the disk is full.
     """
     if store := find_store(spec, home):
-        _refuse_bad(store.bad, spec)
-        check(store)
-        return store
+        damaged = damaged_file(store)
+        if damaged is None:
+            _refuse_bad(store.bad, spec)
+            check(store)
+            return store
+        say(f"{store.folder / damaged} is damaged: the data is packed again")
+    try:
+        return _pack(spec, home, on_progress, check)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ConclaveError(f"{home}: no room to pack the data ({os.strerror(error.errno)}). Make room and run again.") from None
+
+
+def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> Store:
     base = _existing_parent(home)
     source = source_of(spec)
     with _locked(base / f".conclave-{source_key(spec)}.lock"):
-        if store := find_store(spec, home):
+        store = find_store(spec, home)
+        if store and damaged_file(store) is None:
             check(store)
             return store
         for stale in base.glob(f".conclave-{source_key(spec)}-*"):  # of a process that was killed: we hold its lock
@@ -80,11 +100,27 @@ def pack_data(
             key = source_key(spec)  # a download gives the source its files only now
             target = home / "data" / key
             target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                work.rename(target)
+            _put_in_place(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return Store(target)
+
+
+def _put_in_place(work: Path, target: Path) -> None:
+    """Make a packed store the one that counts, with the kept splits of a damaged one before it. A power cut loses none of it."""
+    keep_checks(work)
+    for path in work.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if target.exists():
+        before = Path(tempfile.mkdtemp(prefix=f".conclave-{target.name}-", dir=target.parent))
+        target.rename(before / "store")
+        if (before / "store" / "splits").is_dir():
+            (before / "store" / "splits").rename(work / "splits")
+        shutil.rmtree(before, ignore_errors=True)
+    sync_folder(work)
+    work.rename(target)
+    sync_folder(target.parent)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -24,6 +24,8 @@ from workers.data.store import Rows, Store
 from workers.errors import UserInputError
 from workers.storage.files import write_bytes
 
+DIGEST = "digest"  # name of the digest among the arrays of a kept split
+
 
 @dataclass(frozen=True)
 class Split:
@@ -66,7 +68,8 @@ def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
         for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold its lock
             unfinished.unlink()
         content = BytesIO()
-        np.savez_compressed(content, allow_pickle=False, **asdict(_make_split(store, spec, seed)))
+        split = _make_split(store, spec, seed)
+        np.savez_compressed(content, allow_pickle=False, **asdict(split), **{DIGEST: np.array(_digest(split))})
         write_bytes(path, content.getvalue(), "split")
 
 
@@ -79,9 +82,19 @@ def _read(path: Path) -> Split | None:
     """Return a kept split, or None where it is missing or damaged: it can be made again."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Split(*(arrays[part.name] for part in fields(Split)))
+            split = Split(*(arrays[part.name] for part in fields(Split)))
+            is_whole = DIGEST not in arrays or str(arrays[DIGEST]) == _digest(split)  # earlier versions wrote none
+            return split if is_whole else None
     except Exception:  # a damaged archive raises whatever its damage leads to, and the split can be made again
         return None
+
+
+def _digest(split: Split) -> str:
+    """Return the digest of a split's rows: a file that was changed by hand is whole for NumPy."""
+    hasher = hashlib.sha256()
+    for part in fields(Split):
+        hasher.update(part.name.encode() + np.ascontiguousarray(getattr(split, part.name), dtype=np.int64).tobytes())
+    return hasher.hexdigest()
 
 
 def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:

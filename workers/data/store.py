@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,16 @@ def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mappi
     for name in ("validation", "groups", "folds", "weights"):
         if name in more:
             hasher.update(name.encode() + more[name].tobytes())
+
+
+def content_digest(store: Store) -> str:
+    """Return the digest of a store as packing computed it, from the arrays themselves."""
+    hasher = hashlib.sha256()
+    for start in range(0, len(store.images), 4096):
+        hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
+    labels = [store.classes[label] for label in store.labels]
+    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.more)
+    return hasher.hexdigest()
 
 
 class Hasher(Protocol):

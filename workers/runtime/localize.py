@@ -8,7 +8,6 @@ longest time goes first.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -18,12 +17,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from workers.config.job import Job
-from workers.data.store import Store, hash_rows
+from workers.data.store import Store, content_digest
+from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError
 from workers.storage.artifacts import MemberArtifact
 
@@ -62,6 +61,8 @@ def localize_job(job: Job, read: Read) -> Job:
     store = root / "data" / digest
     store.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_store_lock(store)):
+        if (store / "store.json").is_file() and damaged_file(Store(store)):
+            shutil.rmtree(store)
         if not (store / "store.json").is_file():
             _stream(store, read, digest)
     os.utime(store)
@@ -101,19 +102,10 @@ def _stream(store: Path, read: Read, digest: str) -> None:
                 (work / name).unlink()  # an earlier version packed the data
         if (arrived := content_digest(Store(work))) != digest:
             raise ConclaveError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
+        keep_checks(work)
         work.rename(store)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def content_digest(store: Store) -> str:
-    """Return the digest of a store as packing computed it, from the arrays themselves."""
-    hasher = hashlib.sha256()
-    for start in range(0, len(store.images), 4096):
-        hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
-    labels = [store.classes[label] for label in store.labels]
-    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.more)
-    return hasher.hexdigest()
 
 
 def evict_cache(root: Path, most_bytes: float, in_use: set[Path]) -> None:

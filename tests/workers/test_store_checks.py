@@ -1,0 +1,156 @@
+"""A packed store whose bytes changed is found out when a sweep begins, and packed again where it can be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator import sweep as pipeline
+from orchestrator.execution.backends import inline_executor
+from orchestrator.fusing.refit import build_request
+from orchestrator.home import Home
+from tests.factories import TEAM
+from tests.inputs import classes
+from workers.config.specs import DataSpec
+from workers.data import store_checks
+from workers.data.packing import pack_data
+from workers.data.splits import get_split, keep_split
+from workers.data.store import Store
+from workers.data.store_checks import damaged_file
+from workers.errors import CorruptFileError
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[DataSpec, Store]:
+    spec = DataSpec(dataset="folder", root=classes(tmp_path / "images", {"cat": 24, "dog": 24}), image_size=16, folds=2)
+    return spec, pack_data(spec, tmp_path / "home")
+
+
+def flip(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    path.write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a pixel": lambda store: flip(store / "images.npy", 0.7),
+    "the last pixel": lambda store: flip(store / "images.npy", 1.0),
+    "a label": lambda store: flip(store / "labels.npy", 0.9),
+    "which rows are tested": lambda store: flip(store / "tested.npy", 0.9),
+    "an id": lambda store: flip(store / "ids.json", 0.5),
+    "the rest of the rows": lambda store: flip(store / "rows.npz", 0.5),
+    "a class name": lambda store: (store / "store.json").write_text((store / "store.json").read_text().replace("cat", "cow")),
+    "cut short": lambda store: (store / "images.npy").write_bytes((store / "images.npy").read_bytes()[:-1]),
+    "emptied": lambda store: (store / "labels.npy").write_bytes(b""),
+    "removed": lambda store: (store / "labels.npy").unlink(),
+    "no store.json": lambda store: (store / "store.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("has_checks", [True, False], ids=["", "of an earlier version"])
+def test_a_damaged_store_is_packed_again(
+    damage: Callable[[Path], object], has_checks: bool, packed: tuple[DataSpec, Store], tmp_path: Path
+) -> None:
+    spec, store = packed
+    keep_split(store, spec, 0)
+    before, said = [path.name for path in store.folder.glob("splits/*")], list[str]()
+    if not has_checks:
+        (store.folder / "checks.json").unlink()
+        if damage is DAMAGES["the rest of the rows"]:
+            pytest.skip("looks and digests of rows decide nothing")
+    digest, pixels = store.digest, np.array(store.images)
+    damage(store.folder)
+    again = pack_data(spec, tmp_path / "home", say=said.append)
+    assert (again.folder, again.digest) == (store.folder, digest)
+    assert np.array_equal(again.images, pixels)
+    assert damaged_file(Store(store.folder)) is None
+    assert len(said) == ((store.folder / "store.json").exists() and damage is not DAMAGES["no store.json"])
+    assert [path.name for path in store.folder.glob("splits/*")] == before or damage is DAMAGES["no store.json"]
+    assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [store.folder.name]
+
+
+def test_an_earlier_store_is_read_once_and_then_has_checksums(
+    packed: tuple[DataSpec, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, store = packed
+    (store.folder / "checks.json").unlink()
+    assert pack_data(spec, tmp_path / "home").folder == store.folder
+    monkeypatch.setattr(store_checks, "content_digest", None)
+    assert damaged_file(Store(store.folder)) is None
+
+
+def test_of_a_large_store_what_did_not_change_is_read_in_part(
+    packed: tuple[DataSpec, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, store = packed
+    monkeypatch.setattr(store_checks, "READ_IN_FULL_BYTES", 0)
+    monkeypatch.setattr(store_checks, "PIECE_BYTES", 512)
+    store_checks.keep_checks(store.folder)
+    read: list[int] = []
+    real = store_checks._read_pieces
+
+    def counting(path: Path, numbers: Sequence[int]) -> Iterator[int]:
+        read.extend(numbers)
+        return real(path, numbers)
+
+    monkeypatch.setattr(store_checks, "_read_pieces", counting)
+    assert damaged_file(store) is None
+    pieces = sum(-(-path.stat().st_size // 512) for path in store.folder.glob("*.n*"))
+    assert 0 < len(read) < pieces / 4
+    read.clear()
+    flip(store.folder / "images.npy", 0.5)
+    assert damaged_file(store) == "images.npy", "it has another time, and is read in full"
+
+
+def test_a_split_that_was_changed_by_hand_is_not_taken(packed: tuple[DataSpec, Store]) -> None:
+    spec, store = packed
+    keep_split(store, spec, 0)
+    [path] = store.folder.glob("splits/*.npz")
+    right = get_split(store, spec, 0)
+    with np.load(path) as arrays:
+        changed = {name: arrays[name] for name in arrays.files}
+    changed["fit"] = changed["fit"][::-1]
+    np.savez_compressed(path, allow_pickle=False, **changed)
+    assert np.array_equal(get_split(store, spec, 0).fit, right.fit)
+    keep_split(store, spec, 0)
+    with np.load(path) as arrays:
+        assert np.array_equal(arrays["fit"], right.fit)
+
+
+def test_a_sweep_whose_store_was_damaged_trains_the_same_weights(tmp_path: Path) -> None:
+    def swept(home: str) -> pipeline.SweepResult:
+        (tmp_path / "team.yaml").write_text(
+            TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
+        )
+        return pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / home), inline_executor))
+
+    pack_data(DataSpec(dataset="digits", folds=0), tmp_path / "damaged")
+    [store] = (tmp_path / "damaged" / "data").iterdir()
+    flip(store / "images.npy", 0.5)
+    weights = [{n: m.weights_sha256 for n, m in swept(home).summary.members.items()} for home in ("damaged", "whole")]
+    assert weights[0] == weights[1]
+    flip(store / "images.npy", 0.5)
+    with pytest.raises(CorruptFileError, match=r"images\.npy: damaged\. `conclave sweep` packs the data again"):
+        build_request(tmp_path / "damaged", "tiny")
+
+
+def test_a_full_disk_while_packing_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    classes(tmp_path / "images", {"cat": 60, "dog": 60})
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    code += "from orchestrator.cli.entry import main\n"
+    code += "sys.argv = ['conclave', 'data', 'team.yaml', '--home', 'home']\n"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); main()"
+    (tmp_path / "team.yaml").write_text(
+        "version: 1\nname: t\ndata: {dataset: folder, root: images, image_size: 32}\nmembers: [{name: a}]\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "conclave: home: no room to pack the data (File too large). Make room and run again."
+    assert sorted(tmp_path.rglob("*")) == before

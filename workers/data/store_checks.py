@@ -1,0 +1,129 @@
+"""Checksums of a packed store, by pieces: a flipped byte in an image or a label would change weights without a word.
+
+`checks.json` lies beside the files. A store of 2 GB or less is read in full whenever a sweep begins. Of a larger one the files
+that did not change since by size, time and inode are taken as they were found then. A twentieth of their pieces is read all the
+same, drawn anew each time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workers.data.store import Store, content_digest
+from workers.errors import CorruptFileError
+from workers.storage.files import write_bytes
+
+NAME = "checks.json"
+PIECE_BYTES = 4 << 20
+READ_IN_FULL_BYTES = 2 << 30  # the largest store that is always read in full
+DRAWN = 0.05  # share of the pieces of a larger one that are read at any rate
+
+
+class FileCheck(BaseModel):
+    """What a file of a store has to hold.
+
+    Attributes:
+        size: Its size in bytes.
+        pieces: CRC-32 of each piece of PIECE_BYTES bytes.
+        seen: Size, time of change in nanoseconds and inode when it was read in full last.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    pieces: list[int]
+    seen: tuple[int, int, int]
+
+
+class StoreChecks(BaseModel):
+    """The content of checks.json, which has the digest of the store that it is about."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    digest: str
+    files: dict[str, FileCheck]
+
+
+def keep_checks(folder: Path) -> None:
+    """Write the checksums of a store's files as they are now."""
+    files = {path.name: FileCheck(size=path.stat().st_size, pieces=_pieces(path), seen=_stamp(path)) for path in _files(folder)}
+    checks = StoreChecks(digest=Store(folder).digest, files=files)
+    write_bytes(folder / NAME, checks.model_dump_json().encode(), "checks")
+
+
+def damaged_file(store: Store) -> str | None:
+    """Return the name of a file of a store that does not hold what was packed, or None.
+
+    A store of an earlier version has no checksums: its pixels are compared with its digest once, and it gets some then.
+    """
+    checks = _read(store.folder)
+    if checks is None:
+        return _first_check(store)
+    names = {path.name for path in _files(store.folder)}
+    if missing := sorted(checks.files.keys() - names):
+        return missing[0]
+    is_large = sum(check.size for check in checks.files.values()) > READ_IN_FULL_BYTES
+    for name, check in checks.files.items():
+        if not _holds(store.folder / name, check, is_large):
+            return name
+    return None if checks.digest == store.digest else "store.json"
+
+
+def _first_check(store: Store) -> str | None:
+    try:
+        is_whole = content_digest(store) == store.digest
+    except CorruptFileError:
+        return "store.json"
+    except (OSError, EOFError, ValueError, IndexError, KeyError):
+        is_whole = False
+    if is_whole:
+        keep_checks(store.folder)
+    return None if is_whole else "images.npy"
+
+
+def _read(folder: Path) -> StoreChecks | None:
+    try:
+        return StoreChecks.model_validate_json((folder / NAME).read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValidationError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for name in (*Store.NEWER_FILES, *Store.FILES) if (path := folder / name).is_file()]
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _holds(path: Path, check: FileCheck, is_large: bool) -> bool:
+    if path.stat().st_size != check.size:
+        return False
+    numbers: Sequence[int] = range(len(check.pieces))
+    if is_large and _stamp(path) == tuple(check.seen):
+        numbers = sorted(random.sample(numbers, max(1, round(DRAWN * len(numbers)))))
+    return all(found == check.pieces[number] for number, found in zip(numbers, _read_pieces(path, numbers), strict=True))
+
+
+def _pieces(path: Path) -> list[int]:
+    return list(_read_pieces(path, range(-(-path.stat().st_size // PIECE_BYTES))))
+
+
+def _read_pieces(path: Path, numbers: Sequence[int]) -> Iterator[int]:
+    """Yield the CRC-32 of each of these pieces, computed on all cores."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield from pool.map(lambda number: zlib.crc32(os.pread(handle, PIECE_BYTES, number * PIECE_BYTES)), numbers)
+    finally:
+        os.close(handle)
