@@ -6,14 +6,14 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from fusion.results import FusionDetails
 from orchestrator.results import SweepState, SweepSummary
@@ -21,6 +21,8 @@ from workers.errors import CorruptFileError, UserInputError
 from workers.tracking.database import HOME_DATABASE, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
+RECORDS: dict[str, type[BaseModel]] = {"sweep.json": SweepState, "summary.json": SweepSummary, "fusion.json": FusionDetails}
+ADVICE = "`conclave sweep` makes it again, and no training is lost."
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,15 @@ class SweepFolder:
 
     def state(self) -> SweepState | None:
         """Return what is known of the last run: its jobs and runs. None where there is none. Raises CorruptFileError."""
-        return _read(self.path / "sweep.json", SweepState)
+        return self._read("sweep.json", SweepState)
 
     def summary(self) -> SweepSummary | None:
         """Return the summary of the last run that ended. None where there is none. Raises CorruptFileError."""
-        return _read(self.path / "summary.json", SweepSummary)
+        return self._read("summary.json", SweepSummary)
 
     def details(self) -> FusionDetails | None:
         """Return what the report shows beyond the summary. None where nothing was fused. Raises CorruptFileError."""
-        return _read(self.path / "fusion.json", FusionDetails)
+        return self._read("fusion.json", FusionDetails)
 
     @property
     def has_newer_run(self) -> bool:
@@ -150,15 +152,39 @@ class SweepFolder:
         self._write("fusion.json", details)
 
     def _write(self, name: str, record: BaseModel) -> None:
-        from workers.storage.files import write_json
+        from workers.storage.state_file import write_state
 
-        write_json(self.path / name, record.model_dump(mode="json"))
+        write_state(self.path / name, record)
+
+    def _read(self, name: str, kind: type[Record]) -> Record | None:
+        from workers.storage.state_file import read_state
+
+        return read_state(self.path / name, kind, ADVICE)
+
+    def remove_damaged(self, say: Callable[[str], None]) -> None:
+        """Remove the records that can't be read: this run makes them again. Raises CorruptFileError for a folder in their place.
+
+        Args:
+            say: Is told, in a line, of each.
+        """
+        for name, kind in RECORDS.items():
+            try:
+                self._read(name, kind)
+            except CorruptFileError:
+                if (self.path / name).is_dir():
+                    raise
+                (self.path / name).unlink()
+                say(f"{self.path / name} was damaged and is made again")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
         """Let only one process sweep here at a time. A dead process's lock is free.
 
+        Args:
+            say: Is told, in a line, of each record that was damaged and is made again.
+
         Raises:
+            CorruptFileError: If there is a folder in the place of a record.
             UserInputError: If another process sweeps here. It names that process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -173,6 +199,7 @@ class SweepFolder:
                 unfinished.unlink()
             holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": round(time.time(), 3)}
             self.holder.write_text(json.dumps(holder), encoding="utf-8")
+            self.remove_damaged(say)
             yield
         finally:
             self.holder.unlink(missing_ok=True)
@@ -185,15 +212,3 @@ class SweepFolder:
             return f"process {holder['pid']} on {holder['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
-
-
-def _read(path: Path, kind: type[Record]) -> Record | None:
-    """Return the record in a JSON file, or None where there is no file."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"])) or "its start"
-        advice = "Remove it and sweep again: no training is lost."
-        raise CorruptFileError(f"{path}: it can't be read (at {place}). {advice}") from None

@@ -103,7 +103,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         options.check_executor()
         check_recipes(team, import_paths)
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
-    with place.folder.locked(), driver_log(place.folder.logs / log_name("driver")):
+    with place.folder.locked(options.say), driver_log(place.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
         planner = Planner(team, store, options.home.path, import_paths)
         return _PreparedSweep(place, options, planner, plan).run()
@@ -121,7 +121,10 @@ def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[
 
 
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
-    summary, state = folder.summary(), folder.state()
+    try:
+        summary, state = folder.summary(), folder.state()
+    except CorruptFileError:  # which is made again
+        return False
     is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
     return is_complete and state is not None and state.fingerprint == plan.fingerprint()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import GPUS_COME
 from orchestrator.planning.search import Search, describe_choice
+from workers.config.job import derive_seed
 from workers.config.search_space import Choice
 from workers.diagnostics.callback import Epoch, TrainingCallback
 from workers.errors import ConclaveError, DivergedError
@@ -23,7 +24,7 @@ from workers.runtime.localize import DriverDisk
 from workers.runtime.search_trial import ACCURACY, LOSS, run_trial
 
 if TYPE_CHECKING:
-    from ray.tune.search.sample import Domain
+    from optuna.distributions import BaseDistribution
 
     from workers.runtime.actor import JobLocalizer
 
@@ -62,22 +63,9 @@ class Tuner:
     def _run(self, search: Search, folder: str) -> None:
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler
-        from ray.tune.search.optuna import OptunaSearch
 
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         logging.getLogger("optuna").setLevel(logging.ERROR)
-        space, finished = _space(search), [t for t in search.trials.values() if t.has_ended]
-        unfinished = [t.choice for t in search.trials.values() if not t.has_ended]
-        sampler = OptunaSearch(
-            OptunaSearch.convert_search_space(space),
-            metric="loss",
-            mode="min",
-            seed=search.job({}).seed % 2**31 + len(finished),
-            points_to_evaluate=unfinished or None,
-        )
-        for trial in finished:
-            if trial.epochs:
-                sampler.add_evaluated_point(trial.choice, trial.epochs[-1]["loss"])
         asha = ASHAScheduler("epoch", "loss", "min", max_t=search.epochs, grace_period=min(search.space.grace, search.epochs))
         resources = search.recipe.resources
         gpus = resources.gpus_where(GPUS_COME in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
@@ -85,16 +73,21 @@ class Tuner:
             tune.with_resources(
                 tune.with_parameters(_train, search=search, localizer=self._localizer()), {"cpu": resources.cpus, "gpu": gpus}
             ),
-            tune_config=tune.TuneConfig(search_alg=sampler, scheduler=asha, num_samples=search.left),
+            tune_config=tune.TuneConfig(search_alg=_searcher(search), scheduler=asha, num_samples=search.left),
             run_config=tune.RunConfig(
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=3),
-                callbacks=[_keeper(search, self.say)],
+                callbacks=[_keeper(search, self.say, self.connection.check)],
             ),
         )
         self.say(f"{search.label}: searching, {search.left} of {search.space.trials} trials left")
-        tuner.fit()
+        try:
+            tuner.fit()
+        except Exception:  # whatever Tune raises where its Ray is gone
+            self.connection.check()
+            raise
+        self.connection.check()
         if search.left:
             raise ConclaveError(f"search of {search.label}: {search.left} trials did not come to an end. Run again.")
 
@@ -111,17 +104,19 @@ def rounded(search: Search, config: Choice) -> Choice:
     return choice
 
 
-def _space(search: Search) -> dict[str, Domain]:
-    """Return the search space in Tune's terms."""
-    from ray import tune
+def _distributions(search: Search) -> dict[str, BaseDistribution]:
+    """Return the search space in Optuna's terms."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    spec, space = search.space, {}
+    spec = search.space
+    space: dict[str, BaseDistribution] = {}
     for key in ("lr", "weight_decay"):
         if bounds := getattr(spec, key):
-            space[key] = tune.loguniform(*bounds)
+            low, high = bounds
+            space[key] = FloatDistribution(low, high, log=True)
     if spec.optimizer:
-        space["optimizer"] = tune.choice(list(spec.optimizer))
-    return {**space, **{f"augment.{name}": tune.uniform(*bounds) for name, bounds in spec.augment.items()}}
+        space["optimizer"] = CategoricalDistribution(list(spec.optimizer))
+    return {**space, **{f"augment.{name}": FloatDistribution(*bounds) for name, bounds in spec.augment.items()}}
 
 
 class _Reports(TrainingCallback):
@@ -156,8 +151,53 @@ def _no_keeper() -> None:
     """Stand in for a keeper in Tune's copy."""
 
 
-def _keeper(search: Search, say: Callable[[str], None]) -> Any:
-    """Return Tune's callback that records what happens to trials."""
+def suggest(search: Search) -> Choice:
+    """Choose the settings of the next trial, by Optuna's TPE.
+
+    They follow from the record and from the trial's number in it alone. So a search that was killed goes on as if it had not
+    been.
+    """
+    import optuna
+
+    number, distributions = len(search.trials), _distributions(search)
+    sampler = optuna.samplers.TPESampler(seed=derive_seed(search.signature, "choice", number) % 2**32)
+    study = optuna.create_study(sampler=sampler)
+    for trial in search.trials.values():
+        if trial.has_ended and trial.epochs:
+            loss = trial.epochs[-1]["loss"]
+            study.add_trial(optuna.trial.create_trial(params=trial.choice, distributions=distributions, value=loss))
+    return rounded(search, study.ask(distributions).params)
+
+
+def _searcher(search: Search) -> Any:
+    """Return Tune's way to ask for choices: first those of trials that were cut off, then new ones."""
+    from ray.tune.search import Searcher
+
+    cut_off = [trial.choice for trial in search.trials.values() if not trial.has_ended]
+
+    class Recorded(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> Choice:
+            choice = cut_off.pop(0) if cut_off else suggest(search)
+            search.add(choice)  # so that the next one has another number
+            return choice
+
+        def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
+            """Do nothing: the keeper writes the record."""
+
+        def save(self, checkpoint_path: str) -> None:
+            """Do nothing: the record is the truth."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Do nothing, as above."""
+
+        def __reduce__(self) -> Any:
+            return _no_keeper, ()
+
+    return Recorded(metric="loss", mode="min")
+
+
+def _keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]) -> Any:
+    """Return Tune's callback that records what happens to trials, and looks whether Ray lives."""
     from ray import tune
 
     class Keeper(tune.Callback):  # type: ignore[misc]
@@ -166,6 +206,9 @@ def _keeper(search: Search, say: Callable[[str], None]) -> Any:
 
         def __reduce__(self) -> Any:
             return _no_keeper, ()  # Tune keeps a copy of itself, which nobody asks for: the search's own record is the truth
+
+        def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            check()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             self.names[trial.trial_id] = search.add(rounded(search, trial.config))

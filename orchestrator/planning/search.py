@@ -15,13 +15,14 @@ from functools import cached_property
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from orchestrator.planning.plan import Planner
 from workers.config.job import Job, JobMember, derive_seed
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.specs import MemberSpec
 from workers.errors import ConclaveError
-from workers.storage.files import write_json
+from workers.storage.state_file import read_state, write_state
 
 ENDED = ("done", "stopped", "failed")  # by itself; early, because others were better; with an error
 Point = Mapping[str, float]  # of an epoch: loss and accuracy on the rows set apart, seconds
@@ -52,6 +53,28 @@ class Trial:
         return -len(self.epochs), self.epochs[-1]["loss"]
 
 
+class TrialRecord(BaseModel):
+    """A trial as it is written: see `Trial`."""
+
+    choice: Choice
+    state: str
+    epochs: list[dict[str, float]]
+
+
+class SearchRecord(BaseModel):
+    """The content of search.json.
+
+    Attributes:
+        member: The member's name in the team file.
+        space: The settings that may be tried.
+        trials: The trials by name.
+    """
+
+    member: str = ""
+    space: dict[str, object] = {}
+    trials: dict[str, TrialRecord]
+
+
 @dataclass
 class Search:
     """All trials of one search.
@@ -71,10 +94,10 @@ class Search:
 
     def read(self) -> None:
         """Read the record. Failed trials count as not tried where too few others succeeded: their cause may be mended."""
-        if not self.file.is_file():
+        record = read_state(self.file, SearchRecord, "Remove its folder, and the search begins anew.")
+        if record is None:
             return
-        record = json.loads(self.file.read_text(encoding="utf-8"))
-        self.trials = {name: Trial(**trial) for name, trial in record["trials"].items()}
+        self.trials = {name: Trial(one.choice, one.state, [*one.epochs]) for name, one in record.trials.items()}
         if not self.left and len(self._successful) < self.space.keep:
             self.trials = {name: trial for name, trial in self.trials.items() if trial.state != "failed"}
 
@@ -139,8 +162,9 @@ class Search:
     def save(self) -> None:
         """Write the record."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        trials = {n: {"choice": t.choice, "state": t.state, "epochs": list(t.epochs)} for n, t in self.trials.items()}
-        write_json(self.file, {"member": self.label, "space": self.space.model_dump(mode="json"), "trials": trials})
+        trials = {n: TrialRecord(choice=t.choice, state=t.state, epochs=list(t.epochs)) for n, t in self.trials.items()}
+        space = self.space.model_dump(mode="json")
+        write_state(self.file, SearchRecord(member=self.label, space=space, trials=trials))
 
     @property
     def left(self) -> int:

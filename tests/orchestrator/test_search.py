@@ -13,6 +13,7 @@ from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
 from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.tuning import suggest
 from orchestrator.home import Home
 from orchestrator.planning import search
 from orchestrator.planning.plan import Planner
@@ -170,3 +171,28 @@ def test_without_ray_a_search_is_refused_before_anything_is_written(tmp_path: Pa
     with pytest.raises(UserInputError, match=r"member a: search runs its trials on Ray\. Leave --inline out"):
         pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor))
     assert snapshot(tmp_path) == before
+
+
+def test_each_choice_follows_from_the_record_alone(tmp_path: Path) -> None:
+    """A search that is killed after any trial, or in the middle of one, goes on as if it had not been."""
+
+    def choices(home: str, is_killed: bool) -> list[Choice]:
+        planner = Planner(team(), FakeStore(tmp_path / "store"), tmp_path / home)
+        recipe = planner.team.trainings[1]
+        one, chosen = Search(planner, recipe), list[Choice]()
+        for number in range(14):
+            chosen.append(suggest(one))
+            name = one.add(chosen[-1])
+            if is_killed:
+                one = Search(planner, recipe)
+                assert [trial.choice for trial in one.trials.values() if not trial.has_ended] == chosen[-1:]
+            loss = abs(float(chosen[-1]["lr"]) - 0.1) + number / 1000
+            one.trials[name].state = "done"
+            one.trials[name].epochs = [{"loss": loss, "accuracy": 0.5, "seconds": 1.0}]
+            one.save()
+            one = Search(planner, recipe) if is_killed else one
+        return chosen
+
+    undisturbed = choices("a", is_killed=False)
+    assert undisturbed == choices("b", is_killed=True)
+    assert len({str(choice) for choice in undisturbed}) == 14
