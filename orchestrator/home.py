@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel
 
 from fusion.results import FusionDetails
 from orchestrator.results import SweepState, SweepSummary
 from workers.errors import CorruptFileError, UserInputError
+from workers.storage.files import file_lock
 from workers.tracking.database import HOME_DATABASE, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -188,7 +189,7 @@ class SweepFolder:
             UserInputError: If another process sweeps here. It names that process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = file_lock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

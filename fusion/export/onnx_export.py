@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fusion.export.freezing import freeze_for_inference
 from fusion.export.fused_model import FusedModel, restore_combiner
-from fusion.export.onnx_session import Images, predict_probabilities
+from fusion.export.onnx_session import Images, predict_probabilities, torch_form
 from fusion.predictions import Floats
 from workers.config.specs import MemberRecord, MemberSpec
 from workers.errors import ConclaveError, CorruptFileError
@@ -75,8 +75,9 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
         **card.provenance,
     }
     tensors = save({k: v.contiguous() for k, v in model.state_dict().items()})
-    write_bytes(target.with_suffix(".safetensors"), tensors, "export")
-    write_json(target.with_suffix(".json"), record)
+    record_file, tensors_file = torch_form(target)
+    write_bytes(tensors_file, tensors, "export")
+    write_json(record_file, record)
     write_bytes(target, content, "export.onnx")
     return difference
 
@@ -92,14 +93,14 @@ def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
         CorruptFileError: If the files are damaged, or not of one export.
     """
     import_from(import_paths)
-    record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    record_file, tensors_file = torch_form(path)
+    record = json.loads(record_file.read_text(encoding="utf-8"))
     try:
-        state: dict[str, Tensor] = load_file(path.with_suffix(".safetensors"))
+        state: dict[str, Tensor] = load_file(tensors_file)
     except SafetensorError as error:
-        file = path.with_suffix(".safetensors")
-        raise CorruptFileError(f"{file}: not a safetensors file ({error}). Export it again.") from None
+        raise CorruptFileError(f"{tensors_file}: not a safetensors file ({error}). Export it again.") from None
     if tensors_sha256(state) != record["weights_sha256"]:  # of another export: that of a killed one, before its .json came
-        raise CorruptFileError(f"{path.with_suffix('.safetensors')}: does not belong to its .json. Export it again.")
+        raise CorruptFileError(f"{tensors_file}: does not belong to its .json. Export it again.")
     specs = [MemberRecord.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}

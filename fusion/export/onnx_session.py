@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,3 +33,9 @@ def predict_probabilities(model: bytes | str, images: Images) -> np.ndarray[Any,
     session = create_session(model)
     parts = [session.run(None, {"images": images[start : start + BATCH]})[0] for start in range(0, len(images), BATCH)]
     return np.concatenate(parts).astype(np.float64)
+
+
+def torch_form(model: Path) -> tuple[Path, Path]:
+    """Return the .json and the .safetensors that hold the torch form of an exported model."""
+    stem = model.name.removesuffix(".onnx")
+    return model.with_name(f"{stem}.json"), model.with_name(f"{stem}.safetensors")

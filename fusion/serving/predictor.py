@@ -48,12 +48,13 @@ class Predictor:
     Args:
         model: The exported model.
         runtime: One of the names in `fusion.serving.runtimes`.
+        trusts_code: Whether modules that the model's .json names may be imported.
 
     Raises:
         UserInputError: If there is no such model, or Conclave did not export it.
     """
 
-    def __init__(self, model: Path, runtime: str = "auto") -> None:
+    def __init__(self, model: Path, runtime: str = "auto", trusts_code: bool = False) -> None:
         if not model.is_file():
             raise UserInputError(f"{model}: there is no such model file. `conclave sweep` writes one as fused.onnx.")
         try:
@@ -62,13 +63,13 @@ class Predictor:
             self.size = int(self.session.get_inputs()[0].shape[1])
         except Exception as error:  # ONNX Runtime has no common base class for what it raises
             raise UserInputError(f"{model}: not a model that Conclave exported ({type(error).__name__}).") from None
-        self.model, self.runtime, self.seconds = model, runtime, 0.0
+        self.model, self.runtime, self.trusts_code, self.seconds = model, runtime, trusts_code, 0.0
         self.run: Run | None = None  # until it is known which runtime is taken
 
     def predict_proba(self, images: Images) -> Probabilities:
         """Return the probabilities (N, C) of images (N, S, S, 3) uint8."""
         if self.run is None and self.runtime != "auto":
-            self.run = load_runtime(self.runtime, self._run_onnx, self.model, images)
+            self.run = load_runtime(self.runtime, self._run_onnx, self.model, images, self.trusts_code)
         elif self.run is None and self.seconds > PATIENCE_SECONDS and len(images) == BATCH:
             self.runtime, self.run = pick_faster(self._run_onnx, self.model, images)
         began = time.perf_counter()

@@ -6,6 +6,7 @@ far where the processor multiplies bfloat16. `benchmarks/inference.py` measures 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion.export.onnx_session import Images
+from fusion.export.onnx_session import Images, torch_form
 from workers.errors import ConclaveError, UserInputError
 
 Probabilities = np.ndarray[Any, np.dtype[np.float32]]  # (N, C)
@@ -24,7 +25,7 @@ TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
 NAMES = ("auto", "onnx", *TOLERANCES)
 
 
-def load_runtime(name: str, onnx: Run, model: Path, images: Images) -> Run:
+def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code: bool = False) -> Run:
     """Return the runtime of this name.
 
     Args:
@@ -32,15 +33,22 @@ def load_runtime(name: str, onnx: Run, model: Path, images: Images) -> Run:
         onnx: Runs the model by ONNX Runtime.
         model: The exported model.
         images: A batch to check the runtime with.
+        trusts_code: Whether modules that the model's .json names may be imported.
 
     Raises:
-        UserInputError: If there is no torch form, or its answers differ.
+        UserInputError: If there is no torch form, its answers differ, or it names a module that is not trusted.
     """
     if name == "onnx":
         return onnx
-    for form in (model.with_suffix(".json"), model.with_suffix(".safetensors")):
+    forms = torch_form(model)
+    for form in forms:
         if not form.is_file():
             raise UserInputError(f"--runtime {name}: needs {form} beside the model; `conclave export` writes it.")
+    if (modules := named_modules(forms[0])) and not trusts_code:
+        raise UserInputError(
+            f"--runtime {name}: {forms[0]} names code of its own ({', '.join(modules)}), which would be run. If you trust it: "
+            f"conclave predict --runtime {name} --trust-code {model} ... ; --runtime onnx needs none of it."
+        )
     try:
         run = torch_runtime(model, images.shape[1], name == "torch-bfloat16")
     except (ConclaveError, ImportError, OSError, ValueError, KeyError) as error:  # damaged, or of another version
@@ -85,6 +93,17 @@ def torch_runtime(model: Path, size: int, bfloat16: bool) -> Run:
             return fused(torch.from_numpy(images)).float().numpy()  # type: ignore[no-any-return]
 
     return run
+
+
+def named_modules(record: Path) -> list[str]:
+    """Return what of a user's own code an exported model's .json names, as package.module:name. Raises UserInputError."""
+    from workers.config.extensions import is_reference
+
+    try:
+        members = json.loads(record.read_text(encoding="utf-8"))["members"]
+        return sorted({str(member["arch"]) for member in members if is_reference(str(member["arch"]))})
+    except (ValueError, LookupError, TypeError):
+        raise UserInputError(f"{record}: damaged. `conclave export` writes it again; --runtime onnx needs none of it.") from None
 
 
 def _seconds(run: Run, images: Images) -> float:

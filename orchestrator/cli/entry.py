@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 in
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -50,7 +51,8 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a file's name that the terminal can't show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -67,17 +69,35 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command line
-            error.show()
-            sys.exit(error.exit_code)
-        from workers.diagnostics.logs import log_unexpected
+        _fail_unexpectedly(error)
 
-        said = " ".join(str(error).split())[:300]
-        _fail(
-            f"something unexpected happened ({type(error).__name__}: {said}). The log has it all: {log_unexpected(error)}",
-            1,
-            error,
-        )
+
+def _fail_unexpectedly(error: Exception) -> None:
+    """Say what happened that is none of our own errors, and leave."""
+    if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command line
+        error.show()
+        sys.exit(error.exit_code)
+    if isinstance(error, OSError):
+        _fail(_about_file(error), 1, error)
+    from workers.diagnostics.logs import log_unexpected
+
+    said = " ".join(str(error).split())[:300]
+    text = f"something unexpected happened ({type(error).__name__}: {said}). The log has it all: {log_unexpected(error)}"
+    _fail(text, 1, error)
+
+
+def _about_file(error: OSError) -> str:
+    """Return a sentence for what the system says of a file, or of a disk."""
+    said = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in said:  # which is NumPy's way to say it
+        place = f" ({error.filename})" if error.filename else ""
+        return f"there is no room left on the disk{place}: make some, and run again. What is finished is kept"
+    if error.errno == errno.EROFS:
+        return f"{error.filename}: the disk can only be read. Run again once it can be written; what is finished is kept"
+    if error.filename is None:
+        return f"the system refuses something ({said}). Run again; what is finished is kept"
+    hint = "Move what is there elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "See to it"
+    return f"{error.filename}: {said[0].lower()}{said[1:]}. {hint}, and run again; what is finished is kept"
 
 
 def _interrupt(*_: object) -> None:

@@ -19,6 +19,7 @@ from workers.errors import UserInputError
 if TYPE_CHECKING:
     from orchestrator.home import SweepFolder
 
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
 app = typer.Typer()
 FUSE_COLUMNS = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
 
@@ -68,6 +69,12 @@ def predict(
         str,
         typer.Option(help="What runs the model: onnx, torch or torch-bfloat16. auto takes torch where it is faster than onnx."),
     ] = "auto",
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Let torch import the modules that the model's .json names.")
+    ] = False,
+    spreadsheet: Annotated[
+        bool, typer.Option("--spreadsheet", help="Put a ' before a cell that a spreadsheet would take for a formula.")
+    ] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Predict the class probabilities of images. The output is CSV: file, class, probability."""
@@ -79,22 +86,28 @@ def predict(
         raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
     if top and submission:
         raise UserInputError("--top and --submission each say what the rows are. Leave one of them out.")
-    predictor = Predictor(_model_file(model, home), runtime)
+    predictor = Predictor(_model_file(model, home), runtime, trust_code)
     output: Output = BestClasses(predictor.classes, top) if top else AllClasses(predictor.classes)
     if submission:
         output = Submission(predictor.classes, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
     predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
+    rows = map(_harmless, output.rows(predictions)) if spreadsheet else output.rows(predictions)
     if out is None:
-        _write_csv(sys.stdout, output.rows(predictions))
+        _write_csv(sys.stdout, rows)
     else:
         with _new_file(out) as file:
-            _write_csv(file, output.rows(predictions))
+            _write_csv(file, rows)
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
     if not total:
         raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
+
+
+def _harmless(row: Sequence[str]) -> list[str]:
+    """Return a row none of whose cells a spreadsheet takes for a formula."""
+    return [f"'{cell}" if cell.startswith(FORMULAS) else cell for cell in row]
 
 
 class _Skipped:
@@ -214,7 +227,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) 
         raise UserInputError(f"--out {target}: can't be written ({error.strerror}).") from None
     print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
     if int8:
-        integer_target = target.with_suffix(".int8.onnx")
+        integer_target = target.with_name(f"{target.name.removesuffix('.onnx')}.int8.onnx")
         loss = write_int8_model(request, fitted_team, target, integer_target)
         print(f"{integer_target} is written: right on {loss}.")
 

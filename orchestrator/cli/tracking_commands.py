@@ -65,9 +65,11 @@ def server(
 @app.command(epilog="Example: `conclave sync`")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Send to the tracking store what it missed while it was away. Running this twice does no harm."""
+    from orchestrator.tracking.store import environment_uri
     from workers.tracking.delivery import flush_outbox
     from workers.tracking.outbox import Outbox
 
+    environment_uri()  # an account that it holds goes where MLflow looks for it
     sent, left, problems = 0, 0, set()
     for outbox in Outbox.all_in_home(home):
         if outbox.unsent():

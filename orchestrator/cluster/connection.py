@@ -198,13 +198,13 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
-def probe(address: str) -> None:
+def probe(address: str, source: str = "--address") -> None:
     """Check that somebody listens at an address. Ray would wait for a dead one for two minutes and end in SystemExit."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
     except (OSError, ValueError):
-        raise UserInputError(f"--address {address}: nobody answers there. Start Ray, or leave --address out.") from None
+        raise UserInputError(f"{source} {address}: nobody answers there. Start Ray, or leave {source} out.") from None
 
 
 def _start_reaper(folder: PrivateFolder) -> subprocess.Popen[str]:

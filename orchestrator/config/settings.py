@@ -30,9 +30,9 @@ class Retries(Strict):
         oom: For trainings that were killed for the machine's memory.
     """
 
-    errors: int | None = Field(3, ge=0)
-    preemptions: int | None = Field(None, ge=0)  # drained and lost nodes
-    oom: int | None = Field(2, ge=0)  # killed for the node's memory
+    errors: int | None = Field(3, ge=0, le=10**4)
+    preemptions: int | None = Field(None, ge=0, le=10**6)  # drained and lost nodes
+    oom: int | None = Field(2, ge=0, le=10**4)  # killed for the node's memory
 
     def allows(self, cause: str, times: int) -> bool:
         """Return whether a training that failed `times` times for this cause is tried again."""
@@ -43,14 +43,14 @@ class Retries(Strict):
 class Checkpoint(Strict):
     """A training writes a checkpoint after an epoch, and within an epoch every so many minutes."""
 
-    minutes: float = Field(5, gt=0)
+    minutes: float = Field(5, gt=0, le=10**6)
 
 
 class HeartbeatSpec(Strict):
     """A trainer that gives no sign of life for `seconds`, or finishes no step for `stall_minutes`, is ended and retried."""
 
-    seconds: float = Field(60, gt=0)
-    stall_minutes: float = Field(30, gt=0)
+    seconds: float = Field(60, gt=0, le=10**7)
+    stall_minutes: float = Field(30, gt=0, le=10**6)
 
 
 class Budget(Strict):
@@ -62,8 +62,8 @@ class Budget(Strict):
         price: Which of `prices` counts; needed where there are several.
     """
 
-    max_hours: float | None = Field(None, gt=0)  # by the clock, of one run of the command
-    max_cost: float | None = Field(None, gt=0)  # of all runs together, in the unit of `prices`
+    max_hours: float | None = Field(None, gt=0, le=10**6)  # by the clock, of one run of the command
+    max_cost: float | None = Field(None, gt=0, le=10**12)  # of all runs together, in the unit of `prices`
     price: Name | None = None  # which of `prices` counts; needed where there are several
 
 

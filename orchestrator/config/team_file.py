@@ -92,7 +92,7 @@ class MemberEntry(DefaultsEntry):
 class StudentEntry(RecipeEntry):
     """`student:`, one network that learns from the members' pooled answers."""
 
-    epochs: int | None = Field(None, ge=1, description="Number of epochs; as many as the members' where left out.")
+    epochs: int | None = Field(None, ge=1, le=10**5, description="Number of epochs; as many as the members' where left out.")
     soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' answers.")
     temperature: float = Field(1.0, gt=0, le=100, description="Above 1, small probabilities count for more.")
     start: Name | None = Field(None, description="The member whose weights it begins from.")

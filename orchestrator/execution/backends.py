@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from orchestrator.cluster.connection import Connection
 
 
+RAY_ADDRESS = "RAY_ADDRESS"
+
+
 def inline_executor(team: Team, folder: SweepFolder) -> Executor:
     """Return an executor that runs everything in this process, without Ray."""
     return InlineExecutor()
@@ -32,7 +35,7 @@ class RayBackend:
     """
 
     def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS")
+        self.source, self.address = ("--address", address) if address else (RAY_ADDRESS, os.environ.get(RAY_ADDRESS))
         self.say = say
 
     @cached_property
@@ -47,7 +50,7 @@ class RayBackend:
         from orchestrator.cluster.connection import probe
 
         if self.address:
-            probe(self.address)
+            probe(self.address, self.source)
 
     def executor(self, team: Team, folder: SweepFolder) -> Executor:
         """Return an executor for the jobs of a sweep."""

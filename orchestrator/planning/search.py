@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import BaseModel
 
 from orchestrator.planning.plan import Planner
@@ -22,6 +22,7 @@ from workers.config.job import Job, JobMember, derive_seed
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.specs import MemberSpec
 from workers.errors import ConclaveError
+from workers.storage.files import file_lock
 from workers.storage.state_file import read_state, write_state
 
 ENDED = ("done", "stopped", "failed")  # by itself; early, because others were better; with an error
@@ -106,7 +107,7 @@ class Search:
         """Let only one process search at a time, from what others left. Raises ConclaveError while another one searches."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.file.parent / ".lock", timeout=0):
+            with file_lock(self.file.parent / ".lock", timeout=0):
                 self.read()
                 yield
         except Timeout:

@@ -106,6 +106,9 @@ class Server:
         if not self.secret.exists():
             write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
+        if not self.database:  # it holds hashes of passwords
+            (self.home / "server-users.db").touch(mode=0o600)
+            (self.home / "server-users.db").chmod(0o600)
 
     @property
     def secret(self) -> Path:

@@ -7,28 +7,44 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from urllib.parse import urlparse
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from workers.errors import UserInputError
+from workers.tracking.database import SCHEME, path_of, uri_of
 
 ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself for the rest of the process
+# Where the user and the password of a URI go: MLflow and PostgreSQL read these, and no file or message has them.
+ACCOUNTS = {
+    "http": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+    "postgresql": ("PGUSER", "PGPASSWORD"),
+}
 
 
-def resolve_tracking_uri(spec: TrackingSpec, home: Home, say: Callable[[str], None]) -> str:
+def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None]) -> str:
     """Return the URI of the tracking store: the team's, else CONCLAVE_TRACKING_URI, else the home's.
 
     Args:
         spec: What the team file says of tracking.
+        team_file: The team file, whose folder relative paths count from.
         home: The home.
         say: Shows a line to people, where a store that is not required is away.
 
     Raises:
-        UserInputError: If a required store does not answer.
+        UserInputError: If a required store does not answer, or the team file holds a password.
     """
-    source, uri = ("tracking.uri", spec.uri) if spec.uri else (TRACKING_URI, os.environ.get(TRACKING_URI))
+    if spec.uri:
+        source, uri = "tracking.uri", _absolute(spec.uri, team_file.resolve().parent)
+        if urlsplit(uri).password:
+            user, password = ACCOUNTS.get(urlsplit(uri).scheme, (TRACKING_URI, TRACKING_URI))
+            names = user if user == password else f"{user} and {password}"
+            raise UserInputError(f"tracking.uri: it holds a password, and team files are passed around. Give it by {names}.")
+    else:
+        source, uri = TRACKING_URI, environment_uri()
     if not uri:
         return home.tracking_uri
     problem = _problem_with(uri)
@@ -40,37 +56,72 @@ def resolve_tracking_uri(spec: TrackingSpec, home: Home, say: Callable[[str], No
     return uri
 
 
+def environment_uri() -> str:
+    """Return CONCLAVE_TRACKING_URI without its account, which goes to the variables that are meant for it; "" for none.
+
+    Raises:
+        UserInputError: If it holds a password that no other variable can take.
+    """
+    uri = _absolute(os.environ.get(TRACKING_URI, ""), Path.cwd())
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    names = ACCOUNTS.get(parts.scheme.partition("+")[0])
+    if names is None:
+        raise UserInputError(
+            f"{TRACKING_URI}: a password can't be kept secret in a {parts.scheme} address. Use an MLflow server."
+        )
+    for name, value in zip(names, (parts.username, parts.password), strict=True):
+        os.environ[name] = unquote(value or "")
+    place = parts.hostname or ""
+    return urlunsplit(parts._replace(netloc=f"{place}:{parts.port}" if parts.port else place))
+
+
+def _absolute(uri: str, folder: Path) -> str:
+    """Return a URI whose file, where it is one, does not depend on the folder that one is in."""
+    database = path_of(uri)
+    if database is None or database.is_absolute():
+        return uri
+    query = uri.removeprefix(SCHEME).partition("?")[2]
+    return uri_of(folder / database) + (f"?{query}" if query else "")
+
+
 def _problem_with(uri: str) -> str | None:
     """Return what is wrong with a tracking store, or None. One in a file is created when it is opened."""
-    scheme = urlparse(uri).scheme
+    scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
         return None
     if scheme == "file" or (not scheme and uri != "databricks"):
         return "is a folder, which MLflow keeps no runs in any more; sqlite:///PATH is a file for them"
-    if scheme in ("http", "https"):
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
-        except urllib.error.HTTPError:
-            pass  # somebody answers; whether they let us in is seen next
-        except (OSError, ValueError) as error:
-            return f"doesn't answer ({getattr(error, 'reason', error)})"
-    return _refusal(uri)
-
-
-def _refusal(uri: str) -> str | None:
-    """Return the store's problem with a call that changes nothing; in a thread, for a database may keep people waiting."""
     answers: list[str | None] = []
 
     def ask() -> None:
-        from workers.tracking.client import TrackingClient
+        answers.append((_silence(uri) if scheme in ("http", "https") else None) or _refusal(uri))
 
-        try:
-            TrackingClient(uri).client.search_experiments(max_results=1)
-            answers.append(None)
-        except Exception as error:  # whatever a network, a server and a database driver can do
-            answers.append(f"can't be used ({str(error).strip().splitlines()[0][:200]})")
-
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)  # a server that drips byte by byte is never done
     thread.start()
     thread.join(ANSWER_SECONDS)
-    return answers[0] if answers else "doesn't answer"
+    return answers[0] if answers else f"doesn't answer within {ANSWER_SECONDS:g} s"
+
+
+def _silence(uri: str) -> str | None:
+    """Return why nobody answers HTTP at a URI, or None where somebody does."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+    except urllib.error.HTTPError:
+        return None  # somebody answers; whether they let us in is seen next
+    except Exception as error:  # a network's, or an answer that is no HTTP
+        return f"doesn't answer as a web server does ({getattr(error, 'reason', None) or type(error).__name__})"
+    return None
+
+
+def _refusal(uri: str) -> str | None:
+    """Return the store's problem with a call that changes nothing."""
+    from workers.tracking.client import TrackingClient
+
+    try:
+        TrackingClient(uri).client.search_experiments(max_results=1)
+    except Exception as error:  # whatever a network, a server and a database driver can do
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"can't be used ({said[:200]})"
+    return None

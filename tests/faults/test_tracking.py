@@ -94,7 +94,9 @@ def test_away_at_the_start_is_refused_in_time(place: Place) -> None:
             assert place.disk() == before
             began = time.monotonic()  # of the question alone: how long a busy machine takes to import is another matter
             with pytest.raises(UserInputError):
-                resolve_tracking_uri(TrackingSpec(uri=f"http://127.0.0.1:{port}"), Home(place.home), print)
+                resolve_tracking_uri(
+                    TrackingSpec(uri=f"http://127.0.0.1:{port}"), place.folder / "team.yaml", Home(place.home), print
+                )
             assert time.monotonic() - began < 10
 
 
@@ -224,7 +226,7 @@ def test_a_server_that_lets_nobody_in_is_refused_before_anything_is_written(plac
 )
 def test_a_store_of_an_unknown_kind_is_refused(uri: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=expected):
-        resolve_tracking_uri(TrackingSpec(uri=uri), Home(tmp_path), print)
+        resolve_tracking_uri(TrackingSpec(uri=uri), tmp_path / "team.yaml", Home(tmp_path), print)
     assert not list(tmp_path.iterdir())
 
 

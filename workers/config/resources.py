@@ -48,11 +48,13 @@ class Resources(Strict):
         wait_minutes: How long to wait for a machine that could hold the job. None means as long as one may come.
     """
 
-    gpus: float | None = Field(None, ge=0)
-    cpus: float = Field(1, gt=0)
+    gpus: float | None = Field(None, ge=0, le=1024)
+    cpus: float = Field(1, gt=0, le=10**4)
     workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
     labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels), Shorthand(LABELS_SCHEMA)] = ()
-    wait_minutes: float | None = Field(None, ge=0)  # for a machine that could hold the job; null: as long as one may come
+    wait_minutes: float | None = Field(
+        None, ge=0, le=10**6
+    )  # for a machine that could hold the job; null: as long as one may come
 
     def preference(self, labels: Mapping[str, str]) -> int | None:
         """Return which of the alternatives, from 0, a machine with these labels meets first, or None where it meets none."""

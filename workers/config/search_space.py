@@ -43,8 +43,8 @@ class SearchSpec(Strict):
 
     trials: int = Field(ge=2, le=1000)
     keep: int = Field(1, ge=1, le=100)
-    epochs: int | None = Field(None, ge=1)  # the most that a trial trains; as many as a member where left out
-    grace: int = Field(1, ge=1)  # epochs that each trial trains before it may be stopped
+    epochs: int | None = Field(None, ge=1, le=10**5)  # the most that a trial trains; as many as a member where left out
+    grace: int = Field(1, ge=1, le=10**5)  # epochs that each trial trains before it may be stopped
     lr: Range | None = None  # searched by its logarithm, as is the next
     weight_decay: Range | None = None
     optimizer: tuple[Annotated[str, OPTIMIZERS], ...] = ()

@@ -27,6 +27,7 @@ from workers.config.search_space import Choice, SearchSpec
 from workers.config.strict import Name, Shorthand, Strict
 
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
+MOST_EPOCHS = 10**5
 NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # and defaults
 
 
@@ -38,8 +39,8 @@ class DataSpec(Strict):
     image_size: int | None = Field(None, ge=8, le=1024)
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    folds: int = Field(5, ge=0)
-    max_bad: int = Field(0, ge=0)  # images that may fail to decode; they are left out and listed
+    folds: int = Field(5, ge=0, le=1000)
+    max_bad: int = Field(0, ge=0, le=10**9)  # images that may fail to decode; they are left out and listed
     validation: Literal["fuse", "leave_out"] | None = None  # of train, val and test; left out, the file's version decides
     duplicates: Literal["warn", "drop", "error"] = "warn"  # equal images in two parts, or under two labels
     manifest: Path | None = Field(None, strict=False)
@@ -59,7 +60,7 @@ class DataSpec(Strict):
 class StopSpec(Strict):
     """Stop early, by a tenth of the *fit* rows that is set apart; never by *fuse* or *test*."""
 
-    patience: int = Field(ge=1)
+    patience: int = Field(ge=1, le=MOST_EPOCHS)
 
 
 def _compile(value: Any) -> Any:
@@ -70,13 +71,13 @@ def _compile(value: Any) -> Any:
 class TrainSpec(Strict):
     """The settings that all trainings of a team share."""
 
-    epochs: int = Field(50, ge=1)
-    batch_size: int = Field(128, ge=1)
-    accumulate: int = Field(1, ge=1)
+    epochs: int = Field(50, ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(128, ge=2, le=10**6)
+    accumulate: int = Field(1, ge=1, le=10**4)
     schedule: Schedule = Field(default_factory=default_schedule)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = Field(1, ge=1)
-    clip: float | None = Field(None, gt=0)
+    threads: int = Field(1, ge=1, le=1024)
+    clip: float | None = Field(None, gt=0, le=1e9)
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
     fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold training runs
@@ -271,7 +272,7 @@ class StudentSpec(MemberSpec):
         start: The member whose weights it begins from; fresh ones where left out.
     """
 
-    epochs: int | None = Field(None, ge=1)  # as many as the members' where left out
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)  # as many as the members' where left out
     soft: float = Field(1.0, gt=0, le=1)  # share of the loss that is the distance to the members' answers; the rest: labels
     temperature: float = Field(1.0, gt=0, le=100)  # above 1 the small probabilities count for more
     start: Name | None = None  # the member whose weights it begins from; fresh ones where left out

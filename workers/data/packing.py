@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
@@ -36,7 +36,7 @@ from workers.data.sources import source_key, source_of
 from workers.data.store import MOST_SHOWN, Store, StoreRecord, find_store, hash_rows
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, UserInputError
-from workers.storage.files import sync_folder
+from workers.storage.files import file_lock, sync_folder
 
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # of pixels and of rows that are decoded at once, at most
 MIN_PER_CLASS = 3
@@ -109,6 +109,7 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
 def _put_in_place(work: Path, target: Path) -> None:
     """Make a packed store the one that counts, with the kept splits of a damaged one before it. A power cut loses none of it."""
     keep_checks(work)
+    work.chmod(stat.S_IMODE(target.parent.stat().st_mode))  # a temporary folder is its owner's alone
     for path in work.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -136,7 +137,7 @@ def _existing_parent(path: Path) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock while packing, and remove it afterwards. It only saves work: what keeps the store whole is the rename."""
-    with FileLock(path):
+    with file_lock(path):
         try:
             yield
         finally:

@@ -17,12 +17,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from workers.config.specs import DataSpec
 from workers.data.store import Rows, Store
 from workers.errors import UserInputError
-from workers.storage.files import write_bytes
+from workers.storage.files import file_lock, write_bytes
 
 DIGEST = "digest"  # name of the digest among the arrays of a kept split
 
@@ -62,7 +61,7 @@ def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
     """Write the split beside the store, for all who ask later. Raises UserInputError where the rows cannot be split."""
     path = _split_path(store, spec, seed)
     path.parent.mkdir(exist_ok=True)
-    with FileLock(path.parent / ".lock"):  # two teams of one home may begin at once
+    with file_lock(path.parent / ".lock"):  # two teams of one home may begin at once
         if _read(path):
             return
         for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold its lock

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from platformdirs import user_cache_path
 
 from workers.config.job import Job
@@ -25,6 +25,7 @@ from workers.data.store import Store, content_digest
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError
 from workers.storage.artifacts import MemberArtifact
+from workers.storage.files import file_lock
 
 CHUNK_BYTES = 16 << 20
 Read = Callable[[str, int], bytes]  # at most CHUNK_BYTES bytes of a store's file, from an offset on
@@ -60,7 +61,7 @@ def localize_job(job: Job, read: Read) -> Job:
         raise ConclaveError(f"{digest!r} is no digest of a packed store")
     store = root / "data" / digest
     store.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_store_lock(store)):
+    with file_lock(_store_lock(store)):
         if (store / "store.json").is_file() and damaged_file(Store(store)):
             shutil.rmtree(store)
         if not (store / "store.json").is_file():
@@ -129,7 +130,7 @@ def _store_lock(store: Path) -> Path:
 @contextlib.contextmanager
 def _lock_entry(entry: Path, is_job: bool) -> Iterator[None]:
     """Raise Timeout where a trainer is at work on an entry. Other trainers keep the pages of a store that they have mapped."""
-    with FileLock(MemberArtifact(entry).lock_path if is_job else _store_lock(entry), timeout=0):
+    with file_lock(MemberArtifact(entry).lock_path if is_job else _store_lock(entry), timeout=0):
         yield
 
 

@@ -10,20 +10,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from workers.diagnostics.faults import fault_point
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o644) -> None:
+UMASK = os.umask(0o077)  # there is no way to read it but to set it
+os.umask(UMASK)
+
+
+def file_lock(path: Path, timeout: float = -1) -> FileLock:
+    """Return a lock that everybody can take who may write here: whose home it is, and the group of a home that is shared.
+
+    Args:
+        path: The lock's file.
+        timeout: Seconds to wait for it; for ever where left out.
+    """
+    return FileLock(path, timeout, mode=0o666 & ~UMASK)
+
+
+def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o666 & ~UMASK) -> None:
     """Write a file atomically: a temporary file beside it, fsync, rename, fsync of the folder.
 
     Args:
         path: The file.
         content: What to write.
         point: Name of the fault points that tests inject faults at.
-        mode: Permissions of the file.
+        mode: Permissions of the file; those of the umask where left out.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from workers.config.job import Job
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import TrainingStopped
 from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact
+from workers.storage.files import file_lock
 
 CHECKPOINT = "checkpoint"
 UNFINISHED_CHECKPOINT = ".new"  # in the folder of checkpoints: one that is being written
@@ -77,7 +78,7 @@ class TrainingFolder:
         with contextlib.suppress(Timeout), contextlib.ExitStack() as locks:
             for artifact in self.artifacts:
                 if artifact.root.is_dir():
-                    locks.enter_context(FileLock(artifact.lock_path, timeout=0))
+                    locks.enter_context(file_lock(artifact.lock_path, timeout=0))
             self._clear()
 
     def remove_checkpoints(self) -> None:
@@ -103,7 +104,7 @@ class TrainingFolder:
 
 @contextlib.contextmanager
 def _waited_for(artifact: MemberArtifact, callback: TrainingCallback) -> Iterator[None]:
-    lock = FileLock(artifact.lock_path)
+    lock = file_lock(artifact.lock_path)
     has_waited = False
     while True:
         try:

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from filelock import FileLock
-
 from workers.errors import ConclaveError, CorruptFileError
-from workers.storage.files import sync_folder
+from workers.storage.files import UMASK, file_lock, sync_folder
 
 SCHEME = "sqlite:///"
 HOME_DATABASE = "mlflow.db"  # of a home
@@ -55,7 +53,7 @@ def ensure_database(database: Path) -> None:
         if _is_current(database):
             return
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_name(f".{database.name}.lock"), timeout=LOCK_SECONDS):
+        with file_lock(database.with_name(f".{database.name}.lock"), timeout=LOCK_SECONDS):
             if not _is_current(database):
                 _make_current(database)
     except (OSError, sqlite3.Error) as error:
@@ -83,6 +81,7 @@ def _make_current(database: Path) -> None:
             with _opened(database) as source, contextlib.closing(sqlite3.connect(new)) as target:
                 source.backup(target)
         _migrate(new, database)
+        new.chmod(0o666 & ~UMASK)  # SQLite lets nobody else write
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(database)

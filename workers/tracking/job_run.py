@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.config.job import Job, JobMember
@@ -189,16 +191,15 @@ class JobRun:
         has_checkpoint = self.folder.done or self.folder.checkpoint.exists()
         if has_checkpoint or not (self.members[0].known_steps or self.uri.startswith("http")):
             return  # a store without a server has none if nothing was sent to it from here
-        folder = self.tracking.download(self.run, "checkpoint")
-        if folder is None:
-            return
         incoming = self.folder.incoming_checkpoint
-        self.folder.root.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(incoming, ignore_errors=True)
-        for slot in folder.iterdir():
-            with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # one that was cut off
-                record = verify_folder(slot).parse(CheckpointRecord)
-                shutil.copytree(slot, incoming / checkpoint_name(*record.position))
+        with tempfile.TemporaryDirectory() as work:
+            folder = self.tracking.download(self.run, "checkpoint", Path(work))
+            for slot in folder.iterdir() if folder else ():
+                self.folder.root.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # one that was cut off
+                    record = verify_folder(slot).parse(CheckpointRecord)
+                    shutil.copytree(slot, incoming / checkpoint_name(*record.position))
         if incoming.exists():
             incoming.rename(self.folder.checkpoint)
 
@@ -257,11 +258,12 @@ class JobRun:
 
     def _slot_position(self, slot: str) -> str:
         """Return the name of the checkpoint in a slot, whoever put it there; an empty slot's sorts before all others."""
-        path = self.tracking.download(self.run, f"checkpoint/{slot}/{MANIFEST}")
-        try:
-            record = read_manifest(path.parent).parse(CheckpointRecord) if path else None
-        except CorruptFileError:
-            record = None
+        with tempfile.TemporaryDirectory() as work:
+            path = self.tracking.download(self.run, f"checkpoint/{slot}/{MANIFEST}", Path(work))
+            try:
+                record = read_manifest(path.parent).parse(CheckpointRecord) if path else None
+            except CorruptFileError:
+                record = None
         return checkpoint_name(*record.position) if record else ""
 
 

@@ -1,0 +1,167 @@
+"""What the command line says where the system refuses something, and what it never runs or writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.export.fused_model import Combiner, FusedModel
+from fusion.export.onnx_export import ModelCard, export_model, load_model
+from fusion.export.onnx_session import torch_form
+from fusion.methods.vote import Vote
+from tests.factories import TEAM
+from tests.inputs import flat
+from workers.config.specs import MemberSpec
+from workers.models.build import build, import_from
+
+VOTE = TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
+OWN = """\
+import pathlib
+from torch import nn
+pathlib.Path("imported").touch()
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
+"""
+
+
+def conclave(folder: Path, *words: str, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "conclave", *words]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_on_every_command(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(VOTE)
+    sweep = tmp_path / "home/sweeps/tiny"
+    for name in ("sweep.json", "summary.json"):
+        (sweep / name).mkdir(parents=True)
+    for words in (
+        ("status", "tiny"),
+        ("report", "tiny"),
+        ("export", "tiny", "--method", "vote"),
+        ("sweep", "team.yaml", "--inline"),
+    ):
+        said = conclave(tmp_path, *words, "--home", "home", code=1).stderr
+        assert "there is a folder in the place of this file. Move it elsewhere" in said.splitlines()[-1]
+
+
+def test_damaged_records_are_made_again_with_a_line_and_nothing_is_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(VOTE)
+    words = ("sweep", "team.yaml", "--inline", "--home", "home", "--json")
+    first = json.loads(conclave(tmp_path, *words).stdout)
+    sweep = tmp_path / "home/sweeps/tiny"
+    for name, content in (("sweep.json", "[]"), ("summary.json", '{"version": 1'), ("fusion.json", "garbage \xff")):
+        (sweep / name).write_text(content, encoding="latin-1")
+    assert "no training is lost" in conclave(tmp_path, "report", "tiny", "--home", "home", code=1).stderr
+    again = conclave(tmp_path, *words)
+    assert again.stderr.count("was damaged and is made again") == 3
+    summary = json.loads(again.stdout)
+    assert (summary["trained"], summary["parent_run_id"]) == (0, first["parent_run_id"])
+    assert summary["members"] == first["members"]
+    record = json.loads((sweep / "summary.json").read_text())
+    record["recommended"] = "another"
+    (sweep / "summary.json").write_text(json.dumps(record))
+    assert "its checksum does not fit" in conclave(tmp_path, "report", "tiny", "--home", "home", code=1).stderr
+
+
+def test_hanging_up_ends_as_an_interrupt_does(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(VOTE.replace("epochs: 2", "epochs: 90000"))
+    command = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--inline", "--home", "home"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob("home/jobs/*")):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 130
+
+
+def test_an_address_of_the_environment_is_called_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(VOTE)
+    said = conclave(tmp_path, "sweep", "team.yaml", "--home", "home", code=2, RAY_ADDRESS="127.0.0.1:9").stderr
+    assert "conclave: RAY_ADDRESS 127.0.0.1:9: nobody answers there" in said
+    assert "--address" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("epochs: 2", "epochs: 1000000000000000000000000000000"), "less than or equal to 100000"),
+        (("epochs: 2", "threads: 1000000000"), "less than or equal to 1024"),
+        (("batch_size: 64", "batch_size: 1"), "greater than or equal to 2"),
+        (("{name: a}", "{name: a, average: {kind: adam}}"), "'adam' is no kind that is known; known are ema, swa"),
+    ],
+)
+def test_numbers_and_kinds_that_can_not_be_meant_are_refused(change: tuple[str, str], why: str, tmp_path: Path) -> None:
+    assert change[0] in VOTE
+    (tmp_path / "team.yaml").write_text(VOTE.replace(*change))
+    assert why in conclave(tmp_path, "validate", "team.yaml", code=2).stderr
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported model of a network of somebody's own, whose module marks that it was imported."""
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    import_from((str(tmp_path),))
+    spec = MemberSpec(name="m", seed=1, arch="own:Net")
+    fused = FusedModel([build(spec, 2, 8).eval()], Combiner(Vote, {"weights": torch.ones(1)}), 1.0).eval()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    expected = fused(torch.from_numpy(images)).detach().double().numpy()
+    export_model(fused, ModelCard([spec], ["=1+1", "y"], {}), tmp_path / "name.v1.2", images, expected)
+    (tmp_path / "imported").unlink(missing_ok=True)
+    flat(tmp_path / "photos", 3)
+    return tmp_path / "name.v1.2"
+
+
+def test_a_model_keeps_its_whole_name_and_runs_no_code_that_is_not_trusted(foreign: Path) -> None:
+    folder = foreign.parent
+    assert {path.name for path in folder.glob("name*")} == {"name.v1.2", "name.v1.2.json", "name.v1.2.safetensors"}
+    assert torch_form(foreign) == (folder / "name.v1.2.json", folder / "name.v1.2.safetensors")
+    conclave(folder, "predict", "name.v1.2", "photos", "--out", "a.csv")
+    said = conclave(folder, "predict", "name.v1.2", "photos", "--runtime", "torch", code=2).stderr
+    assert "names code of its own (own:Net)" in said
+    assert "conclave predict --runtime torch --trust-code name.v1.2" in said
+    assert not (folder / "imported").exists()
+    conclave(folder, "predict", "name.v1.2", "photos", "--runtime", "torch", "--trust-code", "--out", "b.csv")
+    assert (folder / "imported").exists()
+    assert load_model(foreign, (str(folder),))
+
+
+def test_a_spreadsheet_computes_no_cell(foreign: Path) -> None:
+    folder = foreign.parent
+    conclave(folder, "predict", "name.v1.2", "photos", "--out", "plain.csv")
+    conclave(folder, "predict", "name.v1.2", "photos", "--spreadsheet", "--out", "sheet.csv")
+    plain, sheet = (list(csv.reader((folder / name).read_text().splitlines())) for name in ("plain.csv", "sheet.csv"))
+    assert plain[1][1] == "=1+1"
+    assert sheet[1][1] == "'=1+1"
+    assert [row[2] for row in plain] == [row[2] for row in sheet]
+
+
+def test_a_shared_home_is_open_to_whom_the_umask_lets_in(tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(VOTE)
+    (tmp_path / "home").mkdir(mode=0o775)
+    (tmp_path / "home").chmod(0o2775)
+    command = f"umask 002; exec {sys.executable} -m conclave sweep team.yaml --inline --home home"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    closed = [
+        f"{path.relative_to(tmp_path)} {stat.filemode(path.stat().st_mode)}"
+        for path in (tmp_path / "home").rglob("*")
+        if not path.stat().st_mode & stat.S_IWGRP or (path.is_dir() and not path.stat().st_mode & stat.S_ISGID)
+    ]
+    assert closed == []

@@ -1,0 +1,116 @@
+"""Where a sweep is tracked: what answers, what does not, and whose password nobody sees."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config.settings import TrackingSpec
+from orchestrator.home import Home
+from orchestrator.tracking.store import TRACKING_URI, environment_uri, resolve_tracking_uri
+from tests.factories import TEAM
+from workers.errors import UserInputError
+
+SECRET = "hunter2-5f1c"
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that does this with whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+
+
+def drips(connection: socket.socket) -> None:
+    with connection, suppress(OSError):
+        for letter in b"HTTP/1.1 200 OK\r\n" * 99:
+            connection.send(bytes([letter]))
+            time.sleep(0.5)
+
+
+def speaks_another_protocol(connection: socket.socket) -> None:
+    with connection:
+        connection.send(b"220 mail.example ESMTP\r\n")
+
+
+def is_slow(connection: socket.socket) -> None:
+    with connection, suppress(OSError):
+        time.sleep(5)
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nOK")
+
+
+@pytest.mark.parametrize("answer", [drips, speaks_another_protocol, is_slow])
+def test_a_hostile_server_ends_the_check_within_ten_seconds(answer: Callable[[socket.socket], None], tmp_path: Path) -> None:
+    with listening(answer) as port:
+        began = time.monotonic()
+        with pytest.raises(UserInputError, match=rf"tracking\.uri: http://127\.0\.0\.1:{port} (doesn't answer|can't be used)"):
+            resolve_tracking_uri(TrackingSpec(uri=f"http://127.0.0.1:{port}"), tmp_path / "t.yaml", Home(tmp_path), print)
+        assert time.monotonic() - began < 10
+
+
+def test_a_relative_database_lies_beside_the_team_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    spec = TrackingSpec(uri="sqlite:///runs.db?timeout=9")
+    assert resolve_tracking_uri(spec, tmp_path / "team.yaml", Home(tmp_path), print) == f"sqlite:///{tmp_path}/runs.db?timeout=9"
+
+
+@pytest.mark.parametrize(
+    ("uri", "clean", "names"),
+    [
+        (f"http://ann:{SECRET}@lab:5000/x", "http://lab:5000/x", ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+        (f"postgresql://ann:{SECRET}@lab/runs", "postgresql://lab/runs", ("PGUSER", "PGPASSWORD")),
+    ],
+)
+def test_an_account_goes_to_the_variables_that_are_meant_for_it(
+    uri: str, clean: str, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRACKING_URI, uri)
+    for name in names:
+        monkeypatch.setenv(name, "")
+    assert environment_uri() == clean
+    assert [os.environ[name] for name in names] == ["ann", SECRET]
+    monkeypatch.setenv(TRACKING_URI, f"mysql://ann:{SECRET}@lab/runs")
+    with pytest.raises(UserInputError, match="be kept secret in a mysql address") as refused:
+        environment_uri()
+    assert SECRET not in str(refused.value)
+
+
+def test_a_password_in_a_team_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    spec = TrackingSpec(uri=f"http://ann:{SECRET}@lab:5000")
+    with pytest.raises(UserInputError, match="it holds a password") as refused:
+        resolve_tracking_uri(spec, tmp_path / "team.yaml", Home(tmp_path), print)
+    assert SECRET not in str(refused.value)
+
+
+def test_a_password_reaches_no_file_and_no_message(tmp_path: Path) -> None:
+    for required in ("true", "false"):
+        text = TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
+        (tmp_path / "team.yaml").write_text(text + f"tracking: {{required: {required}}}\n")
+        command = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--home", "home", "--inline", "--json"]
+        env = {**os.environ, TRACKING_URI: f"http://ann:{SECRET}@127.0.0.1:9"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == (2 if required == "true" else 0), done.stderr
+        assert "CONCLAVE_TRACKING_URI: http://127.0.0.1:9 doesn't answer" in done.stderr
+        assert SECRET not in done.stdout + done.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
