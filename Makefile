@@ -27,7 +27,7 @@ test-all: install
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install
-	$(BIN)/python -m benchmarks.chaos --kills 100 --seed 1 --files 10000
+	$(BIN)/python -m benchmarks.chaos --kills 200 --seed 1 --files 10000
 
 # The accuracy table from the outputs that are kept under benchmarks/results/table/; `python -m benchmarks.table train` adds to them.
 table: install

@@ -1,11 +1,12 @@
 """Kill random processes of random sweeps, and see that nothing is lost: `make chaos`.
 
-Each round draws a team (ResNets of width 4 on digits), sweeps it undisturbed, then sweeps it again in another home while
-SIGKILL hits the driver, a trainer or the fusion actor at random moments, the command being given again whenever the driver
-fell. Ends with an error at the first broken promise, which it names with the seed that shows it again. Then mutated team
-files go through `validate`, in process.
+Each round draws a team of small networks on digits, sweeps it from an empty folder while SIGKILL hits it from the first second
+on, and then sweeps it again undisturbed, to compare. What is hit: the driver, trainers, the fusion actor, Ray's own processes, all
+of them at once, or two. The command is given again whenever the driver fell. In a third of the rounds two sweeps share the home;
+in another third the tracking server is away half of the time. It ends with an error at the first broken promise, which it names
+with the seed that shows it again. Then mutated team files go through `validate`, in process.
 
-    python -m benchmarks.chaos --kills 100 --seed 1 --files 10000
+    python -m benchmarks.chaos --kills 200 --seed 1 --files 10000
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -34,15 +36,22 @@ import psutil
 from benchmarks.machine import describe, write_result
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
+from tests.faults.mlflow_server import Server
 from tests.faults.place import Place, begun, left, points, weights
 from workers.errors import ConclaveError
 from workers.storage.manifest import read_manifest
 from workers.storage.tensor_folder import load_tensors
+from workers.tracking.client import TrackingClient
 
-LONGEST = 600.0  # seconds that one command may take
-KINDS = ("driver", "trainer", "trainer", "trainer", "fusion")
-KILLS_A_ROUND = 15
+LONGEST = 900.0  # seconds that one command may take
+KINDS = ("driver", "driver", "trainer", "trainer", "trainer", "fusion", "gcs", "raylet", "agent", "group", "pair")
+ACTORS = {"trainer": "ray::TrainerActor", "fusion": "ray::FusionActor", "gcs": "gcs_server", "agent": "Agent", "raylet": "raylet"}
+DELAYS = {"trainer": 4.0, "fusion": 8.0}  # seconds after there is one; of all others, after the command began:
+OTHERS_DELAY = 25.0  # a start takes ten seconds and more
+KILLS_A_ROUND = 12
 ROUNDS_AT_ONCE = 2
+AWAY = (2.0, 6.0)  # seconds that a failing tracking server is away, and there, at most
+SAID = ("Ray ended on this machine", "the fusion actor died", "Ray doesn't start on this machine")  # before exit 1: give it again
 
 
 class Broken(Exception):
@@ -61,21 +70,33 @@ class Tally:
     files: int = 0
 
 
-def team_text(draw: random.Random) -> str:
-    """A random small team."""
+def team_text(draw: random.Random, name: str = "tiny", seed: int = 0, uri: str = "") -> str:
+    """A random small team: plain members, and one that is a search, makes several members, or is a pack; a student at times."""
     folds = draw.choice([0, 0, 2])
-    members = "".join(
-        f"  - {{name: m{i}, seed: {draw.randrange(1000)}, optimizer: {draw.choice(['sgd', 'adamw'])}}}\n"
-        for i in range(draw.choice([2, 2, 3]))
+    fusion = draw.choice(["vote", "vote, weighted", "vote, stack" if folds else "vote_logits"])
+    more = draw.choice(
+        [
+            "",
+            "snapshots: 2",
+            "average: ema",
+            "count: 2, packed: true",
+            "search: {trials: 3, epochs: 2, lr: [0.01, 0.3]}",
+        ]
     )
-    ema = draw.choice(["", ", ema: 0.9"])
+    with_student = draw.choice([True, False, False]) and not more.startswith("search")
+    members = f"  - {{name: m0, seed: {draw.randrange(1000)}, optimizer: {{kind: sgd, lr: 0.05}}}}\n"
+    members += f"  - {{name: m1, seed: {draw.randrange(1000)}, optimizer: {{kind: adamw, lr: 0.002}}}}\n"
+    if more:
+        members += f"  - {{name: m2, seed: {draw.randrange(1000)}, optimizer: {{kind: sgd, lr: 0.05}}, {more}}}\n"
+    student = f"student: {{epochs: 3, seed: 4}}\nfusion: [{fusion}, student]\n" if with_student else f"fusion: [{fusion}]\n"
     return (
-        f"version: 1\nname: tiny\nseed: {draw.randrange(100)}\ndata: {{dataset: digits, folds: {folds}}}\n"
-        f"train: {{epochs: {draw.randint(4, 12)}, batch_size: 32, schedule: {draw.choice(['one_cycle', 'cosine'])}{ema}}}\n"
-        "defaults: {width: 4, augment: [crop]}\n"
-        f"fusion: [{draw.choice(['vote', 'vote, weighted', 'vote, stack'])}]\n"
+        f"version: 1\nname: {name}\nseed: {seed}\ndata: {{dataset: digits, folds: {folds}}}\n"
+        f"train: {{epochs: {draw.randint(4, 12)}, batch_size: 32, schedule: {draw.choice(['one_cycle', 'cosine'])}}}\n"
+        f'defaults: {{arch: "small:Small", augment: [crop]}}\n{student}'
         # a kill of a trainer is an error of its own, and no campaign may run out of them
-        f"retries: {{errors: 1000}}\ncheckpoint: {{minutes: {draw.choice([0.001, 0.01, 5])}}}\nmembers:\n{members}"
+        f"retries: {{errors: 1000}}\ncheckpoint: {{minutes: {draw.choice([0.001, 0.01, 5])}}}\n"
+        + (f"tracking: {{uri: '{uri}', required: false}}\n" if uri else "")
+        + f"members:\n{members}"
     )
 
 
@@ -96,87 +117,154 @@ def campaign(first: int, kills: int, tally: Tally) -> list[int]:
 
 
 def run_round(seed: int, wanted: int, tally: Tally) -> None:
-    """One team: undisturbed, then under `wanted` kills, then compared."""
+    """One team, or two in one home: undisturbed, then under `wanted` kills, then compared."""
     draw = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="conclave-chaos-"))
-    text = team_text(draw)
-    reference = Place(folder / "undisturbed", text)
-    expected = reference.sweep("--inline")
-    place = Place(folder / "killed", text)
+    text, other = team_text(draw), team_text(draw, "other")
+    server = FailingServer(folder / "server", seed) if seed % 3 == 2 else None
+    tracked = f"tracking: {{uri: '{server.server.uri}', required: false}}\n" if server else ""
+    places = [Place(folder / "killed", text + tracked, prepared=False)]
+    if seed % 3 == 1:
+        places.append(Place(folder / "killed", other, prepared=False, label="other-"))
     try:
-        summary = disturbed(place, seed, draw, wanted, tally)
+        summaries = disturbed(places, seed, draw, wanted, tally)
+        if server:
+            server.stay()
+            places[0].command("sync", "--home", "home")
+            check(statuses(summaries[0]) <= {"FINISHED"}, seed, f"runs are {statuses(summaries[0])}")
     finally:
-        place.end()
-    check(weights(summary) == weights(expected), seed, "the weights differ")
-    actual_points, wanted_points = points(summary), points(expected)
-    check(actual_points == wanted_points, seed, "the metric points differ")
-    check(not begun(place.home), seed, f"left behind: {begun(place.home)}")
-    whole(place.home)
-    tally.sweeps += 1
-    tally.fits += len(list(place.home.glob("jobs/*/fit/manifest.json")))
-    tally.points += sum(map(len, actual_points.values()))
+        for place in places:
+            place.end()
+        if server:
+            server.stay()
+            server.server.down()
+    home = places[0].home
+    for summary, undisturbed in zip(summaries, (text, other), strict=False):
+        reference = Place(folder / f"undisturbed-{summary['sweep']}", undisturbed)
+        compare(summary, reference.sweep(), seed, tally)  # on Ray, for a search needs it
+    check(not begun(home), seed, f"left behind: {begun(home)}")
+    whole(home)
+    tally.fits += len(list(home.glob("jobs/*/fit/manifest.json")))
     shutil.rmtree(folder)
 
 
-def disturbed(place: Place, seed: int, draw: random.Random, wanted: int, tally: Tally) -> dict[str, Any]:
-    """Sweep until done, killing `wanted` times on the way (fewer where the sweep is done before)."""
-    done = 0
-    while True:
-        place.start()
-        tally.commands += 1
-        everybody: list[psutil.Process] = []
-        until = time.monotonic() + LONGEST
-        while place.process and place.process.poll() is None:
-            check(time.monotonic() < until, seed, "a sweep hangs")
-            if done < wanted and hit(place, draw, everybody, tally):
-                done += 1
-            time.sleep(0.05)
-        assert place.process
-        code = place.process.poll()
-        remaining = left(everybody)
-        check(not remaining, seed, f"alive 10 s after the driver: {remaining}")
-        if code == 0:
-            return place.printed()
-        gave_up = code == 1 and "the fusion actor died" in place.said()  # it is tried three times; the next command goes on
-        check(code == -signal.SIGKILL or gave_up, seed, f"exit code {code}: {place.said()[-2000:]}")
+def compare(summary: dict[str, Any], expected: dict[str, Any], seed: int, tally: Tally) -> None:
+    """Compare a sweep with the same one, undisturbed."""
+    check(weights(summary) == weights(expected), seed, "the weights differ")
+    if str(summary["tracking_uri"]).startswith("sqlite"):
+        actual, wanted = points(summary), points(expected)
+        check(actual == wanted, seed, "the metric points differ")
+        tally.points += sum(map(len, actual.values()))
+        check(statuses(summary) <= {"FINISHED"}, seed, f"runs are {statuses(summary)}")
+    tally.sweeps += 1
 
 
-def hit(place: Place, draw: random.Random, everybody: list[psutil.Process], tally: Tally) -> bool:
-    """Kill a process of a random kind, a random moment after there is one. False where the sweep ended before."""
+def statuses(summary: dict[str, Any]) -> set[str]:
+    """The statuses of all runs of a sweep."""
+    tracking = TrackingClient(summary["tracking_uri"])
+    parent = tracking.client.get_run(summary["parent_run_id"])
+    children = tracking.children(parent.info.experiment_id, summary["parent_run_id"])
+    check(len({child.signature for child in children}) == len(children), 0, "a run is there twice")
+    return {parent.info.status, *(child.status for child in children)}
+
+
+class FailingServer:
+    """A tracking server that comes and goes, until it is told to stay."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.server, self.draw, self.over = Server(folder), random.Random(seed), threading.Event()
+        self.server.up()
+        self.thread = threading.Thread(target=self._trouble)
+        self.thread.start()
+
+    def _trouble(self) -> None:
+        while not self.over.wait(self.draw.uniform(0.5, AWAY[1])):
+            self.server.down()
+            self.over.wait(self.draw.uniform(0.5, AWAY[0]))
+            self.server.up()
+
+    def stay(self) -> None:
+        """Be there from now on."""
+        self.over.set()
+        self.thread.join()
+
+
+def disturbed(places: list[Place], seed: int, draw: random.Random, wanted: int, tally: Tally) -> list[dict[str, Any]]:
+    """Sweep until all are done, killing `wanted` times on the way (fewer where the sweeps are done before)."""
+    done, summaries = 0, dict[str, dict[str, Any]]()
+    everybody: dict[str, list[psutil.Process]] = {}
+    began: dict[str, float] = {}
+    while len(summaries) < len(places):
+        for place in places:
+            if place.label in summaries:
+                continue
+            if place.process is None:
+                place.start()
+                began[place.label], everybody[place.label] = time.monotonic(), []
+                tally.commands += 1
+            code = place.process.poll() if place.process else None
+            if code is None:
+                check(time.monotonic() - began[place.label] < LONGEST, seed, "a sweep hangs")
+                continue
+            remaining = left(everybody[place.label])
+            check(not remaining, seed, f"alive 10 s after the driver: {remaining}")
+            check("Traceback" not in place.said(), seed, place.said()[-2000:])
+            place.process = None
+            if code == 0:
+                summaries[place.label] = place.printed()
+                continue
+            gave_up = code == 1 and any(text in place.said() for text in SAID)
+            waits = code == 1 and "another sweep is at it" in place.said()
+            check(code == -signal.SIGKILL or gave_up or waits, seed, f"exit code {code}: {place.said()[-2000:]}")
+        running = [place for place in places if place.process is not None]
+        if done < wanted and running and hit(draw.choice(running), draw, everybody, tally):
+            done += 1
+        time.sleep(0.05)
+    return [summaries[place.label] for place in places]
+
+
+def hit(place: Place, draw: random.Random, everybody: dict[str, list[psutil.Process]], tally: Tally) -> bool:
+    """Kill a process of a random kind, at a random moment. False where there is none by then."""
     kind = draw.choice(KINDS)
-    if not _wait_for(place, kind):
+    time.sleep(draw.uniform(0.0, DELAYS.get(kind, OTHERS_DELAY if draw.random() < 0.3 else 3.0)))
+    if place.process is None or place.process.poll() is not None:
         return False
-    time.sleep(draw.uniform(0.0, DELAYS[kind]))
-    targets = _targets(place, kind)
-    if not targets:
-        return False
-    everybody[:] = place.watch() if place.process and place.process.poll() is None else []
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(draw.choice(targets), signal.SIGKILL)
+    everybody[place.label] = place.watch()
+    targets = _targets(place, kind, draw)
+    for pid in targets:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if targets:
         tally.kills[kind] += 1
         print(f"  {sum(tally.kills.values())}: {kind} of {place.folder.parent.name}", flush=True)
-        return True
+    return bool(targets)
+
+
+def _targets(place: Place, kind: str, draw: random.Random) -> list[int]:
+    """The processes that a kill hits; none where there is none of the kind."""
+    assert place.process
+    if kind == "driver":
+        return [place.process.pid]
+    processes = place.watch()
+    if kind == "group":  # of the driver, as when a terminal is closed by force
+        return [process.pid for process in processes if _group(process) == place.process.pid]
+    if kind == "pair":
+        return [process.pid for process in draw.sample(processes, 2)] if len(processes) > 1 else []
+    named = [process.pid for process in processes if _is_called(process, ACTORS[kind])]
+    return [draw.choice(named)] if named else []
+
+
+def _group(process: psutil.Process) -> int:
+    try:
+        return os.getpgid(process.pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _is_called(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return name in process.name() or name in " ".join(process.cmdline()[:1])
     return False
-
-
-def _wait_for(place: Place, kind: str) -> bool:
-    """Until there is such a process; trainers are waited for no longer than there is something to train."""
-    while not _targets(place, kind):
-        ended = place.process is None or place.process.poll() is not None
-        if ended or (kind == "trainer" and _targets(place, "fusion")):
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _targets(place: Place, kind: str) -> list[int]:
-    if place.process is None or place.process.poll() is not None:
-        return []
-    return [place.process.pid] if kind == "driver" else list(place.actors(ACTORS[kind]))
-
-
-ACTORS = {"trainer": "TrainerActor", "fusion": "FusionActor"}
-DELAYS = {"driver": 25.0, "trainer": 4.0, "fusion": 8.0}  # a start takes the driver ten seconds and more
 
 
 def whole(home: Path) -> None:
@@ -255,7 +343,7 @@ def fuzz(count: int, seed: int, tally: Tally) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--files", type=int, default=10_000)
     options = parser.parse_args()

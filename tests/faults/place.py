@@ -170,14 +170,27 @@ class Place:
     text: str = TEAM
     process: Running | None = None
     prepared: bool = True
+    label: str = ""  # of its files, where several share a folder and a home
 
     def __post_init__(self) -> None:
-        (self.folder / "faults").mkdir(parents=True)
+        (self.folder / "faults").mkdir(parents=True, exist_ok=True)
         (self.folder / "small.py").write_text(SMALL)
         self.write(self.text)
 
+    @property
+    def team(self) -> Path:
+        return self.folder / f"{self.label}team.yaml"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / f"{self.label}out.txt"
+
+    @property
+    def err(self) -> Path:
+        return self.folder / f"{self.label}err.txt"
+
     def write(self, text: str) -> None:
-        (self.folder / "team.yaml").write_text(text)
+        self.team.write_text(text)
 
     @property
     def home(self) -> Path:
@@ -193,7 +206,7 @@ class Place:
         """One job of the team in a process of its own, without tracking and fusing; gives the manifest or the error."""
         process = self._fork(_one_fit, member, self.env(fault))
         assert process.wait(timeout=120) == code, self.said()
-        out = (self.folder / "out.txt").read_text().splitlines()
+        out = self.out.read_text().splitlines()
         return json.loads(out[-1]) if code == 0 else {}
 
     def job(self, member: str = "a") -> Path:
@@ -205,11 +218,11 @@ class Place:
         if self.prepared and not self.home.exists():
             self.home.mkdir()
             shutil.copyfile(_schema(), self.home / "mlflow.db")
-        words = ["sweep", "team.yaml", "--home", "home", "--json", *arguments]
+        words = ["sweep", self.team.name, "--home", "home", "--json", *arguments]
         if "--inline" in arguments:
             self.process = self._fork(_command, words, self.env(**env))
             return self.process
-        with open(self.folder / "out.txt", "w") as out, open(self.folder / "err.txt", "w") as err:
+        with open(self.out, "w") as out, open(self.err, "w") as err:
             command = [sys.executable, "-m", "conclave", *words]
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=self.env(**env), stdout=out, stderr=err, text=True, start_new_session=True
@@ -217,9 +230,9 @@ class Place:
         return self.process
 
     def _fork(self, function: Callable[..., None], argument: Any, env: dict[str, str]) -> Forked:
-        for name in ("out.txt", "err.txt"):
-            (self.folder / name).write_text("")
-        where = (str(self.folder), env, str(self.folder / "out.txt"), str(self.folder / "err.txt"))
+        for path in (self.out, self.err):
+            path.write_text("")
+        where = (str(self.folder), env, str(self.out), str(self.err))
         process = _warm().Process(target=function, args=(where, argument))
         process.start()
         return Forked(process)
@@ -240,15 +253,15 @@ class Place:
 
     def printed(self) -> dict[str, Any]:
         """The summary that the last command printed."""
-        out = (self.folder / "out.txt").read_text().splitlines()
+        out = self.out.read_text().splitlines()
         return json.loads(out[-1]) if out else {}
 
     def said(self) -> str:
-        return (self.folder / "err.txt").read_text()
+        return self.err.read_text()
 
     def disk(self) -> dict[str, int]:
         """Every path with its size, but for what the command printed."""
-        return {name: size for name, size in snapshot(self.folder).items() if name not in ("out.txt", "err.txt")}
+        return {name: size for name, size in snapshot(self.folder).items() if name not in (self.out.name, self.err.name)}
 
     def happened(self) -> list[str]:
         """The faults that happened."""

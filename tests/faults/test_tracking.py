@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import pytest
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from orchestrator.tracking.store import resolve_tracking_uri
+from tests.faults.mlflow_server import Server, free_port
 from tests.faults.place import TEAM, Place, points, same
 from workers.errors import ConclaveError, UserInputError
 from workers.tracking.client import TrackingClient
@@ -30,48 +30,6 @@ from workers.tracking.delivery import flush_outbox
 from workers.tracking.entries import MetricsEntry
 from workers.tracking.job_run import Sender
 from workers.tracking.outbox import Outbox
-
-
-def _port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-class Server:
-    """A real MLflow server on loopback that can be ended and started again on the same port and database."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _port()
-        self.process: subprocess.Popen[bytes] | None = None
-        folder.mkdir()
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def up(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        places = ["--backend-store-uri", f"sqlite:///{self.folder}/db", "--artifacts-destination", str(self.folder / "artifacts")]
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *places], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
-            )
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
-                return
-            except OSError:
-                assert time.monotonic() < until, (self.folder / "log").read_text()
-                time.sleep(0.3)
-
-    def down(self) -> None:
-        if self.process:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
 
 
 @pytest.fixture
@@ -86,7 +44,7 @@ def test_away_at_the_start_is_refused_in_time(place: Place) -> None:
     with socket.socket() as silent:  # takes the connection and never answers
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        for port in (_port(), silent.getsockname()[1]):
+        for port in (free_port(), silent.getsockname()[1]):
             place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{port}'}}\n")
             before = place.disk()
             place.sweep("--inline", code=2)
@@ -101,7 +59,7 @@ def test_away_at_the_start_is_refused_in_time(place: Place) -> None:
 
 
 def test_away_but_not_required_is_tracked_in_the_home(place: Place, undisturbed: dict[str, Any]) -> None:
-    place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{_port()}', required: false}}\n")
+    place.write(TEAM + f"tracking: {{uri: 'http://127.0.0.1:{free_port()}', required: false}}\n")
     summary = place.sweep("--inline")
     assert summary["tracking_uri"].startswith("sqlite:")
     same(summary, undisturbed)
