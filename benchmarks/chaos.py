@@ -1,10 +1,10 @@
 """Kill random processes of random sweeps, and see that nothing is lost: `make chaos`.
 
-Each round draws a team of small networks on digits, sweeps it from an empty folder while SIGKILL hits it from the first second
-on, and then sweeps it again undisturbed, to compare. What is hit: the driver, trainers, the fusion actor, Ray's own processes,
-all of them at once, or two. The command is given again whenever the driver fell. In a third of the rounds two sweeps share the home;
-in another third the tracking server is away half of the time. It ends with an error at the first broken promise, which it names
-with the seed that shows it again. Then mutated team files go through `validate`, in process.
+Each round draws a team of small networks on digits, sweeps it from an empty folder while SIGKILL hits it from the first
+second on, and then sweeps it again undisturbed, to compare. What is hit: the driver, trainers, the fusion actor, Ray's own
+processes, all of them at once, or two. The command is given again whenever the driver fell. In a third of the rounds two
+sweeps share the home; in another third the tracking server is away half of the time. It ends with an error at the first
+broken promise, which it names with the seed that shows it again. Then mutated team files go through `validate`, in process.
 
     python -m benchmarks.chaos --kills 200 --seed 1 --files 10000
 """
