@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import Home
@@ -12,7 +13,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.tracking import member_runs as runs
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from tests.factories import planned, record
-from workers.errors import UserInputError
+from workers.errors import ConclaveError, UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -166,3 +167,15 @@ def test_a_home_that_was_moved_goes_on_with_its_runs_and_sends_what_it_kept(tmp_
 def test_a_home_that_no_database_can_lie_in_is_refused(letter: str, tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="can't hold"):
         Home(tmp_path / f"a{letter}b")
+
+
+def test_a_database_that_can_not_be_written_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+
+    def is_locked(*_: object, **__: object) -> None:
+        raise MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: INSERT INTO runs ...]")
+
+    monkeypatch.setattr(type(one.tracking.client), "create_run", is_locked)
+    with pytest.raises(ConclaveError, match=r"mlflow\.db: \(sqlite3\.OperationalError\) database is locked\. What is finished"):
+        one.tracking.create_run(one.members.experiment, "x", {})

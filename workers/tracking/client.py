@@ -10,12 +10,12 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 # Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is away.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -41,6 +41,8 @@ logging.getLogger("alembic").setLevel(logging.ERROR)
 # Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
 PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
 STATUS_TIME = "status_time"  # tag of a run: since when it has its status, in milliseconds since 1970
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
 SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
@@ -51,6 +53,22 @@ EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a
 
 class RefusedEntryError(Exception):
     """The store answers, and will never take this entry; its run was deleted, for example."""
+
+
+def _in_words(
+    method: Callable[Concatenate[TrackingClient, Given], Answer],
+) -> Callable[Concatenate[TrackingClient, Given], Answer]:
+    """Make a method say in a sentence what MLflow raises: of a database that is locked, or a server that is away."""
+
+    @wraps(method)
+    def call(self: TrackingClient, /, *given: Given.args, **named: Given.kwargs) -> Answer:
+        try:
+            return method(self, *given, **named)
+        except MlflowException as error:
+            said = str(error).strip().splitlines()[0][:200]
+            raise ConclaveError(f"tracking {self.uri}: {said}. What is finished is kept: run again.") from error
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -107,6 +125,7 @@ class TrackingClient:
         except MlflowException as error:
             raise ConclaveError(f"tracking {self.uri}: {str(error).splitlines()[0]}") from None
 
+    @_in_words
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Create a run, nested under `parent` where there is one, and return its id."""
         all_tags = {**tags, "mlflow.source.name": "conclave", "mlflow.user": os.environ.get("USER", "conclave")}
@@ -121,6 +140,7 @@ class TrackingClient:
         except MlflowException:
             return False
 
+    @_in_words
     def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
         """Log parameters. They cannot change in MLflow, so those that the run has already stay; a new run has none."""
         known = {} if is_new else self.client.get_run(run).data.params
@@ -221,17 +241,20 @@ class TrackingClient:
         """Return the id of a run's experiment."""
         return str(self.client.get_run(run).info.experiment_id)
 
+    @_in_words
     def find_training(self, experiment: str, signature: str) -> str | None:
         """Return a run of the experiment that holds the finished training with this signature, or None."""
         runs = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
+    @_in_words
     def find_sweep(self, experiment: str, folder: str) -> str | None:
         """Return the newest run of the experiment that is the sweep of a folder, by the folder's identifier; None for none."""
         wanted = f"tags.role = 'sweep' and tags.folder = '{folder}'"
         runs = self.client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
         return str(runs[0].info.run_id) if runs else None
 
+    @_in_words
     def children(self, experiment: str, sweep: str) -> list[ChildRun]:
         """Return the runs of a sweep, the oldest first; those that were restarted are left out."""
         found: list[ChildRun] = []
@@ -245,10 +268,12 @@ class TrackingClient:
             token = page.token or ""
         return found
 
+    @_in_words
     def delete_run(self, run: str) -> None:
         """Delete a run. MLflow keeps it where deleted things are."""
         self.client.delete_run(run)
 
+    @_in_words
     def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
         """Return the runs of an experiment that have this tag, by the signature of their training; the newest of each."""
         runs: dict[str, str] = {}
