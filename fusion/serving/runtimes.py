@@ -44,7 +44,13 @@ def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code:
     for form in forms:
         if not form.is_file():
             raise UserInputError(f"--runtime {name}: needs {form} beside the model; `conclave export` writes it.")
-    if (modules := named_modules(forms[0])) and not trusts_code:
+    try:
+        modules = named_modules(forms[0])
+    except (ValueError, LookupError, TypeError):
+        raise UserInputError(
+            f"--runtime {name}: torch can't run this model ({forms[0]} is damaged). Use --runtime onnx."
+        ) from None
+    if modules and not trusts_code:
         raise UserInputError(
             f"--runtime {name}: {forms[0]} names code of its own ({', '.join(modules)}), which would be run. If you trust it: "
             f"conclave predict --runtime {name} --trust-code {model} ... ; --runtime onnx needs none of it."
@@ -96,14 +102,11 @@ def torch_runtime(model: Path, size: int, bfloat16: bool) -> Run:
 
 
 def named_modules(record: Path) -> list[str]:
-    """Return what of a user's own code an exported model's .json names, as package.module:name. Raises UserInputError."""
+    """Return what of a user's own code an exported model's .json names, as package.module:name. Raises where it is damaged."""
     from workers.config.extensions import is_reference
 
-    try:
-        members = json.loads(record.read_text(encoding="utf-8"))["members"]
-        return sorted({str(member["arch"]) for member in members if is_reference(str(member["arch"]))})
-    except (ValueError, LookupError, TypeError):
-        raise UserInputError(f"{record}: damaged. `conclave export` writes it again; --runtime onnx needs none of it.") from None
+    members = json.loads(record.read_text(encoding="utf-8"))["members"]
+    return sorted({str(member["arch"]) for member in members if is_reference(str(member["arch"]))})
 
 
 def _seconds(run: Run, images: Images) -> float:

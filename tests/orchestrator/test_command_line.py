@@ -116,10 +116,10 @@ def test_numbers_and_kinds_that_can_not_be_meant_are_refused(change: tuple[str, 
 @pytest.fixture
 def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An exported model of a network of somebody's own, whose module marks that it was imported."""
-    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "somebodys.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     import_from((str(tmp_path),))
-    spec = MemberSpec(name="m", seed=1, arch="own:Net")
+    spec = MemberSpec(name="m", seed=1, arch="somebodys:Net")
     fused = FusedModel([build(spec, 2, 8).eval()], Combiner(Vote, {"weights": torch.ones(1)}), 1.0).eval()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
     expected = fused(torch.from_numpy(images)).detach().double().numpy()
@@ -135,7 +135,7 @@ def test_a_model_keeps_its_whole_name_and_runs_no_code_that_is_not_trusted(forei
     assert torch_form(foreign) == (folder / "name.v1.2.json", folder / "name.v1.2.safetensors")
     conclave(folder, "predict", "name.v1.2", "photos", "--out", "a.csv")
     said = conclave(folder, "predict", "name.v1.2", "photos", "--runtime", "torch", code=2).stderr
-    assert "names code of its own (own:Net)" in said
+    assert "names code of its own (somebodys:Net)" in said
     assert "conclave predict --runtime torch --trust-code name.v1.2" in said
     assert not (folder / "imported").exists()
     conclave(folder, "predict", "name.v1.2", "photos", "--runtime", "torch", "--trust-code", "--out", "b.csv")

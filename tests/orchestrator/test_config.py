@@ -178,7 +178,7 @@ BAD = {
     "no members": (HEAD, 1, "members: is needed"),
     "lr NaN": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: .nan}}]\n", 2, "finite"),
     "lr negative": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: -1}}]\n", 2, "greater than 0"),
-    "batch 0": (HEAD + ONE + "train: {batch_size: 0}\n", 3, "greater than or equal to 1"),
+    "batch 0": (HEAD + ONE + "train: {batch_size: 0}\n", 3, "greater than or equal to 2"),
     "name with a path": ("name: ../x\n" + ONE, 1, "starts with a letter"),
     "member name with a path": (HEAD + "members: [{name: ../x}]\n", 2, "starts with a letter"),
     "one fold": (HEAD + ONE + "data: {folds: 1}\n", 3, "at least 2"),
