@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.faults.nodes import Nodes, tree
@@ -107,4 +109,8 @@ def test_a_machine_with_a_notice_is_left_before_it_goes(provider: Provider, tmp_
 
 def _trains(pid: int) -> bool:
     """Whether a trainer is at work on this machine."""
-    return any("ray::TrainerActor" in " ".join(process.cmdline()) for process in tree(pid))
+    for process in tree(pid):
+        with contextlib.suppress(psutil.Error):  # which ended meanwhile
+            if "ray::TrainerActor" in " ".join(process.cmdline()):
+                return True
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,15 @@ def test_what_nobody_expected_is_a_sentence_with_the_path_of_its_log(tmp_path: P
 
 
 def test_outside_of_a_sweep_the_users_own_log_has_it(tmp_path: Path) -> None:
-    (tmp_path / "home" / "sweeps" / "tiny" / "sweep.json").mkdir(parents=True)  # nobody expects a folder there
-    done = conclave(tmp_path, "status", "tiny", "--home", "home")
+    (tmp_path / "ruamel").mkdir()  # of a broken installation
+    (tmp_path / "ruamel" / "yaml.py").write_text("raise ArithmeticError('this is no YAML')")
+    (tmp_path / "team.yaml").write_text(TEAM)
+    done = conclave(tmp_path, "validate", "team.yaml")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     path = Path(done.stderr.strip().rpartition(" ")[2])
     assert path.is_relative_to(tmp_path / "state")
-    assert "IsADirectoryError" in path.read_text()
+    assert "ArithmeticError: this is no YAML" in path.read_text()
 
 
 def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path) -> None:
         (folder / "sweep.json").write_text(content)
         done = conclave(tmp_path, "status", "tiny", "--home", "home")
         assert done.returncode == 1
-        assert "home/sweeps/tiny/sweep.json: it can't be read" in done.stderr
+        assert re.search("home/sweeps/tiny/sweep.json: it (can't be read|holds something else)", done.stderr)
         assert "Traceback" not in done.stderr
 
 
