@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
-import signal
-import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -43,52 +39,6 @@ def conclave(folder: Path, *words: str, code: int = 0, **env: str) -> subprocess
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     return done
-
-
-def test_a_folder_in_the_place_of_a_file_is_named_on_every_command(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(VOTE)
-    sweep = tmp_path / "home/sweeps/tiny"
-    for name in ("sweep.json", "summary.json"):
-        (sweep / name).mkdir(parents=True)
-    for words in (
-        ("status", "tiny"),
-        ("report", "tiny"),
-        ("export", "tiny", "--method", "vote"),
-        ("sweep", "team.yaml", "--inline"),
-    ):
-        said = conclave(tmp_path, *words, "--home", "home", code=1).stderr
-        assert "there is a folder in the place of this file. Move it elsewhere" in said.splitlines()[-1]
-
-
-def test_damaged_records_are_made_again_with_a_line_and_nothing_is_trained_again(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(VOTE)
-    words = ("sweep", "team.yaml", "--inline", "--home", "home", "--json")
-    first = json.loads(conclave(tmp_path, *words).stdout)
-    sweep = tmp_path / "home/sweeps/tiny"
-    for name, content in (("sweep.json", "[]"), ("summary.json", '{"version": 1'), ("fusion.json", "garbage \xff")):
-        (sweep / name).write_text(content, encoding="latin-1")
-    assert "no training is lost" in conclave(tmp_path, "report", "tiny", "--home", "home", code=1).stderr
-    again = conclave(tmp_path, *words)
-    assert again.stderr.count("was damaged and is made again") == 3
-    summary = json.loads(again.stdout)
-    assert (summary["trained"], summary["parent_run_id"]) == (0, first["parent_run_id"])
-    assert summary["members"] == first["members"]
-    record = json.loads((sweep / "summary.json").read_text())
-    record["recommended"] = "another"
-    (sweep / "summary.json").write_text(json.dumps(record))
-    assert "its checksum does not fit" in conclave(tmp_path, "report", "tiny", "--home", "home", code=1).stderr
-
-
-def test_hanging_up_ends_as_an_interrupt_does(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(VOTE.replace("epochs: 2", "epochs: 90000"))
-    command = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--inline", "--home", "home"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        until = time.monotonic() + 60
-        while not list(tmp_path.glob("home/jobs/*")):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 130
 
 
 def test_an_address_of_the_environment_is_called_by_its_name(tmp_path: Path) -> None:
@@ -151,17 +101,3 @@ def test_a_spreadsheet_computes_no_cell(foreign: Path) -> None:
     assert plain[1][1] == "=1+1"
     assert sheet[1][1] == "'=1+1"
     assert [row[2] for row in plain] == [row[2] for row in sheet]
-
-
-def test_a_shared_home_is_open_to_whom_the_umask_lets_in(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(VOTE)
-    (tmp_path / "home").mkdir(mode=0o775)
-    (tmp_path / "home").chmod(0o2775)
-    command = f"umask 002; exec {sys.executable} -m conclave sweep team.yaml --inline --home home"
-    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False).returncode == 0
-    closed = [
-        f"{path.relative_to(tmp_path)} {stat.filemode(path.stat().st_mode)}"
-        for path in (tmp_path / "home").rglob("*")
-        if not path.stat().st_mode & stat.S_IWGRP or (path.is_dir() and not path.stat().st_mode & stat.S_ISGID)
-    ]
-    assert closed == []

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,6 @@ import pytest
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from orchestrator.tracking.store import TRACKING_URI, environment_uri, resolve_tracking_uri
-from tests.factories import TEAM
 from workers.errors import UserInputError
 
 SECRET = "hunter2-5f1c"
@@ -99,18 +96,3 @@ def test_a_password_in_a_team_file_is_refused_and_not_repeated(tmp_path: Path) -
     with pytest.raises(UserInputError, match="it holds a password") as refused:
         resolve_tracking_uri(spec, tmp_path / "team.yaml", Home(tmp_path), print)
     assert SECRET not in str(refused.value)
-
-
-def test_a_password_reaches_no_file_and_no_message(tmp_path: Path) -> None:
-    for required in ("true", "false"):
-        text = TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
-        (tmp_path / "team.yaml").write_text(text + f"tracking: {{required: {required}}}\n")
-        command = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--home", "home", "--inline", "--json"]
-        env = {**os.environ, TRACKING_URI: f"http://ann:{SECRET}@127.0.0.1:9"}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == (2 if required == "true" else 0), done.stderr
-        assert "CONCLAVE_TRACKING_URI: http://127.0.0.1:9 doesn't answer" in done.stderr
-        assert SECRET not in done.stdout + done.stderr
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) > 10
-    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []

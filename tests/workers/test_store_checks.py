@@ -10,11 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator import sweep as pipeline
-from orchestrator.execution.backends import inline_executor
-from orchestrator.fusing.refit import build_request
-from orchestrator.home import Home
-from tests.factories import TEAM
 from tests.inputs import classes
 from workers.config.specs import DataSpec
 from workers.data import store_checks
@@ -22,7 +17,6 @@ from workers.data.packing import pack_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import Store
 from workers.data.store_checks import damaged_file
-from workers.errors import CorruptFileError
 
 
 @pytest.fixture
@@ -121,23 +115,6 @@ def test_a_split_that_was_changed_by_hand_is_not_taken(packed: tuple[DataSpec, S
     keep_split(store, spec, 0)
     with np.load(path) as arrays:
         assert np.array_equal(arrays["fit"], right.fit)
-
-
-def test_a_sweep_whose_store_was_damaged_trains_the_same_weights(tmp_path: Path) -> None:
-    def swept(home: str) -> pipeline.SweepResult:
-        (tmp_path / "team.yaml").write_text(
-            TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
-        )
-        return pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / home), inline_executor))
-
-    pack_data(DataSpec(dataset="digits", folds=0), tmp_path / "damaged")
-    [store] = (tmp_path / "damaged" / "data").iterdir()
-    flip(store / "images.npy", 0.5)
-    weights = [{n: m.weights_sha256 for n, m in swept(home).summary.members.items()} for home in ("damaged", "whole")]
-    assert weights[0] == weights[1]
-    flip(store / "images.npy", 0.5)
-    with pytest.raises(CorruptFileError, match=r"images\.npy: damaged\. `conclave sweep` packs the data again"):
-        build_request(tmp_path / "damaged", "tiny")
 
 
 def test_a_full_disk_while_packing_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:
