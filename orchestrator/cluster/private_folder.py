@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ PREFIX = "clv-"
 LONGEST = 26  # characters of a folder's path in which Ray's sockets still fit the 103 that systems allow
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # in this order, where TMPDIR is too long, as under SLURM and on macOS
 OF_RAY = ("ray::", "/ray/")  # in the names of its processes
+BEGINNING_SECONDS = 60.0  # in which a driver writes that a folder is its own
 TOKEN, OWNER = "token", "owner"
 
 
@@ -37,7 +39,7 @@ class PrivateFolder:
         cls.remove_abandoned()
         folder = cls(_make_folder())
         owner = psutil.Process()
-        (folder.path / OWNER).write_text(f"{owner.pid} {owner.create_time()}", encoding="utf-8")
+        (folder.path / OWNER).write_text(f"{owner.pid} {owner.create_time()} {_pid_space()}", encoding="utf-8")
         folder.token.touch(mode=0o600)
         folder.token.write_text(secrets.token_hex(32), encoding="utf-8")
         return folder
@@ -88,12 +90,22 @@ def _make_folder() -> Path:
     )
 
 
-def _has_owner(path: Path) -> bool:
-    """Return whether the driver of a folder runs."""
+def _pid_space() -> str:
+    """Return what tells the process ids of this container, or of the machine, from those of others that share the folder."""
     try:
-        pid, created = (path / OWNER).read_text(encoding="utf-8").split()
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
-    except (psutil.NoSuchProcess, OSError, ValueError):
+        return f"{os.uname().nodename}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return os.uname().nodename
+
+
+def _has_owner(path: Path) -> bool:
+    """Return whether the driver of a folder runs, as far as can be told."""
+    try:
+        pid, created, space = (path / OWNER).read_text(encoding="utf-8").split()
+        return space != _pid_space() or abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
+    except psutil.NoSuchProcess:
         return False
+    except (OSError, ValueError):  # nothing is written yet, or never was
+        return time.time() - path.stat().st_mtime < BEGINNING_SECONDS
     except psutil.Error:
         return True
