@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class SweepFolder:
 
         path = self.path / ".identifier"
         with contextlib.suppress(FileNotFoundError):
-            if known := path.read_text(encoding="utf-8"):
+            if re.fullmatch("[0-9a-f]{32}", known := path.read_text(encoding="utf-8", errors="replace")):
                 return known
         write_bytes(path, uuid4().hex.encode())
         return self.identifier()

@@ -26,6 +26,11 @@ def now_ms() -> int:
     return round(time.time() * 1000)
 
 
+def later_than(since: int) -> int:
+    """Return the time in milliseconds since 1970, or the next one after `since`: clocks differ, and are set back."""
+    return max(now_ms(), since + 1)
+
+
 @dataclass
 class MemberRuns:
     """The runs of the members of one sweep.
@@ -155,17 +160,17 @@ class MemberRuns:
         for child in self.tracking.children(self.experiment, self.parent):
             planned = by_run.get(child.run)
             if planned and planned.artifact.done and child.status != "FINISHED":
-                self._publish(planned, child.run)
+                self._publish(planned, child.run, child.since)
             elif planned and child.status in UNFINISHED:
-                self.outbox.status(child.run, "KILLED", now_ms(), {"state": "not done"})
+                self.outbox.status(child.run, "KILLED", later_than(child.since), {"state": "not done"})
             elif not planned and child.run not in self.ids.values() and child.status in UNFINISHED:
                 if child.is_empty and child.signature in self.ids:  # made twice, because an answer got lost
                     self.tracking.delete_run(child.run)
                 else:
-                    self.outbox.status(child.run, "KILLED", now_ms(), {"state": "left out"})
+                    self.outbox.status(child.run, "KILLED", later_than(child.since), {"state": "left out"})
 
-    def _publish(self, planned: PlannedMember, run: str) -> None:
-        """Fill the run of a training that was finished before in this home."""
+    def _publish(self, planned: PlannedMember, run: str, since: int = 0) -> None:
+        """Fill the run of a training that was finished before in this home. Its status was set at `since`, if it was."""
         record = planned.artifact.manifest()
         for epoch, metrics in enumerate(record.history):
             values = {k: v for k, v in metrics.items() if k != "time"}
@@ -173,4 +178,4 @@ class MemberRuns:
         self.outbox.artifact(run, planned.artifact.folder, "fit")
         self.outbox.tags(run, {"source": "this home", "weights_sha256": record.weights_sha256})
         self.outbox.metrics(run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
-        self.outbox.status(run, "FINISHED", now_ms(), {"state": "done"})
+        self.outbox.status(run, "FINISHED", later_than(since), {"state": "done"})

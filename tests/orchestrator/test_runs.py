@@ -179,3 +179,13 @@ def test_a_database_that_can_not_be_written_is_said_in_a_sentence(tmp_path: Path
     monkeypatch.setattr(type(one.tracking.client), "create_run", is_locked)
     with pytest.raises(ConclaveError, match=r"mlflow\.db: \(sqlite3\.OperationalError\) database is locked\. What is finished"):
         one.tracking.create_run(one.members.experiment, "x", {})
+
+
+def test_a_clock_that_was_set_back_leaves_no_run_with_an_old_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    first = made.members[0]
+    one.outbox.status(one.ids[first.signature], "FAILED", runs.now_ms() + 10**9, {"state": "failed"})
+    finished(monkeypatch, first.signature)
+    assert one.flush(30) == 0
+    assert state_of(one, one.ids[first.signature]) == ("FINISHED", "done")

@@ -80,12 +80,14 @@ class ChildRun:
         signature: The signature of its training.
         status: Its status, by MLflow's word for it.
         is_empty: Whether it has no metrics.
+        since: Since when it has its status, in milliseconds since 1970; 0 where nobody said.
     """
 
     run: str
     signature: str
     status: str
     is_empty: bool
+    since: int
 
 
 @dataclass(frozen=True)
@@ -220,8 +222,7 @@ class TrackingClient:
 
     def _send_status(self, entry: StatusEntry) -> None:
         """Set a status, unless the run has a later one: what was kept while the store was away may arrive after newer things."""
-        known = self.client.get_run(entry.run).data.tags.get(STATUS_TIME, "0")
-        if int(known if known.isdecimal() else 0) > entry.time:
+        if _status_time(self.client.get_run(entry.run)) > entry.time:
             return
         if entry.status == "RUNNING":
             self.client.update_run(entry.run, status=entry.status)
@@ -262,7 +263,13 @@ class TrackingClient:
         while token != "":
             page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
             found += [
-                ChildRun(str(run.info.run_id), run.data.tags.get("signature", ""), run.info.status, not run.data.metrics)
+                ChildRun(
+                    run=str(run.info.run_id),
+                    signature=run.data.tags.get("signature", ""),
+                    status=run.info.status,
+                    is_empty=not run.data.metrics,
+                    since=_status_time(run),
+                )
                 for run in page
             ]
             token = page.token or ""
@@ -308,6 +315,12 @@ class TrackingClient:
             target = Path(work, "model")
             save_served_model(onnx_file, target)
             self.client.log_artifacts(run, str(target), "fused_model")
+
+
+def _status_time(run: Any) -> int:
+    """Return since when a run has its status, in milliseconds since 1970; 0 where nobody said."""
+    since = run.data.tags.get(STATUS_TIME, "0")
+    return int(since) if since.isdecimal() else 0
 
 
 def save_served_model(onnx_file: Path, target: Path) -> None:
