@@ -96,7 +96,7 @@ def _about_file(error: OSError) -> str:
         return f"{error.filename}: the disk can only be read. Run again once it can be written; what is finished is kept"
     if error.filename is None:
         return f"the system refuses something ({said}). Run again; what is finished is kept"
-    hint = "Move what is there elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "See to it"
+    hint = "Move what is there elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "See who may use it"
     return f"{error.filename}: {said[0].lower()}{said[1:]}. {hint}, and run again; what is finished is kept"
 
 

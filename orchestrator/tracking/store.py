@@ -42,7 +42,9 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         if urlsplit(uri).password:
             user, password = ACCOUNTS.get(urlsplit(uri).scheme, (TRACKING_URI, TRACKING_URI))
             names = user if user == password else f"{user} and {password}"
-            raise UserInputError(f"tracking.uri: it holds a password, and team files are passed around. Give it by {names}.")
+            raise UserInputError(
+                f"tracking.uri: it holds a password, and team files are passed around. Give the password by {names}."
+            )
     else:
         source, uri = TRACKING_URI, environment_uri()
     if not uri:

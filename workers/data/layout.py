@@ -106,7 +106,7 @@ class Layout(ABC):
             self.notes.append(f"{what} stands in for the test rows, because there is no other test part")
             return "test"
         if self.spec.validation == "fuse":
-            self.notes.append(f"{what} is the fuse rows")
+            self.notes.append(f"{what} holds the fuse rows")
             return "val"
         self.notes.append(f"{what} is left out (a team file with `version: 2` fits the fusions on it)")
         return ""

@@ -57,7 +57,9 @@ def ensure_database(database: Path) -> None:
             if not _is_current(database):
                 _make_current(database)
     except (OSError, sqlite3.Error) as error:
-        raise ConclaveError(f"{database}: the database can't be written ({error}). Make room, or free the folder.") from None
+        raise ConclaveError(
+            f"{database}: the database can't be written ({error}). Make room, or let the folder be written to."
+        ) from None
 
 
 def _is_current(database: Path) -> bool:
@@ -129,7 +131,9 @@ def _migrate(new: Path, database: Path) -> None:
             utils._initialize_tables(engine)
     except Exception as error:  # whatever SQLAlchemy and Alembic raise
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ConclaveError(f"{database}: MLflow's database can't be made ({reason}). Make room, or free the folder.") from None
+        raise ConclaveError(
+            f"{database}: MLflow's database can't be made ({reason}). Make room, or let the folder be written to."
+        ) from None
     finally:
         engine.dispose()
 
