@@ -17,6 +17,7 @@ from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, c
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
+    from fusion.serving.outputs import Output
     from orchestrator.home import SweepFolder
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
@@ -78,7 +79,7 @@ def predict(
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Predict the class probabilities of images. The output is CSV: file, class, probability."""
-    from fusion.serving.outputs import AllClasses, BestClasses, LabelledScores, Output, Submission
+    from fusion.serving.outputs import LabelledScores
     from fusion.serving.predictor import Predictor, refuse
     from fusion.serving.runtimes import NAMES
 
@@ -87,9 +88,7 @@ def predict(
     if top and submission:
         raise UserInputError("--top and --submission each say what the rows are. Leave one of them out.")
     predictor = Predictor(_model_file(model, home), runtime, trust_code)
-    output: Output = BestClasses(predictor.classes, top) if top else AllClasses(predictor.classes)
-    if submission:
-        output = Submission(predictor.classes, submission)
+    output = _output(predictor.classes, top, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
     predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
     rows = map(_harmless, output.rows(predictions)) if spreadsheet else output.rows(predictions)
@@ -103,6 +102,15 @@ def predict(
         print(line, file=sys.stderr)
     if not total:
         raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
+
+
+def _output(classes: Sequence[str], top: int | None, submission: Path | None) -> Output:
+    """Return what makes the rows of the CSV file."""
+    from fusion.serving.outputs import AllClasses, BestClasses, Submission
+
+    if submission:
+        return Submission(classes, submission)
+    return BestClasses(classes, top) if top else AllClasses(classes)
 
 
 def _harmless(row: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ class PrivateFolder:
         cls.remove_abandoned()
         folder = cls(_make_folder())
         owner = psutil.Process()
-        (folder.path / OWNER).write_text(f"{owner.pid} {owner.create_time()} {_pid_space()}", encoding="utf-8")
+        (folder.path / OWNER).write_text(f"{owner.pid} {owner.create_time()} {pid_space()}", encoding="utf-8")
         folder.token.touch(mode=0o600)
         folder.token.write_text(secrets.token_hex(32), encoding="utf-8")
         return folder
@@ -90,7 +90,7 @@ def _make_folder() -> Path:
     )
 
 
-def _pid_space() -> str:
+def pid_space() -> str:
     """Return what tells the process ids of this container, or of the machine, from those of others that share the folder."""
     try:
         return f"{os.uname().nodename}:{os.readlink('/proc/self/ns/pid')}"
@@ -102,7 +102,7 @@ def _has_owner(path: Path) -> bool:
     """Return whether the driver of a folder runs, as far as can be told."""
     try:
         pid, created, space = (path / OWNER).read_text(encoding="utf-8").split()
-        return space != _pid_space() or abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
+        return space != pid_space() or abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
     except psutil.NoSuchProcess:
         return False
     except (OSError, ValueError):  # nothing is written yet, or never was

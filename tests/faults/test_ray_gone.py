@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator.cluster.private_folder import _pid_space
+from orchestrator.cluster.private_folder import pid_space
 from tests.faults.place import TEAM, Place, left, same
 from workers.diagnostics.waiting import wait_until
 
@@ -90,7 +90,7 @@ def test_a_fusion_actor_that_hangs_is_tried_again(place_of: Callable[[str], Plac
     long.mkdir()
     abandoned = Path(f"/tmp/clv-abandoned-{os.getpid()}")
     abandoned.mkdir(mode=0o700)
-    (abandoned / "owner").write_text(f"1999999999 1.0 {_pid_space()}")
+    (abandoned / "owner").write_text(f"1999999999 1.0 {pid_space()}")
     summary = place.sweep(fault="fusion.fit:1:stop", TMPDIR=str(long))
     assert place.happened() == ["fusion.fit:1:stop"]
     same(summary, undisturbed)

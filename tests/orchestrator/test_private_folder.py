@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster import private_folder
-from orchestrator.cluster.private_folder import LONGEST, PrivateFolder, _pid_space
+from orchestrator.cluster.private_folder import LONGEST, PrivateFolder, pid_space
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def test_only_the_folders_of_drivers_that_are_gone_are_removed(place: Path) -> N
         assert len(str(mine.path)) <= LONGEST + 13
         assert (mine.path.stat().st_mode & 0o777, mine.token.stat().st_mode & 0o777) == (0o700, 0o600)
         owners = {
-            "dead": f"1999999999 1.0 {_pid_space()}",
-            "another-process-of-that-number": f"{os.getpid()} 1.0 {_pid_space()}",
+            "dead": f"1999999999 1.0 {pid_space()}",
+            "another-process-of-that-number": f"{os.getpid()} 1.0 {pid_space()}",
             "elsewhere": "1999999999 1.0 another-container",
             "beginning": "",
         }
