@@ -58,3 +58,43 @@ def test_a_network_of_ours_has_them_and_gives_what_it_gave() -> None:
     assert not any(isinstance(m, SmallConv2d) for m in plain.modules())
     images = torch.rand(5, 3, 32, 32)
     assert torch.allclose(network(images), plain(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "stride", "kernel", "groups"), [(1, 2, 3, 32), (1, 2, 5, 32), (1, 2, 5, 1), (2, 3, 3, 1)])
+def test_gradients_in_bfloat16_are_right_where_a_stride_steps_over_the_map(
+    side: int, stride: int, kernel: int, groups: int
+) -> None:
+    """oneDNN leaves them uninitialised: what other tensors left in memory got into the weights, in a process's first steps."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 32, kernel, stride, kernel // 2, groups=groups, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(16, 32, side, side).contiguous(memory_format=torch.channels_last)
+
+    def gradient(network: nn.Conv2d, is_low: bool) -> torch.Tensor:
+        network.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_low):
+            result = network(images)
+        for _ in range(3):  # what a process leaves in memory
+            torch.full((conv.weight.numel(),), 1e30)
+        result.float().sum().backward()
+        assert network.weight.grad is not None
+        return network.weight.grad.clone()
+
+    expected = gradient(conv, False)
+    use_small_conv(conv)
+    found = gradient(conv, True)
+    assert torch.allclose(found, expected, rtol=0.05, atol=0.02 * float(expected.abs().max()))
+
+
+def test_a_stride_that_steps_over_the_map_gives_torchs_numbers() -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv2d(8, 8, 5, 2, 2, groups=8)
+    images = torch.randn(4, 8, 1, 3).to(torch.bfloat16)
+    ours = nn.Conv2d(8, 8, 5, 2, 2, groups=8).to(torch.bfloat16)
+    ours.load_state_dict(theirs.state_dict())
+    use_small_conv(ours)
+    expected = theirs(images.float())
+    assert ours(images).shape == expected.shape
+    assert torch.allclose(ours(images).float(), expected, atol=0.05)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    use_plain_conv(ours)
+    assert type(ours) is nn.Conv2d

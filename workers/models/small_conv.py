@@ -1,4 +1,4 @@
-"""Compute 3x3 convolutions of maps of one or two pixels per side as one matrix product: exact, and several times as fast.
+"""Convolve small maps well: 3x3 kernels on one or two pixels per side as one matrix product, exact and several times as fast.
 
 On such maps most of a kernel falls on padding: eight of nine taps on 1x1, five of nine on 2x2. Convolution kernels multiply by
 those zeros, once forward and twice backward. ResNet18 with its usual stem has maps of 2x2 and 1x1 in half of its layers at
@@ -6,6 +6,9 @@ those zeros, once forward and twice backward. ResNet18 with its usual stem has m
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -37,20 +40,56 @@ class SmallConv2d(nn.Conv2d):
         return width if height == width and width <= 2 else 0
 
 
+class StridedConv2d(nn.Conv2d):
+    """A Conv2d with a stride: (N, C, H, W) -> (N, O, H', W'), whose gradients are right in bfloat16 on a CPU too.
+
+    Where a map is smaller than the stride, oneDNN leaves the weights' gradient uninitialised at the taps that meet no pixel. So
+    such a map is convolved with a stride of one, of which the places are taken that the stride would reach.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        is_low = x.device.type == "cpu" and (x.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+        (down, right), (height, width) = self.stride, x.shape[-2:]
+        if not is_low or (height >= down and width >= right):
+            return super().forward(x)
+        every = F.conv2d(x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups)
+        return every[..., ::down, ::right]
+
+
+FORMS: tuple[type[nn.Conv2d], ...] = (SmallConv2d, StridedConv2d)
+
+
 def use_small_conv(network: nn.Module) -> None:
-    """Give every convolution that fits the fast form. Its parameters, their names and their layout stay as they are."""
+    """Give every convolution that fits one of our forms. Its parameters, their names and their layout stay as they are."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and _fits(module):
-            module.__class__ = SmallConv2d
+        if type(module) is nn.Conv2d:
+            module.__class__ = SmallConv2d if _fits(module) else StridedConv2d if _is_strided(module) else nn.Conv2d
 
 
 def use_plain_conv(network: nn.Module) -> None:
-    """Turn fast convolutions back into plain ones, for tools that know those alone."""
+    """Turn our forms back into plain convolutions, for tools that know those alone."""
     for module in network.modules():
-        if type(module) is SmallConv2d:
-            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+        if type(module) in FORMS:
+            module.__class__ = nn.Conv2d
+
+
+@contextlib.contextmanager
+def plain_convolutions(network: nn.Module) -> Iterator[None]:
+    """Make all convolutions plain for as long as the context lasts."""
+    ours = [(module, type(module)) for module in network.modules() if type(module) in FORMS]
+    use_plain_conv(network)
+    try:
+        yield
+    finally:
+        for module, form in ours:
+            module.__class__ = form
 
 
 def _fits(conv: nn.Conv2d) -> bool:
     is_plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return is_plain and conv.kernel_size == (3, 3) and conv.padding == (1, 1) and conv.stride in ((1, 1), (2, 2))
+
+
+def _is_strided(conv: nn.Conv2d) -> bool:
+    return max(conv.stride) > 1 and max(conv.kernel_size) > 1 and conv.padding_mode == "zeros"
