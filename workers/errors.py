@@ -24,6 +24,11 @@ class ConclaveError(Exception):
     kind = FailureKind.PERMANENT
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception of a library says, or its type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class UserInputError(ConclaveError):
     """Bad input, noticed before anything started and before anything was written."""
 
@@ -54,6 +59,10 @@ class PreemptedError(ConclaveError):
 
 class RayLostError(ConclaveError):
     """Ray itself is gone, and with it all trainers. What they made so far is kept."""
+
+
+class StoreAwayError(ConclaveError):
+    """The tracking store does not answer. Asked again later, it may."""
 
 
 class CorruptFileError(ConclaveError):

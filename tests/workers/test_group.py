@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from tests.factories import Cut, job, run_one
 from workers.config.specs import MemberSpec, TrainSpec
@@ -64,7 +65,8 @@ def _process(rank: int, folder: str, stop: dict[int, int], env: dict[str, str]) 
 
 def together(folder: Path, stop: dict[int, int] | None = None, **env: str) -> list[dict[str, Any]]:
     (folder / "meet").unlink(missing_ok=True)
-    spawn(_process, (str(folder), stop or {}, env), nprocs=2)
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])  # so that torch is imported once
+    start_processes(_process, (str(folder), stop or {}, env), nprocs=2, start_method="forkserver")
     return [json.loads((folder / f"found{rank}").read_text()) for rank in (0, 1)]
 
 

@@ -104,3 +104,30 @@ def test_a_network_that_needs_real_numbers_is_tried_with_them() -> None:
 
     assert why_untrainable(Counts, 8, 5) is None
     assert why_untrainable(Counts, 8, 4) == "it answers (2, 5) for 2 images, and not (2, 4)"
+
+
+def test_multiply_adds_are_those_of_the_literature_whatever_form_a_convolution_has() -> None:
+    import torchvision
+    from torch import nn
+
+    from workers.models.multiply_adds import multiply_adds
+    from workers.models.small_conv import SmallConv2d, use_small_conv
+
+    network = torchvision.models.resnet18().eval()
+    assert multiply_adds(network, 224) == 1_814_073_344
+    before = multiply_adds(network, 32)
+    use_small_conv(network)
+    assert multiply_adds(network, 32) == before
+    assert any(isinstance(module, SmallConv2d) for module in network.modules()), "it is fast again"
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(2).repeat(1, 4, 1).transpose(1, 2))
+
+    tokens, width = 16, 12
+    products = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * 24
+    assert multiply_adds(Attending().eval(), 4) == products

@@ -25,8 +25,8 @@ from workers.config.specs import TrainSpec
 from workers.data.packing import pack_data
 from workers.data.store import Store
 from workers.models.build import build
-from workers.tracking.client import save_served_model
 from workers.tracking.served_model import ServedModel
+from workers.tracking.served_package import save_served_model
 from workers.training.augmentation import to_float
 from workers.training.task import TrainingData
 

@@ -137,7 +137,7 @@ def labelled_store(labels: list[int], tested: list[bool]) -> Store:
     return type("LabelledStore", (FakeStore,), rows)(Path("/nowhere"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     per_class=st.lists(st.integers(12, 40), min_size=2, max_size=5),
     seed=st.integers(0, 10_000),

@@ -17,6 +17,7 @@ from workers.data.packing import pack_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import Store
 from workers.data.store_checks import damaged_file
+from workers.errors import CorruptFileError
 
 
 @pytest.fixture
@@ -131,3 +132,17 @@ def test_a_full_disk_while_packing_is_a_sentence_and_leaves_nothing(tmp_path: Pa
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "conclave: home: no room to pack the data (File too large). Make room and run again."
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x93NUMPY garbage", b"PK\x03\x04 cut", None], ids=str)
+@pytest.mark.parametrize("name", ["images.npy", "labels.npy", "tested.npy", "ids.json", "rows.npz", "store.json"])
+def test_a_file_that_is_something_else_is_named(name: str, content: bytes | None, packed: tuple[DataSpec, Store]) -> None:
+    path = packed[1].folder / name
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    store = Store(path.parent)
+    with pytest.raises(CorruptFileError, match=f"{name}: damaged"):
+        _ = [store.record, store.images, store.labels, store.tested, store.ids, store.validation]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 from workers.errors import ConclaveError, CorruptFileError
 from workers.storage.files import write_bytes
+from workers.tracking import database
 from workers.tracking.client import TrackingClient
-from workers.tracking.database import artifacts_beside, ensure_database, path_of
+from workers.tracking.database import HOME_DATABASE, artifacts_beside, ensure_database, path_of
 
 MAKE = """
 import sys
@@ -168,3 +170,12 @@ def test_files_of_tracking_stores() -> None:
     assert path_of("postgresql://x/y") is None
     with pytest.raises(ConclaveError, match="can't be written"):
         ensure_database(Path("/proc/nowhere/mlflow.db"))
+
+
+def test_a_database_that_another_program_holds_is_said_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    assert TrackingClient(uri_of(tmp_path)).experiment("e", None)
+    with contextlib.closing(sqlite3.connect(tmp_path / HOME_DATABASE)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConclaveError, match=r"mlflow\.db: another program holds the database\. End it, or wait"):
+            TrackingClient(uri_of(tmp_path)).client.search_experiments()

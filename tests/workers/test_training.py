@@ -416,7 +416,7 @@ def test_a_damaged_file_is_noticed(damage: str, tmp_path: Path) -> None:
         load_tensors(tmp_path / "c", "network")
 
 
-def test_outputs_are_computed_without_tf32() -> None:
+def test_outputs_are_computed_without_tf32_where_nobody_looked_what_it_changes() -> None:
     """By which a GPU would answer a hundred times further from the exported model than its check allows."""
     network, seen = build(member(), 3, 8), []
     network.trunk.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -430,3 +430,16 @@ def test_bfloat16_is_not_chosen_where_a_gpu_would_emulate_it(monkeypatch: pytest
     """A T4 says that it can, and does it in software."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert evaluate.resolve_precision("auto", torch.device("cuda")) == "float32"
+
+
+@pytest.mark.parametrize(("difference", "is_precise"), [(1e-6, True), (1e-2, False)])
+def test_tf32_is_used_where_the_first_batch_is_the_same(difference: float, is_precise: bool) -> None:
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    asked: list[bool] = []
+
+    def compute() -> Tensor:
+        asked.append(torch.backends.cudnn.allow_tf32)
+        return logits + difference * asked[-1] * torch.arange(3)
+
+    assert evaluate.tf32_is_precise(compute) == is_precise
+    assert asked == [False, True]

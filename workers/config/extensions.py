@@ -36,13 +36,13 @@ class Labels(NamedTuple):
     Attributes:
         first: (N,) int64, the labels.
         second: (N,) int64, the labels of the images that were mixed in.
-        share: Share of the first; 1 where nothing was mixed in.
+        share: Share of the first; 1 where nothing was mixed in. In a captured step it is a tensor ().
         other: (N,) int64, the places in the batch of the images that were mixed in. Rows with weights need it.
     """
 
     first: Tensor
     second: Tensor
-    share: float = 1.0
+    share: float | Tensor = 1.0
     other: Tensor | None = None
 
 

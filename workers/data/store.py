@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from workers.config.specs import DataSpec
 from workers.data.sources import source_key
@@ -58,6 +60,9 @@ class StoreRecord(BaseModel):
 class Store:
     """A packed data set of N rows in a folder.
 
+    Each array raises CorruptFileError, with its file's name, where the file is no such array. `damaged_file` (store_checks.py)
+    finds what is an array and has other values.
+
     Attributes:
         folder: The folder that holds `FILES`.
     """
@@ -69,20 +74,16 @@ class Store:
     @cached_property
     def record(self) -> StoreRecord:
         """The record of the packing. Raises CorruptFileError."""
-        path = self.folder / "store.json"
-        try:
+        with _reading(self.folder / "store.json") as path:
             return StoreRecord.model_validate_json(path.read_bytes())
-        except ValidationError:
-            raise CorruptFileError(f"{path}: damaged. Remove {self.folder}, and the next sweep packs the data again.") from None
 
     @cached_property
     def more(self) -> dict[str, NDArray[Any]]:
         """The arrays of rows.npz by name, each with a row for each image; none in what an earlier version packed."""
-        try:
-            with np.load(self.folder / "rows.npz", allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except FileNotFoundError:
+        if not (self.folder / "rows.npz").exists():
             return {}
+        with _reading(self.folder / "rows.npz") as path, open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     @property
     def validation(self) -> NDArray[np.bool_]:
@@ -117,22 +118,26 @@ class Store:
     @cached_property
     def images(self) -> NDArray[np.uint8]:
         """(N, size, size, 3) uint8, memory-mapped."""
-        return np.load(self.folder / "images.npy", mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+        with _reading(self.folder / "images.npy") as path:
+            return np.lib.format.open_memmap(path, mode="c")
 
     @cached_property
     def labels(self) -> Rows:
         """(N,) int64, memory-mapped: the index of each row's class."""
-        return np.load(self.folder / "labels.npy", mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+        with _reading(self.folder / "labels.npy") as path:
+            return np.lib.format.open_memmap(path, mode="c")
 
     @cached_property
     def tested(self) -> NDArray[np.bool_]:
         """(N,) bool: whether the data set itself sets the row apart for testing."""
-        return np.load(self.folder / "tested.npy", allow_pickle=False)  # type: ignore[no-any-return]
+        with _reading(self.folder / "tested.npy") as path, open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
     @cached_property
     def ids(self) -> list[str]:
         """The unique id of each row."""
-        return json.loads((self.folder / "ids.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        with _reading(self.folder / "ids.json") as path:
+            return TypeAdapter(list[str]).validate_json(path.read_bytes())
 
     @property
     def classes(self) -> list[str]:
@@ -161,6 +166,22 @@ class Store:
             notes = [f"{self.record.skipped:,} files are no images by their names; skipped"]
         notes += [f"left out: {text}" for text in self.bad[:MOST_SHOWN]]
         return notes + ([f"and {len(self.bad) - MOST_SHOWN} more"] if len(self.bad) > MOST_SHOWN else [])
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Read a file of a store.
+
+    Raises:
+        CorruptFileError: For whatever NumPy and JSON raise of a damaged one.
+        FileNotFoundError: If it is not there, which may pass on a disk of the network.
+    """
+    try:
+        yield path
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:  # pydantic's are ValueErrors
+        raise CorruptFileError(f"{path}: damaged. Remove {path.parent}, and the next sweep packs the data again.") from error
 
 
 def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mapping[str, NDArray[Any]]) -> None:

@@ -80,10 +80,12 @@ def damaged_file(store: Store) -> str | None:
 
 def _first_check(store: Store) -> str | None:
     try:
-        is_whole = content_digest(store) == store.digest
+        digest = store.digest
     except CorruptFileError:
         return "store.json"
-    except (OSError, EOFError, ValueError, IndexError, KeyError):
+    try:
+        is_whole = content_digest(store) == digest
+    except (CorruptFileError, OSError, ValueError, IndexError, KeyError):
         is_whole = False
     if is_whole:
         keep_checks(store.folder)

@@ -1,9 +1,12 @@
-"""Wait for something to become true."""
+"""Wait for something to become true, or to work."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 
 def wait_until(
@@ -26,3 +29,28 @@ def wait_until(
             return False
         time.sleep(pause)
     return True
+
+
+def retry_while(kind: type[Exception], step: Callable[[], Answer], seconds: float, pause: float = 2.0) -> Answer:
+    """Do a step, and do it again while it raises errors of a kind.
+
+    Args:
+        kind: The kind of error after which another try may work.
+        step: The step. It is done once at least.
+        seconds: After so many seconds no further try is begun.
+        pause: Seconds between two tries.
+
+    Returns:
+        What the step returned.
+
+    Raises:
+        Exception: What the last try raised.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return step()
+        except kind:
+            if time.monotonic() + pause > until:
+                raise
+            time.sleep(pause)

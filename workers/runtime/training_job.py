@@ -85,9 +85,11 @@ def training_data(job: Job, store: Store, split: Split, device: torch.device) ->
     """
     images = torch.from_numpy(store.images)
     labels = torch.from_numpy(np.array(store.labels))
+    rows = split.fit if job.fold is None else split.fit[split.folds != job.fold]
+    weights = _weights(store, rows)
     if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] / 4:
         images, labels = images.to(device), labels.to(device)
-    rows = split.fit if job.fold is None else split.fit[split.folds != job.fold]
+        weights = None if weights is None else weights.to(device)
     stop: Rows | None = None
     if job.train.stop:
         from sklearn.model_selection import train_test_split
@@ -101,7 +103,7 @@ def training_data(job: Job, store: Store, split: Split, device: torch.device) ->
         torch.from_numpy(split.fuse),
         None if stop is None else torch.from_numpy(stop),
         _teacher(job, store),
-        _weights(store, rows),
+        weights,
     )
 
 
@@ -207,6 +209,7 @@ class _JobTraining:
             history=result.history,
             micro_batch=result.micro_batch,
             precision=result.precision,
+            captured=result.captured,
             resumed_from=result.resumed_from,
             device=torch.cuda.get_device_name(self.device) if is_gpu else f"cpu {platform.machine()}",
             threads=job.train.threads,

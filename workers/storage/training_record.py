@@ -29,6 +29,7 @@ class TrainingRecord(BaseModel):
         history: Metrics of each epoch from the start of the training.
         micro_batch: Images per forward pass.
         precision: "float32" or "bfloat16".
+        captured: Whether the steps were taken as one CUDA graph. That changes no weight.
         resumed_from: Number of epochs that a checkpoint brought.
         device: Name of the device.
         threads: Number of threads per process.
@@ -53,6 +54,7 @@ class TrainingRecord(BaseModel):
     history: list[Epoch]
     micro_batch: int
     precision: str
+    captured: bool = False
     resumed_from: int
     device: str
     threads: int

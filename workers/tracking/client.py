@@ -5,10 +5,9 @@ The driver creates the experiment and the runs; a trainer writes to the run that
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import cached_property, wraps
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
 
 # Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is away.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -31,11 +31,12 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, StoreAwayError, first_line
 from workers.tracking.database import ensure_database, path_of
 from workers.tracking.entries import ArtifactEntry, Entry, ForgetEntry, MetricsEntry, ModelEntry, StatusEntry, TagsEntry
+from workers.tracking.served_package import save_served_model
 
-logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
 # Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
@@ -45,9 +46,6 @@ Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
-SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
-SERVED_MODULES = ("__init__.py", "data/__init__.py", "data/images.py", "tracking/__init__.py", "tracking/served_model.py")
-SERVED_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pi-heif", "pillow")
 EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
 
 
@@ -58,15 +56,15 @@ class RefusedEntryError(Exception):
 def _in_words(
     method: Callable[Concatenate[TrackingClient, Given], Answer],
 ) -> Callable[Concatenate[TrackingClient, Given], Answer]:
-    """Make a method say in a sentence what MLflow raises: of a database that is locked, or a server that is away."""
+    """Make a method raise StoreAwayError with a sentence where MLflow's database is locked or its server is away."""
 
     @wraps(method)
     def call(self: TrackingClient, /, *given: Given.args, **named: Given.kwargs) -> Answer:
         try:
             return method(self, *given, **named)
         except MlflowException as error:
-            said = str(error).strip().splitlines()[0][:200]
-            raise ConclaveError(f"tracking {self.uri}: {said}. What is finished is kept: run again.") from error
+            kind = ConclaveError if error.error_code in PERMANENT else StoreAwayError
+            raise kind(f"tracking {self.uri}: {first_line(error)[:200]}. What is finished is kept: run again.") from error
 
     return call
 
@@ -103,6 +101,7 @@ class TrackingClient:
             ensure_database(database)
         return mlflow.MlflowClient(self.uri, self.uri)
 
+    @_in_words
     def experiment(self, name: str, artifacts: Path | None) -> str:
         """Return the id of an experiment, which is created if it is not there.
 
@@ -113,19 +112,16 @@ class TrackingClient:
         Raises:
             ConclaveError: If the store is away, or the experiment was deleted.
         """
-        try:
-            experiment = self.client.get_experiment_by_name(name)
-            if experiment and experiment.lifecycle_stage != "active":
-                raise ConclaveError(
-                    f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`mlflow experiments restore "
-                    f"--experiment-id {experiment.experiment_id}`), or name another: `tracking: {{experiment: ...}}`."
-                )
-            if experiment:
-                return str(experiment.experiment_id)
-            location = artifacts.absolute().as_uri() if artifacts else None
-            return str(self.client.create_experiment(name, location))
-        except MlflowException as error:
-            raise ConclaveError(f"tracking {self.uri}: {str(error).splitlines()[0]}") from None
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment and experiment.lifecycle_stage != "active":
+            raise ConclaveError(
+                f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}`), or name another: `tracking: {{experiment: ...}}`."
+            )
+        if experiment:
+            return str(experiment.experiment_id)
+        location = artifacts.absolute().as_uri() if artifacts else None
+        return str(self.client.create_experiment(name, location))
 
     @_in_words
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
@@ -135,12 +131,15 @@ class TrackingClient:
             all_tags["mlflow.parentRunId"] = parent
         return str(self.client.create_run(experiment, run_name=name, tags=all_tags).info.run_id)
 
+    @_in_words
     def has_run(self, run: str | None) -> bool:
         """Return whether a run is there and was not deleted."""
         try:
             return run is not None and self.client.get_run(run).info.lifecycle_stage == "active"
-        except MlflowException:
-            return False
+        except MlflowException as error:
+            if error.error_code in PERMANENT:
+                return False
+            raise
 
     @_in_words
     def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
@@ -152,10 +151,19 @@ class TrackingClient:
 
     def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file or a folder into a run's artifacts, replacing what is there."""
+        if path_of(self.uri) and (folder or path.is_file()):
+            self._remove_anothers(run, f"{folder or ''}/{'' if path.is_dir() else path.name}".strip("/"))
         if path.is_dir():
             self.client.log_artifacts(run, str(path), folder)
         else:
             self.client.log_artifact(run, str(path), folder)
+
+    def _remove_anothers(self, run: str, name: str) -> None:
+        """Remove an artifact of a shared home that another user wrote: we may replace it, and not change it."""
+        uri = urlsplit(str(self.client.get_run(run).info.artifact_uri))
+        target = Path(unquote(uri.path), name)
+        if uri.scheme in ("", "file") and target.exists() and target.stat().st_uid != os.getuid():
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
 
     def download(self, run: str, folder: str, into: Path | None = None) -> Path | None:
         """Download an artifact folder of a run.
@@ -187,7 +195,7 @@ class TrackingClient:
                     self._send_one(entry)
         except MlflowException as error:
             if error.error_code in PERMANENT:
-                raise RefusedEntryError(f"{self.uri}: {str(error).splitlines()[0]}") from None
+                raise RefusedEntryError(f"{self.uri}: {first_line(error)}") from None
             raise
 
     def _send_metrics(self, run: str, entries: Sequence[MetricsEntry]) -> None:
@@ -314,61 +322,10 @@ class TrackingClient:
         with tempfile.TemporaryDirectory() as work:
             target = Path(work, "model")
             save_served_model(onnx_file, target)
-            self.client.log_artifacts(run, str(target), "fused_model")
+            self.log_artifact(run, target, "fused_model")
 
 
 def _status_time(run: Any) -> int:
     """Return since when a run has its status, in milliseconds since 1970; 0 where nobody said."""
     since = run.data.tags.get(STATUS_TIME, "0")
     return int(since) if since.isdecimal() else 0
-
-
-def save_served_model(onnx_file: Path, target: Path) -> None:
-    """Write a fused ONNX file as a model that MLflow serves by `ServedModel`, without a pickle.
-
-    Args:
-        onnx_file: The ONNX file.
-        target: The folder to write, which is not there yet.
-    """
-    import numpy as np
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    classes = onnx.load(str(onnx_file)).graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    # No schema of the inputs: MLflow would cut floats down to uint8 by it, without a word, and refuse image files.
-    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]))
-    with tempfile.TemporaryDirectory() as work:
-        mlflow.pyfunc.save_model(
-            str(target),
-            loader_module=f"{SERVED_PACKAGE}.tracking.served_model",
-            data_path=str(onnx_file),
-            code_paths=[str(_copy_served_modules(Path(work)))],
-            signature=signature,
-            input_example=[_grey_png()],  # in MLflow's page of the model, and tried now
-            pip_requirements=[f"{name}=={_version(name)}" for name in SERVED_REQUIREMENTS],
-        )
-
-
-def _grey_png() -> str:
-    """Return a small image file in base64."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (128, 128, 128)).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def _copy_served_modules(work: Path) -> Path:
-    """Copy what serves a model to a package, whose name clashes with nothing that is installed. Return its folder."""
-    package, source = work / SERVED_PACKAGE, Path(__file__).parents[1]
-    for name in SERVED_MODULES:
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_bytes((source / name).read_bytes())
-    return package
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from workers.errors import ConclaveError, CorruptFileError
+from workers.errors import ConclaveError, CorruptFileError, first_line
 from workers.storage.files import UMASK, file_lock, sync_folder
 
 SCHEME = "sqlite:///"
@@ -57,6 +57,10 @@ def ensure_database(database: Path) -> None:
             if not _is_current(database):
                 _make_current(database)
     except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise ConclaveError(
+                f"{database}: another program holds the database. End it, or wait until it is done, and run again."
+            ) from None
         raise ConclaveError(
             f"{database}: the database can't be written ({error}). Make room, or let the folder be written to."
         ) from None
@@ -130,7 +134,7 @@ def _migrate(new: Path, database: Path) -> None:
         else:
             utils._initialize_tables(engine)
     except Exception as error:  # whatever SQLAlchemy and Alembic raise
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        reason = first_line(getattr(error, "orig", None) or error)
         raise ConclaveError(
             f"{database}: MLflow's database can't be made ({reason}). Make room, or let the folder be written to."
         ) from None

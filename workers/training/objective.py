@@ -46,12 +46,14 @@ class Objective:
 
     def _mixed(self, logits: Tensor, labels: Labels, part: slice) -> Tensor:
         loss = self.loss(logits, labels.first[part])
-        return loss if labels.share == 1 else labels.share * loss + (1 - labels.share) * self.loss(logits, labels.second[part])
+        return (
+            loss if _is_all(labels.share) else labels.share * loss + (1 - labels.share) * self.loss(logits, labels.second[part])
+        )
 
     def _weighted(self, logits: Tensor, labels: Labels, part: slice, weights: Tensor) -> Tensor:
         """Return the mean of the weighted losses. A mixed image counts for as much of each label as the image that it is from."""
         loss = (self.losses(logits, labels.first[part]) * weights[part]).mean()
-        if labels.share == 1:
+        if _is_all(labels.share):
             return loss
         if labels.other is None:
             raise UserInputError("An augmentation mixes images without saying which (Labels.other); rows with weights need that.")
@@ -73,3 +75,8 @@ class Objective:
                 text = f"loss {self.recipe.loss}: rows with weights need it row by row, by torch.func.vmap ({error})."
                 raise UserInputError(text) from error
         return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing, reduction="none")
+
+
+def _is_all(share: float | Tensor) -> bool:
+    """Return whether nothing is mixed in. A tensor on a GPU is not looked at: that would wait for all that was asked of it."""
+    return not isinstance(share, Tensor) and share == 1

@@ -111,6 +111,11 @@ class PackStepper(Stepper):
         """Return the rows of an epoch's steps for each lane: (L, n)."""
         return torch.stack([self._shuffled(epoch, seed) for seed in self.seeds])
 
+    @property
+    def why_not_captured(self) -> str | None:
+        """Why the steps can't be a CUDA graph."""
+        return "several networks are trained at once"
+
     def _memory_format(self, network: Network) -> torch.memory_format:
         return torch.contiguous_format  # stacked kernels have five axes, and channels_last is for four
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.diagnostics.callback import Epoch
-from workers.errors import CorruptFileError
+from workers.errors import CorruptFileError, first_line
 from workers.models.network import Network
 from workers.storage.checkpoint_record import CheckpointRecord, Sums
 from workers.storage.checkpoints import Checkpoints, State
@@ -93,7 +93,7 @@ class SavedState:
             load_optimizer_state(self.optimizer, self.network, state.tensors["optimizer"])
             self.averages.load_states(state.tensors)
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({str(error).splitlines()[0]})") from None
+            raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({first_line(error)})") from None
         self.stopping.best = state.tensors.get("best", {})
         record = state.record
         return Position(record.histories, record.micro_batch, record.step, record.sums)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from workers.config.job import derive_seed
 from workers.models.network import Network, memory_format
 from workers.training.augmentation import augment, make_augmentations, to_float
 from workers.training.averaging import WeightAverages
+from workers.training.captured import CAPTURING_DEVICES, CapturedStep, NotCapturedError, mixes, why_not_captured
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
@@ -46,6 +49,7 @@ class Stepper:
     def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
         self.data, self.recipe, self.spec, self.group = task.data, task.recipe, task.spec, task.group
         self.seed, self.device, self.micro_batch = task.recipe.seed, task.device, micro_batch
+        self.note = task.callback.note
         self.objective, self.augmentations = Objective(task.recipe), make_augmentations(task.recipe.augment)
         self.batch = min(task.spec.batch_size * task.spec.accumulate, len(task.data.fit))
         self.count = len(task.data.fit) // self.batch
@@ -91,8 +95,28 @@ class Stepper:
             The mean loss of the step's rows and the number of right answers; of each lane where there are several.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(epoch, step)
+            group["lr"] = self._rate(epoch, step)
         return self._step(epoch, step, rows[..., step * self.batch : (step + 1) * self.batch])
+
+    @cached_property
+    def captured(self) -> CapturedStep | None:
+        """The step as a CUDA graph; None where it is none, or on another device. It is made before the first step."""
+        if self.device.type not in CAPTURING_DEVICES or self.why_not_captured:
+            return None
+        return CapturedStep(self._update, self.network, self.optimizer, mixes(self.augmentations))
+
+    @property
+    def why_not_captured(self) -> str | None:
+        """Why the steps can't be a CUDA graph, in words; None where they can."""
+        if self.group.size > 1:
+            return "several processes train together"
+        passes = len(self.group.micro_batches(self.batch, self.micro_batch))
+        return why_not_captured(self.recipe, self.spec, self.optimizer, passes)
+
+    def _rate(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step; as a float32 where it may become a tensor, so that both ways are the same."""
+        rate = self.rate(epoch, step)
+        return float(np.float32(rate)) if self.device.type in CAPTURING_DEVICES else rate
 
     def _memory_format(self, network: Network) -> torch.memory_format:
         return memory_format(network, self.device, self.precision)
@@ -100,26 +124,41 @@ class Stepper:
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
         torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
-        x, targets = self._augmented(epoch, step, rows, self.seed)
+        x, labels = self._augmented(epoch, step, rows, self.seed)
         weights = self._weights(rows)
         x = x.contiguous(memory_format=self.format)
+        loss, correct = self._captured_update(x, labels, weights, self._rate(epoch, step))
+        self.averages.on_step_end(self.network)
+        return loss, correct
+
+    def _captured_update(self, x: Tensor, labels: Labels, weights: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        """Update the weights by a batch, as one CUDA graph where that can be."""
+        if self.captured is not None:
+            try:
+                return self.captured(x, labels, weights, rate)
+            except NotCapturedError as error:
+                self.captured = None
+                self.note(f"its step can't be one CUDA graph, and is taken kernel by kernel ({error})")
+        return self._update(x, labels, weights)
+
+    def _update(self, x: Tensor, labels: Labels, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Update the weights by a batch, in micro-batches. Return its mean loss and its number of right answers."""
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        parts = self.group.micro_batches(len(rows), self.micro_batch)
+        parts = self.group.micro_batches(len(x), self.micro_batch)
         for part in parts:
             with self.group.no_sync(self.model) if part != parts[-1] else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                     logits = self.model(x[part])
                     taught = self.data.teacher(x[part]) if self.data.teacher else None
                 logits = logits.float()
-                part_loss = self.objective(logits, targets, part, taught, weights) * (len(logits) / len(rows))
+                part_loss = self.objective(logits, labels, part, taught, weights) * (len(logits) / len(x))
                 (part_loss * self.group.size).backward()  # type: ignore[no-untyped-call]  # DDP takes the mean over processes
             loss += part_loss.detach()
-            correct += (logits.argmax(1) == targets.first[part]).sum()
+            correct += (logits.argmax(1) == labels.first[part]).sum()
         if self.spec.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.averages.on_step_end(self.network)
         return loss, correct
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
@@ -132,7 +171,7 @@ class Stepper:
 
     def _shuffled(self, epoch: int, seed: int) -> Tensor:
         order = self._generator(seed, epoch, "order", "cpu")
-        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)]
+        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)].to(self.data.images.device)
 
     def _fit_images(self) -> Iterator[Tensor]:
         """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""

@@ -76,6 +76,7 @@ class TrainingResult:
         micro_batch: Images per forward pass.
         precision: "float32" or "bfloat16".
         resumed_from: Number of epochs that a checkpoint brought.
+        captured: Whether the steps were taken as one CUDA graph.
     """
 
     network: Network
@@ -83,6 +84,7 @@ class TrainingResult:
     micro_batch: int
     precision: str
     resumed_from: int
+    captured: bool = False
 
     def seconds(self, first: int = 0) -> float:
         """Return the seconds of training from epoch `first` on, evaluation left out, time before an interruption included."""

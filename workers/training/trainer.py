@@ -102,7 +102,9 @@ class Trainer:
         stepper = self.stepper
         network = stepper.averaged_network() if member.averaged else stepper.evaluated_networks()[member.lane]
         history = list(self.histories[member.lane])
-        result = TrainingResult(network, history, stepper.micro_batch, stepper.precision, self.resumed_from)
+        result = TrainingResult(
+            network, history, stepper.micro_batch, stepper.precision, self.resumed_from, stepper.captured is not None
+        )
         self.publish(member, result)
         self.missing.remove(member)
         return result

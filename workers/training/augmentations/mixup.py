@@ -25,7 +25,10 @@ class Mixup(Augmentation):
         """Mix a batch."""
         import torch
 
-        gammas = torch._standard_gamma(torch.full((2,), self.strength, device=x.device), generator=generator)
+        source = generator
+        if x.device.type == "cuda":  # the share is a number here, and nobody waits for a GPU to say it
+            source = torch.Generator().manual_seed(generator.initial_seed())
+        gammas = torch._standard_gamma(torch.full((2,), self.strength), generator=source)
         share = float(gammas[0] / gammas.sum()) if float(gammas.sum()) > 0 else 1.0
         other = torch.randperm(len(x), generator=generator, device=x.device)
         return x * share + x[other] * (1 - share), Labels(labels.first, labels.first[other], share, other)

@@ -1,0 +1,64 @@
+"""Save a fused ONNX file as a model that MLflow serves: the file, and the few modules of Conclave that answer requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+from pathlib import Path
+
+SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
+SERVED_MODULES = ("__init__.py", "data/__init__.py", "data/images.py", "tracking/__init__.py", "tracking/served_model.py")
+SERVED_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pi-heif", "pillow")
+
+
+def save_served_model(onnx_file: Path, target: Path) -> None:
+    """Write a fused ONNX file as a model that MLflow serves by `ServedModel`, without a pickle.
+
+    Args:
+        onnx_file: The ONNX file.
+        target: The folder to write, which is not there yet.
+    """
+    import mlflow
+    import numpy as np
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    classes = onnx.load(str(onnx_file)).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    # No schema of the inputs: MLflow would cut floats down to uint8 by it, without a word, and refuse image files.
+    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]))
+    with tempfile.TemporaryDirectory() as work:
+        mlflow.pyfunc.save_model(
+            str(target),
+            loader_module=f"{SERVED_PACKAGE}.tracking.served_model",
+            data_path=str(onnx_file),
+            code_paths=[str(_copy_served_modules(Path(work)))],
+            signature=signature,
+            input_example=[_grey_png()],  # in MLflow's page of the model, and tried now
+            pip_requirements=[f"{name}=={_version(name)}" for name in SERVED_REQUIREMENTS],
+        )
+
+
+def _grey_png() -> str:
+    """Return a small image file in base64."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (128, 128, 128)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _copy_served_modules(work: Path) -> Path:
+    """Copy what serves a model to a package, whose name clashes with nothing that is installed. Return its folder."""
+    package, source = work / SERVED_PACKAGE, Path(__file__).parents[1]
+    for name in SERVED_MODULES:
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes((source / name).read_bytes())
+    return package
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)

@@ -1,0 +1,151 @@
+"""Take the steps of a training on a GPU as one CUDA graph: small kernels are bound by their launches, and a graph has only one.
+
+The step is one function over tensors that stay where they are. A GPU captures it once and replays it. Any other device can run
+the same function as it is, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from workers.config.extensions import Augmentation, Labels
+from workers.config.specs import MemberSpec, StudentSpec, TrainSpec
+from workers.errors import ConclaveError
+
+CAPTURING_DEVICES = ("cuda",)
+WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and optimizers make their state
+FUSED = (torch.optim.SGD, torch.optim.AdamW)
+Step = Callable[[Tensor, Labels, Tensor | None], tuple[Tensor, Tensor]]
+
+
+class NotCapturedError(ConclaveError):
+    """A GPU can't capture a step. The network and the optimizer are as they were before."""
+
+
+def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim.Optimizer, passes: int) -> str | None:
+    """Return why the steps of a training can't be a graph, in words; None where they can.
+
+    Args:
+        recipe: The recipe.
+        spec: What all trainings share.
+        optimizer: The optimizer.
+        passes: Number of backward passes of a step.
+    """
+    reasons = {
+        "a step has several micro-batches": passes > 1,
+        "gradients are clipped": spec.clip is not None,
+        "a student asks its teacher": isinstance(recipe, StudentSpec),
+        "the network is compiled": spec.compile is not None,
+        "the optimizer is the team's own": not (isinstance(optimizer, FUSED) and optimizer.defaults.get("fused")),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def mixes(augmentations: Sequence[Augmentation]) -> bool:
+    """Return whether any of the augmentations mixes images."""
+    return any(type(one).mix is not Augmentation.mix for one in augmentations)
+
+
+@dataclass
+class CapturedStep:
+    """A step over tensors that stay where they are.
+
+    Attributes:
+        step: Takes a step from images (N, 3, H, W), labels and weights; returns the mean loss and the number of right answers.
+        network: The network.
+        optimizer: Its optimizer.
+        mixes: Whether images are mixed, so that the labels have two parts.
+    """
+
+    step: Step
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    mixes: bool
+    graph: torch.cuda.CUDAGraph | None = field(default=None, init=False)
+    _inputs: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _outputs: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, x: Tensor, labels: Labels, weights: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
+        """Take a step at a learning rate. What it returns is overwritten by the next one."""
+        given = {"x": x, "first": labels.first, "rate": torch.tensor(rate)}
+        if self.mixes:
+            given |= {"second": labels.second, "share": torch.tensor(labels.share)}
+            given |= {"other": labels.other} if labels.other is not None else {}
+        if weights is not None:
+            given["weights"] = weights
+        if not self._inputs:
+            self._inputs = {name: value.to(x.device, copy=True) for name, value in given.items()}
+        for name, value in given.items():
+            self._inputs[name].copy_(value, non_blocking=True)
+        if x.device.type != "cuda":
+            return self._compute()
+        if self.graph is None:
+            self._capture()
+        assert self.graph is not None
+        assert self._outputs is not None
+        self.graph.replay()
+        return self._outputs
+
+    def _compute(self) -> tuple[Tensor, Tensor]:
+        """Take a step from the inputs that are there. This is what a graph holds."""
+        held = self._inputs
+        labels = Labels(held["first"], held["first"])
+        if self.mixes:
+            labels = Labels(held["first"], held["second"], held["share"], held.get("other"))
+        for group in self.optimizer.param_groups:
+            group["lr"] = held["rate"]
+        return self.step(held["x"], labels, held.get("weights"))
+
+    def _capture(self) -> None:
+        """Capture the step. The network and the optimizer are afterwards as they were before."""
+        for settings in (*self.optimizer.param_groups, self.optimizer.defaults):
+            if "capturable" in settings:
+                settings["capturable"] = True
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with unchanged(self.network, self.optimizer):
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        self._compute()
+                torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                self._outputs = self._compute()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # as where a network of a user's own looks at a number on its way
+            raise NotCapturedError(str(error).partition("\n")[0]) from error
+        self.graph = graph
+
+
+@contextmanager
+def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put back, at the end, the tensors of a network and its optimizer, in place. State that came in between is zero then.
+
+    Zero is what the fused optimizers start from: their first step comes to the same.
+    """
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = {(parameter, name): value.clone() for parameter, name, value in _tensors(optimizer)}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in network.state_dict().items():
+                tensor.copy_(weights[name])
+            for parameter, name, value in _tensors(optimizer):
+                before = state.get((parameter, name))
+                value.zero_() if before is None else value.copy_(before)
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
+    """Yield each tensor of an optimizer's state, with its parameter and its name."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                yield parameter, name, value
