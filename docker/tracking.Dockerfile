@@ -25,5 +25,5 @@ USER 1000
 WORKDIR /srv/tracking
 EXPOSE 5000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
+    CMD ["python3", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 5000, timeout=4); c.request('GET', '/health'); assert c.getresponse().status in (200, 401)"]
 CMD ["conclave", "server", "--home", "/srv/tracking", "--host", "0.0.0.0"]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_line
 
 app = typer.Typer()
 
@@ -76,7 +76,7 @@ def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
             try:
                 sent += flush_outbox(outbox)
             except Exception as error:  # whatever a network, a server and a database can do
-                problems.add(f"{outbox.uri}: {str(error).splitlines()[0][:200]}")
+                problems.add(f"{outbox.uri}: {first_line(error)[:200]}")
         left += len(outbox.unsent())
     if as_json:
         print(json.dumps({"sent": sent, "left": left}))

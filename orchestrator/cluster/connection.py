@@ -9,24 +9,24 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.private_folder import PrivateFolder
-from workers.errors import ConclaveError, RayLostError, UserInputError
+from orchestrator.cluster.reapers import Reapers
+from workers.errors import ConclaveError, RayLostError, UserInputError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
 NEEDED = ("gcs_server", "raylet")  # processes of a local Ray, without which nothing goes on; a raylet ends with its agents
 AWAY_SECONDS = 10.0  # for which a cluster's head may not answer
 LOOK_SECONDS = 2.0  # between two looks at a cluster's head
+WATCH_SECONDS = 0.5  # between two looks at whether Ray is there, while it does something for us
 ENDING_SECONDS = 15.0  # that Ray may take to disconnect
 ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
 
@@ -66,7 +66,7 @@ class Connection:
     """
 
     def __init__(self, address: str | None) -> None:
-        self.address, self.folder, self.reaper = address, None, None
+        self.address, self.folder, self.reapers = address, None, None
         self.is_lost, self.looked_at, self.answered_at = False, 0.0, time.monotonic()
         if address:
             probe(address)
@@ -74,7 +74,7 @@ class Connection:
         else:
             self.folder = PrivateFolder.make()
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **ON_LOOPBACK)
-            self.reaper = _start_reaper(self.folder)
+            self.reapers = Reapers(self.folder.path)
         _quiet()
         import ray
         import ray.util.scheduling_strategies
@@ -84,7 +84,7 @@ class Connection:
             self._connect()
         except Exception as error:  # whatever Ray raises where one of its processes does not live for long
             if address:
-                raise ConclaveError(f"--address {address}: Ray doesn't let us in ({_first_line(error)}).") from error
+                raise ConclaveError(f"--address {address}: Ray doesn't let us in ({first_line(error)[:200]}).") from error
             self._connect_anew()
 
     def _connect(self) -> None:
@@ -110,7 +110,7 @@ class Connection:
         try:
             self._connect()
         except Exception as error:  # as above
-            why = _first_line(error)
+            why = first_line(error)[:200]
             raise ConclaveError(f"Ray doesn't start on this machine ({why}). Nothing is lost: run again.") from error
         self.is_lost = False
 
@@ -119,8 +119,32 @@ class Connection:
         if not self.is_lost:
             self.is_lost = self._head_is_away() if self.address else self._has_died()
         if self.is_lost:
+            logging.getLogger("ray").setLevel(logging.CRITICAL)  # whoever still waits for it logs that it is gone, too
             what = f"the cluster's head at {self.address} doesn't answer" if self.address else "Ray ended on this machine"
             raise RayLostError(f"{what}. What is finished is kept: run the same command again.")
+
+    def watch(self, step: Callable[[], object]) -> None:
+        """Do what only Ray itself can look after, and end waiting for it where Ray is gone: Ray would wait a minute.
+
+        Ray would also end this process then, without a word of ours.
+
+        Raises:
+            RayLostError: If Ray is gone.
+            Exception: What the step raises while Ray is there.
+        """
+        ended: Future[object] = Future()
+
+        def do() -> None:
+            try:
+                ended.set_result(step())
+            except BaseException as error:
+                ended.set_exception(error)
+
+        threading.Thread(target=do, daemon=True, name="watched").start()
+        while not wait([ended], timeout=WATCH_SECONDS).done:
+            self.check()
+        self.check()
+        ended.result()
 
     def restart(self) -> bool:
         """Start a local Ray again, where it is gone; return whether that could be done. Raises ConclaveError."""
@@ -186,16 +210,12 @@ class Connection:
     def close(self) -> None:
         """Disconnect, and end a private Ray."""
         self._disconnect()
-        if self.reaper and self.reaper.stdin:
-            self.reaper.stdin.close()
+        if self.reapers:
+            self.reapers.dismiss()
 
 
 def _shape(bundle: Mapping[str, float]) -> frozenset[tuple[str, float]]:
     return frozenset(bundle.items())
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def probe(address: str, source: str = "--address") -> None:
@@ -207,12 +227,7 @@ def probe(address: str, source: str = "--address") -> None:
         raise UserInputError(f"{source} {address}: nobody answers there. Start Ray, or leave {source} out.") from None
 
 
-def _start_reaper(folder: PrivateFolder) -> subprocess.Popen[str]:
-    """Start the reaper, in a session of its own so that a signal to the driver's does not reach it. It removes the folder."""
-    command = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(os.getpid()), str(folder.path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
-
-
 def _quiet() -> None:
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # whoever asks a Ray that is gone would start another one
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_DEDUP_LOGS="0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.cluster.reaper import is_of_session
 from workers.errors import ConclaveError
 
 PREFIX = "clv-"
@@ -55,20 +56,21 @@ class PrivateFolder:
         return self.path / "r"
 
     def end_processes(self) -> None:
-        """End the processes of Ray that know the token."""
+        """End the processes of Ray that belong to the folder."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                is_ours = process.environ().get("RAY_AUTH_TOKEN_PATH") == str(self.token)
-                if is_ours and process.pid != os.getpid() and any(word in " ".join(process.cmdline()) for word in OF_RAY):
+                is_ray = any(word in " ".join(process.cmdline()) for word in OF_RAY)
+                if is_ray and process.pid != os.getpid() and is_of_session(process, self.path):
                     process.kill()
 
     @classmethod
     def remove_abandoned(cls) -> None:
-        """Remove the folders of drivers that died together with their reaper."""
+        """Remove the folders of drivers that died together with their reaper, and end what still runs of their Rays."""
         for place in _places():
             for path in place.glob(f"{PREFIX}*"):
                 with contextlib.suppress(OSError):
                     if path.is_dir() and path.lstat().st_uid == os.getuid() and not _has_owner(path):
+                        cls(path).end_processes()
                         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from orchestrator.execution.outcomes import Outcome
@@ -100,11 +100,17 @@ class MemberRuns:
         TrainingFolder.of(planned.job).remove_checkpoints()
 
     def import_remote(self) -> None:
-        """Download the trainings that only the tracking store has."""
+        """Download the trainings that only the tracking store has.
+
+        Raises:
+            StoreAwayError: If the store goes away meanwhile. Nothing is to be trained again for that.
+        """
         missing = [planned for planned in self.plan.members if not planned.artifact.done]
         runs = self.tracking.runs_with_tag(self.experiment, "state", "done") if missing else {}
         for planned in missing:
-            download_training(planned.artifact, self.tracking, runs.get(planned.signature))
+            run = runs.get(planned.signature)
+            if run and not download_training(planned.artifact, self.tracking, run):
+                self.tracking.has_run(run)  # which tells a store that is away from a run whose files are gone
 
     def collect(self, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
         """Download the trainings of machines with another disk, and create runs that could not be created before.
@@ -127,8 +133,8 @@ class MemberRuns:
 
     def _create(self, planned: PlannedMember) -> str:
         job, member, recipe = planned.job, planned.member, planned.job.recipe
-        parent = self.parent if job.fold is None else self.run_id(self.plan.of_member(member.name)[0])
         seed = job.seed_of(member.seed)
+        parent = self.parent if job.fold is None else self.run_id(self.plan.of_member(member.name)[0])
         tags = {
             "team": self.plan.team.name,
             "member": member.name,
@@ -138,10 +144,16 @@ class MemberRuns:
             "state": "pending",
             "mlflow.note.content": f"**{planned.label}**: {recipe.arch}, {recipe.optimizer.kind}, seed {seed}",
         }
-        run = self._created_before(planned) or self.tracking.create_run(self.experiment, planned.label, tags, parent)
-        settings = {"fold": job.fold, "fit_seed": seed, **recipe.record(member).model_dump(mode="json")}
-        self.tracking.log_params(run, flatten({**settings, "train": job.train.model_dump(mode="json")}), is_new=True)
+        known = self._created_before(planned)
+        run = known or self.tracking.create_run(self.experiment, planned.label, tags, parent)
+        self.tracking.log_params(run, _settings(planned), is_new=known is None)
         return run
+
+    def log_settings(self, signatures: Collection[str]) -> None:
+        """Log the settings of trainings whose runs are there; what a run has already stays."""
+        for planned in self.plan.members:
+            if planned.signature in signatures:
+                self.tracking.log_params(self.ids[planned.signature], _settings(planned))
 
     def _created_before(self, planned: PlannedMember) -> str | None:
         """Return the run of a request whose answer got lost, or None."""
@@ -179,3 +191,10 @@ class MemberRuns:
         self.outbox.tags(run, {"source": "this home", "weights_sha256": record.weights_sha256})
         self.outbox.metrics(run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
         self.outbox.status(run, "FINISHED", later_than(since), {"state": "done"})
+
+
+def _settings(planned: PlannedMember) -> dict[str, object]:
+    """Return the parameters of a member's run."""
+    job, member = planned.job, planned.member
+    settings = {"fold": job.fold, "fit_seed": job.seed_of(member.seed), **job.recipe.record(member).model_dump(mode="json")}
+    return flatten({**settings, "train": job.train.model_dump(mode="json")})

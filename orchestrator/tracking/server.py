@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -81,6 +82,8 @@ class Server:
     def _answers(self) -> bool:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
+        except urllib.error.HTTPError:  # it wants a password
+            return True
         except OSError:
             return False
         return True
@@ -128,7 +131,7 @@ class Server:
         """Return MLflow's command line."""
         artifacts = self.artifacts or str((self.home / "artifacts").absolute())
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
-        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
+        words = [sys.executable, "-m", "orchestrator.tracking.server_app", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_line
 from workers.tracking.database import SCHEME, path_of, uri_of
 
 ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
@@ -124,6 +124,5 @@ def _refusal(uri: str) -> str | None:
     try:
         TrackingClient(uri).client.search_experiments(max_results=1)
     except Exception as error:  # whatever a network, a server and a database driver can do
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return f"can't be used ({said[:200]})"
+        return f"can't be used ({first_line(error)[:200]})"
     return None

@@ -70,7 +70,8 @@ class SweepRuns:
             restart: Members to train afresh.
 
         Raises:
-            ConclaveError: If the store is away, or its experiment was deleted.
+            StoreAwayError: If the store does not answer. Calling it again goes on where it ended.
+            ConclaveError: If the experiment was deleted.
         """
         team, tracking, state = plan.team, TrackingClient(place.uri), place.folder.state()
         # A file's URI changes when its home is moved; its runs stay the same.
@@ -84,13 +85,15 @@ class SweepRuns:
         tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
         parent = parent or tracking.create_run(experiment, team.name, tags)
         outbox = _outbox(place, team.name)
-        ids = {**(known.runs if known else {}), **(tracking.runs_with_tag(experiment, "sweep", parent) if is_old else {})}
-        members = MemberRuns(tracking, outbox, plan, experiment, parent, ids)
+        kept = known.runs if known else {}
+        there = tracking.runs_with_tag(experiment, "sweep", parent) if is_old else {}
+        members = MemberRuns(tracking, outbox, plan, experiment, parent, {**kept, **there})
+        members.log_settings(there.keys() - kept.keys())  # whoever made them may have come no further
         runs = cls(place, plan, members, is_new=not known)
         if not known:
             settings = {"data": team.data.described(), "train": team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
-        Outbox.remove_leftovers(place.home.path, ids.values())
+        Outbox.remove_leftovers(place.home.path, members.ids.values())
         outbox.artifact(parent, place.folder.team)
         for planned in [planned for member in restart for planned in plan.of_member(member)]:
             members.restart(planned)

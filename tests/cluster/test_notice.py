@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +20,10 @@ import pytest
 
 from tests.faults.nodes import Nodes, tree
 from tests.faults.place import TEAM, Place, same
+from workers.diagnostics.waiting import wait_until
 from workers.runtime import preemption as notice
 
-LONG = TEAM.replace("epochs: 3", "epochs: 400").replace("  - {name: b, seed: 5}\n", "") + "retries: {errors: 0}\n"
+LONG = TEAM.replace("epochs: 3", "epochs: 6").replace("  - {name: b, seed: 5}\n", "") + "retries: {errors: 0}\n"
 
 
 class Provider(ThreadingHTTPServer):
@@ -83,17 +86,19 @@ def test_the_notice_tells_how_long_there_is(provider: Provider) -> None:
 
 def test_a_machine_with_a_notice_is_left_before_it_goes(provider: Provider, tmp_path: Path) -> None:
     reference = Place(tmp_path / "undisturbed", LONG).sweep("--inline")
-    place, nodes = Place(tmp_path / "p", LONG), Nodes()
+    place = Place(tmp_path / "p", LONG)
+    nodes = Nodes(place.env(fault="fit.step@a:60:stop"))  # in its third epoch, until it is told to go on
     try:
         ids = ["a" * 56, "b" * 56]
         machines = {node: nodes.add(node=node) for node in ids}
         process = place.start("--address", nodes.address, **nodes.env)
-        place.wait_for("a: epoch", 120)
+        assert wait_until(place.happened, 120), place.said()
         [taken] = [node for node, machine in machines.items() if _trains(machine.pid)]
         provider.notice = _in(60)
         command = [sys.executable, "-m", "workers.runtime.preemption", "--address", provider.address, "--node-id", taken]
         callback = subprocess.run(command, env=place.env(RAY_ADDRESS=nodes.address, **nodes.env), timeout=60, check=False)
         assert callback.returncode == 0
+        os.kill(int((place.folder / "faults" / place.happened()[0]).read_text()), signal.SIGCONT)
         place.wait_for("a: retry  its machine is being taken away", 60)
         assert place.checkpoints("a"), "from which it goes on"
         nodes.remove(machines[taken])

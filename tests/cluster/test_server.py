@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import multiprocessing
 import os
@@ -47,6 +48,10 @@ class Running:
     def env(self) -> dict[str, str]:
         return {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": self.password}
 
+    @property
+    def authorization(self) -> str:
+        return "Basic " + base64.b64encode(f"admin:{self.password}".encode()).decode()
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
@@ -79,6 +84,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def _answers(url: str) -> bool:
     try:
         urllib.request.urlopen(url, timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
     except OSError:
         return False
     return True
@@ -102,6 +109,32 @@ def test_nobody_gets_in_without_the_password_or_by_another_name(server: Running,
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)
     assert [e.name for e in TrackingClient(server.uri).client.search_experiments()] == ["Default"]
+
+
+def test_strangers_see_nothing_and_no_client_reads_the_server_s_files(server: Running) -> None:
+    for path in ("/health", "/api/3.0/mlflow/server-info", "/ajax-api/3.0/mlflow/server-info"):
+        assert _status(server.uri + path) == 401
+        assert _status(server.uri + path, Host="evil.example") == 403
+        assert _status(server.uri + path, Authorization=server.authorization) == 200
+    for location in ("file:///etc", "/etc", "s3://other/place"):
+        for version in ("/api/2.0", "/ajax-api/2.0"):
+            body = json.dumps({"name": f"thief{location}{version}", "artifact_location": location}).encode()
+            headers = {"Authorization": server.authorization, "Content-Type": "application/json"}
+            asked = urllib.request.Request(f"{server.uri}{version}/mlflow/experiments/create", body, headers)
+            with pytest.raises(urllib.error.HTTPError, match="400") as refused:
+                urllib.request.urlopen(asked, timeout=10)
+            assert "Leave it out." in json.loads(refused.value.read())["message"]
+
+
+def test_guesses_are_slowed_down_and_those_who_are_in_go_on(server: Running) -> None:
+    experiments = f"{server.uri}/api/2.0/mlflow/experiments/search?max_results=1"
+    guess = "Basic " + base64.b64encode(b"admin:a guess").decode()
+    seen = []
+    while 429 not in seen:  # each of the server's processes has its own count
+        seen.append(_status(experiments, Authorization=guess))
+        assert len(seen) < 100
+        assert _status(experiments, Authorization=server.authorization) in (200, 429)
+    assert set(seen) == {401, 429}
 
 
 def _write(home: str, uri: str, run: str, writer: int, env: dict[str, str]) -> None:

@@ -14,6 +14,11 @@ from orchestrator.cluster.private_folder import pid_space
 from tests.faults.place import TEAM, Place, left, same
 from workers.diagnostics.waiting import wait_until
 
+LOST = "conclave: Ray ended on this machine. What is finished is kept: run the same command again."
+SEARCH = (
+    TEAM.partition("members:")[0] + "members:\n  - {name: m, search: {trials: 2, epochs: 20000, grace: 20000, lr: [0.01, 0.3]}}\n"
+)
+
 
 def ended(place: Place, name: str) -> None:
     """End a process of the sweep's Ray by its name."""
@@ -24,15 +29,16 @@ def ended(place: Place, name: str) -> None:
     raise AssertionError(f"no {name} was seen")
 
 
-def folders() -> set[str]:
-    return {str(path) for path in Path("/tmp").glob("clv-*")}
+def folder_of(pid: int) -> Path:
+    """The folder of a driver's Ray. Others are there too, of tests that run side by side."""
+    [folder] = [path.parent for path in Path("/tmp").glob("clv-*/owner") if path.read_text().startswith(f"{pid} ")]
+    return folder
 
 
 def test_a_local_ray_is_private_and_started_again_where_it_ends_while_training(place: Place, undisturbed: dict[str, Any]) -> None:
-    before = folders()
     process = place.start(fault="fit.step@b:40:hang")
     place.wait_for("b: epoch")
-    [folder] = [Path(name) for name in folders() - before]
+    folder = folder_of(process.pid)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert list(folder.glob("r/session_*/sockets/raylet"))
     heard = {
@@ -65,14 +71,47 @@ def test_a_raylet_that_ends_while_fusing_is_started_again_and_the_second_time_it
     ended(place, "raylet")
     assert process.wait(timeout=60) == 1, place.said()
     assert time.monotonic() - began < 30
-    assert place.said().splitlines()[-1] == (
-        "conclave: Ray ended on this machine. What is finished is kept: run the same command again."
-    )
+    assert place.said().splitlines()[-1] == LOST
     assert "Traceback" not in place.said()
     assert left(everybody) == []
     again = place.sweep("--inline")
     assert again["trained"] == 0
     same(again, undisturbed)
+
+
+def test_reapers_that_are_killed_have_successors_and_one_is_enough(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM.replace("epochs: 3", "epochs: 100000"))
+    process = place.start()
+    place.wait_for("a: started")
+    first = reapers(place)
+    assert len(first) == 2
+    for reaper in first:
+        reaper.kill()
+    assert wait_until(lambda: len(set(reapers(place)) - set(first)) == 2, 20), "nobody would clean up after the driver"
+    everybody = place.watch()
+    ended(place, "gcs_server")
+    reapers(place)[0].kill()
+    process.kill()
+    process.wait(10)
+    assert left(everybody) == [], "what outlives its Ray is ended by the reaper that is left"
+
+
+def reapers(place: Place) -> list[psutil.Process]:
+    return [one for one in place.watch() if one.status() != psutil.STATUS_ZOMBIE and "reaper.py" in " ".join(one.cmdline()[:2])]
+
+
+def test_a_ray_that_ends_in_a_search_is_said_at_once(place_of: Callable[[str], Place]) -> None:
+    """Ray would end the driver after a minute, with words of its own."""
+    place = place_of(SEARCH)
+    process = place.start()
+    place.wait_for("m: searching")
+    everybody = place.watch()
+    assert wait_until(lambda: list((place.home / "searches").glob("*/search.json")), 90), place.said()
+    ended(place, "gcs_server")
+    assert process.wait(timeout=30) == 1, place.said()
+    assert place.said().splitlines()[-1] == LOST
+    assert "Traceback" not in place.said()
+    assert left(everybody) == []
 
 
 def until_fusing(place: Place) -> None:

@@ -92,3 +92,13 @@ def test_a_password_reaches_no_file_and_no_message(required: str, place_of: Call
     files = [path for path in place.folder.rglob("*") if path.is_file()]
     assert len(files) > (3 if required == "true" else 20)
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("name", ["tested.npy", "labels.npy", "store.json"])
+def test_a_packed_file_that_is_gone_is_made_again(name: str, place: Place, undisturbed: dict[str, Any]) -> None:
+    place.sweep("--inline")
+    next(place.home.glob(f"data/*/{name}")).unlink()
+    again = place.sweep("--inline")
+    assert again["trained"] == 0
+    same(again, undisturbed)
+    assert next(place.home.glob(f"data/*/{name}")).is_file()

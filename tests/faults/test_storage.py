@@ -244,6 +244,17 @@ def test_a_home_that_can_only_be_read_is_refused(place: Place, small: Callable[[
     assert "can't be written" in place.said() or "can be written to" in place.said()
 
 
+def test_a_home_that_is_deleted_in_mid_sweep_is_said(place_of: Callable[[str], Place]) -> None:
+    place = place_of(TEAM.replace("epochs: 3", "epochs: 3000"))
+    process = place.start("--inline")
+    place.wait_for("a: started")
+    for _ in range(20):  # a trainer that writes meanwhile makes some folders again
+        shutil.rmtree(place.home, ignore_errors=True)
+    assert process.wait(timeout=60) == 1, place.said()
+    assert "Traceback" not in place.said()
+    assert any("home/" in line and ("is gone" in line or "No such file" in line) for line in place.said().splitlines())
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, ("pwned", "w")

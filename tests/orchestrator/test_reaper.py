@@ -10,7 +10,36 @@ import psutil
 
 REAPER = Path(__file__).parents[2] / "orchestrator" / "cluster" / "reaper.py"
 SLEEP = "import time; time.sleep(60)"
+SENTENCE = "conclave: the command was ended from outside, or by Ray. What is finished is kept: run the same command again."
 DRIVER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}']); {SLEEP}"
+
+
+def started_for(driver: int, folder: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, str(REAPER), str(driver), str(folder)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_of_a_driver_that_ends_by_itself_it_says_nothing(tmp_path: Path) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", SLEEP])
+    reaper = started_for(driver.pid, tmp_path)
+    driver.kill()
+    driver.wait()
+    assert reaper.communicate("end\n", timeout=20)[1] == ""
+
+
+def test_of_two_reapers_whichever_is_left_speaks_and_both_together_say_it_once(tmp_path: Path) -> None:
+    """Somebody may kill one of them, and a moment later Ray the driver."""
+    for number, killed in enumerate((0, 1, None)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        driver = subprocess.Popen([sys.executable, "-c", SLEEP])
+        reapers = [started_for(driver.pid, folder) for _ in range(2)]
+        if killed is not None:
+            reapers[killed].kill()
+        driver.kill()
+        driver.wait()
+        said = [reaper.communicate(timeout=20)[1] for reaper in reapers]
+        assert sorted(said) == ["", f"{SENTENCE}\n"]
 
 
 def test_it_ends_what_a_killed_driver_leaves_behind_and_nothing_else(tmp_path: Path) -> None:
@@ -23,13 +52,12 @@ def test_it_ends_what_a_killed_driver_leaves_behind_and_nothing_else(tmp_path: P
     try:
         while not (below := psutil.Process(driver.pid).children()):
             time.sleep(0.05)
-        reaper = subprocess.Popen([sys.executable, str(REAPER), str(driver.pid), str(tmp_path)], stdin=subprocess.PIPE, text=True)
+        reaper = started_for(driver.pid, tmp_path)
         time.sleep(1.5)
         driver.kill()
         driver.wait()
-        assert reaper.stdin
-        reaper.stdin.close()
-        assert reaper.wait(timeout=20) == 0
+        assert reaper.communicate(timeout=20)[1] == f"{SENTENCE}\n", "the driver had no chance to say anything"
+        assert reaper.returncode == 0
         assert not below[0].is_running() or below[0].status() == psutil.STATUS_ZOMBIE, "seen below the driver while it lived"
         assert started.wait(1) == -9, "knows the token"
         assert other.poll() is None, "names the folder, and knows another token"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from mlflow.exceptions import MlflowException
 
+from orchestrator import sweep
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan
+from orchestrator.sweep import SweepOptions, _PreparedSweep
 from orchestrator.tracking import member_runs as runs
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from tests.factories import planned, record
-from workers.errors import ConclaveError, UserInputError
+from workers.errors import ConclaveError, StoreAwayError, UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -189,3 +194,74 @@ def test_a_clock_that_was_set_back_leaves_no_run_with_an_old_status(tmp_path: Pa
     finished(monkeypatch, first.signature)
     assert one.flush(30) == 0
     assert state_of(one, one.ids[first.signature]) == ("FINISHED", "done")
+
+
+@dataclass
+class Prepared:
+    """A sweep that is about to open its runs, in a store that answered a moment ago."""
+
+    sweep: _PreparedSweep
+    made: Plan
+    said: list[str]
+
+
+def prepared(made: Plan, home: Path, uri: str) -> Prepared:
+    folder, said = Home(home).sweep("t"), list[str]()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    (home / "team.yaml").write_text(TEAM)
+    options = SweepOptions(Home(home), make_executor=Mock(), say=said.append)
+    place = SweepPlace(home / "team.yaml", Home(home), folder, uri)
+    return Prepared(_PreparedSweep(place, options, Mock(team=made.team)), made, said)
+
+
+def test_a_store_that_went_away_before_the_first_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = prepared(planned(TEAM, tmp_path), tmp_path, Home(tmp_path).tracking_uri)
+    kind = type(TrackingClient(one.sweep.place.uri).client)
+    log_batch, answers = kind.log_batch, iter(["away", "here"])
+
+    def is_away_first(*given: Any, **named: Any) -> None:
+        if next(answers, "here") == "away":
+            raise MlflowException("Max retries exceeded")
+        log_batch(*given, **named)
+
+    monkeypatch.setattr(kind, "log_batch", is_away_first)
+    monkeypatch.setattr("workers.diagnostics.waiting.time.sleep", lambda seconds: None)
+    opened_runs = one.sweep._open_runs(one.made, [])
+    found = opened_runs.tracking.client.search_runs([opened_runs.members.experiment], max_results=100)
+    assert len(found) == 1 + len(one.made.members), "the run that was there already is none too many"
+    assert all(run.data.params for run in found), "whose settings had not arrived, too"
+    assert one.said == []
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_store_that_stays_away_before_the_first_run(required: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "AWAY_SECONDS", 0.0)
+    text = TEAM + f"tracking: {{uri: 'http://127.0.0.1:9', required: {str(required).lower()}}}\n"
+    one = prepared(planned(text, tmp_path), tmp_path, "http://127.0.0.1:9")
+    if required:
+        with pytest.raises(StoreAwayError, match=r"tracking http://127\.0\.0\.1:9: .* run again"):
+            one.sweep._open_runs(one.made, [])
+        return
+    opened_runs = one.sweep._open_runs(one.made, [])
+    assert opened_runs.tracking.uri == one.sweep.place.uri == Home(tmp_path).tracking_uri
+    assert len(opened_runs.ids) == len(one.made.members)
+    assert "Tracked in" in one.said[0]
+
+
+def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(TEAM, tmp_path)
+    one, first = opened(made, tmp_path), made.members[0]
+    one.outbox.status(one.ids[first.signature], "FINISHED", runs.now_ms() + 1, {"state": "done"})
+    flush_outbox(one.outbox)
+    one.import_remote_trainings()
+    assert not first.artifact.done, "its files are gone, so it is trained again"
+
+    def is_away(*_: object, **__: object) -> None:
+        raise MlflowException("Max retries exceeded")
+
+    monkeypatch.setattr(type(one.tracking.client), "get_run", is_away)
+    monkeypatch.setattr(TrackingClient, "download", lambda *_, **__: None)
+    with pytest.raises(StoreAwayError):
+        one.import_remote_trainings()
