@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test test-all check guard bench chaos table lock
+.PHONY: install demo test test-all check guard bench chaos damage table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -22,16 +22,23 @@ test: install
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
 
 # What `make test` leaves out: faults, clusters, whole sweeps. Files with whole sweeps come first, so that none is left for the end.
+# Much of it is waiting, so three share two cores.
 test-all: install
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow --durations 25
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install
 	$(BIN)/python -m benchmarks.chaos --kills 200 --seed 1 --files 10000
 
+# Outside CI, half an hour or more: each file of a home is damaged in five ways, under every command. Writes damage.json beside it.
+damage: install
+	$(BIN)/python -m benchmarks.damage --every 3
+
 # The accuracy table from the outputs that are kept under benchmarks/results/table/; `python -m benchmarks.table train` adds to them.
+# With FEATURES=DIR concat's optima are checked on the members' features too: benchmarks/concat.py says where to get them.
 table: install
 	$(BIN)/python -m benchmarks.table
+	$(if $(FEATURES),$(BIN)/python -m benchmarks.concat $(FEATURES))
 
 # Ratios that hold on any machine, with wide margins: part of CI.
 guard: install

@@ -3,8 +3,8 @@
 Each round draws a team of small networks on digits, sweeps it from an empty folder while SIGKILL hits it from the first
 second on, and then sweeps it again undisturbed, to compare. What is hit: the driver, trainers, the fusion actor, Ray's own
 processes, all of them at once, or two. The command is given again whenever the driver fell. In a third of the rounds two
-sweeps share the home; in another third the tracking server is away half of the time. It ends with an error at the first
-broken promise, which it names with the seed that shows it again. Then mutated team files go through `validate`, in process.
+sweeps share the home; in another third the tracking server is away half of the time. Each broken promise is named with the seed
+that shows it again, and its round's folder stays. Mutated team files go through `validate`, in process.
 
     python -m benchmarks.chaos --kills 200 --seed 1 --files 10000
 """
@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +33,10 @@ import onnx
 import psutil
 
 from benchmarks.machine import describe, write_result
-from orchestrator.config import loader as config
-from orchestrator.config import yaml_document as teamfile
+from benchmarks.mutations import Broken, check, validate_mutated
 from tests.faults.mlflow_server import Server
 from tests.faults.place import Place, begun, left, points, weights
-from workers.errors import ConclaveError
+from workers.diagnostics.waiting import wait_until
 from workers.storage.manifest import read_manifest
 from workers.storage.tensor_folder import load_tensors
 from workers.tracking.client import TrackingClient
@@ -46,16 +44,19 @@ from workers.tracking.client import TrackingClient
 LONGEST = 900.0  # seconds that one command may take
 KINDS = ("driver", "driver", "trainer", "trainer", "trainer", "fusion", "gcs", "raylet", "agent", "group", "pair")
 ACTORS = {"trainer": "ray::TrainerActor", "fusion": "ray::FusionActor", "gcs": "gcs_server", "agent": "Agent", "raylet": "raylet"}
-DELAYS = {"trainer": 4.0, "fusion": 8.0}  # seconds after there is one; of all others, after the command began:
+DELAYS = {"trainer": 4.0, "fusion": 3.0}  # seconds after there is one, for which is waited; of all others, at once or after:
+PATIENCE = 40.0  # seconds
 OTHERS_DELAY = 25.0  # a start takes ten seconds and more
 KILLS_A_ROUND = 12
 ROUNDS_AT_ONCE = 2
 AWAY = (2.0, 6.0)  # seconds that a failing tracking server is away, and there, at most
-SAID = ("Ray ended on this machine", "the fusion actor died", "Ray doesn't start on this machine")  # before exit 1: give it again
-
-
-class Broken(Exception):
-    """A promise that did not hold."""
+# What is said before exit 1 where the same command is to be given again.
+SAID = (
+    "Ray ended on this machine",
+    "the fusion actor died",
+    "Ray doesn't start on this machine",
+    "ended from outside, or by Ray",
+)
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Tally:
     commands: int = 0
     fits: int = 0
     points: int = 0
-    files: int = 0
+    broken: list[str] = field(default_factory=list)
 
 
 def team_text(draw: random.Random, name: str = "tiny", seed: int = 0, uri: str = "") -> str:
@@ -100,19 +101,23 @@ def team_text(draw: random.Random, name: str = "tiny", seed: int = 0, uri: str =
     )
 
 
-def campaign(first: int, kills: int, tally: Tally) -> list[int]:
-    """Rounds side by side until so many kills were made; gives their seeds. The first broken promise ends it."""
+def campaign(first: int, kills: int, tally: Tally, at_once: int = ROUNDS_AT_ONCE) -> list[int]:
+    """Rounds, so many side by side, until so many kills were made; gives their seeds. A broken promise ends its round."""
     seeds: list[int] = []
-    with ThreadPoolExecutor(ROUNDS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         running: set[Future[None]] = set()
         while sum(tally.kills.values()) < kills or running:
-            while len(running) < ROUNDS_AT_ONCE and sum(tally.kills.values()) < kills:
+            while len(running) < at_once and sum(tally.kills.values()) < kills:
                 seeds.append(first + len(seeds))
                 print(f"seed {seeds[-1]}", flush=True)
                 running.add(pool.submit(run_round, seeds[-1], KILLS_A_ROUND, tally))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for round_ in ended:
-                round_.result()
+                try:
+                    round_.result()
+                except Broken as broken:
+                    print(broken, flush=True)
+                    tally.broken.append(str(broken))
     return seeds
 
 
@@ -226,8 +231,10 @@ def disturbed(places: list[Place], seed: int, draw: random.Random, wanted: int, 
 def hit(place: Place, draw: random.Random, everybody: dict[str, list[psutil.Process]], tally: Tally) -> bool:
     """Kill a process of a random kind, at a random moment. False where there is none by then."""
     kind = draw.choice(KINDS)
+    if kind in DELAYS:
+        wait_until(lambda: _named(place, kind), PATIENCE, give_up=lambda: _has_ended(place))
     time.sleep(draw.uniform(0.0, DELAYS.get(kind, OTHERS_DELAY if draw.random() < 0.3 else 3.0)))
-    if place.process is None or place.process.poll() is not None:
+    if _has_ended(place):
         return False
     everybody[place.label] = place.watch()
     targets = _targets(place, kind, draw)
@@ -250,8 +257,16 @@ def _targets(place: Place, kind: str, draw: random.Random) -> list[int]:
         return [process.pid for process in processes if _group(process) == place.process.pid]
     if kind == "pair":
         return [process.pid for process in draw.sample(processes, 2)] if len(processes) > 1 else []
-    named = [process.pid for process in processes if _is_called(process, ACTORS[kind])]
+    named = _named(place, kind)
     return [draw.choice(named)] if named else []
+
+
+def _has_ended(place: Place) -> bool:
+    return place.process is None or place.process.poll() is not None
+
+
+def _named(place: Place, kind: str) -> list[int]:
+    return [process.pid for process in place.watch() if _is_called(process, ACTORS[kind])]
 
 
 def _group(process: psutil.Process) -> int:
@@ -282,65 +297,6 @@ def whole(home: Path) -> None:
                 arrays[name]
 
 
-def check(holds: bool, seed: int, text: str) -> None:
-    if not holds:
-        raise Broken(f"BROKEN (seed {seed}): {text}")
-
-
-def mutated(draw: random.Random, texts: list[str]) -> str:
-    """A team file with a few random changes: cut, doubled, swapped, or strange characters."""
-    text = draw.choice(texts)
-    for _ in range(draw.randint(1, 3)):
-        at, size = draw.randrange(len(text) + 1), draw.randint(0, 12)
-        piece = draw.choice(
-            [
-                "",
-                text[at : at + size] * 2,
-                "".join(chr(draw.choice([draw.randrange(128), draw.randrange(0x3000), 0x1F600])) for _ in range(size)),
-                draw.choice(
-                    [
-                        "null",
-                        "-1",
-                        "1e999",
-                        ".nan",
-                        "[]",
-                        "{}",
-                        "&a",
-                        "*a",
-                        "!!python/name:os.system",
-                        "\t",
-                        "\x00",
-                        "'",
-                        "- ",
-                        ": ",
-                    ]
-                ),
-                draw.choice(texts)[at : at + 3 * size],
-            ]
-        )
-        text = text[:at] + piece + text[at + size :]
-    return text
-
-
-def fuzz(count: int, seed: int, tally: Tally) -> Iterator[str]:
-    """Mutated files through `validate`: accepted, or Rejected with a sentence; anything else is a broken promise."""
-    draw = random.Random(seed)
-    texts = [path.read_text() for path in Path(__file__).parent.parent.glob("examples/*.yaml")] + [
-        team_text(draw) for _ in range(20)
-    ]
-    for number in range(count):
-        text = mutated(draw, texts)
-        tally.files += 1
-        try:
-            config.resolve_team(teamfile.parse_document(text, Path("/somewhere/team.yaml")))
-            yield "accepted"
-        except ConclaveError as error:
-            check(error.exit_code == 2 and bool(str(error)), seed, f"file {number}: exit {error.exit_code}")
-            yield "rejected"
-        except Exception as error:
-            raise Broken(f"BROKEN (seed {seed}, file {number}): {type(error).__name__}: {error}\n{text!r}") from error
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
@@ -348,8 +304,9 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     options = parser.parse_args()
     tally, began = Tally(), time.monotonic()
-    outcomes = Counter(fuzz(options.files, options.seed, tally))
-    print(f"{tally.files} mutated team files: {dict(outcomes)}, no traceback", flush=True)
+    draw = random.Random(options.seed)
+    outcomes = Counter(validate_mutated(options.files, options.seed, [team_text(draw) for _ in range(20)]))
+    print(f"{options.files} mutated team files: {dict(outcomes)}, no traceback", flush=True)
     seeds = campaign(options.seed, options.kills, tally)
     result = {
         "kills": dict(tally.kills),
@@ -357,12 +314,15 @@ def main() -> None:
         "commands": tally.commands,
         "fits_compared": tally.fits,
         "metric_points_compared": tally.points,
-        "team_files": {"mutated": tally.files, **outcomes},
+        "team_files": {"mutated": options.files, **outcomes},
         "seeds": seeds,
+        "broken": [text[:300] for text in tally.broken],
         "minutes": round((time.monotonic() - began) / 60, 1),
     }
     write_result("chaos", " ".join(["python -m benchmarks.chaos", *sys.argv[1:]]), result)
     print(json.dumps({**result, "machine": describe()}, indent=1))
+    if tally.broken:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

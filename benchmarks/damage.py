@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe, write_result
-from tests.faults.place import SMALL, TEAM, weights
+from tests.faults.place import TEAM, Place, weights
 
+TEAM_TEXT = TEAM.replace("folds: 0", "folds: 2").replace("fusion: [vote]", "fusion: [vote, stack]")
 COMMANDS = {
     "sweep": ("sweep", "team.yaml", "--inline", "--json"),
     "status": ("status", "tiny"),
@@ -70,21 +70,13 @@ def prepare(folder: Path) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    folder.mkdir(parents=True)
-    (folder / "team.yaml").write_text(TEAM.replace("folds: 0", "folds: 2").replace("fusion: [vote]", "fusion: [vote, stack]"))
-    (folder / "small.py").write_text(SMALL)
+    place = Place(folder, TEAM_TEXT, prepared=False)
     (folder / "photos").mkdir()
     for i in range(3):
         Image.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)).save(folder / "photos" / f"{i}.png")
-    done = call(folder, "sweep")
-    assert done.returncode == 0, done.stderr
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
-
-
-def call(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "conclave", *COMMANDS[name], "--home", "home"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=600)
+    code = place.attempt(*COMMANDS["sweep"], "--home", "home")
+    assert code == 0, place.said()
+    return place.printed()
 
 
 def try_case(whole: Path, case: Case, expected: dict[str, Any]) -> str:
@@ -94,13 +86,14 @@ def try_case(whole: Path, case: Case, expected: dict[str, Any]) -> str:
         folder = Path(work, "d")
         shutil.copytree(whole, folder, symlinks=True)
         damage(folder / file)
-        done = call(folder, name)
-        said = done.stdout + done.stderr
+        place = Place(folder, TEAM_TEXT, prepared=False)
+        code = place.attempt(*COMMANDS[name], "--home", "home")
+        said = place.out.read_text(errors="replace") + place.err.read_text(errors="replace")
         what = f"{damage.__name__} {file}, {name}"
         if "Traceback" in said or "something unexpected" in said:
             return f"{what}: {said.splitlines()[-1][:300]}"
-        if done.returncode == 0:
-            if name == "sweep" and weights(json.loads(done.stdout.splitlines()[-1])) != weights(expected):
+        if code == 0:
+            if name == "sweep" and weights(place.printed()) != weights(expected):
                 return f"{what}: other weights"
             return "equal"
         return "named" if file.name in said or file.parent.name in said else f"{what}: {said.splitlines()[-1][:300]}"

@@ -18,6 +18,7 @@ from fusion.predictions import Floats, FusionInputs, Predictions, TeamPrediction
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost
 from fusion.selection.fitting import fit_all
+from orchestrator.fusing.steps import Steps
 
 MEMBERS, CLASSES, WIDTH, FOLDS = 10, 10, 512, 5
 FIT, FUSE, TEST = 45_000, 5_000, 10_000
@@ -28,8 +29,9 @@ def main() -> None:
     gathered = synthetic()
     seconds_to_make = time.perf_counter() - began
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    steps = Steps()
     began = time.perf_counter()
-    fitted = fit_all(gathered, FUSIONS.own_names())
+    fitted = fit_all(gathered, FUSIONS.own_names(), lambda name: steps.step(f"fitting {name}"))
     seconds = {"fitting all": time.perf_counter() - began}
     began = time.perf_counter()
     paid = {name: TrainingCost(1.0, (1.0,) * FOLDS) for name in (*gathered.names, "student")}
@@ -39,6 +41,7 @@ def main() -> None:
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     result = {
         "seconds": seconds,
+        "by_step": steps.seconds,
         "total": sum(seconds.values()),
         "peak_gib": most,
         "before_gib": before,

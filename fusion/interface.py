@@ -6,8 +6,9 @@ It has the name of its module. No other module knows one fusion from another.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor, nn
 
-    from fusion.predictions import Floats, FusionInputs, Predictions
+    from fusion.predictions import Floats, FusionInputs, Labels, Predictions
 
 DEFAULT = ("vote", "weighted", "concat", "stack")
 Networks = Literal["members", "fold trainings", "student"]
@@ -57,13 +58,14 @@ class FusionMethod(ABC):
 
     Class attributes:
         description: One line for people.
-        order: Place among the candidates by the cost of inference: a later one must earn its place in the recommendation.
+        order: Place in tables, and among candidates of equal cost in the recommendation.
         stored_name: Name by which exported models call what `combine` does. It never changes.
         asks: Which networks it asks at inference.
         pays_for: Which trainings had to be paid for it.
         learns_from_folds: Whether it learns from the outputs of fold trainings.
         needs_linear_heads: Whether every member has to end in a Linear layer.
         uses_features: Whether `combine` uses the networks' features.
+        learns_nothing: Whether nothing but the last stage is fitted: it is taken where the rows are too few to choose by.
     """
 
     description: ClassVar[str]
@@ -74,6 +76,7 @@ class FusionMethod(ABC):
     learns_from_folds: ClassVar[bool] = False
     needs_linear_heads: ClassVar[bool] = False
     uses_features: ClassVar[bool] = False
+    learns_nothing: ClassVar[bool] = False
 
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
@@ -89,6 +92,14 @@ class FusionMethod(ABC):
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the fusion, and return it."""
 
+    def fit_parts(self, inputs: FusionInputs, parts: Sequence[Labels]) -> list[Self]:
+        """Return one like this, which is not fitted yet, fitted on each of some parts of the *fuse* rows.
+
+        Nested cross-validation asks for that. A fusion that can fit all parts at once, and sooner, overrides it.
+        """
+        rows = len(inputs.fuse.labels)
+        return [copy.copy(self).fit(inputs if len(part) == rows else inputs.with_fuse(part)) for part in parts]
+
     @abstractmethod
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
@@ -96,6 +107,10 @@ class FusionMethod(ABC):
     def used(self, count: int) -> list[int]:
         """Return the positions of the members that it asks, of the `count` that it was fitted on, in its order of asking."""
         return list(range(count))
+
+    def shares(self, predictions: Predictions) -> list[float]:
+        """Return the share of rows for which it asks each member that it uses, in its order of asking."""
+        return [1.0] * len(self.used(len(predictions.logits)))
 
     @abstractmethod
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
@@ -149,6 +164,6 @@ def asks_for_student(names: Sequence[str]) -> bool:
     return any(FUSIONS[name].asks == "student" for name in names)
 
 
-def by_cost(names: Sequence[str]) -> list[str]:
-    """Return fusions in the order of their inference cost."""
+def by_order(names: Iterable[str]) -> list[str]:
+    """Return fusions in the order of tables."""
     return sorted(names, key=lambda name: (FUSIONS[name].order, name))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fusion.results import Metric
 from workers.data.summary import DataSummary
 
 State = Literal["done", "partial", "failed", "interrupted"]
@@ -50,13 +51,23 @@ class MemberState(BaseModel):
 
 
 class FusionSummary(BaseModel):
-    """A fusion in the summary: its scores on *test*, and its costs in trainings and inferences of the mean single member."""
+    """A fusion in the summary: its scores on *test*, and its costs in trainings and inferences of the mean single member.
+
+    Attributes:
+        test: Its scores on *test*; None where there are no *test* rows.
+        train_cost: Training seconds that had to be paid for it, in those of the mean single member.
+        inference_cost: Measured time of an inference, in those of the mean single member.
+        inference_ms_all_cores: Measured milliseconds per image on all cores.
+        compute_cost: Multiply-adds of an inference, in those of the mean single member.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     test: Headline | None
     train_cost: float
     inference_cost: float
+    inference_ms_all_cores: float = 0.0
+    compute_cost: float = 0.0
 
 
 class SweepSummary(BaseModel):
@@ -116,6 +127,7 @@ class Fingerprint(BaseModel):
         jobs: Signature of each training, by its label.
         fusion: Names of the fusions.
         quorum: Number of members that have to be done.
+        metric: What fusions are judged by; earlier versions wrote none.
         prices: Price of one trainer for an hour, by kind of machine.
     """
 
@@ -124,6 +136,7 @@ class Fingerprint(BaseModel):
     jobs: dict[str, str]
     fusion: list[str]
     quorum: int
+    metric: Metric = "nll"
     prices: dict[str, float] = Field(default_factory=dict)
 
 

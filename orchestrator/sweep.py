@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from orchestrator.execution.preflight import check_recipes
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing.interim import InterimReporter
 from orchestrator.fusing.request import make_request
+from orchestrator.fusing.steps import FILE, follow
 from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.planning.search import Search, resolve_recipes, run_no_search
@@ -32,11 +33,13 @@ from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
-from workers.errors import CorruptFileError, RayLostError, UserInputError
+from workers.diagnostics.waiting import retry_while
+from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError, first_line
 from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
+AWAY_SECONDS = 30.0  # for which a tracking store that went away is asked again
 INTERRUPTED_FLUSH_SECONDS = 2.0
 EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -116,7 +119,7 @@ def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[
         return None
     try:
         return Planner(team, store, options.home.path, import_paths).plan()
-    except CorruptFileError:  # packing sees to it
+    except (CorruptFileError, FileNotFoundError):  # packing sees to it
         return None
 
 
@@ -161,13 +164,32 @@ class _PreparedSweep:
         self._keep_team_file()
         for job in plan.jobs:
             TrainingFolder.of(job).remove_leftovers()
-        runs = SweepRuns.open(self.place, plan, options.restart)
-        for search in recipes.searches:
+        runs = self._open_runs(plan, recipes.searches)
+        if not runs.plan.todo and _is_unchanged(folder, runs.plan):
+            return self._repeat(runs.plan, runs)
+        return _ActiveSweep(self.place, self.options, runs.plan, runs).run()
+
+    def _open_runs(self, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
+        """Open the sweep's runs, and import what only the store has. Where the store went away, ask again for half a minute.
+
+        A team that does not require its store is tracked in the home then.
+        """
+        try:
+            return retry_while(StoreAwayError, lambda: self._open_at(self.place, plan, searches), AWAY_SECONDS)
+        except StoreAwayError as error:
+            if self.planner.team.tracking.required or self.place.uri == self.place.home.tracking_uri:
+                raise
+            self.options.say(f"{first_line(error)} Tracked in {self.place.home.path} instead.")
+            self.place = replace(self.place, uri=self.place.home.tracking_uri)
+            return self._open_at(self.place, plan, searches)
+
+    def _open_at(self, place: SweepPlace, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
+        """Open the sweep's runs in the store of `place`. Doing it again after a part of it does no harm."""
+        runs = SweepRuns.open(place, plan, self.options.restart)
+        for search in searches:
             runs.log_search(search)
-        plan = runs.import_remote_trainings()  # without what is to be trained afresh
-        if not plan.todo and _is_unchanged(folder, plan):
-            return self._repeat(plan, runs)
-        return _ActiveSweep(self.place, self.options, plan, runs).run()
+        runs.import_remote_trainings()  # without what is to be trained afresh
+        return runs
 
     def _keep_team_file(self) -> None:
         if self.place.team_file.resolve() != self.place.folder.team.resolve():
@@ -181,7 +203,8 @@ class _PreparedSweep:
         current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": runs.parent}
         summary = before.model_copy(update={**current, "trained": 0, "reused": len(plan.done)})
         if runs.is_new:
-            runs.finish(summary, run_note(summary), folder.details())
+            details = folder.details()
+            runs.finish(summary, run_note(summary, details), details)
         return _close(SweepResult(summary, EXIT_DONE), runs, folder)
 
 
@@ -230,7 +253,7 @@ class _ActiveSweep:
         details = self._with_ray(lambda: self._fuse(members))
         summary = self._report.summarize(members, outcomes, details)
         write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
-        self.runs.finish(summary, run_note(summary), details)
+        self.runs.finish(summary, run_note(summary, details), details)
         return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL, outcomes)
 
     def _with_ray(self, step: Callable[[], Answer]) -> Answer:
@@ -273,7 +296,8 @@ class _ActiveSweep:
         from orchestrator.fusing.step import fuse  # only now: nothing before needs what it imports
 
         request = make_request(self.plan, members, self.place.folder, self.runs)
-        return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
+        with follow(self.place.folder.logs / FILE, self.options.say):
+            return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
 
     def _interrupt(self) -> SweepResult:
         if self.executor:

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -12,6 +13,8 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("CONCLAVE_HOME", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("conclave", deadline=None)  # on a busy machine an example may take any time
+settings.load_profile("conclave")
 # Folders of what takes long: whole sweeps, faults and clusters. `make test` leaves them out, and `make test-all` runs them.
 SLOW = ("cluster", "end_to_end", "faults")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what the tests start would inherit it

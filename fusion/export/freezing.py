@@ -46,7 +46,7 @@ class FoldedConv(nn.Module):
 def freeze_for_inference(model: FusedModel, size: int) -> FusedModel:
     """Return the same function of images (N, size, size, 3), up to rounding. The original stays as it is."""
     members = [_freeze_network(cast(Network, member), size) for member in model.members]
-    return FusedModel(members, copy.deepcopy(model.combiner), model.temperature).eval()
+    return FusedModel(members, copy.deepcopy(model.combiner), model.temperature, model.flips).eval()
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import TINY
 from fusion.selection.fitting import FittedFusion
+from fusion.selection.networks import CandidateNetworks
 from workers.models.network import Network
 from workers.training.augmentation import to_float
-
-N = TypeVar("N", covariant=True)
 
 
 class Combiner(nn.Module):
@@ -62,56 +60,51 @@ class FusedModel(nn.Module):
         members: The networks, in the order in which the combiner takes them.
         combiner: Turns the networks' outputs into log-probabilities.
         temperature: The last stage.
+        flips: Whether every network also sees each image flipped from left to right. The features of the two are averaged.
     """
 
-    def __init__(self, members: Sequence[nn.Module], combiner: Combiner, temperature: float) -> None:
+    def __init__(self, members: Sequence[nn.Module], combiner: Combiner, temperature: float, flips: bool = False) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.combiner = combiner
         self.temperature = temperature
+        self.flips = flips
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of images."""
         x = to_float(images)
-        answer = None if torch.compiler.is_exporting() else self.combiner.ask_in_turn(list(self.members), x)
-        if answer is None:
-            features = [cast(Network, member).features(x) for member in self.members]
-            logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
-            answer = cast(Tensor, self.combiner(features, logits))
-        return self._calibrate(answer)
+        asks_all = self.flips or torch.compiler.is_exporting()
+        in_turn = None if asks_all else self.combiner.ask_in_turn(list(self.members), x)
+        return self.answer(x)[0] if in_turn is None else self._calibrate(in_turn)
+
+    def answer(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Ask all networks: (N, 3, H, W) float32 in [0, 1] -> probabilities (N, C), and the logits (N, C) of each network."""
+        features = [self._features(cast(Network, member), x) for member in self.members]
+        logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
+        return self._calibrate(cast(Tensor, self.combiner(features, logits))), logits
+
+    def _features(self, network: Network, x: Tensor) -> Tensor:
+        """Return a network's features (N, D), averaged over each image and its mirror image where the model flips."""
+        return features_with_flips(network, x) if self.flips else network.features(x)
 
     def _calibrate(self, log_probabilities: Tensor) -> Tensor:
         """Apply the temperature as `apply_temperature` does, which bounds probabilities: that counts at a high temperature."""
         return (log_probabilities.clamp(min=float(np.log(TINY))) / self.temperature).softmax(1)
 
 
-@dataclass(frozen=True)
-class CandidateNetworks(Generic[N]):
-    """The networks that fusions are made of, or something else about each of them, such as its specification.
+def features_with_flips(network: Network, x: Tensor) -> Tensor:
+    """Return a network's features (N, D), averaged over each image (N, 3, H, W) and its mirror image."""
+    return (network.features(x) + network.features(x.flip(3))) / 2
 
-    Attributes:
-        full: The full training of each member.
-        bags: The fold trainings of each member.
-        student: The student.
+
+def assemble(fitted: FittedFusion, networks: CandidateNetworks[nn.Module], flips: bool = False) -> FusedModel:
+    """Return a fitted fusion as a module, in evaluation mode.
+
+    Args:
+        fitted: The fusion.
+        networks: The networks of the team.
+        flips: Whether the networks also see each image flipped.
     """
-
-    full: Sequence[N]
-    bags: Sequence[Sequence[N]] = ()
-    student: N | None = None
-
-    def used(self, fitted: FittedFusion) -> list[N]:
-        """Return those that a fusion asks, in the order in which it asks them. Members without weight are left out."""
-        if fitted.method.asks == "student":
-            assert self.student is not None
-            return [self.student]
-        members = fitted.used(len(self.full))
-        if fitted.method.asks == "fold trainings":
-            return [network for i in members for network in self.bags[i]]
-        return [self.full[i] for i in members]
-
-
-def assemble(fitted: FittedFusion, networks: CandidateNetworks[nn.Module]) -> FusedModel:
-    """Return a fitted fusion as a module, in evaluation mode."""
     count = len(networks.full) if fitted.members is None else len(fitted.members)
     combiner = Combiner(type(fitted.method), fitted.method.arrays(fitted.method.used(count)))
-    return FusedModel(networks.used(fitted), combiner, fitted.temperature).eval()
+    return FusedModel(networks.used(fitted), combiner, fitted.temperature, flips).eval()

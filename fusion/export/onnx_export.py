@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from fusion.export.abstaining import OUTPUTS, AbstainingModel
 from fusion.export.freezing import freeze_for_inference
 from fusion.export.fused_model import FusedModel, restore_combiner
 from fusion.export.onnx_session import Images, predict_probabilities, torch_form
@@ -37,11 +38,13 @@ class ModelCard:
         specs: The member of each network in the model.
         classes: The class names, in the order of the probabilities.
         provenance: Where the model comes from, as values that JSON has.
+        level: Level of prediction sets, which become outputs beside the probabilities; None for probabilities alone.
     """
 
     specs: Sequence[MemberSpec]
     classes: Sequence[str]
     provenance: Mapping[str, Any]
+    level: float | None = None
 
 
 def export_model(model: FusedModel, card: ModelCard, target: Path, images: Images, expected: Floats) -> float:
@@ -61,7 +64,9 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
         ConclaveError: If it is more than TOLERANCE. Nothing is written then.
     """
     size = images.shape[1]
-    content = _to_onnx(freeze_for_inference(model, size), size, _metadata(card))
+    frozen = freeze_for_inference(model, size)
+    exported = frozen if card.level is None else AbstainingModel(frozen, card.level)
+    content = _to_onnx(exported, size, _metadata(card))
     difference = float(np.abs(predict_probabilities(content, images) - expected).max())
     if not difference <= TOLERANCE:
         raise ConclaveError(f"the exported model differs from the fusion by {difference:.2g}; nothing was written.")
@@ -72,7 +77,9 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
         "combiner": model.combiner.method.stored_name,
         "temperature": model.temperature,
         "weights_sha256": tensors_sha256(model.state_dict()),
+        **({"flips": True} if model.flips else {}),
         **card.provenance,
+        **({} if card.level is None else {"set_level": card.level}),
     }
     tensors = save({k: v.contiguous() for k, v in model.state_dict().items()})
     record_file, tensors_file = torch_form(target)
@@ -104,7 +111,8 @@ def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
     specs = [MemberRecord.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
     buffers = {k.removeprefix("combiner."): v for k, v in state.items() if k.startswith("combiner.")}
-    model = FusedModel(members, restore_combiner(record["combiner"], buffers), record["temperature"])
+    combiner = restore_combiner(record["combiner"], buffers)
+    model = FusedModel(members, combiner, record["temperature"], record.get("flips", False))
     model.load_state_dict(state)
     return model.eval()
 
@@ -114,8 +122,8 @@ def _metadata(card: ModelCard) -> dict[str, str]:
     return {"classes": json.dumps(list(card.classes)), **texts}
 
 
-def _to_onnx(model: FusedModel, size: int, metadata: dict[str, str]) -> bytes:
-    """Convert a model to ONNX with a dynamic batch: input `images`, output `probabilities`."""
+def _to_onnx(model: FusedModel | AbstainingModel, size: int, metadata: dict[str, str]) -> bytes:
+    """Convert a model to ONNX with a dynamic batch: input `images`, output `probabilities`, and `sets` and `disagreement`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -125,7 +133,7 @@ def _to_onnx(model: FusedModel, size: int, metadata: dict[str, str]) -> bytes:
             (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
             dynamo=True,
             input_names=["images"],
-            output_names=["probabilities"],
+            output_names=list(OUTPUTS if isinstance(model, AbstainingModel) else OUTPUTS[:1]),
             dynamic_shapes={"images": {0: torch.export.Dim("N")}},
             verbose=False,
         )

@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fusion.fitting.shrinkage import (
-    PENALTIES,
-    MemberWeightsProblem,
-    ShrinkageProblem,
-    Splits,
-    best_penalty,
-    cross_validated,
-    shuffled_splits,
-    solve_head,
-)
+from fusion.fitting.cross_validation import PENALTIES, Folds, SeparateFolds, best_penalty, cross_validated, shuffled_splits
+from fusion.fitting.joint_folds import JointFolds, Splits
+from fusion.fitting.logistic import fit_logistic
+from fusion.fitting.shrinkage import Head, MemberWeightsProblem, ShrinkageProblem, solve_head
 from fusion.interface import FusionMethod, NetworkOutputs, Trainings
 from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
 from fusion.metrics.scores import bootstrap
@@ -25,7 +19,6 @@ from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from sklearn.linear_model import LogisticRegression
     from torch import Tensor
 
 FEW_ROWS = 5000
@@ -69,18 +62,20 @@ def fit_head(predictions: Predictions, folds: Labels | None, penalty: float | No
     x, y = meta_features(predictions.logits, temperatures(predictions)), predictions.labels
     members, _, classes = predictions.logits.shape
     parameters = classes * (members * classes + 1)
-    form = "matrix" if len(y) >= ROWS_A_PARAMETER * parameters else "weights"
-    kind: type[ShrinkageProblem] = ShrinkageProblem if form == "matrix" else MemberWeightsProblem
     start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
-
-    def make_problem(x: Inputs, y: Labels) -> ShrinkageProblem:
-        return kind(x, y, start)
-
     splits = _splits(folds) if folds is not None else shuffled_splits(len(y))
-    losses = cross_validated(x, y, make_problem, splits, WEAKER if penalty is None else (np.inf, penalty))
+    form, kind, of_folds = _form(x, y, start, splits, len(y) >= ROWS_A_PARAMETER * parameters)
+    losses = cross_validated(of_folds, WEAKER if penalty is None else (np.inf, penalty))
     chosen = best_penalty(losses) if penalty is None else penalty
-    coef, intercept = solve_head(make_problem(x, y), chosen)
+    coef, intercept = solve_head(kind(x, y, start), chosen)
     return FittedHead(coef, intercept, chosen, form, len(y), losses[chosen], losses[np.inf])
+
+
+def _form(x: Inputs, y: Labels, start: Head, splits: Splits, is_matrix: bool) -> tuple[str, type[ShrinkageProblem], Folds]:
+    """Return the name of a form of heads, its problem, and the problems of its folds."""
+    if is_matrix:
+        return "matrix", ShrinkageProblem, JointFolds(x, y, [start] * len(splits), splits)
+    return "weights", MemberWeightsProblem, SeparateFolds(MemberWeightsProblem, x, y, start, splits)
 
 
 class LinearStack(FusionMethod):
@@ -130,7 +125,7 @@ class LinearStack(FusionMethod):
             return None
         return (
             f"{name} gains {self.gained_:.4f} nats over uniform averaging on OOF rows but {gain.mean():+.4f} "
-            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over. Prefer vote."
+            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over."
         )
 
     def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
@@ -203,8 +198,8 @@ def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
     seen = np.unique(y)
     coef, intercept = np.zeros((1, x.shape[1])), np.zeros(1)
     if len(seen) > 1:
-        model = _fitted(x, y, len(seen))
-        coef, intercept = model.coef_, model.intercept_
+        mean = softmax(x.reshape(len(x), -1, count).mean(1)[:, seen])
+        coef, intercept = _fitted(x, np.searchsorted(seen, y), mean)
     if len(seen) == 2 and len(coef) == 1:  # scikit-learn gives one row for two classes
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
     full, bias = np.zeros((count, x.shape[1])), np.full(count, np.log(TINY))
@@ -212,10 +207,12 @@ def _regression(x: Floats, y: Labels, count: int) -> tuple[Floats, Floats]:
     return full, bias
 
 
-def _fitted(x: Floats, y: Labels, classes: int) -> LogisticRegression:
-    """Fit by Newton's method where the Hessian is small: it converges to the last digit, and faster than lbfgs."""
+def _fitted(x: Floats, y: Labels, mean: Floats) -> tuple[Floats, Floats]:
+    """Fit by Newton's method where the Hessian is small: it converges to the last digit. `mean` is what the members say."""
     from sklearn.linear_model import LogisticRegression
 
-    if len(x) * (x.shape[1] * classes) ** 2 <= SMALL_HESSIAN:
-        return LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
-    return LogisticRegression(solver="lbfgs", max_iter=5000, tol=1e-4).fit(x, y)
+    classes = mean.shape[1]
+    if classes == 2 or len(x) * (x.shape[1] * classes) ** 2 <= SMALL_HESSIAN:
+        model = LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-8).fit(x, y)
+        return model.coef_, model.intercept_
+    return fit_logistic(x, y, mean)

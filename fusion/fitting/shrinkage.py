@@ -7,73 +7,18 @@ can't be trusted stays where averaging stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
 import numpy as np
 
 from fusion.metrics.calibration import fit_temperature
 from fusion.predictions import Floats, Inputs, Labels, log_softmax
 
-PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
-PATIENCE = 2
+SMALLEST_SCALE = 1e-6  # of an input, which is divided by it
 Head = tuple[Floats, Floats]  # coefficients (C, D) and intercept (C,)
-Splits = Sequence[tuple[Labels, Labels]]
-ProblemFactory = Callable[[Inputs, Labels], "ShrinkageProblem"]
 
 
 def solve_head(problem: ShrinkageProblem, penalty: float) -> Head:
     """Return the head on raw inputs for one penalty."""
     return problem.head(problem.solve(penalty, np.zeros(problem.shape)))
-
-
-def cross_validated(
-    x: Inputs, y: Labels, make_problem: ProblemFactory, splits: Splits, penalties: Sequence[float] = PENALTIES
-) -> dict[float, Floats]:
-    """Return the NLL of each row, (n,), by a head that was fitted without it, for each penalty that was tried.
-
-    Penalties are tried from the strongest down, until the NLL got no better PATIENCE times. Each weaker one starts from the
-    solution of the one before it, in the same fold: they are close together.
-
-    Args:
-        x: (n, D) inputs.
-        y: (n,) labels.
-        make_problem: Returns the problem of some rows.
-        splits: Fitted rows and held-out rows of each fold.
-        penalties: Penalties to try, the strongest first.
-    """
-    folds = [(make_problem(x[fitted_rows], y[fitted_rows]), held_out) for fitted_rows, held_out in splits]
-    deltas = [np.zeros(problem.shape) for problem, _ in folds]
-    by_penalty: dict[float, Floats] = {}
-    lowest, worse = np.inf, 0
-    for penalty in penalties:
-        by_penalty[penalty] = losses = np.zeros(len(y))
-        deltas = [problem.solve(penalty, start) for (problem, _), start in zip(folds, deltas, strict=True)]
-        for (problem, held_out), delta in zip(folds, deltas, strict=True):
-            losses[held_out] = problem.losses(delta, x[held_out], y[held_out])
-        if losses.sum() < lowest:
-            lowest, worse = losses.sum(), 0
-        elif (worse := worse + 1) == PATIENCE:
-            break
-    return by_penalty
-
-
-def best_penalty(losses: Mapping[float, Floats]) -> float:
-    """Return the strongest of the penalties with the lowest cross-validated NLL."""
-    return min(losses, key=lambda penalty: (losses[penalty].sum(), -penalty))
-
-
-def penalty_in_words(penalty: float) -> str:
-    """Return what a chosen penalty means, for the report."""
-    return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
-
-
-def shuffled_splits(rows: int) -> Splits:
-    """Return five folds, or as many as there are rows; none of a single row, by which nothing can be judged."""
-    from sklearn.model_selection import KFold
-
-    if rows < 2:
-        return []
-    return list(KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)))
 
 
 class ShrinkageProblem:
@@ -97,7 +42,7 @@ class ShrinkageProblem:
         self.x, self.one_hot = x, np.eye(len(intercept))[y]
         self.mean = x.mean(0, dtype=np.float64)
         square = np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x)
-        self.scale = np.maximum(np.sqrt(np.maximum(square - self.mean**2, 0.0)), 1e-6)
+        self.scale = np.maximum(np.sqrt(np.maximum(square - self.mean**2, 0.0)), SMALLEST_SCALE)
         self.shape = (len(intercept), x.shape[1] + 1)
 
     def solve(self, penalty: float, start: Floats) -> Floats:
@@ -144,7 +89,7 @@ class MemberWeightsProblem(ShrinkageProblem):
     def __init__(self, x: Inputs, y: Labels, start: Head) -> None:
         super().__init__(x, y, start)
         classes = len(start[1])
-        self.size = max(float(x.std()), 1e-6)
+        self.size = max(float(x.std()), SMALLEST_SCALE)
         members = x.reshape(len(x), -1, classes).transpose(1, 0, 2)
         self.columns = members.reshape(len(members), -1) / self.size  # (M, n * C): both products below run along memory
         self.shape = (len(self.columns),)

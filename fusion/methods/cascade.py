@@ -55,6 +55,11 @@ class Cascade(FusionMethod):
         """Return how many members each row took, (n,)."""
         return _stops(self._stages(predictions), self.threshold_) + 1
 
+    def shares(self, predictions: Predictions) -> list[float]:
+        """Return the share of rows for which each member is asked: all of them for the first."""
+        counts = self.count_networks(predictions)
+        return [float((counts > k).mean()) for k in range(len(self.order_))]
+
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the order of asking, the threshold, and how many networks a row takes."""
         asked = float(self.count_networks(predictions).mean())

@@ -7,20 +7,15 @@ there is a second logit vote, of members at their own temperatures; the one with
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from fusion.fitting.shrinkage import (
-    Head,
-    ShrinkageProblem,
-    best_penalty,
-    cross_validated,
-    penalty_in_words,
-    shuffled_splits,
-    solve_head,
-)
+from fusion.fitting.cross_validation import penalty_in_words, solve_parts
+from fusion.fitting.shrinkage import Head, ShrinkageProblem, solve_head
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import calibrated_losses, temperatures
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, softmax
@@ -29,6 +24,9 @@ from workers.errors import ConclaveError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
+
+FOLDS = 5  # by which each part chooses its penalty
+MOST_NUMBERS = 30_000_000  # of logits of all folds that are solved at once: a quarter of a gigabyte, a few times
 
 
 @FUSIONS.register
@@ -47,25 +45,49 @@ class Concat(FusionMethod):
     needs_linear_heads = True
     uses_features = True
 
+    coef_: Floats
+    intercept_: Floats
+    penalty_: float
+    start_: Head
+
     def __init__(self, penalty: float | None = None) -> None:
         self.penalty = penalty
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head on *fuse*. Raises ConclaveError where a member has no linear head."""
+        rows = np.arange(len(inputs.fuse.labels))
+        vars(self).update(vars(self.fit_parts(inputs, [rows])[0]))
+        return self
+
+    def fit_parts(self, inputs: FusionInputs, parts: Sequence[Labels]) -> list[Self]:
+        """Return one fitted on each part. As many are solved at once as memory allows: they share reading the inputs."""
         if not inputs.heads:
             raise ConclaveError("concat needs members that end in a Linear head.")
         x: Inputs = np.concatenate(inputs.fuse.features, axis=1)
         y = inputs.fuse.labels
-        self.start_ = averaging_head(inputs)
-        if self.penalty is None:
-            self.penalty_ = best_penalty(cross_validated(x, y, self._problem, shuffled_splits(len(y))))
-        else:
-            self.penalty_ = self.penalty
-        self.coef_, self.intercept_ = solve_head(self._problem(x, y), self.penalty_)
-        return self
+        light = replace(inputs, fuse=replace(inputs.fuse, features=()))  # a start needs no features
+        starts = [averaging_head(light.with_fuse(rows)) for rows in parts]
+        at_once = max(1, MOST_NUMBERS // (FOLDS * inputs.fuse.logits[0].size))
+        fitted: list[Self] = []
+        for first in range(0, len(parts), at_once):
+            some = slice(first, first + at_once)
+            solved = self._solved(x, y, starts[some], parts[some])
+            fitted += [self._with(start, *one) for start, one in zip(starts[some], solved, strict=True)]
+        return fitted
 
-    def _problem(self, x: Inputs, y: Labels) -> ShrinkageProblem:
-        return ShrinkageProblem(x, y, self.start_)
+    def _solved(self, x: Inputs, y: Labels, starts: Sequence[Head], parts: Sequence[Labels]) -> list[tuple[float, Head]]:
+        """Return the penalty and the head of each part."""
+        if self.penalty is None:
+            return solve_parts(x, y, starts, parts)
+        problems = [ShrinkageProblem(x[rows], y[rows], start) for start, rows in zip(starts, parts, strict=True)]
+        return [(self.penalty, solve_head(problem, self.penalty)) for problem in problems]
+
+    def _with(self, start: Head, penalty: float, head: Head) -> Self:
+        """Return one like this with a fitted head."""
+        made = copy.copy(self)
+        made.start_, made.penalty_ = start, penalty
+        made.coef_, made.intercept_ = head
+        return made
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
+from fusion.fitting.cross_validation import penalty_in_words
 from fusion.fitting.meta_learner import FEW_ROWS, LinearStack, fit_head
-from fusion.fitting.shrinkage import penalty_in_words
 from fusion.interface import FUSIONS, Description
 from fusion.metrics.calibration import temperatures
 from fusion.predictions import FusionInputs, Predictions

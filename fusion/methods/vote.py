@@ -23,6 +23,7 @@ class Vote(FusionMethod):
     description = "the mean of the members' probabilities"
     order = 30
     stored_name = "Average"
+    learns_nothing = True
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Give each member the same weight."""

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from fusion.fitting.shrinkage import shuffled_splits
+from fusion.fitting.cross_validation import shuffled_splits
 from fusion.interface import FUSIONS, Description
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import TINY
@@ -70,6 +70,7 @@ class Weighted(Vote):
 
     description = "the weighted mean of the members' probabilities"
     order = 50
+    learns_nothing = False
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Choose a candidate by cross-validation, and fit its weights on all *fuse* rows."""

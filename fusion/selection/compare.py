@@ -9,14 +9,14 @@ import numpy as np
 from fusion.interface import Description
 from fusion.metrics.scores import accuracy_gain, bootstrap, detectable, holm, per_class, reliability, scores
 from fusion.predictions import Floats, Labels, TeamPredictions
-from fusion.results import Answer, Comparison, HardRow, ReliabilityPoint, TestResults
-from fusion.selection.costs import TrainingCost, compute_matched_vote, seconds_by_training, training_seconds
+from fusion.results import Answer, Comparison, HardRow, Metric, ReliabilityPoint, TestResults
+from fusion.selection.costs import TrainingCost, by_training, compute_matched_vote, paid_for
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.recommendation import best_single
 
 
 def compare(
-    team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost]
+    team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost], metric: Metric = "nll"
 ) -> dict[str, Comparison]:
     """Return a row for each single member and each fusion.
 
@@ -25,16 +25,17 @@ def compare(
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
-        costs: Cost of each member, and of the student.
+        costs: Training seconds of each member, and of the student.
+        metric: The metric that tells the best single member.
     """
-    single = best_single(team, fitted)
-    mean_seconds = float(np.mean(list(seconds_by_training(team.names, costs).values())))
+    single = best_single(team, fitted, metric)
+    mean_seconds = float(np.mean(list(by_training(team.names, costs).values())))
     on_test = {name: _on_test(fusion, fitted, single, team) for name, fusion in fitted.items()}
     p_values = {name: r.against_single.p for name, r in on_test.items() if r.against_single and name not in team.names}
     adjusted = holm(p_values)  # so many comparisons were made
     rows = {}
     for name, fusion in fitted.items():
-        seconds, is_fusion = training_seconds(name, fusion, team, costs), name not in team.names
+        seconds, is_fusion = paid_for(name, fusion, team, costs), name not in team.names
         description = _description(fusion, team) if is_fusion else Description()
         rows[name] = Comparison(
             **dict(on_test[name]),

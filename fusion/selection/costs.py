@@ -1,4 +1,4 @@
-"""Count what candidates cost: measured training seconds, and the vote that the same seconds would have paid for."""
+"""Count what the trainings of candidates cost, and find the vote that the same training would have paid for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ROUNDING = 1 + 1e-9
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Measured training seconds of one member. A training that makes several members is paid for once.
+    """What training one member cost, in seconds or in multiply-adds. A training that makes several members is paid for once.
 
     Attributes:
-        full: Seconds of the full training, from its start until the member was made.
+        full: Cost of the full training, from its start until the member was made.
         folds: The same of each fold training.
         training: What tells the member's training from others; "" where it makes this member alone.
-        search: The member's share of the seconds that finding its recipe took.
+        search: The member's share of what finding its recipe cost.
     """
 
     full: float
@@ -32,13 +32,13 @@ class TrainingCost:
     training: str = ""
     search: float = 0.0
 
-    def seconds(self, fold: int | None = None) -> float:
-        """Return the seconds of a fold training, or of the full one, from its start until the member was made."""
+    def of(self, fold: int | None = None) -> float:
+        """Return the cost of a fold training, or of the full one, from its start until the member was made."""
         return self.full if fold is None else self.folds[fold]
 
 
-def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapping[str, TrainingCost]) -> float:
-    """Return the training seconds that a candidate had to be paid with.
+def paid_for(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapping[str, TrainingCost]) -> float:
+    """Return what the trainings cost that had to be paid for a candidate, in the unit of `costs`.
 
     A single member pays for itself, a stack for its fold trainings too, a bag for those alone, a student for its teachers too.
 
@@ -51,41 +51,41 @@ def training_seconds(name: str, fusion: FittedFusion, team: TeamPredictions, cos
     if name in team.names:
         return costs[name].full + costs[name].search
     members = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
-    paid, seconds = fusion.method.pays_for, sum(costs[m].search for m in members)
+    paid, total = fusion.method.pays_for, sum(costs[m].search for m in members)
     if "full" in paid:
-        seconds += sum(seconds_by_training(members, costs).values())
+        total += sum(by_training(members, costs).values())
     if "student" in paid:
-        seconds += costs["student"].full
+        total += costs["student"].full
     if "folds" in paid:
         folds = range(max(len(costs[m].folds) for m in members))
-        seconds += sum(sum(seconds_by_training(members, costs, fold).values()) for fold in folds)
-    return seconds
+        total += sum(sum(by_training(members, costs, fold).values()) for fold in folds)
+    return total
 
 
-def seconds_by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:
-    """Return the seconds of each training that made these members. Several members of one training share it.
+def by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:
+    """Return the cost of each training that made these members. Several members of one training share it.
 
     Args:
         members: Names of the members.
         costs: Cost of each member.
         fold: Fold index, or None for the full trainings.
     """
-    seconds: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name in members:
         training = costs[name].training or name
-        seconds[training] = max(seconds.get(training, 0.0), costs[name].seconds(fold))
-    return seconds
+        found[training] = max(found.get(training, 0.0), costs[name].of(fold))
+    return found
 
 
-def incremental_seconds(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> list[float]:
+def increments(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> list[float]:
     """Return what each member costs beside those before it in the list: the part of its training that none of these needed."""
     paid: dict[str, float] = {}
-    increments = []
+    found = []
     for name in members:
-        training, until = costs[name].training or name, costs[name].seconds(fold)
-        increments.append(max(0.0, until - paid.get(training, 0.0)))
+        training, until = costs[name].training or name, costs[name].of(fold)
+        found.append(max(0.0, until - paid.get(training, 0.0)))
         paid[training] = max(paid.get(training, 0.0), until)
-    return increments
+    return found
 
 
 def compute_matched_vote(
@@ -133,15 +133,15 @@ def _affordable_networks(
     """Return the logits on *fuse* and *test* of the networks that `seconds` trained; none where predictions are missing."""
     names = [team.names[m] for m in members]
     fuse, test = team.inputs.fuse, team.test
-    increments = incremental_seconds(names, costs)
+    costs_of_each = increments(names, costs)
     networks = [(fuse.logits[m], test.logits[m]) for m in members]
-    if seconds > sum(increments) * ROUNDING:
+    if seconds > sum(costs_of_each) * ROUNDING:
         if fuse.folds is None or test.folds is None or np.isnan(fuse.folds[members]).any():
             return []
         for fold in range(fuse.folds.shape[1]):
-            increments += incremental_seconds(names, costs, fold)
+            costs_of_each += increments(names, costs, fold)
             networks += [(fuse.folds[m, fold], test.folds[m, fold]) for m in members]
-    return networks[: int((np.cumsum(increments) <= seconds * ROUNDING).sum())]
+    return networks[: int((np.cumsum(costs_of_each) <= seconds * ROUNDING).sum())]
 
 
 def _vote(logits: list[Floats]) -> Floats:

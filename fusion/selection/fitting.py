@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -10,7 +11,7 @@ from typing import Self
 import numpy as np
 from sklearn.model_selection import KFold
 
-from fusion.interface import FUSIONS, FusionMethod, by_cost
+from fusion.interface import FUSIONS, FusionMethod, by_order
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions, softmax
@@ -76,44 +77,51 @@ def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: Fusio
         make_method: Returns an unfitted method.
         inputs: What the fusion may learn from.
     """
-    method, temperature = _fit_calibrated(make_method, inputs)
-    nested = np.zeros(inputs.fuse.logits.shape[1:])
-    rows = len(inputs.fuse.labels)
-    for fitted_rows, held_out in KFold(min(5, rows), shuffle=True, random_state=1).split(np.arange(rows)):
-        inner, inner_temperature = _fit_calibrated(make_method, inputs.with_fuse(fitted_rows))
-        nested[held_out] = apply_temperature(inner.predict_proba(inputs.fuse.take(held_out)), inner_temperature)
-    return FittedFusion(name, method, temperature, nested)
+    fuse, rows = inputs.fuse, np.arange(len(inputs.fuse.labels))
+    splits = list(KFold(min(5, len(rows)), shuffle=True, random_state=1).split(rows))
+    method, *without = make_method().fit_parts(inputs, [rows, *(fitted for fitted, _ in splits)])
+    nested = np.zeros(fuse.logits.shape[1:])
+    for inner, (fitted, held_out) in zip(without, splits, strict=True):
+        nested[held_out] = apply_temperature(inner.predict_proba(fuse.take(held_out)), _last_stage(inner, fuse.take(fitted)))
+    return FittedFusion(name, method, _last_stage(method, fuse), nested)
 
 
-def _fit_calibrated(make_method: Callable[[], FusionMethod], inputs: FusionInputs) -> tuple[FusionMethod, float]:
-    method = make_method().fit(inputs)
-    return method, fit_temperature(log_probabilities(method.predict_proba(inputs.fuse)), inputs.fuse.labels)
+def _last_stage(method: FusionMethod, predictions: Predictions) -> float:
+    """Return the temperature of a fitted method, from the rows that it was fitted on."""
+    return fit_temperature(log_probabilities(method.predict_proba(predictions)), predictions.labels)
 
 
-def fit_all(team: TeamPredictions, fusions: Sequence[str]) -> dict[str, FittedFusion]:
-    """Fit every member as a candidate of its own, and then the fusions, in the order of their inference cost.
+def fit_all(
+    team: TeamPredictions,
+    fusions: Sequence[str],
+    during: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> dict[str, FittedFusion]:
+    """Fit every member as a candidate of its own, and then the fusions, in the order of tables.
 
     A fusion that cannot be made of the team's predictions is left out; `left_out` says why.
 
     Args:
         team: The team's predictions.
         fusions: Names of the fusions to fit.
+        during: Returns a context for the time in which a fusion, or all members, are fitted.
 
     Returns:
         The candidates by name.
     """
     inputs = team.inputs
-    fitted = {name: fit_fusion(name, partial(Single, i), inputs) for i, name in enumerate(team.names)}
-    for name in by_cost(fusions):
+    with during("members"):
+        fitted = {name: fit_fusion(name, partial(Single, i), inputs) for i, name in enumerate(team.names)}
+    for name in by_order(fusions):
         method = FUSIONS[name]
         if method.why_impossible(inputs) is None:
             members = method.members_of(inputs)
-            fitted[name] = fit_fusion(name, method, inputs if members is None else inputs.only(members))
+            with during(name):
+                fitted[name] = fit_fusion(name, method, inputs if members is None else inputs.only(members))
             fitted[name].members = members
     return fitted
 
 
 def left_out(team: TeamPredictions, fusions: Sequence[str]) -> list[str]:
     """Return a sentence for each fusion that cannot be made of the team's predictions."""
-    reasons = {name: FUSIONS[name].why_impossible(team.inputs) for name in by_cost(fusions)}
+    reasons = {name: FUSIONS[name].why_impossible(team.inputs) for name in by_order(fusions)}
     return [f"{name} was left out: {reason}." for name, reason in reasons.items() if reason]

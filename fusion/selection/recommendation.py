@@ -1,31 +1,120 @@
-"""Recommend a candidate, on *fuse* alone."""
+"""Choose the candidate to use, on *fuse* alone: the cheapest one that is not surely worse than the best."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
-from fusion.interface import by_cost
-from fusion.metrics.calibration import nll
-from fusion.metrics.scores import nll_lower
-from fusion.predictions import TeamPredictions
+import numpy as np
+
+from fusion.interface import FUSIONS
+from fusion.metrics.scores import accuracy_gain, detectable, is_at_chance, loss_difference, row_losses, simultaneous_errors
+from fusion.predictions import Floats, TeamPredictions
+from fusion.results import FEWEST_ROWS, METRIC_NAMES, Choice, Metric
 from fusion.selection.fitting import FittedFusion
+from fusion.selection.networks import Effort
+
+PLAIN = 0.01  # by few rows, the largest McNemar p-value of the best score against the vote
 
 
-def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> str:
-    """Return the member with the lowest nested NLL on *fuse*."""
+def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion], metric: Metric = "nll") -> str:
+    """Return the member with the best nested score on *fuse*."""
     labels = team.inputs.fuse.labels
-    return min(team.names, key=lambda name: nll(fitted[name].nested, labels))
+    return min(team.names, key=lambda name: float(row_losses(fitted[name].nested, labels, metric).mean()))
 
 
-def recommend(team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> tuple[str, str]:
-    """Return the candidate to use, and why. A dearer candidate is taken only where it is surely better."""
+def recommend(
+    team: TeamPredictions, fitted: Mapping[str, FittedFusion], efforts: Mapping[str, Effort], metric: Metric = "nll"
+) -> tuple[str, Choice]:
+    """Return the candidate to use, and how it was chosen.
+
+    It is the cheapest candidate that is not surely worse than the one with the best score: by a paired bootstrap, at 95 % for
+    all candidates at once. Of candidates that cost the same, the one with the best score stands for all. Where the rows are too
+    few to choose by, it is the vote, which learns nothing from them; but not where even these show that it is worse.
+
+    Args:
+        team: The team's predictions.
+        fitted: The candidates by name.
+        efforts: What each candidate costs.
+        metric: What the score is.
+    """
     labels = team.inputs.fuse.labels
-    chosen = best_single(team, fitted)
-    why = f"{chosen} has the lowest NLL on fuse of the single members"
-    for name in by_cost([name for name in fitted if name not in team.names]):
-        probabilities, chosen_probabilities = fitted[name].nested, fitted[chosen].nested
-        is_as_accurate = (probabilities.argmax(1) == labels).sum() >= (chosen_probabilities.argmax(1) == labels).sum()
-        if is_as_accurate and nll_lower(probabilities, chosen_probabilities, labels):
-            why = f"{name} has a lower NLL on fuse than {chosen} with 95 % confidence, and is not less accurate"
-            chosen = name
-    return chosen, why
+    losses = {name: row_losses(fusion.nested, labels, metric) for name, fusion in fitted.items()}
+    means = {name: float(values.mean()) for name, values in losses.items()}
+    by_cost = cheapest_first(team.names, efforts)
+    best = min(by_cost, key=means.__getitem__)
+    errors = simultaneous_errors(losses, best)
+    equal = [name for name in by_cost if loss_difference(losses[name], losses[best], errors).interval[0] <= 0]
+    chosen = _without_learning(team.names, by_cost, best)
+    is_plain = chosen not in equal and accuracy_gain(fitted[best].nested, fitted[chosen].nested, labels).p <= PLAIN
+    is_decided = len(labels) >= FEWEST_ROWS or is_plain
+    if is_decided:
+        chosen = _cheapest(by_cost, efforts, means, equal)
+    cheaper = [name for name in by_cost[: by_cost.index(chosen)] if _is_cheaper(efforts[name], efforts[chosen])]
+    rivals = _rivals(chosen, losses, equal, cheaper)
+    return chosen, Choice(
+        metric=metric,
+        rows=len(labels),
+        is_decided=is_decided,
+        is_at_chance=is_at_chance(fitted[best].nested, labels),
+        best_score=best,
+        equal=equal,
+        lost=loss_difference(losses[chosen], losses[best], errors),
+        next_cheaper=cheaper[-1] if cheaper else None,
+        worth=loss_difference(losses[cheaper[-1]], losses[chosen], errors) if cheaper else None,
+        detectable=max(loss_difference(losses[name], losses[chosen], errors).detectable for name in rivals),
+        detectable_accuracy=max(detectable(fitted[name].nested, fitted[chosen].nested, labels) for name in rivals),
+    )
+
+
+def cheapest_first(members: Sequence[str], efforts: Mapping[str, Effort]) -> list[str]:
+    """Return candidates by multiply-adds of inference, then by those of training.
+
+    Of equal cost, members come before fusions, and fusions that learn nothing before others.
+    """
+
+    def cost(name: str) -> tuple[float, float, int, int]:
+        kind, order = (0, 0) if name in members else (1 if FUSIONS[name].learns_nothing else 2, FUSIONS[name].order)
+        return efforts[name].inference, efforts[name].training, kind, order
+
+    return sorted(efforts, key=cost)
+
+
+def _rivals(chosen: str, losses: Mapping[str, Floats], equal: Sequence[str], cheaper: Sequence[str]) -> list[str]:
+    """Return the candidates whose difference from the chosen one says what the rows can show; the chosen one if there are none.
+
+    They are those that are not surely worse than the best; else the next cheaper one; else the next best one. A candidate that
+    answers as the chosen one on every row says nothing.
+    """
+    differing = [name for name in losses if not np.array_equal(losses[name], losses[chosen])]
+    by_score = sorted(differing, key=lambda name: float(losses[name].mean()))
+    close = [name for name in equal if name in differing]
+    return close or [name for name in cheaper if name in differing][-1:] or by_score[:1] or [chosen]
+
+
+def _cheapest(by_cost: Sequence[str], efforts: Mapping[str, Effort], means: Mapping[str, float], equal: Sequence[str]) -> str:
+    """Return the cheapest of the candidates that are not surely worse than the best. Of equal cost, the best score counts."""
+    of_cost = (min(group, key=means.__getitem__) for _, group in groupby(by_cost, key=efforts.__getitem__))
+    return next(name for name in of_cost if name in equal)
+
+
+def _is_cheaper(one: Effort, other: Effort) -> bool:
+    return (one.inference, one.training) < (other.inference, other.training)
+
+
+def _without_learning(members: Sequence[str], by_cost: Sequence[str], best: str) -> str:
+    """Return the cheapest fusion that learns nothing from *fuse*; the best score where there is none, or one member alone."""
+    names = [name for name in by_cost if name not in members and FUSIONS[name].learns_nothing]
+    return names[0] if names and len(members) > 1 else best
+
+
+def why_chosen(chosen: str, choice: Choice) -> str:
+    """Return why a candidate was chosen, as a clause."""
+    metric, rows = METRIC_NAMES[choice.metric], f"the {choice.rows:,} fuse rows"
+    if not choice.is_decided:
+        return f"{rows} are too few to choose by, and {chosen} learns nothing from them"
+    if chosen != choice.best_score:
+        best = f"{choice.best_score}, which has the best {metric} on {rows}"
+        return f"it is the cheapest candidate that is not surely worse than {best}"
+    rest = "what is cheaper is surely worse" if choice.next_cheaper else "nothing is cheaper"
+    return f"it has the best {metric} on {rows}, and {rest}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -25,3 +29,30 @@ def check_writable(option: str, path: Path) -> None:
     if path.is_dir() or not path.resolve().parent.is_dir():
         problem = "is a folder" if path.is_dir() else "its folder is not there"
         raise UserInputError(f"{option} {path}: {problem}. Name a file.")
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
+    """Write rows one by one, so that any number of them fits into memory."""
+    import csv
+
+    csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+@contextmanager
+def new_file(option: str, path: Path) -> Iterator[TextIO]:
+    """Write a text file that is there once it is complete. Raises UserInputError where it cannot be written."""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise UserInputError(f"{option} {path}: can't be written ({error.strerror}).") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise UserInputError(f"{option} {path}: can't be written ({error.strerror}).") from None
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, check_writable
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, check_writable, new_file, write_csv
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
     from fusion.serving.outputs import Output
+    from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import SweepFolder
 
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
@@ -39,8 +37,9 @@ def fuse(
 ) -> None:
     """Fit the fusions again from finished trainings. Nothing is trained, and the sweep stays as it is."""
     from orchestrator.fusing.refit import join_sweeps, refit_fusions, select_members
-    from orchestrator.reporting.report import table_rows, verdict
+    from orchestrator.reporting.report import table_rows
     from orchestrator.reporting.tables import print_table
+    from orchestrator.reporting.verdict import verdict
 
     request = select_members(join_sweeps(home, name, method, also or ()), drop or (), only or ())
     details = refit_fusions(request)
@@ -49,7 +48,7 @@ def fuse(
         return
     rows = table_rows(request.members, details)
     print_table(list(FUSE_COLUMNS), [[row[key] for key in FUSE_COLUMNS] for row in rows])
-    for line in (verdict(details), details.diversity.verdict, *details.warnings):
+    for line in (*verdict(details), details.diversity.verdict, *details.warnings):
         print(line)
 
 
@@ -93,10 +92,10 @@ def predict(
     predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
     rows = map(_harmless, output.rows(predictions)) if spreadsheet else output.rows(predictions)
     if out is None:
-        _write_csv(sys.stdout, rows)
+        write_csv(sys.stdout, rows)
     else:
-        with _new_file(out) as file:
-            _write_csv(file, rows)
+        with new_file("--out", out) as file:
+            write_csv(file, rows)
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
@@ -149,45 +148,29 @@ def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
     return {row.path: row.label for row in rows}
 
 
-def _write_csv(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
-    """Write rows one by one, so that any number of images fits into memory."""
-    import csv
-
-    csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[TextIO]:
-    """Write a text file that is there once it is complete. Raises UserInputError where it cannot be written."""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserInputError(f"--out {path}: can't be written ({error.strerror}).") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise UserInputError(f"--out {path}: can't be written ({error.strerror}).") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 @app.command(epilog="Example: `conclave export digits --method stack --out stack.onnx`")
 def export(
     name: SweepName,
     method: Annotated[str | None, typer.Option(help="The fusion or the member to export.")] = None,
     out: Annotated[Path | None, typer.Option(help="The model file to write. The default is SWEEP-METHOD.onnx.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="An .npz file for the arrays that every fusion was made from.")] = None,
+    abstain: Annotated[
+        bool,
+        typer.Option("--abstain", help="Let the model also give `sets` of possible classes, and `disagreement`."),
+    ] = False,
+    flips: Annotated[
+        bool,
+        typer.Option("--flips", help="Let the model look at each image and its mirror image, at twice the computing."),
+    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write an 8-bit version too, and measure what it costs.")] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
+    from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import Home
 
+    if abstain and flips:
+        raise UserInputError("export: --abstain and --flips don't go together: the sets hold for answers without flips.")
     folder = Home(home).existing(name)
     if method is None and outputs is None:
         raise UserInputError("export: say what: --method NAME for a model, or --outputs FILE.npz.")
@@ -201,7 +184,7 @@ def export(
     if outputs:
         _export_outputs(folder, outputs)
     if method:
-        _export_model(home, name, method, target, int8)
+        _export_model(home, name, method, target, ExportOptions(abstain, flips, int8))
 
 
 def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
@@ -216,12 +199,13 @@ def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
     print(f"{outputs} is written.")
 
 
-def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) -> None:
+def _export_model(home: Path, name: str, method: str, target: Path, options: ExportOptions) -> None:
     from dataclasses import replace
 
     from fusion.interface import FUSIONS
+    from orchestrator.fusing.fitted_team import fit_team
     from orchestrator.fusing.refit import build_request
-    from orchestrator.fusing.step import fit_team, write_int8_model, write_model
+    from orchestrator.fusing.step import write_int8_model, write_model
 
     request = build_request(home, name)
     if method not in request.members and method not in FUSIONS:
@@ -230,11 +214,11 @@ def _export_model(home: Path, name: str, method: str, target: Path, int8: bool) 
     if method not in fitted_team.fitted:
         raise UserInputError(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
     try:
-        difference = write_model(request, fitted_team, method, target)
+        difference = write_model(request, fitted_team, method, target, options)
     except OSError as error:
         raise UserInputError(f"--out {target}: can't be written ({error.strerror}).") from None
     print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
-    if int8:
+    if options.int8:
         integer_target = target.with_name(f"{target.name.removesuffix('.onnx')}.int8.onnx")
         loss = write_int8_model(request, fitted_team, target, integer_target)
         print(f"{integer_target} is written: right on {loss}.")

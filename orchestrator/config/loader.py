@@ -16,7 +16,7 @@ from orchestrator.config import yaml_document
 from orchestrator.config.resolution import NOT_OF_A_RECIPE, Resolution
 from orchestrator.config.rules import RULES, STUDENT_RULES, TRAINING_RULES
 from orchestrator.config.team import Team
-from orchestrator.config.team_file import TeamFile
+from orchestrator.config.team_file import MOST_MEMBERS, TeamFile
 from orchestrator.config.yaml_document import Document, KeyPath, dotted
 from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
@@ -69,6 +69,9 @@ def resolve_team(document: Document, data: Path | None = None) -> Team:
     except ValidationError as error:
         raise _refusal(document, [*problems, *(_problem(document, details) for details in error.errors())]) from None
     resolution = Resolution(file, document.path.resolve().parent, data)
+    if (members := resolution.number_of_members()) > MOST_MEMBERS:
+        text = f"members: {members} of them; a team has {MOST_MEMBERS} at most"
+        raise _refusal(document, [*problems, (document.line(("members",)), text)])
     problems += _problems_of_members(document, resolution)
     if problems:
         raise _refusal(document, problems)

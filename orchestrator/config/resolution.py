@@ -55,6 +55,7 @@ class Resolution:
             fusion=fusion,
             student=self._student() if file.student or asks_for_student(fusion) else None,
             tracking=file.tracking.model_copy(update={"experiment": file.tracking.experiment or file.name}),
+            metric=file.metric,
             quorum=min(file.quorum, members),
             prices=prices,
             budget=file.budget,
@@ -78,6 +79,15 @@ class Resolution:
     def places(self) -> list[KeyPath]:
         """Return the places of the members' entries in the file."""
         return [("members", index) for index in range(len(self.file.members))]
+
+    def number_of_members(self) -> int:
+        """Return how many members the entries ask for."""
+        return sum(self._copies_of(_merge(self.defaults, _written(entry))) for entry in self.file.members)
+
+    @staticmethod
+    def _copies_of(values: Values) -> int:
+        kept = (values.get("search") or {}).get("keep", 1)
+        return int((values.get("count") or 1) * values.get("snapshots", 1) * kept * (2 if values.get("average") else 1))
 
     def trainings(self, place: KeyPath) -> list[MemberSpec]:
         """Return the recipes of the trainings that an entry asks for. Raises pydantic.ValidationError as `team` does."""

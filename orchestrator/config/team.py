@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from fusion.interface import FUSIONS
+from fusion.results import Metric
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, Retries, TrackingSpec
 from workers.config.specs import DataSpec, MemberRecord, MemberSpec, StudentSpec, TrainSpec
 from workers.config.strict import Strict
@@ -25,6 +26,7 @@ class Team(Strict):
         fusion: The fusions to fit.
         student: The student's recipe, where `fusion` asks for one.
         tracking: Where the sweep is tracked.
+        metric: What fusions are judged by.
         quorum: Number of members that must be done for a fusion; at most as many as there are.
         prices: Price of one trainer for an hour, by kind of machine.
         budget: A limit of hours or of cost.
@@ -42,6 +44,7 @@ class Team(Strict):
     fusion: tuple[str, ...]
     student: StudentSpec | None
     tracking: TrackingSpec
+    metric: Metric
     quorum: int
     prices: Mapping[str, float]
     budget: Budget

@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from fusion.interface import FUSIONS
+from fusion.results import Metric
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
 from workers.config.architectures import check_arch, describe_arch
 from workers.config.extensions import OPTIMIZERS, Kinds, OptimizerSpec, OwnOptimizer
@@ -24,6 +25,7 @@ from workers.config.specs import CROSS_ENTROPY, DataSpec, TrainSpec, check_loss
 from workers.config.strict import Name, Shorthand, Strict
 
 MOST_COPIES = 1000
+MOST_MEMBERS = 10_000
 
 
 def _branch(value: Any) -> str:
@@ -126,6 +128,7 @@ class TeamFile(Strict):
     student: StudentEntry | None = Field(None, description="How the student of `fusion: [student]` is trained.")
     resources: Resources | None = Field(None, description="What one training asks of a machine.")
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
+    metric: Metric = Field("nll", description="What fusions are judged by: nll, accuracy or balanced_accuracy.")
     quorum: int = Field(2, ge=1, description="Number of members that must be done for a fusion.")
     prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field(
         {}, description="Price of a trainer for an hour, by machine."

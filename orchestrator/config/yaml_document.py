@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from workers.errors import UserInputError
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000  # aliases of aliases of aliases end here
+MAX_PARTS = 20_000  # lines, and entries of lists and mappings in a line: parsing more takes many seconds
+MAX_DEPTH = 200  # brackets in brackets
 
 KeyPath = tuple[str | int, ...]
 
@@ -92,6 +95,11 @@ def read_document(path: Path, hint: str = "") -> Document:
 
 def parse_document(text: str, path: Path) -> Document:
     """Parse YAML text; `path` is for the messages. Raises UserInputError."""
+    if sum(map(text.count, "\n,[{")) > MAX_PARTS or _depth(text) > MAX_DEPTH:
+        raise UserInputError(
+            f"{path}: more than {MAX_PARTS} lines and entries, or more than {MAX_DEPTH} brackets in each other, "
+            "which none of our YAML files has. Check the path. `count: N` makes many members that differ in their seed."
+        )
     try:
         root = YAML(typ="rt", pure=True).load(text)
         if not isinstance(root, CommentedMap):
@@ -108,6 +116,12 @@ def parse_document(text: str, path: Path) -> Document:
         first = (str(error) or type(error).__name__).split("\n")[0]
         raise UserInputError(f"{path}: not valid YAML ({first}).") from None
     return Document(path, values, root)
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets are open at most, counting those in quotes too."""
+    steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
+    return max(accumulate(steps), default=0)
 
 
 def _plain(node: Any, count: list[int]) -> Any:

@@ -16,7 +16,7 @@ from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, first_line
 from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
@@ -119,7 +119,7 @@ class RayExecutor:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except self.ray.exceptions.RayError as error:
                 self.connection.check()
-                reason = str(error).splitlines()[0]
+                reason = first_line(error)
             finally:
                 self._end(actor)
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({reason}). Run again: nothing is trained again.")

@@ -78,16 +78,11 @@ class Tuner:
                 storage_path=folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=3),
-                callbacks=[_keeper(search, self.say, self.connection.check)],
+                callbacks=[keeper(search, self.say, self.connection.check)],
             ),
         )
         self.say(f"{search.label}: searching, {search.left} of {search.space.trials} trials left")
-        try:
-            tuner.fit()
-        except Exception:  # whatever Tune raises where its Ray is gone
-            self.connection.check()
-            raise
-        self.connection.check()
+        self.connection.watch(tuner.fit)
         if search.left:
             raise ConclaveError(f"search of {search.label}: {search.left} trials did not come to an end. Run again.")
 
@@ -196,7 +191,7 @@ def _searcher(search: Search) -> Any:
     return Recorded(metric="loss", mode="min")
 
 
-def _keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]) -> Any:
+def keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]) -> Any:
     """Return Tune's callback that records what happens to trials, and looks whether Ray lives."""
     from ray import tune
 
@@ -225,8 +220,8 @@ def _keeper(search: Search, say: Callable[[str], None], check: Callable[[], None
             record.state = "done" if len(record.epochs) >= search.epochs else "stopped"
             loss = f"loss {record.epochs[-1]['loss']:.4f}" if record.epochs else "no epoch"
             text = f"{record.state} after {len(record.epochs)} epochs, {loss}"
+            search.save()  # before anybody hears of it
             say(f"{search.label}: trial {describe_choice(record.choice)}: {text}")
-            search.save()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             search.trials[self.names[trial.trial_id]].state = "failed"

@@ -69,7 +69,7 @@ class InterimReporter:
         except ConclaveError:
             return  # the fusion step, which can't do without a damaged artifact, reports it
         fitted = fit_all(team, FUSIONS)
-        candidates = (best_single(team, fitted), *FUSIONS)
+        candidates = (best_single(team, fitted, self.plan.team.metric), *FUSIONS)
         accuracy = {name: scores(fitted[name].nested, team.inputs.fuse.labels).accuracy for name in candidates}
         text = ", ".join(f"{name} {value:.2%}" for name, value in accuracy.items())
         self.say(f"so far, with {len(roots)} of {len(self.plan.team.members)} members, on fuse: {text}")

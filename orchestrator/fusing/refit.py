@@ -125,7 +125,8 @@ def _plan_of(home: Path, name: str) -> Plan:
     team = resolve_team(document, Path(state.data) if state.data else None)
     store = Store(Path(home, "data", state.store)) if state.store else find_store(team.data, home)
     if store is None or not (store.folder / "store.json").is_file():
-        raise UserInputError(f"sweep {name}: its packed data is gone from {home}/data. Run `conclave sweep` again.")
+        folder_of_data = store.folder if store else f"{home}/data"
+        raise UserInputError(f"sweep {name}: its packed data is gone from {folder_of_data}. Run `conclave sweep` again.")
     if damaged := damaged_file(store):
         raise CorruptFileError(f"{store.folder / damaged}: damaged. `conclave sweep` packs the data again.")
     recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))
@@ -136,6 +137,9 @@ def _plan_of(home: Path, name: str) -> Plan:
 
 def refit_fusions(request: FusionRequest) -> FusionDetails:
     """Fit the fusions and return what they come to. Nothing is written, so the sweep's own results stay as they are."""
-    from orchestrator.fusing.step import evaluate_fusions, fit_team
+    from orchestrator.fusing.fitted_team import fit_team
+    from orchestrator.fusing.measurement import all_cores
+    from orchestrator.fusing.step import evaluate_fusions
 
-    return evaluate_fusions(request, fit_team(request))
+    with all_cores() as threads:
+        return evaluate_fusions(request, fit_team(request), threads)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fusion.results import Metric
 from workers.config.specs import DataSpec, MemberRecord
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
@@ -54,6 +55,7 @@ class FusionRequest:
         student: The student and the location of its training, where it is done.
         prices: Price of one trainer for an hour, by kind of machine.
         searched: Seconds of search that finding a member's recipe took.
+        metric: What candidates are judged by.
     """
 
     sweep: Path
@@ -71,6 +73,22 @@ class FusionRequest:
     student: tuple[MemberRecord, ArtifactLocation] | None = None
     prices: Mapping[str, float] = field(default_factory=dict)
     searched: Mapping[str, float] = field(default_factory=dict)
+    metric: Metric = "nll"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an exported model is to have.
+
+    Attributes:
+        abstains: Whether it also gives prediction sets and the members' disagreement.
+        flips: Whether its networks also see each image flipped from left to right.
+        int8: Whether there is to be an 8-bit version too.
+    """
+
+    abstains: bool = False
+    flips: bool = False
+    int8: bool = False
 
 
 def make_request(
@@ -113,6 +131,7 @@ def make_request(
         student=(student.job.recipe.record(student.member), location(student)) if student and has_student else None,
         prices=plan.team.prices,
         searched=plan.searched,
+        metric=plan.team.metric,
     )
 
 

@@ -2,123 +2,113 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusion.export.fused_model import CandidateNetworks, FusedModel, assemble
+from fusion.export.flips import predict_with_flips
+from fusion.export.fused_model import assemble
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.quantization import CALIBRATION_ROWS, QuantizationLoss, measure_loss, quantize
+from fusion.metrics.conformal import fit_level
+from fusion.metrics.contributions import contributions
 from fusion.metrics.diversity import diversity
-from fusion.predictions import LabelledRows, TeamPredictions, load_predictions
-from fusion.results import Candidate, FusionDetails
+from fusion.predictions import TeamPredictions, softmax
+from fusion.results import Candidate, Contribution, FusionDetails
 from fusion.selection.compare import compare, hardest_rows
-from fusion.selection.costs import TrainingCost
-from fusion.selection.fitting import FittedFusion, fit_all, left_out
-from fusion.selection.recommendation import best_single, recommend
-from orchestrator.fusing.request import FusionRequest
+from fusion.selection.costs import paid_for
+from fusion.selection.doubts import find_suspects, measure_abstention
+from fusion.selection.fitting import FittedFusion
+from fusion.selection.networks import CandidateNetworks
+from fusion.selection.recommendation import best_single, recommend, why_chosen
+from orchestrator.fusing.costs import efforts, training_costs
+from orchestrator.fusing.fitted_team import FittedTeam, fit_team
+from orchestrator.fusing.measurement import MOST_IMAGES, InferenceCost, all_cores, measure_inference
+from orchestrator.fusing.next_steps import next_steps
+from orchestrator.fusing.request import ExportOptions, FusionRequest
+from orchestrator.fusing.steps import FILE, Steps
+from orchestrator.fusing.warnings import still_improving, warn
 from orchestrator.home import SweepFolder
-from workers.config.specs import MemberSpec
-from workers.data.splits import get_split
 from workers.data.store import Store
+from workers.diagnostics.callback import Epoch
 from workers.diagnostics.faults import fault_point
-from workers.models.build import import_from
-from workers.models.network import Network
-from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact
 
-PARITY_ROWS = 256
-TIMED_BATCH = 64
-TIMED_TURNS = 5
+MOST_PARITY_ROWS, FEWEST_PARITY_ROWS, PARITY_PIXELS = 256, 16, 1 << 21
+SUSPECTS_SHOWN = 12
+DEFAULTS = ExportOptions()
 
 
 def fuse(request: FusionRequest) -> FusionDetails:
     """Fit, score, choose and export. Write outputs.npz, fused.onnx and fusion.json, and return the content of fusion.json."""
-    fitted_team = fit_team(request)
-    fault_point("fusion.fit")
-    details = evaluate_fusions(request, fitted_team)
     folder = SweepFolder(request.sweep)
-    save_outputs(fitted_team.team, fitted_team.fitted, Store(request.store), folder.outputs)
-    parity = write_model(request, fitted_team, details.recommended, folder.model)
-    details = details.model_copy(update={"parity": parity})
+    steps = Steps(folder.logs / FILE)
+    with all_cores() as threads:
+        fitted_team = fit_team(request, steps)
+        fault_point("fusion.fit")
+        details = evaluate_fusions(request, fitted_team, threads, steps)
+        with steps.step("writing the outputs"):
+            save_outputs(fitted_team.team, fitted_team.fitted, Store(request.store), folder.outputs)
+        with steps.step(f"exporting {details.recommended}"):
+            parity = write_model(request, fitted_team, details.recommended, folder.model)
+    details = details.model_copy(update={"parity": parity, "seconds": steps.seconds})
     folder.keep_details(details)
     return details
 
 
-@dataclass(frozen=True)
-class FittedTeam:
-    """A team with its predictions, its fitted fusions and its networks.
+def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: int, steps: Steps | None = None) -> FusionDetails:
+    """Return scores, costs, diversity, warnings and the recommendation. Writes nothing.
 
-    Attributes:
-        team: The predictions.
-        fitted: The candidates by name.
-        networks: The networks; fold trainings only where a fusion uses them.
-        full: Folder of each member's full training.
-        folds: Folders of each member's fold trainings.
-        student: Folder of the student's training, if there is one.
+    Args:
+        request: The request.
+        fitted_team: The fitted team.
+        threads: Number of threads that a trainer has, by which inference is measured.
+        steps: Where each step is noted.
     """
-
-    team: TeamPredictions
-    fitted: dict[str, FittedFusion]
-    networks: CandidateNetworks[Network]
-    full: dict[str, Path]
-    folds: dict[str, list[Path]]
-    student: Path | None
-
-
-def fit_team(request: FusionRequest) -> FittedTeam:
-    """Load the artifacts and fit every fusion. The same artifacts give the same fusions."""
-    import_from(request.import_paths)
-    store = Store(request.store)
-    split = get_split(store, request.data, request.team_seed)
-    full = {name: location.download(request.uri) for name, location in request.full.items()}
-    folds = {name: [location.download(request.uri) for location in places] for name, places in request.folds.items()}
-    student = request.student[1].download(request.uri) if request.student else None
-    rows = LabelledRows(store.classes, np.asarray(store.labels), split.folds, split.fit)
-    team = load_predictions(full, folds, rows, student)
-
-    def network(root: Path, spec: MemberSpec) -> Network:
-        return restore(MemberArtifact(root), store.classes, store.size, spec)
-
-    members = [network(full[name], request.members[name]) for name in team.names]
-    fitted = fit_all(team, request.fusions)
-    is_bagged = any(fusion.method.asks == "fold trainings" for fusion in fitted.values())
-    bagged = team.names if is_bagged else ()
-    networks = CandidateNetworks(
-        members,
-        [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
-        network(student, request.student[0]) if request.student and student else None,
-    )
-    return FittedTeam(team, fitted, networks, full, folds, student)
-
-
-def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam) -> FusionDetails:
-    """Return scores, costs, diversity, warnings and the recommendation. Writes nothing."""
+    steps = steps or Steps()
     team, fitted = fitted_team.team, fitted_team.fitted
-    chosen, why = recommend(team, fitted)
+    images = torch.from_numpy(np.asarray(Store(request.store).images[team.fuse_rows[:MOST_IMAGES]]))
+    with steps.step("measuring inference"):
+        inference = measure_inference(team, fitted, fitted_team.networks, images, threads)
+    with steps.step("comparing"):
+        details = _compared(request, fitted_team, inference)
+    with steps.step("looking ahead"):
+        histories, rows = _histories(fitted_team), len(team.fuse_rows)
+        improving = [name for name in team.names if still_improving(name, histories[name], rows)]
+        return details.model_copy(update={"next_steps": next_steps(request, fitted_team, inference, improving)})
+
+
+def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> FusionDetails:
+    """Return the same but for the next steps, once inference is measured."""
+    team, fitted = fitted_team.team, fitted_team.fitted
+    chosen, choice = recommend(team, fitted, efforts(fitted_team, inference), request.metric)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
+    suspects = [suspect for suspect in find_suspects(team) if suspect.is_probable]
     return FusionDetails(
         recommended=chosen,
-        why=why,
-        best_single=best_single(team, fitted),
+        why=why_chosen(chosen, choice),
+        choice=choice,
+        best_single=best_single(team, fitted, request.metric),
         classes=list(team.classes),
         rows={part: len(numbers) for part, numbers in rows.items()},
-        candidates=_candidates(fitted_team, request),
+        candidates=_candidates(fitted_team, request, inference),
         diversity=diversity(team.names, team.inputs.fuse),
+        contributions=_contributions(fitted_team, request),
         hardest=hardest_rows(team, fitted, chosen),
-        warnings=_warnings(request, team, fitted),
+        suspects=suspects[:SUSPECTS_SHOWN],
+        suspected=len(suspects),
+        abstention=measure_abstention(team, fitted[chosen]),
+        warnings=warn(team, fitted, request.fusions, _histories(fitted_team)),
     )
 
 
-def write_model(request: FusionRequest, fitted_team: FittedTeam, name: str, target: Path) -> float:
+def write_model(
+    request: FusionRequest, fitted_team: FittedTeam, name: str, target: Path, options: ExportOptions = DEFAULTS
+) -> float:
     """Export one candidate, checked against its own probabilities on *fuse* rows.
 
     Args:
@@ -126,6 +116,7 @@ def write_model(request: FusionRequest, fitted_team: FittedTeam, name: str, targ
         fitted_team: The fitted team.
         name: Name of the candidate.
         target: The ONNX file.
+        options: What the model is to have. An 8-bit version comes from `write_int8_model`.
 
     Returns:
         The largest difference between the two.
@@ -134,13 +125,17 @@ def write_model(request: FusionRequest, fitted_team: FittedTeam, name: str, targ
         ConclaveError: If they differ too much. Nothing is written then.
     """
     team, fitted = fitted_team.team, fitted_team.fitted[name]
-    predictions = team.inputs.fuse.take(np.arange(min(PARITY_ROWS, len(team.fuse_rows))))
-    images = np.asarray(Store(request.store).images[team.fuse_rows[:PARITY_ROWS]])
+    store = Store(request.store)
+    rows = min(len(team.fuse_rows), MOST_PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_PIXELS // store.size**2))
+    predictions, images = team.inputs.fuse.take(np.arange(rows)), np.asarray(store.images[team.fuse_rows[:rows]])
     members = [request.members[member] for member in team.names]
     bags = [[spec] * len(fitted_team.folds.get(spec.name, ())) for spec in members]
     specs = CandidateNetworks(members, bags, request.student[0] if request.student else None)
-    card = ModelCard(specs.used(fitted), team.classes, {**request.provenance, "method": name})
-    model = assemble(fitted, fitted_team.networks)
+    level = fit_level(fitted.nested, team.inputs.fuse.labels) if options.abstains else None
+    card = ModelCard(specs.used(fitted), team.classes, {**request.provenance, "method": name}, level)
+    if options.flips:
+        predictions = predict_with_flips(predictions, fitted_team.networks, torch.from_numpy(images))
+    model = assemble(fitted, fitted_team.networks, options.flips)
     return export_model(model, card, target, images, fitted.predict_proba(predictions))
 
 
@@ -182,55 +177,44 @@ def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], stor
     partial.replace(target)
 
 
-def _training_costs(fitted_team: FittedTeam, searched: Mapping[str, float]) -> dict[str, TrainingCost]:
-    costs = {}
-    for name, root in fitted_team.full.items():
-        record = MemberArtifact(root).manifest()
-        folds = tuple(MemberArtifact(fold).manifest().total_seconds for fold in fitted_team.folds.get(name, ()))
-        training = json.dumps(record.member.recipe_fields(), sort_keys=True)
-        costs[name] = TrainingCost(record.total_seconds, folds, training, searched.get(name, 0.0))
-    if fitted_team.student:
-        costs["student"] = TrainingCost(MemberArtifact(fitted_team.student).manifest().total_seconds)
-    return costs
+def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Contribution]:
+    """Return what each member brings to the vote, and what its training was paid with; nothing without a vote of several."""
+    team, fitted = fitted_team.team, fitted_team.fitted
+    if "vote" not in fitted or len(team.names) < 2:
+        return {}
+    fuse = team.inputs.fuse
+    found = contributions(team.names, softmax(fuse.logits), fuse.labels, fitted["vote"].temperature)
+    costs = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
+
+    def money(name: str) -> dict[str, float]:
+        seconds = paid_for(name, fitted[name], team, costs)
+        return {kind: price * seconds / 3600 for kind, price in request.prices.items()}
+
+    return {name: one.model_copy(update={"money": money(name)}) for name, one in found.items()}
 
 
-def _candidates(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Candidate]:
-    """Return each candidate's row: its comparison, its measured inference time, and its price where there are prices."""
+def _histories(fitted_team: FittedTeam) -> dict[str, list[Epoch]]:
+    """Return the metrics of each epoch of each full training, and of the student's."""
+    folders = {**fitted_team.full, **({"student": fitted_team.student} if fitted_team.student else {})}
+    return {name: MemberArtifact(root).manifest().history for name, root in folders.items()}
+
+
+def _candidates(fitted_team: FittedTeam, request: FusionRequest, inference: Mapping[str, InferenceCost]) -> dict[str, Candidate]:
+    """Return each candidate's row: its comparison, what its inference costs, and its price where there are prices."""
     team = fitted_team.team
-    rows = compare(team, fitted_team.fitted, _training_costs(fitted_team, request.searched))
-    timed_rows = team.fuse_rows[np.linspace(0, len(team.fuse_rows) - 1, TIMED_BATCH).astype(int)]
-    images = torch.from_numpy(np.asarray(Store(request.store).images[timed_rows]))
-    models = {name: assemble(fusion, fitted_team.networks) for name, fusion in fitted_team.fitted.items()}
-    seconds = _inference_seconds(models, images)
-    member_seconds = float(np.mean([seconds[n] for n in team.names]))
+    seconds = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
+    rows = compare(team, fitted_team.fitted, seconds, request.metric)
+    mean_seconds = float(np.mean([inference[name].seconds for name in team.names]))
+    mean_work = float(np.mean([inference[name].multiply_adds for name in team.names]))
     return {
         name: Candidate(
             **dict(row),
-            inference_cost=seconds[name] / member_seconds,
-            inference_ms=seconds[name] * 1000 / TIMED_BATCH,
+            inference_cost=inference[name].seconds / mean_seconds,
+            inference_ms=inference[name].seconds * 1000,
+            inference_ms_all_cores=inference[name].seconds_all_cores * 1000,
+            multiply_adds=inference[name].multiply_adds,
+            compute_cost=inference[name].multiply_adds / mean_work if mean_work else 1.0,
             money={kind: price * row.train_seconds / 3600 for kind, price in request.prices.items()},
         )
         for name, row in rows.items()
     }
-
-
-def _inference_seconds(models: Mapping[str, FusedModel], images: torch.Tensor) -> dict[str, float]:
-    """Return the median seconds for a batch of real images (a cascade's time depends on them), all models interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.inference_mode():
-        for turn in range(TIMED_TURNS + 1):
-            for name, model in models.items():
-                began = time.perf_counter()
-                model(images)
-                if turn:
-                    times[name].append(time.perf_counter() - began)
-    return {name: median(values) for name, values in times.items()}
-
-
-def _warnings(request: FusionRequest, team: TeamPredictions, fitted: Mapping[str, FittedFusion]) -> list[str]:
-    warnings = left_out(team, request.fusions)
-    for name, fusion in fitted.items():
-        if name not in team.names:
-            inputs = team.inputs if fusion.members is None else team.inputs.only(fusion.members)
-            warnings += fusion.method.warnings(name, inputs)
-    return warnings

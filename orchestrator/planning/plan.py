@@ -100,11 +100,13 @@ class Plan:
         """Return what a finished sweep's results rest on: where it is the same, there is nothing to do."""
         jobs = {planned.label: planned.signature for planned in self.members}
         team = self.team
-        return Fingerprint(jobs=jobs, fusion=list(team.fusion), quorum=team.quorum, prices=dict(team.prices))
+        return Fingerprint(jobs=jobs, fusion=list(team.fusion), quorum=team.quorum, metric=team.metric, prices=dict(team.prices))
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
-        team = self.team.model_dump(mode="json", include={"seed", "train", "fusion", "quorum"})
+        metric = () if self.team.metric == "nll" else ("metric",)  # earlier versions had no other
+        named = {"seed", "train", "fusion", "quorum", *metric}
+        team = self.team.model_dump(mode="json", include=named)
         student = [self.team.student] if self.team.student else []
         members = {recipe.name: recipe.fingerprint_fields() for recipe in (*self.team.members, *student)}
         values = {**team, "data": self.team.data.described(), "members": members, "data content": self.store.digest[:12]}

@@ -99,6 +99,10 @@ def forecast(details: FusionDetails) -> Figure:
     for measured, style, label in ((True, "o-", "measured, mean over subsets"), (False, "o--", "forecast")):
         rows = [point for point in ahead if point.measured is measured]
         axes.plot([r.members for r in rows], [100 * r.accuracy for r in rows], style, label=label)
+    spread = [(point.members, *point.interval) for point in ahead if point.interval]
+    if spread:
+        numbers, low, high = zip(*spread, strict=True)
+        axes.fill_between(numbers, [100 * x for x in low], [100 * x for x in high], alpha=0.2, color="C1")
     axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="What more such members would give")
     axes.set_xticks([point.members for point in ahead])
     axes.grid(alpha=0.3)

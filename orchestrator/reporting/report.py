@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fusion.results import Candidate, FusionDetails, Gain, HardRow, TestResults
+from fusion.results import Candidate, FusionDetails, Gain, HardRow, SuspectLabel, TestResults
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan
+from orchestrator.reporting.outlook import next_step_rows
+from orchestrator.reporting.verdict import abstention_text, verdict
 from orchestrator.results import FusionSummary, MemberState, SweepSummary
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
                 "gain": "" if gain is None else _gain(gain),
                 "p": p_value,
                 "train": f"{row.train_cost:.2f}x",
-                "inference": f"{row.inference_cost:.2f}x",
+                "inference": f"{row.compute_cost or row.inference_cost:.2f}x",
+                "seconds": f"{row.inference_ms:.2f} ms",
                 "per_point": "" if row.cost_per_point is None else f"{row.cost_per_point:.1f}x",
                 "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row.money.items()),
                 "matched": _matched(row),
@@ -71,28 +74,16 @@ def _gain(gain: Gain) -> str:
     return f"{gain.difference * 100:+.2f} ({low * 100:+.2f}..{high * 100:+.2f})"
 
 
-def verdict(details: FusionDetails) -> str:
-    """Say in a sentence or two which candidate to use, what it gains, and with what confidence."""
-    name = details.recommended
-    row = details.candidates[name]
-    cost = f"It cost {row.train_cost:.2f}x the training of one member and {row.inference_cost:.2f}x its inference."
-    if name == details.best_single:
-        return f"Use {name} alone: no fusion is surely better on the fuse rows. {cost}"
-    gain = row.against_single
-    gain_text = (
-        ""
-        if gain is None
-        else (
-            f" On the test rows it gains {_gain(gain)} points over {details.best_single} "
-            f"(95 % paired interval; McNemar p = {gain.p:.3g})."
-        )
-    )
-    return f"Use {name}: {details.why}.{gain_text} {cost}"
+def run_note(summary: SweepSummary, details: FusionDetails | None = None) -> str:
+    """Return Markdown for the page of the parent run.
 
-
-def run_note(summary: SweepSummary) -> str:
-    """Return Markdown for the page of the parent run."""
+    Args:
+        summary: The sweep's summary.
+        details: What the fusion step returned; None where nothing was fused.
+    """
     lines = [f"### Sweep {summary.sweep}: {summary.state}", "", f"Recommended: **{summary.recommended}**", ""]
+    if details:
+        lines += [*(f"- {line}" for line in (*verdict(details), *details.warnings)), ""]
     lines += ["| | test accuracy | test NLL | training | inference |", "|---|---|---|---|---|"]
     for name, row in summary.candidates.items():
         lines.append(f"| {name} | {_note_cells(row)} |")
@@ -105,7 +96,7 @@ def _note_cells(row: MemberState | FusionSummary) -> str:
     if isinstance(row, MemberState):
         state = row.state
     else:
-        costs = f"{row.train_cost:.2f}x | {row.inference_cost:.2f}x"
+        costs = f"{row.train_cost:.2f}x | {row.compute_cost or row.inference_cost:.2f}x"
     scores = f"{row.test.accuracy:.2%} | {row.test.nll:.4f}" if row.test else f"{state} | "
     return f"{scores} | {costs}"
 
@@ -143,7 +134,10 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         pictures=embedded,
         lettering_note=letters.note,
         smallest=smallest_difference(details.candidates, details.recommended, details.best_single),
-        hardest=[HardImage.of(row, plan.store) for row in details.hardest],
+        hardest=[ShownImage.of(row, plan.store) for row in details.hardest],
+        suspects=[ShownImage.of(row, plan.store) for row in details.suspects],
+        next_steps=next_step_rows(details),
+        abstention=abstention_text(details),
         environment=environment_facts(),
         command=shlex.join(["conclave", *sys.argv[1:]]),
     )
@@ -157,15 +151,15 @@ def smallest_difference(candidates: Mapping[str, TestResults], recommended: str,
 
 
 @dataclass(frozen=True)
-class HardImage:
-    """A hard row as the page shows it: its id, its answers, and its picture as a PNG in base64."""
+class ShownImage:
+    """An image as the page shows it: its id, what is known of its row, and its picture as a PNG in base64."""
 
     id: str
-    answers: HardRow
+    row: HardRow | SuspectLabel
     picture: str
 
     @classmethod
-    def of(cls, row: HardRow, store: Store) -> HardImage:
+    def of(cls, row: HardRow | SuspectLabel, store: Store) -> ShownImage:
         """Return a row with its picture."""
         return cls(store.ids[row.row], row, _picture(store.images[row.row]))
 

@@ -123,7 +123,13 @@ def _with_scores(member: MemberState, row: Candidate | None) -> MemberState:
 
 
 def _fusion_summary(row: Candidate) -> FusionSummary:
-    return FusionSummary(test=_headline(row.test), train_cost=row.train_cost, inference_cost=row.inference_cost)
+    return FusionSummary(
+        test=_headline(row.test),
+        train_cost=row.train_cost,
+        inference_cost=row.inference_cost,
+        inference_ms_all_cores=row.inference_ms_all_cores,
+        compute_cost=row.compute_cost,
+    )
 
 
 def _headline(test: Scores | None) -> Headline | None:

@@ -33,6 +33,8 @@ def print_table(headers: list[str], rows: list[list[str]], marked: int | None = 
 def print_summary(home: Home, summary: SweepSummary) -> None:
     """Print a sweep's table, its verdict, and where its model and its report are."""
     from orchestrator.reporting import report
+    from orchestrator.reporting.outlook import next_steps_text
+    from orchestrator.reporting.verdict import contributions_text, doubts_text, verdict
 
     counts = f"{summary.trained} trainings were run now, {summary.reused} were done before"
     print(f"Sweep {summary.sweep}: {summary.state}; {counts}.")
@@ -61,8 +63,11 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
     for line in (
-        report.verdict(details),
+        *verdict(details),
         details.diversity.verdict,
+        *([contributions] if (contributions := contributions_text(details)) else ()),
+        *([outlook] if (outlook := next_steps_text(details)) else ()),
+        *doubts_text(details),
         *details.warnings,
         *(summary.data.warnings if summary.data else ()),
     ):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fusion.export.onnx_export import load_model
-from fusion.export.onnx_session import create_session
+from fusion.export.onnx_session import create_session, predict_probabilities
 from fusion.metrics.calibration import apply_temperature, log_probabilities, nll
 from fusion.predictions import softmax
 from orchestrator import sweep as pipeline
@@ -64,7 +64,7 @@ def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> No
     for member in summary["members"].values():
         assert {"state", "reason", "seed", "test", "train_seconds", "weights_sha256"} <= set(member)
     for fusion in summary["fusions"].values():
-        assert set(fusion) == {"test", "train_cost", "inference_cost"}
+        assert {"test", "train_cost", "inference_cost", "inference_ms_all_cores", "compute_cost"} <= set(fusion)
     assert summary["recommended"] in {**summary["members"], **summary["fusions"]}
     assert Path(summary["model"]).is_file()
     home = folder / "home"
@@ -377,6 +377,8 @@ def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     conclave("export", "tiny", "--home", "home", "--method", "student", "--out", "student.onnx", cwd=tmp_path)
     alone = conclave("fuse", "tiny", "--home", "home", "--only", "a", "--json", cwd=tmp_path).stdout
     assert "student was left out" in alone
+    without = conclave("fuse", "tiny", "--home", "home", "--method", "vote", cwd=tmp_path).stdout
+    assert "Use " in without, "it is trained, and no fusion asks it"
     (tmp_path / "team.yaml").write_text(STUDENT.replace("epochs: 3, ", "epochs: 3, temperature: 2, "))
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 1
 
@@ -613,3 +615,40 @@ def test_an_exit_code_2_is_a_sentence(tmp_path: Path) -> None:
     found = conclave("sweep", "team.yaml", "--home", "home", cwd=tmp_path, code=2)
     assert "team.yaml:2: sede: unknown key; did you mean seed?" in found.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["team.yaml"]
+
+
+def test_the_next_steps_follow_from_seeds_recipes_and_mirror_images(tmp_path: Path) -> None:
+    members = "  - {name: a}\n  - {name: b, optimizer: {kind: adamw, lr: 0.002}}\n  - {name: c, augment: []}\n"
+    text = TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members
+    (tmp_path / "team.yaml").write_text(text.replace("epochs: 2", "epochs: 1") + "fusion: [vote]\nprices: {spot: 2}\n")
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    found = {step.kind: step for step in Home(tmp_path / "home").sweep("tiny").details().next_steps}
+    assert set(found) == {"recipe", "seed", "epochs", "flips", "student"}
+    assert found["recipe"].nll
+    assert found["recipe"].nll.error is not None, "three recipes are enough to check a forecast"
+    assert found["recipe"].compute_cost == pytest.approx(4 / 3, rel=1e-3)
+    assert found["recipe"].money["spot"] == pytest.approx(2 * found["recipe"].train_seconds / 3600)
+    assert found["seed"].nll is None, "there are no two seeds of a recipe"
+    assert found["flips"].train_seconds == 0
+    vote, flipped = (_exported_losses(tmp_path, *options) for options in ((), ("--flips",)))
+    assert found["flips"].nll
+    assert found["flips"].nll.mean == pytest.approx(vote - flipped, abs=1e-5)
+    two_seeds = text.replace("{name: c, augment: []}", "{name: a2, seed: 9}").replace("epochs: 2", "epochs: 1")
+    (tmp_path / "team.yaml").write_text(two_seeds + "fusion: [vote]\n")
+    inline(tmp_path / "team.yaml", tmp_path / "home")
+    steps = Home(tmp_path / "home").sweep("tiny").details().next_steps
+    [seed] = [step for step in steps if step.kind == "seed"]
+    assert seed.member == "a"
+    assert seed.nll is not None
+    assert "recipe" not in {step.kind for step in steps}, "one recipe that stands alone tells nothing of how recipes differ"
+
+
+def _exported_losses(folder: Path, *options: str) -> float:
+    """The mean loss on *fuse* of the vote as a model file."""
+    target = folder / "vote.onnx"
+    conclave("export", "tiny", "--method", "vote", "--out", str(target), *options, "--home", "home", cwd=folder)
+    outputs = np.load(Home(folder / "home").sweep("tiny").outputs, allow_pickle=False)
+    store = Store(next((folder / "home" / "data").iterdir()))
+    rows = [store.ids.index(name) for name in outputs["fuse_ids"]]
+    images = np.ascontiguousarray(np.asarray(store.images)[rows])
+    return nll(predict_probabilities(str(target), images), outputs["fuse_labels"])

@@ -6,7 +6,7 @@ import pytest
 from fusion.metrics.scores import bootstrap, scores
 from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
 from fusion.selection.compare import compare
-from fusion.selection.costs import TrainingCost, compute_matched_vote, training_seconds
+from fusion.selection.costs import TrainingCost, compute_matched_vote, paid_for
 from fusion.selection.fitting import fit_all
 from tests.factories import CLASSES, table
 
@@ -28,9 +28,9 @@ def gathered() -> TeamPredictions:
 
 def test_what_was_paid_for(gathered: TeamPredictions) -> None:
     fitted = fit_all(gathered, ("vote", "stack"))
-    assert training_seconds("a", fitted["a"], gathered, SECONDS) == 100
-    assert training_seconds("vote", fitted["vote"], gathered, SECONDS) == 400
-    assert training_seconds("stack", fitted["stack"], gathered, SECONDS) == 920
+    assert paid_for("a", fitted["a"], gathered, SECONDS) == 100
+    assert paid_for("vote", fitted["vote"], gathered, SECONDS) == 400
+    assert paid_for("stack", fitted["stack"], gathered, SECONDS) == 920
 
 
 def test_a_stack_is_compared_with_the_vote_of_all_networks_that_it_paid_for(gathered: TeamPredictions) -> None:
@@ -96,7 +96,7 @@ def test_a_snapshot_alone_paid_for_the_cycles_before_it() -> None:
     )
     seconds = {"b": TrainingCost(200.0, (100.0, 100.0), "x")}
     fitted = fit_all(given, ("vote", "stack"))
-    assert training_seconds("stack", fitted["stack"], given, seconds) == 400
+    assert paid_for("stack", fitted["stack"], given, seconds) == 400
     row = compute_matched_vote(fitted["vote"], 200, given, seconds)
     assert row is not None
     assert row.affordable == 1

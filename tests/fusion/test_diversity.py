@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from fusion.metrics.diversity import confusion, diversity, forecast, limit_of, pair
+from fusion.metrics.diversity import confusion, diversity, forecast, limit_of, mean_hits, pair
 from fusion.metrics.scores import detectable, holm
 from fusion.predictions import Predictions, softmax
 from tests.factories import CLASSES, table
@@ -81,7 +81,7 @@ def test_independent_members_differ_and_more_would_gain() -> None:
 def test_the_forecast_is_near_what_more_members_give() -> None:
     """Five members are measured; the forecast from the first three is within two points."""
     five = table(6000, members=5, skill=(0.7,) * 5)
-    ahead = forecast(softmax(five.logits[:3]), five.labels, 5)
+    ahead = forecast(mean_hits(softmax(five.logits[:3]), five.labels), 5)
     vote = float((softmax(five.logits).mean(0).argmax(1) == five.labels).mean())
     assert ahead[-1].accuracy == pytest.approx(vote, abs=0.02)
 
@@ -89,6 +89,19 @@ def test_the_forecast_is_near_what_more_members_give() -> None:
 def test_the_limit_of_a_known_curve() -> None:
     assert limit_of([0.9 - 0.2 / k for k in range(1, 6)]) == pytest.approx((0.9, 0.2))
     assert limit_of([0.8, 0.7])[1] == 0, "a vote that gets worse is not forecast to get better"
+
+
+def test_a_forecast_has_an_interval_and_is_left_out_where_the_rows_cannot_tell() -> None:
+    """Members that are right on 14 to 27 % of few rows promise nothing."""
+    five = table(6000, members=5, skill=(0.7,) * 5)
+    ahead = forecast(mean_hits(softmax(five.logits[:3]), five.labels), 5)
+    for point in ahead[3:]:
+        assert point.interval is not None
+        assert point.interval[0] <= point.accuracy <= point.interval[1]
+    few = table(40, members=4, skill=(0.1, 0.0, 0.05, 0.1))
+    found = diversity(list("abcd"), few)
+    assert [point.members for point in found.forecast] == [1, 2, 3, 4]
+    assert found.verdict.startswith("These rows are too few to tell what a vote of more members would gain")
 
 
 def test_one_member_has_nothing_to_fuse() -> None:

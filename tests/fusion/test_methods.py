@@ -1,6 +1,9 @@
 """Each fusion against an independent oracle or a hand-made case with a known answer. All in float64."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +16,12 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from fusion.fitting.cross_validation import SeparateFolds, cross_validated, shuffled_splits
+from fusion.fitting.joint_folds import JointFolds
+from fusion.fitting.logistic import fit_logistic
 from fusion.fitting.meta_learner import meta_features
 from fusion.fitting.shrinkage import MemberWeightsProblem, ShrinkageProblem
+from fusion.interface import FusionMethod
 from fusion.methods.cascade import Cascade
 from fusion.methods.concat import Concat, averaging_head
 from fusion.methods.stack import Stack
@@ -25,9 +32,8 @@ from fusion.methods.vote_logits import VoteLogits
 from fusion.methods.weighted import Weighted, greedy, optimal
 from fusion.metrics import scores as score
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll, temperatures
-from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax, weighted_mean
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, log_softmax, softmax, weighted_mean
 from fusion.selection.fitting import fit_all, fit_fusion
-from fusion.selection.recommendation import recommend
 from tests.factories import CLASSES, table
 
 
@@ -251,6 +257,67 @@ def test_stack_minimises_its_objective(rows: int) -> None:
     assert objective(ours.ravel()) <= oracle.fun + 1e-6
 
 
+def test_folds_that_are_solved_at_once_come_to_what_each_comes_to_alone() -> None:
+    """The same held-out NLL within 1e-6, penalty by penalty."""
+    given = inputs(n=900, oof=0)
+    x, y = np.concatenate(given.fuse.features, axis=1), given.fuse.labels
+    start, splits = averaging_head(given), shuffled_splits(900)
+    at_once = cross_validated(JointFolds(x, y, [start] * len(splits), splits))
+    alone = cross_validated(SeparateFolds(ShrinkageProblem, x, y, start, splits))
+    assert list(at_once) == list(alone)
+    for penalty, losses in at_once.items():
+        assert losses.mean() == pytest.approx(alone[penalty].mean(), abs=1e-6)
+    assert len(at_once) > 2
+
+
+def test_a_nested_concat_is_what_each_of_its_parts_comes_to_alone() -> None:
+    """All folds of all parts at once, against one part after another: the same penalties, and the same answers."""
+    given = inputs(n=900, oof=0)
+    rows = np.arange(900)
+    parts = [rows, *(rows[rows % 5 != k] for k in range(5))]
+    at_once, alone = Concat().fit_parts(given, parts), FusionMethod.fit_parts(Concat(), given, parts)
+    assert [one.penalty_ for one in at_once] == [one.penalty_ for one in alone]
+    for one, other in zip(at_once, alone, strict=True):
+        losses = [nll(method.predict_proba(given.fuse), given.fuse.labels) for method in (one, other)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert len({one.penalty_ for one in at_once} - {np.inf}) >= 1, "some of them moved from their start"
+
+
+def test_parts_that_do_not_fit_into_memory_together_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(n=400, oof=0)
+    parts = [np.arange(400), np.arange(300)]
+    together = Concat().fit_parts(given, parts)
+    monkeypatch.setattr("fusion.methods.concat.MOST_NUMBERS", 1)
+    apart = Concat().fit_parts(given, parts)
+    assert [one.penalty_ for one in together] == [one.penalty_ for one in apart]
+    assert all(np.allclose(a.coef_, b.coef_, atol=1e-3) for a, b in zip(together, apart, strict=True))
+
+
+def test_where_many_steps_are_needed_the_folds_are_solved_in_other_coordinates_to_the_same_optimum() -> None:
+    """As of features that are nearly all the same direction: those of networks that were hardly trained."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, CLASSES, 1200)
+    common, own = draw.normal(size=(1200, 1)), draw.normal(size=(1200, 60)) * np.logspace(0, -2, 60)
+    of_class = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 60))
+    x = (common * 5 + own @ draw.normal(size=(60, 60)) + of_class * 0.3).astype(np.float32)
+    start, splits = (np.zeros((CLASSES, 60)), np.zeros(CLASSES)), shuffled_splits(1200)
+    joint, alone = (
+        JointFolds(x, y, [start] * len(splits), splits),
+        SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits),
+    )
+    for penalty in (0.3, 0.1):
+        joint.solve(penalty)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
+            alone.solve(penalty)
+        assert joint.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
+    assert joint.coordinates is not None, "the first penalty took many steps"
+
+
+def minimize_fully(minimize: Callable[..., Any], *given: Any, **keys: Any) -> Any:
+    return minimize(*given, **{**keys, "options": {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-14, "gtol": 1e-9}})
+
+
 def test_a_bag_speaks_as_the_mean_of_its_fold_fits() -> None:
     given = inputs(n=600, oof=0)
     noisy = given.fuse.logits[:, None] + np.random.default_rng(5).normal(size=(3, 4, 600, CLASSES))
@@ -383,20 +450,6 @@ def gathered(given: FusionInputs, test: Predictions) -> TeamPredictions:
     return TeamPredictions(("a", "b", "c"), tuple("wxyz"), given, test, rows, rows, rows)
 
 
-def test_identical_members_gain_nothing_and_the_single_one_is_recommended() -> None:
-    one = table(400)
-    same = Predictions(np.stack([one.logits[0]] * 3), (), one.labels)
-    given = gathered(FusionInputs(same, None, np.zeros(0, int), ()), same)
-    fitted = fit_all(given, ("vote", "weighted"))
-    assert np.abs(fitted["vote"].nested - fitted["a"].nested).max() < 1e-9
-    assert recommend(given, fitted)[0] in ("a", "b", "c")
-
-
-def test_independent_members_are_voted() -> None:
-    given = gathered(inputs(n=2000, skill=(1.0, 1.0, 1.0), oof=0), table(10))
-    assert recommend(given, fit_all(given, ("vote",)))[0] == "vote"
-
-
 class Memory(Vote):
     """Knows the labels of the rows that it was fitted on, by heart."""
 
@@ -415,3 +468,16 @@ def test_nested_predictions_never_saw_their_row() -> None:
     fitted = fit_fusion("memory", Memory, given)
     assert nll(fitted.predict_proba(given.fuse), given.fuse.labels) < 0.1
     assert np.allclose(fitted.nested, 1 / CLASSES)
+
+
+def test_a_plain_regression_of_many_rows_is_scikit_learns() -> None:
+    predictions = table(3000, members=5, skill=(1.5, 1.4, 1.3, 1.2, 1.1))
+    x, y = meta_features(predictions.logits, np.ones(5)), predictions.labels
+    model = LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-10).fit(x, y)
+    coef, intercept = fit_logistic(x, y, softmax(predictions.logits).mean(0))
+    expected, found = (
+        log_softmax(x @ c.T + b)[np.arange(len(y)), y] for c, b in ((model.coef_, model.intercept_), (coef, intercept))
+    )
+    assert abs(expected.mean() - found.mean()) < 1e-6
+    assert np.abs(expected - found).max() < 1e-3
+    assert np.abs(coef - model.coef_).max() < 1e-3

@@ -2,20 +2,26 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fusion.export.flips import predict_with_flips
 from fusion.export.freezing import FoldedConv, freeze_for_inference
-from fusion.export.fused_model import CandidateNetworks, Combiner, FusedModel, assemble
+from fusion.export.fused_model import Combiner, FusedModel, assemble
+from fusion.export.onnx_export import ModelCard, export_model
+from fusion.export.onnx_session import create_session
 from fusion.interface import FUSIONS
 from fusion.methods.cascade import Cascade
 from fusion.methods.stack_plain import PlainStack
 from fusion.methods.vote import Vote
+from fusion.metrics.conformal import disagreement, prediction_sets, set_scores
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
 from fusion.selection.fitting import FittedFusion, fit_all
+from fusion.selection.networks import CandidateNetworks
 from workers.config.specs import MemberSpec
 from workers.models.build import build
 from workers.models.network import Network
@@ -63,13 +69,17 @@ def test_every_fusion_is_the_same_as_a_module(with_oof: tuple[int, ...], alike: 
     rows = np.arange(120)
     inputs = FusionInputs(table, oof, rows % 4, heads, with_oof, alike)
     gathered = TeamPredictions(("a", "b", "c"), ("x", "y", "z"), inputs, table, rows, rows, rows)
+    flipped = predict_with_flips(table, CandidateNetworks(networks, bags, networks[2]), images)
+    assert np.abs(flipped.logits - table.logits).max() > 1e-3
     fitted = fit_all(gathered, FUSIONS.own_names())
     absent = set() if with_oof else {"stack_bag"}
     assert set(fitted) == {"a", "b", "c", *FUSIONS.own_names()} - absent
     for name, fusion in fitted.items():
-        with torch.inference_mode():
-            ours = assemble(fusion, CandidateNetworks(networks, bags, networks[2]))(images).numpy()
-        assert np.abs(ours - fusion.predict_proba(table)).max() < 1e-4, name
+        of_team = CandidateNetworks(networks, bags, networks[2])
+        for flips, expected in ((False, table), (True, flipped)):
+            with torch.inference_mode():
+                ours = assemble(fusion, of_team, flips)(images).numpy()
+            assert np.abs(ours - fusion.predict_proba(expected)).max() < 1e-4, (name, flips)
 
 
 def test_a_high_temperature_is_the_same_as_a_module(networks: list[Network]) -> None:
@@ -136,3 +146,29 @@ def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networ
     assert FoldedConv in kinds[0]
     assert Wild in kinds[3], "kept as it is"
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is untouched"
+
+
+def test_an_exported_model_that_abstains_gives_the_sets_and_the_disagreement_of_the_fusion(tmp_path: Path) -> None:
+    specs = [MemberSpec(name=f"m{seed}", seed=seed, arch=arch) for seed, arch in enumerate(ARCHS)]
+    spread = []
+    for spec in specs:
+        torch.manual_seed(spec.seed)
+        spread.append(build(spec, CLASSES, 16).eval())
+    with torch.no_grad():
+        for network in spread:
+            network.head.weight.mul_(30)
+    fused = FusedModel(spread, Combiner(Vote, {"weights": torch.full((3,), 1 / 3)}), 1.3).eval()
+    images = np.random.default_rng(0).integers(0, 255, (80, 16, 16, 3)).astype(np.uint8)
+    with torch.inference_mode():
+        expected, logits = fused.answer(to_float(torch.from_numpy(images)))
+    probabilities = expected.double().numpy()
+    before = np.sort(set_scores(probabilities)[:, 1:].ravel())
+    level = float(before[len(before) // 2 : len(before) // 2 + 2].mean())  # between two images, so that rounding decides nothing
+    target = tmp_path / "model.onnx"
+    export_model(fused, ModelCard(specs, tuple("xyz"), {"method": "vote"}, level), target, images, probabilities)
+    given, sets, apart = create_session(str(target)).run(None, {"images": images})
+    assert np.abs(given - probabilities).max() < 1e-4
+    assert (sets == prediction_sets(given.astype(float), level)).mean() > 0.98
+    assert 1 < sets.sum(1).mean() < CLASSES
+    assert np.abs(apart - disagreement(torch.stack(logits).softmax(2).double().numpy())).max() < 1e-4
+    assert apart.max() > 0

@@ -48,7 +48,7 @@ def reordered(predictions: Predictions, order: list[int]) -> Predictions:
 
 
 @pytest.mark.parametrize("method", [Vote, VoteLogits, Weighted, Stack])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(skills=SKILLS, seed=st.integers(0, 1000), data=st.data())
 def test_a_fusion_does_not_depend_on_the_order_of_the_members(
     method: type[Vote | VoteLogits | Weighted | Stack], skills: list[float], seed: int, data: st.DataObject
@@ -63,7 +63,7 @@ def test_a_fusion_does_not_depend_on_the_order_of_the_members(
     assert np.abs(ours - theirs).max() < 1e-5
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(skills=SKILLS, seed=st.integers(0, 1000))
 def test_every_fusion_gives_probabilities(skills: list[float], seed: int) -> None:
     given_inputs = inputs(skills, seed)

@@ -33,12 +33,25 @@ def images() -> Images:
 
 @pytest.fixture
 def model(tmp_path: Path, images: Images) -> Path:
+    return exported(tmp_path, images)
+
+
+def exported(folder: Path, images: Images, flips: bool = False) -> Path:
+    folder.mkdir(exist_ok=True)
     networks = [build(spec, 3, SIZE).eval() for spec in SPECS]
-    fused = FusedModel(networks, Combiner(Vote, {"weights": torch.full((2,), 0.5)}), 1.3).eval()
+    fused = FusedModel(networks, Combiner(Vote, {"weights": torch.full((2,), 0.5)}), 1.3, flips).eval()
     with torch.inference_mode():
         expected = fused(torch.from_numpy(images)).double().numpy()
-    export_model(fused, ModelCard(SPECS, ["x", "y", "z"], {}), tmp_path / "fused.onnx", images, expected)
-    return tmp_path / "fused.onnx"
+    export_model(fused, ModelCard(SPECS, ["x", "y", "z"], {}), folder / "fused.onnx", images, expected)
+    return folder / "fused.onnx"
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_model_that_flips_answers_a_mirror_image_as_the_image(runtime: str, images: Images, tmp_path: Path) -> None:
+    mirrored = np.ascontiguousarray(images[:, :, ::-1])
+    flipping, plain = (Predictor(exported(tmp_path / str(flips), images, flips), runtime) for flips in (True, False))
+    assert np.abs(flipping.predict_proba(images) - flipping.predict_proba(mirrored)).max() <= TOLERANCES["torch"]
+    assert np.abs(plain.predict_proba(images) - plain.predict_proba(mirrored)).max() > TOLERANCES["torch"]
 
 
 @pytest.mark.parametrize("runtime", ["torch", "torch-bfloat16"])

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from orchestrator import sweep as pipeline
 from orchestrator.execution.backends import inline_executor
 from orchestrator.fusing import refit
-from orchestrator.fusing.step import fit_team, write_model
+from orchestrator.fusing.fitted_team import fit_team
+from orchestrator.fusing.step import write_model
 from orchestrator.home import Home
 
 GOLDEN = Path(__file__).with_name("formats.json")

@@ -101,3 +101,9 @@ def test_a_spreadsheet_computes_no_cell(foreign: Path) -> None:
     assert plain[1][1] == "=1+1"
     assert sheet[1][1] == "'=1+1"
     assert [row[2] for row in plain] == [row[2] for row in sheet]
+
+
+def test_prediction_sets_are_refused_of_a_model_that_flips(tmp_path: Path) -> None:
+    said = conclave(tmp_path, "export", "digits", "--method", "vote", "--abstain", "--flips", "--home", "home", code=2).stderr
+    assert "--abstain and --flips don't go together" in said
+    assert not list(tmp_path.iterdir())

@@ -276,13 +276,26 @@ def test_several_errors_are_reported_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize("members", ["1," * 20_001, "\n" * 20_001, "[" * 201 + "]" * 201])
+def test_a_file_that_takes_many_seconds_to_parse_is_refused_before(members: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teamfile, "YAML", lambda **_: pytest.fail("it is parsed"))
+    with pytest.raises(UserInputError, match="more than 20000 lines and entries, or more than 200 brackets"):
+        parsed(f"name: t\nmembers: [{members}]\n")
+
+
+def test_more_members_than_anybody_trains_are_refused_before_they_are_expanded() -> None:
+    text = "name: t\ndefaults: {snapshots: 5}\nmembers:\n" + "".join(f"  - {{name: m{i}, count: 1000}}\n" for i in range(3))
+    with pytest.raises(UserInputError, match=r"team\.yaml:3: members: 15000 of them; a team has 10000 at most"):
+        parsed(text)
+
+
 def test_an_alias_bomb_ends_early() -> None:
     layers = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 9))
     with pytest.raises(UserInputError, match="more than"):
         parsed("x0: &x0 [1]\n" + layers)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, len(FULL) - 1), st.text(max_size=6), st.integers(0, 12))
 def test_a_mutated_team_file_never_gives_a_traceback(at: int, insert: str, drop: int) -> None:
     with contextlib.suppress(UserInputError):

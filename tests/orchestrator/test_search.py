@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
 from orchestrator.execution.backends import inline_executor
-from orchestrator.execution.tuning import suggest
+from orchestrator.execution.tuning import keeper, suggest
 from orchestrator.home import Home
 from orchestrator.planning import search
 from orchestrator.planning.plan import Planner
@@ -196,3 +197,19 @@ def test_each_choice_follows_from_the_record_alone(tmp_path: Path) -> None:
     undisturbed = choices("a", is_killed=False)
     assert undisturbed == choices("b", is_killed=True)
     assert len({str(choice) for choice in undisturbed}) == 14
+
+
+def test_a_trial_is_recorded_before_anybody_hears_of_its_end(tmp_path: Path) -> None:
+    planner = Planner(team(), FakeStore(tmp_path / "store"), tmp_path)
+    one = Search(planner, planner.team.trainings[1])
+    recorded: list[str] = []
+
+    def say(line: str) -> None:
+        recorded.append(next(iter(Search(planner, one.recipe).trials.values())).state)
+
+    started = SimpleNamespace(trial_id="0", config=CHOICES[0])
+    callback = keeper(one, say, lambda: None)
+    callback.on_trial_start(1, [], started)
+    callback.on_trial_result(1, [], started, {"loss": 0.5, "accuracy": 0.5, "seconds": 1.0})
+    callback.on_trial_complete(1, [], started)
+    assert recorded == ["stopped"]

@@ -20,8 +20,10 @@ from typer.main import get_command
 
 from orchestrator.cli.entry import app
 from tests.factories import ROOT, TEAM, picture
+from tests.faults.place import SMALL
 
 COMMANDS = tuple(sorted(get_command(app).commands))  # type: ignore[attr-defined]
+SMALL_TEAM = TEAM.replace("width: 4", 'arch: "small:Small"')  # exported in a second; `make demo` sweeps ResNets
 SWEEP = ("sweep", "team.yaml", "--home", "home", "--json")
 
 
@@ -37,6 +39,11 @@ def conclave(*arguments: str, folder: Path, code: int = 0, **more: str) -> subpr
     return done
 
 
+def write_team(folder: Path) -> None:
+    (folder / "team.yaml").write_text(SMALL_TEAM)
+    (folder / "small.py").write_text(SMALL)
+
+
 def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
@@ -45,7 +52,7 @@ def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a team file and its finished sweep, run on Ray actors without any fault."""
     folder = tmp_path_factory.mktemp("swept")
-    (folder / "team.yaml").write_text(TEAM)
+    write_team(folder)
     (folder / "photo.png").write_bytes(picture(1))
     conclave(*SWEEP, folder=folder)
     return folder
@@ -63,7 +70,7 @@ def test_a_sweep_trains_fuses_and_exports_and_a_second_one_trains_nothing(swept:
 
 def test_a_sweep_survives_a_killed_trainer_and_a_killed_driver(swept: Path, tmp_path: Path) -> None:
     """A trainer is killed in the middle of an epoch, and later the driver. The weights are those of the undisturbed sweep."""
-    (tmp_path / "team.yaml").write_text(TEAM)
+    write_team(tmp_path)
     words = [sys.executable, "-m", "conclave", *SWEEP]
     (tmp_path / "faults").mkdir()
     faults = environment(tmp_path, CONCLAVE_FAULT="fit.step@a:30:kill")
@@ -97,6 +104,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "report": (("tiny", "--home", "home"), 0, "report.html"),
     "fuse": (("tiny", "--home", "home", "--method", "vote"), 0, "vote"),
     "export": (("tiny", "--home", "home", "--method", "vote", "--out", "vote.onnx"), 0, "vote.onnx"),
+    "labels": (("tiny", "--home", "home", "--csv", "suspects.csv"), 0, "suspects.csv is written"),
     "predict": (("home/sweeps/tiny/fused.onnx", "photo.png"), 0, "photo.png,"),
     "sync": (("--home", "home"), 0, ""),
     "doctor": ((), 0, "PyTorch"),

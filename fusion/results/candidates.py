@@ -1,21 +1,12 @@
-"""What the fusion step returns, and `fusion.json` holds: scores, gains, costs and diversity of every candidate.
-
-Light to import, so that commands which only read finished sweeps start at once.
-"""
+"""Scores, gains and costs of candidates, and how one of them was chosen."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Interval = tuple[float, float]
-
-
-class FusionResult(BaseModel):
-    """Base of all results. Keys of other versions are passed over; what an earlier version did not write has a default."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True, validate_by_name=True)
+from fusion.results.base import FusionResult, Interval, Metric
 
 
 class Scores(FusionResult):
@@ -46,6 +37,20 @@ class Gain(NamedTuple):
     difference: float
     interval: Interval
     p: float
+
+
+class LossDifference(NamedTuple):
+    """How much more a candidate loses than another one on the same rows, by the team's metric.
+
+    Attributes:
+        difference: Mean difference: of NLL in nats, of (balanced) accuracy as a share of the rows.
+        interval: Its paired interval, which holds at 95 % for all candidates at once.
+        detectable: The smallest difference that so many rows show, at 5 % and with a power of 80 %.
+    """
+
+    difference: float
+    interval: Interval
+    detectable: float
 
 
 class ReliabilityPoint(FusionResult):
@@ -137,111 +142,49 @@ class Candidate(Comparison):
 
     Attributes:
         inference_cost: Measured time of an inference, in inferences of the mean single member.
-        inference_ms: The same in milliseconds per image.
+        inference_ms: The same in milliseconds per image, on as many threads as a trainer has.
+        inference_ms_all_cores: The same on all cores of the machine.
+        multiply_adds: Those of an image; where a fusion asks fewer networks for some rows, their mean on *fuse*.
+        compute_cost: The same in inferences of the mean single member.
         money: Price of its training, by kind of machine.
     """
 
     inference_cost: float
     inference_ms: float = 0.0
+    inference_ms_all_cores: float = 0.0
+    multiply_adds: float = 0.0
+    compute_cost: float = 0.0
     money: dict[str, float] = Field(default_factory=dict)
 
 
-class Pair(FusionResult):
-    """Two members on the same rows.
+class Choice(FusionResult):
+    """How the recommended candidate was chosen, on *fuse* alone.
+
+    The candidate with the best score comes first, and then the cheapest one that is not surely worse: cheaper by multiply-adds
+    of inference, and then by those of training.
 
     Attributes:
-        first: Name of a member.
-        second: Name of the other member.
-        disagreement: Share of rows that just one of the two gets right.
-        double_fault: Share of rows that both get wrong.
-        error_correlation: Pearson's correlation of being wrong; 0 where one member is never or always wrong.
-        q: Yule's Q; 0 where it is 0/0.
+        metric: The metric of the team.
+        rows: Number of *fuse* rows.
+        is_decided: False where the rows are too few to choose by.
+        is_at_chance: Whether even the best score is not surely better than naming the most frequent class.
+        best_score: Name of the candidate with the best score.
+        equal: Names of those that are not surely worse than that one, the cheapest first.
+        lost: How much more the recommended candidate loses than the best score.
+        next_cheaper: Name of the dearest candidate that is cheaper than the recommended one; None where none is cheaper.
+        worth: How much more that one loses than the recommended one.
+        detectable: The smallest difference between candidates that so many rows can show, by the metric.
+        detectable_accuracy: The same in accuracy.
     """
 
-    first: str
-    second: str
-    disagreement: float
-    double_fault: float
-    error_correlation: float
-    q: float
-
-
-class ForecastPoint(FusionResult):
-    """The accuracy of a vote of so many members: measured, as the mean over subsets, or forecast."""
-
-    members: int
-    accuracy: float
-    measured: bool
-
-
-class Diversity(FusionResult):
-    """How differently members err, on rows that none of them trained on.
-
-    Attributes:
-        confusion: Counts (C, C) of each member: rows are true classes, columns are guesses.
-        pairs: Every two members.
-        oracle: Share of rows that at least one member gets right.
-        disagreement_over_error: Mean disagreement divided by the mean error.
-        forecast: Accuracy of votes of more and more such members.
-        verdict: What fusing can gain here, in words.
-    """
-
-    confusion: dict[str, list[list[int]]]
-    pairs: list[Pair]
-    oracle: float
-    disagreement_over_error: float
-    forecast: list[ForecastPoint]
-    verdict: str
-
-
-class Answer(FusionResult):
-    """What a candidate says of an image: its class, and the probability of that class."""
-
-    class_name: str = Field(alias="class")
-    probability: float
-
-
-class HardRow(FusionResult):
-    """A row that the recommended candidate finds hard.
-
-    Attributes:
-        row: Number of the row in the packed data.
-        label: Name of its class.
-        fused: The candidate's answer.
-        members: The answer of each member.
-    """
-
-    row: int
-    label: str
-    fused: Answer
-    members: dict[str, Answer]
-
-
-class FusionDetails(FusionResult):
-    """The content of fusion.json.
-
-    Attributes:
-        version: Version of this form.
-        recommended: Name of the recommended candidate.
-        why: Why it is recommended, in words.
-        best_single: Name of the best single member.
-        classes: Class names in the order of the probabilities.
-        rows: Number of rows of each part: *fit*, *fuse* and *test*.
-        candidates: Every single member and every fusion by its name.
-        diversity: How differently the members err.
-        hardest: The rows that the recommended candidate finds hardest.
-        warnings: Sentences on what may be wrong.
-        parity: Largest difference between the exported model and the fusion; None where no model was exported.
-    """
-
-    version: Literal[1] = 1
-    recommended: str
-    why: str
-    best_single: str
-    classes: list[str]
-    rows: dict[str, int]
-    candidates: dict[str, Candidate]
-    diversity: Diversity
-    hardest: list[HardRow]
-    warnings: list[str]
-    parity: float | None = None
+    metric: Metric
+    rows: int
+    is_decided: bool
+    is_at_chance: bool
+    best_score: str
+    equal: list[str]
+    lost: LossDifference
+    next_cheaper: str | None = None
+    worth: LossDifference | None = None
+    detectable: float
+    detectable_accuracy: float

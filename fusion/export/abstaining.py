@@ -1,0 +1,42 @@
+"""Let an exported model say what it can't tell: two more outputs, a set of classes and how much its members disagree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fusion.export.fused_model import FusedModel
+from fusion.metrics.conformal import ROUNDING
+from workers.training.augmentation import to_float
+
+OUTPUTS = ("probabilities", "sets", "disagreement")
+SMALLEST = 1e-12
+
+
+class AbstainingModel(nn.Module):
+    """A fused model with prediction sets: (N, H, W, 3) uint8 -> probabilities (N, C), sets (N, C) bool, disagreement (N,).
+
+    Args:
+        model: The fused model.
+        level: The level of its sets, from `fit_level`.
+    """
+
+    def __init__(self, model: FusedModel, level: float) -> None:
+        super().__init__()
+        self.model, self.level = model, level
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the probabilities, which classes are in each image's set, and the members' disagreement in nats."""
+        probabilities, logits = self.model.answer(to_float(images))
+        ordered, order = probabilities.sort(1, descending=True)
+        before = torch.zeros_like(probabilities).scatter(1, order, ordered.cumsum(1) - ordered)
+        return probabilities, before <= self.level + ROUNDING, _disagreement(torch.stack(logits).softmax(2))
+
+
+def _disagreement(probabilities: Tensor) -> Tensor:
+    """Return the entropy of the members' mean less the mean of their entropies, (N,), from (M, N, C)."""
+    return (_entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)).clamp(min=0.0)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -(probabilities * probabilities.clamp(min=SMALLEST).log()).sum(-1)

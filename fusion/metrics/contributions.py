@@ -1,0 +1,104 @@
+"""Say what each member brings to the vote: its Shapley value, in accuracy and in NLL (Shapley 1953).
+
+A member's value is the mean of what it adds to the vote of those before it, over all orders in which the members may come. The
+values sum to what the vote of all gains over the mean member alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from math import factorial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion.metrics.scores import accuracy_and_nll_losses, bootstrap, evenly_drawn
+from fusion.predictions import Floats, Labels
+from fusion.results import Contribution
+
+MOST_EXACT = 12  # members, whose 4,096 votes are all counted
+MOST_NUMBERS = 10**9
+ORDERS = 200  # about as many are drawn for more members
+
+Subset = tuple[int, ...]
+
+
+def contributions(
+    names: Sequence[str], probabilities: Floats, labels: Labels, temperature: float = 1.0
+) -> dict[str, Contribution]:
+    """Return what each member brings to the vote.
+
+    Args:
+        names: The members.
+        probabilities: (M, n, C) of the members, on rows that none of them trained on.
+        labels: (n,).
+        temperature: The last stage of the vote, which all votes of some members get too.
+    """
+    votes = 2 ** len(names) if len(names) <= MOST_EXACT else ORDERS * len(names)
+    rows = evenly_drawn(len(labels), MOST_NUMBERS // (votes * probabilities.shape[-1]))  # all of them may take minutes
+    probabilities, labels = probabilities[:, rows], labels[rows]
+    singles = [accuracy_and_nll_losses(p, labels, temperature) for p in probabilities]
+    mean = np.mean(singles, axis=0)
+
+    def value(subset: Subset) -> Floats:
+        if len(subset) < 2:
+            return -(singles[subset[0]] if subset else mean)
+        return -accuracy_and_nll_losses(probabilities[list(subset)].mean(0), labels, temperature)
+
+    return {
+        name: Contribution(
+            accuracy=float(accuracy.mean()),
+            accuracy_interval=bootstrap(accuracy),
+            nll=float(nll.mean()),
+            nll_interval=bootstrap(nll),
+        )
+        for name, (accuracy, nll) in zip(names, shapley_values(value, len(names)), strict=True)
+    }
+
+
+def shapley_values(value: Callable[[Subset], Floats], members: int) -> Floats:
+    """Return the Shapley value of each member, (M, ...): exact for few members, over drawn orders for many.
+
+    Args:
+        value: Returns the value, an array, of a subset of the members, in ascending order; that of none is the start.
+        members: Number of members.
+    """
+    if members <= MOST_EXACT:
+        return _exact(value, members)
+    return _sampled(value, members)
+
+
+def _exact(value: Callable[[Subset], Floats], members: int) -> Floats:
+    total: Floats = np.zeros((members, *value(()).shape))
+    for subset, weights in _subsets(members):
+        total += np.multiply.outer(weights, value(subset))
+    return total
+
+
+def _subsets(members: int) -> Iterator[tuple[Subset, Floats]]:
+    """Yield every subset, and the weight (M,) that its value has in the Shapley value of each member."""
+    for bits in range(2**members):
+        is_in: NDArray[np.bool_] = np.array([bool(bits >> i & 1) for i in range(members)])
+        size = int(is_in.sum())
+        weights = np.zeros(members)
+        if size:
+            weights[is_in] = factorial(size - 1) * factorial(members - size) / factorial(members)
+        if size < members:
+            weights[~is_in] = -factorial(size) * factorial(members - size - 1) / factorial(members)
+        yield tuple(np.flatnonzero(is_in).tolist()), weights
+
+
+def _sampled(value: Callable[[Subset], Floats], members: int) -> Floats:
+    """Return the mean over drawn orders, each in all its rotations: so every member is as often at every place."""
+    draw, start = np.random.default_rng(0), value(())
+    total: Floats = np.zeros((members, *start.shape))
+    rounds = max(2, ORDERS // members)
+    for _ in range(rounds):
+        order = draw.permutation(members)
+        for shift in range(members):
+            before, rotated = start, np.roll(order, shift)
+            for k, member in enumerate(rotated):
+                after = value(tuple(sorted(rotated[: k + 1].tolist())))
+                total[member] += after - before
+                before = after
+    return total / (rounds * members)

@@ -1,0 +1,60 @@
+"""What the fusion step returns, and `fusion.json` holds: scores, gains, costs and diversity of every candidate.
+
+Light to import, so that commands which only read finished sweeps start at once.
+"""
+
+from fusion.results.base import FEWEST_ROWS, METRIC_NAMES, FusionResult, Interval, Metric
+from fusion.results.candidates import (
+    Candidate,
+    Choice,
+    Comparison,
+    Gain,
+    LossDifference,
+    MatchedVote,
+    ReliabilityPoint,
+    Scores,
+    TestResults,
+)
+from fusion.results.details import FusionDetails
+from fusion.results.findings import (
+    Abstention,
+    Answer,
+    Contribution,
+    Diversity,
+    ExpectedGain,
+    ForecastPoint,
+    HardRow,
+    NextStep,
+    Pair,
+    StepKind,
+    SuspectLabel,
+)
+
+__all__ = [
+    "FEWEST_ROWS",
+    "METRIC_NAMES",
+    "Abstention",
+    "Answer",
+    "Candidate",
+    "Choice",
+    "Comparison",
+    "Contribution",
+    "Diversity",
+    "ExpectedGain",
+    "ForecastPoint",
+    "FusionDetails",
+    "FusionResult",
+    "Gain",
+    "HardRow",
+    "Interval",
+    "LossDifference",
+    "MatchedVote",
+    "Metric",
+    "NextStep",
+    "Pair",
+    "ReliabilityPoint",
+    "Scores",
+    "StepKind",
+    "SuspectLabel",
+    "TestResults",
+]

@@ -1,0 +1,18 @@
+"""What all results have in common."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Interval = tuple[float, float]
+Metric = Literal["nll", "accuracy", "balanced_accuracy"]
+FEWEST_ROWS = 100  # *fuse* rows: by fewer nothing is chosen unless it is plain, and evidence is weak
+METRIC_NAMES: dict[Metric, str] = {"nll": "NLL", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+
+
+class FusionResult(BaseModel):
+    """Base of all results. Keys of other versions are passed over; what an earlier version did not write has a default."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True, validate_by_name=True)

@@ -1,0 +1,69 @@
+"""Fit all fusions of a team: finished trainings in, fitted candidates and their networks out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusion.predictions import TeamPredictions
+from fusion.selection.fitting import FittedFusion, fit_all
+from fusion.selection.networks import CandidateNetworks
+from orchestrator.fusing.artifacts import Artifacts
+from orchestrator.fusing.request import FusionRequest
+from orchestrator.fusing.steps import Steps
+from workers.config.specs import MemberSpec
+from workers.data.store import Store
+from workers.models.build import import_from
+from workers.models.network import Network
+from workers.models.restore import restore
+from workers.storage.artifacts import MemberArtifact
+
+
+@dataclass(frozen=True)
+class FittedTeam:
+    """A team with its predictions, its fitted fusions and its networks.
+
+    Attributes:
+        team: The predictions.
+        fitted: The candidates by name.
+        networks: The networks; fold trainings only where a fusion uses them.
+        full: Folder of each member's full training.
+        folds: Folders of each member's fold trainings.
+        student: Folder of the student's training, if there is one.
+    """
+
+    team: TeamPredictions
+    fitted: dict[str, FittedFusion]
+    networks: CandidateNetworks[Network]
+    full: dict[str, Path]
+    folds: dict[str, list[Path]]
+    student: Path | None
+
+
+def fit_team(request: FusionRequest, steps: Steps | None = None) -> FittedTeam:
+    """Load the artifacts and fit every fusion. The same artifacts give the same fusions.
+
+    Args:
+        request: The request.
+        steps: Where each step is noted.
+    """
+    steps = steps or Steps()
+    import_from(request.import_paths)
+    with steps.step("reading the predictions"):
+        store, artifacts = Store(request.store), Artifacts.of(request)
+        full, folds, student = artifacts.full, artifacts.folds, artifacts.student
+        team = artifacts.predictions(request)
+
+    def network(root: Path, spec: MemberSpec) -> Network:
+        return restore(MemberArtifact(root), store.classes, store.size, spec)
+
+    fitted = fit_all(team, request.fusions, lambda name: steps.step(f"fitting {name}"))
+    members = [network(full[name], request.members[name]) for name in team.names]
+    is_bagged = any(fusion.method.asks == "fold trainings" for fusion in fitted.values())
+    bagged = team.names if is_bagged else ()
+    networks = CandidateNetworks(
+        members,
+        [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
+        network(student, request.student[0]) if request.student and student else None,
+    )
+    return FittedTeam(team, fitted, networks, full, folds, student)

@@ -1,0 +1,78 @@
+"""Say what the fusion step is at while it works, maybe in another process: it writes a line a step, and the driver reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE = "fusing.steps"  # in the folder of the logs
+LOOK_SECONDS = 0.3
+SHOWN_SECONDS = 0.05  # what is done sooner is no news
+
+
+@dataclass
+class Steps:
+    """Writes what is done, and how long it took.
+
+    Attributes:
+        path: The file; None to write nothing.
+        seconds: Seconds of each step that is done.
+    """
+
+    path: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin the file anew."""
+        if self.path:
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text("", encoding="utf-8")
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Do a step. A disk that takes nothing more loses the line, and nothing else."""
+        began = time.perf_counter()
+        yield
+        self.seconds[what] = time.perf_counter() - began
+        if self.path and self.seconds[what] >= SHOWN_SECONDS:
+            with contextlib.suppress(OSError), self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{what}: {self.seconds[what]:.1f} s\n")
+
+
+@contextlib.contextmanager
+def follow(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Show each line of a file of steps as it comes, until the context ends.
+
+    Args:
+        path: The file.
+        say: Shows a line to people.
+    """
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    over, shown = threading.Event(), 0
+
+    def show() -> None:
+        nonlocal shown
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that is not finished waits
+            for line in lines[shown if shown <= len(lines) else 0 :]:  # begun anew where the step is done once more
+                say(f"fusing: {line}")
+            shown = len(lines)
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            show()
+
+    thread = threading.Thread(target=watch, daemon=True, name="conclave-fusing")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        show()

@@ -1,0 +1,83 @@
+"""Call out by name what may be wrong with members and fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from fusion.metrics.scores import is_at_chance, loss_difference, row_losses
+from fusion.predictions import TeamPredictions
+from fusion.selection.fitting import FittedFusion, left_out
+from workers.diagnostics.callback import Epoch
+
+LAST_SHARE = 0.1  # of the epochs, in which a training that is long enough has settled
+MUCH_POINTS, MUCH_LOSS = 0.01, 0.03  # of accuracy, and as a share of the loss; and of accuracy also this many standard errors:
+MUCH_ERRORS = 2.0
+LOSS, ACCURACY = "fuse/loss", "fuse/accuracy"
+
+
+def warn(
+    team: TeamPredictions,
+    fitted: Mapping[str, FittedFusion],
+    asked: Sequence[str],
+    histories: Mapping[str, Sequence[Epoch]],
+) -> list[str]:
+    """Return sentences on what may be wrong.
+
+    Args:
+        team: The team's predictions.
+        fitted: The candidates by name.
+        asked: Names of the fusions that were to be fitted.
+        histories: Metrics of each epoch of the full training of each member, and of the student.
+    """
+    warnings = left_out(team, asked)
+    labels = team.inputs.fuse.labels
+    for name in team.names:
+        if is_at_chance(fitted[name].nested, labels):
+            right = float((fitted[name].nested.argmax(1) == labels).mean())
+            warnings.append(
+                f"{name} is not surely better than guessing: it is right on {right:.0%} of the {len(labels):,} fuse rows. "
+                f"Look at its learning rate and its augmentation, or leave it out (--drop {name})."
+            )
+    warnings += [text for name, history in histories.items() if (text := still_improving(name, history, len(labels)))]
+    for name, fusion in fitted.items():
+        if name not in team.names:
+            inputs = team.inputs if fusion.members is None else team.inputs.only(fusion.members)
+            warnings += fusion.method.warnings(name, inputs)
+            warnings += _worse_than_the_vote(name, fitted, team)
+    return warnings
+
+
+def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | None:
+    """Return a sentence where a training improved by much in its last epochs; None where it had settled.
+
+    Args:
+        name: The member.
+        history: Metrics of each epoch.
+        rows: Number of *fuse* rows.
+    """
+    last = max(1, ceil(LAST_SHARE * len(history)))
+    if len(history) <= last or LOSS not in history[-1] or LOSS not in history[-1 - last]:
+        return None
+    before, after = history[-1 - last], history[-1]
+    points = after[ACCURACY] - before[ACCURACY]
+    error = (before[ACCURACY] * (1 - before[ACCURACY]) / rows) ** 0.5
+    if points < max(MUCH_POINTS, MUCH_ERRORS * error) or after[LOSS] > (1 - MUCH_LOSS) * before[LOSS]:
+        return None
+    epochs = "epoch" if last == 1 else f"{last} epochs"
+    return f"{name} still improved by {points * 100:.1f} points in its last {epochs}: train it for longer."
+
+
+def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:
+    """Return a sentence where a fusion is surely less often right than the vote."""
+    if "vote" not in fitted or name == "vote":
+        return []
+    labels = team.inputs.fuse.labels
+    wrong = {which: row_losses(fitted[which].nested, labels, "accuracy") for which in (name, "vote")}
+    if loss_difference(wrong[name], wrong["vote"]).interval[0] <= 0:
+        return []
+    right, of_vote = (1 - float(losses.mean()) for losses in wrong.values())
+    return [
+        f"{name} is surely less often right than the vote: on {right:.1%} of the {len(labels):,} fuse rows, and the vote on "
+        f"{of_vote:.1%}."
+    ]

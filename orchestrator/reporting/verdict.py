@@ -1,0 +1,137 @@
+"""Say which candidate to use, why, what it gains, what it costs, and how good the evidence is: a sentence a line."""
+
+from __future__ import annotations
+
+from fusion.results import FEWEST_ROWS, Candidate, Choice, FusionDetails, Gain, LossDifference, Metric
+
+STRONG, FAIR = 0.005, 0.02  # of accuracy: smaller differences between candidates can't be shown
+
+
+def verdict(details: FusionDetails) -> list[str]:
+    """Return the verdict, one line for each thing that there is to say.
+
+    Args:
+        details: What the fusion step returned.
+    """
+    chosen, choice = details.recommended, details.choice
+    if choice is None:  # an earlier version chose
+        return [f"Use {chosen}: {details.why}.", *_on_test(details), _costs(chosen, details.candidates[chosen])]
+    lines = [f"Use {chosen}: {details.why}."]
+    if choice.is_at_chance:
+        lines = [_at_chance(details, choice), *lines]
+    if choice.best_score != chosen:
+        lines.append(_best_score(details, choice))
+    if choice.next_cheaper and choice.worth:
+        lines.append(_next_cheaper(details, choice, choice.next_cheaper, choice.worth))
+    return [*lines, *_on_test(details), _costs(chosen, details.candidates[chosen]), _evidence(choice)]
+
+
+def contributions_text(details: FusionDetails) -> str | None:
+    """Return what each member brings to the vote, in points and at what price; None where that was not worked out."""
+    if not details.contributions:
+        return None
+    texts = []
+    for name, one in sorted(details.contributions.items(), key=lambda pair: -pair[1].accuracy):
+        half = (one.accuracy_interval[1] - one.accuracy_interval[0]) / 2
+        price = "".join(f", for {amount:.2g} {kind}" for kind, amount in one.money.items())
+        texts.append(f"{name} {one.accuracy * 100:+.1f} ± {half * 100:.1f} points{price}")
+    return f"What each member brings to the vote, beside the mean member alone: {'; '.join(texts)}."
+
+
+def doubts_text(details: FusionDetails) -> list[str]:
+    """Return a sentence on labels that are probably wrong, if there are any."""
+    if not details.suspected:
+        return []
+    which = "label is" if details.suspected == 1 else "labels are"
+    return [f"{details.suspected:,} {which} probably wrong: `conclave labels` lists them."]
+
+
+def abstention_text(details: FusionDetails) -> str | None:
+    """Return what the prediction sets of the recommended candidate come to; None where that was not worked out."""
+    found = details.abstention
+    if found is None:
+        return None
+    where = "" if found.on_test is None else f" On the test rows it is in {found.on_test:.1%} of them."
+    sets = f"Sets of classes that are to hold the right one in {found.coverage:.0%} of new images have"
+    return f"{sets} {found.mean_size:.2f} classes on average, and {found.certain:.0%} of them have just one.{where}"
+
+
+def difference_text(metric: Metric, value: float, interval: tuple[float, float]) -> str:
+    """Return a difference by a metric with its interval: in nats, or in points of accuracy."""
+    low, high = interval
+    if metric == "nll":
+        return f"{value:.4f} nats ({low:.4f} to {high:.4f})"
+    return f"{value * 100:.2f} points ({low * 100:.2f} to {high * 100:.2f})"
+
+
+def _best_score(details: FusionDetails, choice: Choice) -> str:
+    """Compare the best score with the best value."""
+    best, chosen = (details.candidates[name] for name in (choice.best_score, details.recommended))
+    lost = difference_text(choice.metric, choice.lost.difference, choice.lost.interval)
+    doubt = ", which may be chance" if choice.lost.interval[0] <= 0 else ""
+    return f"Best score: {choice.best_score} is better by {lost}{doubt}. {_price(best, chosen)}"
+
+
+def _next_cheaper(details: FusionDetails, choice: Choice, name: str, worth: LossDifference) -> str:
+    """Say what the recommended candidate is worth over the next cheaper one."""
+    cheaper, chosen = details.candidates[name], details.candidates[details.recommended]
+    (low, high), word = worth.interval, "worse"
+    value = worth.difference
+    if value < 0:  # where the rows are too few to choose by
+        value, low, high, word = -value, -high, -low, "better"
+    difference = difference_text(choice.metric, value, (low, high))
+    return f"Next cheaper: {name} is {word} by {difference}. {_price(cheaper, chosen)}"
+
+
+def _price(other: Candidate, chosen: Candidate) -> str:
+    """Say what one candidate costs beside the recommended one."""
+    inference = other.multiply_adds / (chosen.multiply_adds or 1)  # a network may have none
+    training = other.train_seconds / (chosen.train_seconds or 1)
+    if f"{inference:.2f}" == "1.00" and f"{training:.2f}" == "1.00":
+        return "It costs the same."
+    return f"It takes {inference:.2f}x the computing for an image, and {training:.2f}x the training."
+
+
+def _on_test(details: FusionDetails) -> list[str]:
+    """Compare the recommended candidate with the best single member on *test*."""
+    chosen, single = details.recommended, details.best_single
+    gain = details.candidates[chosen].against_single
+    if gain is None or chosen == single:
+        return []
+    low, high = (100 * bound for bound in gain.interval)
+    points = abs(gain.difference) * 100
+    word = "more" if gain.difference >= 0 else "less"
+    text = f"On the {details.rows['test']:,} test rows, {chosen} is {points:.2f} points {word} accurate than {single}"
+    return [f"{text} ({low:+.2f} to {high:+.2f}; McNemar's p = {gain.p:.2g}){_doubt(gain)}."]
+
+
+def _doubt(gain: Gain) -> str:
+    return ": so few rows can't tell that from chance" if gain.interval[0] <= 0 <= gain.interval[1] else ""
+
+
+def _costs(name: str, row: Candidate) -> str:
+    inference = row.compute_cost or row.inference_cost
+    training = f"{row.train_cost:.2f}x the training"
+    return f"Beside the mean member, {name} takes {inference:.2f}x the computing for an image, and {training}."
+
+
+def _at_chance(details: FusionDetails, choice: Choice) -> str:
+    """Say that nothing was learned."""
+    accuracy = details.candidates[choice.best_score].fuse.accuracy
+    return (
+        f"Nothing here is surely better than guessing: {choice.best_score}, the best, is right on {accuracy:.0%} of the "
+        f"{choice.rows:,} fuse rows. Look at the images, their labels and the learning rate before you use any of it."
+    )
+
+
+def _evidence(choice: Choice) -> str:
+    """Grade the evidence: the smallest difference that the *fuse* rows can show."""
+    smallest = choice.detectable_accuracy
+    if not choice.is_decided:
+        advice = "Bring more images, or raise data.fuse_fraction."
+        return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"
+    grade = "strong" if smallest <= STRONG else "fair" if smallest <= FAIR else "weak"
+    if choice.rows < FEWEST_ROWS:
+        grade = "weak"
+    nats = f"{choice.detectable:.4f} nats, or " if choice.metric == "nll" else ""
+    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences from {nats}{smallest * 100:.1f} points on."

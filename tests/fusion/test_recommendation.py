@@ -1,0 +1,163 @@
+"""Which candidate is recommended, and why: the cheapest that is not surely worse than the best, or the vote by too few rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fusion.methods.cascade import Cascade
+from fusion.methods.vote import Vote
+from fusion.metrics.scores import is_at_chance, row_losses
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
+from fusion.results import FEWEST_ROWS
+from fusion.selection.fitting import FittedFusion, fit_all
+from fusion.selection.networks import CandidateNetworks, Effort, shares_of_networks
+from fusion.selection.recommendation import best_single, recommend, why_chosen
+from tests.factories import CLASSES, table
+
+ROWS = 1000
+
+
+def team(n: int = ROWS) -> TeamPredictions:
+    none, rows = Predictions(np.zeros((3, 0, CLASSES)), (), np.zeros(0, int)), np.arange(1)
+    return TeamPredictions(
+        ("a", "b", "c"), tuple("wxyz"), FusionInputs(table(n), None, np.zeros(0, int), ()), none, rows, rows, rows
+    )
+
+
+def candidates(given: TeamPredictions, **right: float) -> dict[str, FittedFusion]:
+    """Candidates that are right with these shares of the rows, each on rows of its own, and equally sure of all."""
+    labels, found = given.inputs.fuse.labels, {}
+    for number, (name, share) in enumerate(right.items()):
+        wrong = np.random.default_rng(number).random(len(labels)) >= share
+        found[name] = FittedFusion(name, Vote(), 1.0, softmax(3.0 * np.eye(CLASSES)[(labels + wrong) % CLASSES]))
+    return found
+
+
+ALONE, THREE = Effort(1.0, 1.0), Effort(3.0, 3.0)
+COSTS = {"a": ALONE, "b": ALONE, "c": ALONE, "vote": THREE, "stack": Effort(3.0, 15.0)}
+
+
+def test_the_cheapest_of_those_that_are_not_surely_worse_is_taken() -> None:
+    given = team()
+    fitted = candidates(given, a=0.7, b=0.7, c=0.7, vote=0.9, stack=0.9)
+    labels, better = given.inputs.fuse.labels, fitted["vote"].nested.copy()
+    mended = np.flatnonzero(better.argmax(1) != labels)[:3]
+    better[mended] = softmax(3.0 * np.eye(CLASSES)[labels[mended]])
+    fitted["stack"].nested = better
+    chosen, choice = recommend(given, fitted, COSTS)
+    assert (chosen, choice.best_score, choice.equal) == ("vote", "stack", ["vote", "stack"])
+    assert choice.next_cheaper in ("a", "b", "c")
+    assert choice.worth is not None
+    assert choice.worth.interval[0] > 0
+    assert choice.lost.interval[0] <= 0 < choice.lost.difference
+    assert why_chosen(chosen, choice) == (
+        "it is the cheapest candidate that is not surely worse than stack, which has the best NLL on the 1,000 fuse rows"
+    )
+
+
+def test_a_dearer_one_is_taken_where_it_is_surely_better() -> None:
+    given = team()
+    chosen, choice = recommend(given, candidates(given, a=0.5, b=0.5, c=0.5, vote=0.7, stack=0.9), COSTS)
+    assert (chosen, choice.best_score, choice.next_cheaper) == ("stack", "stack", "vote")
+    assert choice.lost.difference == 0
+
+
+def test_a_single_member_is_taken_where_no_fusion_is_surely_better() -> None:
+    given = team()
+    fitted = candidates(given, a=0.9, b=0.5, c=0.5, vote=0.9)
+    fitted["vote"].nested = fitted["a"].nested
+    chosen, choice = recommend(given, fitted, {name: COSTS[name] for name in fitted})
+    assert (chosen, choice.equal, choice.next_cheaper) == ("a", ["a", "vote"], None)
+    assert best_single(given, fitted) == "a"
+
+
+def test_members_of_equal_inference_are_told_apart_by_their_training() -> None:
+    given = team()
+    fitted = candidates(given, a=0.8, b=0.8, c=0.5, vote=0.8)
+    for name in ("b", "vote"):
+        fitted[name].nested = fitted["a"].nested
+    costs = {"a": Effort(1.0, 2.0), "b": Effort(1.0, 1.0), "c": ALONE, "vote": THREE}
+    assert recommend(given, fitted, costs)[0] == "b"
+
+
+def test_with_too_few_rows_nothing_is_chosen_and_the_vote_is_taken() -> None:
+    few = team(FEWEST_ROWS - 1)
+    chosen, choice = recommend(few, candidates(few, a=0.9, b=0.5, c=0.5, vote=0.87, stack=0.95), COSTS)
+    assert (chosen, choice.is_decided, choice.best_score) == ("vote", False, "stack")
+    assert "too few to choose by" in why_chosen(chosen, choice)
+    without = candidates(few, a=0.9, b=0.5, c=0.5, stack=0.95)
+    assert recommend(few, without, {name: COSTS[name] for name in without})[0] == "stack", "of the others none learns nothing"
+
+
+def test_the_vote_is_not_taken_where_even_few_rows_show_that_it_is_worse() -> None:
+    """As where one member learned and the others guess."""
+    few = team(26)
+    fitted = candidates(few, a=0.97, b=0.3, c=0.3, vote=0.4, stack=0.9)
+    fitted["stack"].nested = fitted["a"].nested  # as the weights of one member alone: equal on every row
+    chosen, choice = recommend(few, fitted, {name: COSTS[name] for name in fitted})
+    assert (chosen, choice.is_decided) == ("a", True)
+    assert choice.detectable > 0, "the vote, which is surely worse, says what so few rows can show"
+    assert why_chosen(chosen, choice).startswith("it has the best NLL on the 26 fuse rows")
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", "a"), ("balanced_accuracy", "b")])
+def test_the_team_s_metric_decides(metric: str, best: str) -> None:
+    """Nine rows of ten are of one class: a says that class alone, b is better on all others."""
+    given = team()
+    labels = np.where(np.arange(ROWS) % 10 > 0, 0, 1 + np.arange(ROWS) // 10 % 3)
+    given = TeamPredictions(
+        given.names, given.classes, FusionInputs(Predictions(given.inputs.fuse.logits, (), labels), None, labels, ()),
+        given.test, *(given.fit_rows,) * 3,
+    )  # fmt: skip
+    fitted = candidates(given, a=1.0, b=1.0, c=0.0)
+    fitted["a"].nested = softmax(3.0 * np.eye(CLASSES)[np.zeros(ROWS, int)])
+    wrong = (labels == 0) & (np.random.default_rng(0).random(ROWS) < 0.3)
+    fitted["b"].nested = softmax(3.0 * np.eye(CLASSES)[(labels + wrong) % CLASSES])
+    assert recommend(given, fitted, dict.fromkeys(fitted, ALONE), metric)[0] == best  # type: ignore[arg-type]
+
+
+def test_losses_of_rows_have_the_metrics_as_their_means() -> None:
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
+
+    one = table(300)
+    probabilities = softmax(one.logits[0])
+    guesses = probabilities.argmax(1)
+    means = [row_losses(probabilities, one.labels, m).mean() for m in ("nll", "accuracy", "balanced_accuracy")]
+    assert means == pytest.approx(
+        [
+            log_loss(one.labels, probabilities),
+            1 - accuracy_score(one.labels, guesses),
+            1 - balanced_accuracy_score(one.labels, guesses),
+        ]
+    )
+
+
+def test_guessing_is_at_chance_and_a_little_knowledge_is_not() -> None:
+    labels = np.arange(ROWS) % CLASSES
+    guesses = np.random.default_rng(0).random((ROWS, CLASSES))
+    assert is_at_chance(guesses, labels)
+    assert not is_at_chance(guesses + 0.2 * np.eye(CLASSES)[labels], labels)
+    assert is_at_chance(np.eye(CLASSES)[np.zeros(ROWS, int)], np.zeros(ROWS, int)), "where there is one class, nothing is learned"
+
+
+def test_independent_members_are_voted() -> None:
+    given = team(2000)
+    fitted = fit_all(given, ("vote", "weighted"))
+    costs = {**COSTS, "weighted": THREE}
+    chosen, choice = recommend(given, fitted, {name: costs[name] for name in fitted})
+    assert chosen in ("vote", "weighted")
+    assert choice.next_cheaper in given.names
+
+
+def test_a_cascade_is_paid_for_by_the_rows_that_ask() -> None:
+    given = team(2000)
+    fusion = fit_all(given, ("cascade",))["cascade"]
+    assert isinstance(fusion.method, Cascade)
+    counts = fusion.method.count_networks(given.inputs.fuse)
+    networks: CandidateNetworks[int] = CandidateNetworks([1, 10, 100])
+    asked = shares_of_networks(fusion, given, 3)
+    assert asked[0] == 1
+    assert sum(asked) == pytest.approx(counts.mean())
+    assert list(asked) == sorted(asked, reverse=True)
+    assert len(networks.used(fusion)) == 3

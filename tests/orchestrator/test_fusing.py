@@ -1,0 +1,124 @@
+"""What the fusion step says beside the scores: what an inference costs, and what may be wrong with members and fusions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusion.predictions import FusionInputs, TeamPredictions
+from fusion.selection.fitting import fit_all
+from fusion.selection.networks import CandidateNetworks
+from orchestrator.fusing.measurement import all_cores, measure_inference
+from orchestrator.fusing.steps import Steps, follow
+from orchestrator.fusing.warnings import still_improving, warn
+from tests.factories import CLASSES, member, table
+from workers.diagnostics.waiting import wait_until
+from workers.models.build import build
+from workers.models.multiply_adds import multiply_adds
+from workers.models.network import Network
+
+
+def team(rows: int = 400, **keys: object) -> TeamPredictions:
+    fuse, numbers = table(rows, **keys), np.arange(rows)  # type: ignore[arg-type]
+    return TeamPredictions(
+        ("a", "b", "c"), tuple("wxyz"), FusionInputs(fuse, None, np.zeros(0, int), ()), fuse, numbers, numbers, numbers
+    )
+
+
+def network(width: int) -> Network:
+    return build(member(name="a", width=width), CLASSES, 8).eval()
+
+
+def test_each_network_is_measured_once_however_many_fusions_ask_it() -> None:
+    given, networks = team(), [network(width) for width in (4, 8, 16)]
+    calls = []
+    for one in networks:
+        one.trunk.register_forward_hook(lambda *_: calls.append(1))
+    images = torch.zeros(64, 8, 8, 3, dtype=torch.uint8)
+    counts = []
+    for fusions in ((), ("vote", "weighted", "cascade", "stack")):
+        calls.clear()
+        fitted = fit_all(given, fusions)
+        costs = measure_inference(given, fitted, CandidateNetworks(networks), images, 1)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
+    alone = [multiply_adds(one, 8) for one in networks]
+    assert [costs[name].multiply_adds for name in given.names] == alone
+    assert costs["vote"].multiply_adds == sum(alone)
+    assert alone[0] < costs["cascade"].multiply_adds <= sum(alone)
+    assert costs["stack"].multiply_adds == sum(alone) + 3 * CLASSES * CLASSES
+    assert all(cost.seconds > 0 and cost.seconds_all_cores > 0 for cost in costs.values())
+
+
+def test_all_cores_are_used_while_fusing_and_given_back() -> None:
+    torch.set_num_threads(1)
+    with all_cores() as threads:
+        assert threads == 1
+        assert torch.get_num_threads() >= 1
+    assert torch.get_num_threads() == 1
+
+
+def test_a_member_at_chance_is_called_out_by_name() -> None:
+    given = team(skill=(2.0, 2.0, 0.0))
+    told = warn(given, fit_all(given, ("vote",)), ("vote",), {})
+    assert [text.split()[0] for text in told if "better than guessing" in text] == ["c"]
+    assert "--drop c" in told[0]
+
+
+def test_a_fusion_that_is_surely_worse_than_the_vote_is_flagged() -> None:
+    given = team(rows=2000)
+    fitted = fit_all(given, ("vote", "weighted"))
+    fitted["weighted"] = replace(fitted["weighted"], nested=fitted["vote"].nested)
+    assert warn(given, fitted, ("vote", "weighted"), {}) == []
+    fitted["weighted"] = replace(fitted["weighted"], nested=fitted["c"].nested)
+    [text] = warn(given, fitted, ("vote", "weighted"), {})
+    assert text.startswith("weighted is surely less often right than the vote: on ")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "is_told"),
+    [([0.3, 0.5, 0.6, 0.7], True), ([0.3, 0.89, 0.9, 0.9], False), ([0.9], False), ([0.9, 0.905], False)],
+)
+def test_a_training_that_still_improved_is_called_out(accuracies: list[float], is_told: bool) -> None:
+    history = [{"fuse/accuracy": accuracy, "fuse/loss": 1 - accuracy} for accuracy in accuracies]
+    assert (still_improving("a", history, 1000) is not None) == is_told
+    assert still_improving("a", history, 4) is None, "of four rows no accuracy is known to a point"
+    assert still_improving("a", [{"seconds": 1.0}] * 5, 1000) is None, "there may be no fuse rows to follow"
+
+
+def test_nothing_is_said_of_a_fusion_that_could_not_be_made_beside_that_it_was_left_out() -> None:
+    given = team()
+    assert warn(given, fit_all(given, ("vote", "student")), ("vote", "student"), {}) == [
+        "student was left out: it learns from these members, no others, and is not trained for them."
+    ]
+
+
+def test_each_step_of_fusing_is_said_while_it_is_done(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "logs" / "fusing.steps"
+    with follow(path, said.append):
+        steps = Steps(path)
+        with steps.step("fitting vote"):
+            time.sleep(0.2)
+        assert wait_until(lambda: said, 5, 0.05), "before the next step begins"
+        with steps.step("too quick to be told"):
+            pass
+        with steps.step("exporting vote"):
+            time.sleep(0.1)
+    assert [line.rpartition(":")[0] for line in said] == ["fusing: fitting vote", "fusing: exporting vote"]
+    assert list(steps.seconds) == ["fitting vote", "too quick to be told", "exporting vote"]
+
+
+def test_steps_that_cannot_be_written_lose_nothing_but_the_line(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("no folder")
+    said: list[str] = []
+    steps = Steps(tmp_path / "logs" / "fusing.steps")
+    with follow(tmp_path / "logs" / "fusing.steps", said.append), steps.step("fitting"):
+        time.sleep(0.1)
+    assert list(steps.seconds) == ["fitting"]
+    assert said == []

@@ -1,0 +1,111 @@
+"""The verdict in words: each line read aloud, for a team in each of the situations that there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion.results import Candidate, Choice, Diversity, FusionDetails, Gain, LossDifference, Scores
+from orchestrator.reporting.verdict import verdict
+
+NOTHING = LossDifference(0.0, (0.0, 0.0), 0.0)
+
+
+def candidate(accuracy: float, nll: float, compute: float, training: float, gain: Gain | None = None) -> Candidate:
+    scores = Scores(accuracy=accuracy, nll=nll, brier=0.1, ece=0.01)
+    return Candidate(
+        fuse=scores, temperature=1.0, train_seconds=60 * training, train_cost=training, test=scores, against_single=gain,
+        inference_cost=1.1 * compute, multiply_adds=1e6 * compute, compute_cost=compute,
+    )  # fmt: skip
+
+
+def details(recommended: str, choice: dict[str, Any], why: str = "because", gain: Gain | None = None) -> FusionDetails:
+    given = {"metric": "nll", "rows": 500, "is_decided": True, "is_at_chance": False, "best_score": recommended, "equal": []}
+    given |= {"lost": NOTHING, "detectable": 0.012, "detectable_accuracy": 0.011, **choice}
+    return FusionDetails(
+        recommended=recommended, why=why, choice=Choice.model_validate(given), best_single="plain", classes=["x", "y"],
+        rows={"fit": 4000, "fuse": 500, "test": 1000},
+        candidates={
+            "plain": candidate(0.90, 0.31, 1.0, 1.0, Gain(0.0, (0.0, 0.0), 1.0)),
+            "vote": candidate(0.92, 0.25, 3.0, 3.0, gain),
+            "stack": candidate(0.92, 0.249, 3.0, 15.0, gain),
+        },
+        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, forecast=[], verdict=""),
+        hardest=[], warnings=[],
+    )  # fmt: skip
+
+
+def test_the_best_value_stands_beside_the_best_score_and_the_next_cheaper_one() -> None:
+    choice = {
+        "best_score": "stack",
+        "lost": LossDifference(0.001, (-0.002, 0.004), 0.004),
+        "next_cheaper": "plain",
+        "worth": LossDifference(0.06, (0.04, 0.08), 0.02),
+    }
+    assert verdict(details("vote", choice, gain=Gain(0.02, (0.012, 0.028), 0.0001))) == [
+        "Use vote: because.",
+        "Best score: stack is better by 0.0010 nats (-0.0020 to 0.0040), which may be chance. "
+        "It takes 1.00x the computing for an image, and 5.00x the training.",
+        "Next cheaper: plain is worse by 0.0600 nats (0.0400 to 0.0800). "
+        "It takes 0.33x the computing for an image, and 0.33x the training.",
+        "On the 1,000 test rows, vote is 2.00 points more accurate than plain (+1.20 to +2.80; McNemar's p = 0.0001).",
+        "Beside the mean member, vote takes 3.00x the computing for an image, and 3.00x the training.",
+        "Evidence: fair. 500 fuse rows can show differences from 0.0120 nats, or 1.1 points on.",
+    ]
+
+
+def test_a_gain_that_may_be_chance_is_called_so_and_a_loss_is_not_called_a_gain() -> None:
+    doubtful, loss = (verdict(details("vote", {}, gain=Gain(g, (g - 0.01, g + 0.01), 0.4)))[1] for g in (0.003, -0.004))
+    assert "0.30 points more accurate than plain" in doubtful
+    assert doubtful.endswith("so few rows can't tell that from chance.")
+    assert "0.40 points less accurate than plain" in loss
+
+
+def test_a_single_member_is_not_compared_with_itself() -> None:
+    lines = verdict(details("plain", {"best_score": "plain"}))
+    assert not any("test rows" in line for line in lines)
+    assert lines[0] == "Use plain: because."
+
+
+def test_few_rows_are_weak_evidence_even_where_they_decide() -> None:
+    lines = verdict(details("plain", {"rows": 26, "detectable_accuracy": 0.004}))
+    assert lines[-1].startswith("Evidence: weak. 26 fuse rows")
+
+
+def test_with_too_few_rows_there_is_no_evidence_and_what_helps_is_said() -> None:
+    lines = verdict(details("vote", {"is_decided": False, "rows": 25, "detectable_accuracy": 0.24}))
+    assert lines[-1] == (
+        "Evidence: none. So few rows can't show differences below 24 points. Bring more images, or raise data.fuse_fraction."
+    )
+
+
+def test_a_cheaper_candidate_that_scores_better_is_not_called_worse() -> None:
+    """As where the rows are too few to choose by, and the vote is taken."""
+    choice = {
+        "is_decided": False,
+        "best_score": "plain",
+        "next_cheaper": "plain",
+        "worth": LossDifference(-0.02, (-0.09, 0.05), 0.1),
+    }
+    assert any(
+        line.startswith("Next cheaper: plain is better by 0.0200 nats (-0.0500 to 0.0900).")
+        for line in verdict(details("vote", choice))
+    )
+
+
+def test_a_team_at_chance_is_told_that_nothing_was_learned_before_anything_else() -> None:
+    first, second, *_ = verdict(details("plain", {"is_at_chance": True}))
+    assert first.startswith("Nothing here is surely better than guessing: plain, the best, is right on 90% of the 500 fuse rows.")
+    assert second.startswith("Use plain")
+
+
+def test_differences_in_accuracy_are_points() -> None:
+    choice = {"metric": "accuracy", "best_score": "stack", "lost": LossDifference(0.011, (-0.002, 0.02), 0.02)}
+    lines = verdict(details("vote", choice))
+    assert lines[1].startswith("Best score: stack is better by 1.10 points (-0.20 to 2.00), which may be chance.")
+    assert "nats" not in " ".join(lines)
+
+
+def test_what_an_earlier_version_chose_is_still_told() -> None:
+    old = details("vote", {}, why="vote has a lower NLL on fuse than plain").model_copy(update={"choice": None})
+    assert verdict(old)[0] == "Use vote: vote has a lower NLL on fuse than plain."
+    assert verdict(old)[-1].startswith("Beside the mean member, vote takes 3.00x")
