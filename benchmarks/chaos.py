@@ -232,7 +232,7 @@ def hit(place: Place, draw: random.Random, everybody: dict[str, list[psutil.Proc
     """Kill a process of a random kind, at a random moment. False where there is none by then."""
     kind = draw.choice(KINDS)
     if kind in DELAYS:
-        wait_until(lambda: _named(place, kind), PATIENCE, give_up=lambda: _has_ended(place))
+        wait_until(lambda: _named(place, kind) and _has_work(place, kind), PATIENCE, give_up=lambda: _has_ended(place))
     time.sleep(draw.uniform(0.0, DELAYS.get(kind, OTHERS_DELAY if draw.random() < 0.3 else 3.0)))
     if _has_ended(place):
         return False
@@ -245,6 +245,11 @@ def hit(place: Place, draw: random.Random, everybody: dict[str, list[psutil.Proc
         tally.kills[kind] += 1
         print(f"  {sum(tally.kills.values())}: {kind} of {place.folder.parent.name}", flush=True)
     return bool(targets)
+
+
+def _has_work(place: Place, kind: str) -> bool:
+    """Whether processes of a kind do something: the fusion actor begins long before it does."""
+    return kind != "fusion" or "fusing" in place.said()
 
 
 def _targets(place: Place, kind: str, draw: random.Random) -> list[int]:

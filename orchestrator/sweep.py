@@ -28,6 +28,7 @@ from orchestrator.reporting.summary import SweepReport, histories, member_states
 from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from workers.config.resources import Resources
 from workers.data.inspection import pack_and_check, summarize_data
 from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
@@ -41,6 +42,7 @@ STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
 AWAY_SECONDS = 30.0  # for which a tracking store that went away is asked again
 INTERRUPTED_FLUSH_SECONDS = 2.0
+FUSION_STEP = "orchestrator.fusing.step"  # the module, which is heavy to import
 EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 
@@ -57,7 +59,8 @@ class SweepOptions:
         data: Folder or archive to use instead of data.root.
         restart: Members to train afresh.
         make_search: Returns a function that runs searches; None where searches cannot be run.
-        check_executor: Raises UserInputError where the executor's machines do not answer.
+        begin_executor: Is told of the first trainings before anything is checked, where it will be asked for an executor: of the
+            resources of each, and its threads. Raises UserInputError where the executor's machines do not answer.
         began: A time.monotonic() from which the budget's hours count.
     """
 
@@ -69,7 +72,7 @@ class SweepOptions:
     data: Path | None = None
     restart: tuple[str, ...] = ()
     make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None
-    check_executor: Callable[[], None] = lambda: None
+    begin_executor: Callable[[Sequence[tuple[Resources, int]]], None] = lambda wanted: None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -103,7 +106,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     plan = _plan_before_packing(team, options, import_paths)
     is_finished = plan is not None and not options.restart and not plan.todo and _is_unchanged(place.folder, plan)
     if not is_finished:
-        options.check_executor()
+        options.begin_executor(_first_trainings(team, plan))
         check_recipes(team, import_paths)
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
     with place.folder.locked(options.say), driver_log(place.folder.logs / log_name("driver")):
@@ -121,6 +124,15 @@ def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[
         return Planner(team, store, options.home.path, import_paths).plan()
     except (CorruptFileError, FileNotFoundError):  # packing sees to it
         return None
+
+
+def _first_trainings(team: Team, plan: Plan | None) -> list[tuple[Resources, int]]:
+    """Return the resources of each training that comes first, and its threads; none where trials of a search come before."""
+    if any(recipe.search for recipe in team.trainings):
+        return []
+    if plan is None:
+        return [(recipe.resources, team.train.threads) for recipe in team.trainings]
+    return [(job.recipe.resources, job.train.threads) for job in plan.todo]
 
 
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
@@ -277,16 +289,17 @@ class _ActiveSweep:
         if not todo:
             return {}
         team, options = self.plan.team, self.options
-        self.executor = self.executor or options.make_executor(team, self.place.folder)
+        self.executor = executor = self.executor or options.make_executor(team, self.place.folder)
         interim = InterimReporter(self.plan, options.on_event, options.say)
         budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, interim), options.began)
         scheduler = Scheduler(
-            executor=self.executor,
+            executor=executor,
             retries=team.retries,
             on_event=budget,
             tracking_uri=self.place.uri,
             runs_of=self.runs.members.of_job,
             why_closed=budget.why_exhausted,
+            when_all_run=lambda: executor.prepare_on_head(FUSION_STEP),
         )
         outcomes = scheduler.run(todo)
         interim.close()

@@ -196,7 +196,7 @@ def sweep(
             data=data,
             restart=tuple(restart or ()),
             make_search=None if inline else ray.search,
-            check_executor=(lambda: None) if inline else ray.check_reachable,
+            begin_executor=(lambda wanted: None) if inline else ray.begin,
         )
         result = run_sweep(team_file, options)
     if as_json:

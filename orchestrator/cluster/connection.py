@@ -28,7 +28,10 @@ AWAY_SECONDS = 10.0  # for which a cluster's head may not answer
 LOOK_SECONDS = 2.0  # between two looks at a cluster's head
 WATCH_SECONDS = 0.5  # between two looks at whether Ray is there, while it does something for us
 ENDING_SECONDS = 15.0  # that Ray may take to disconnect
-ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
+    "RAY_prestart_worker_first_driver": "0",  # processes that no trainer takes: each wants an environment of its own
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Connection:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             self.folder = PrivateFolder.make()
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **ON_LOOPBACK)
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **LOCAL)
             self.reapers = Reapers(self.folder.path)
         _quiet()
         import ray

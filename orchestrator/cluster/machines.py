@@ -156,16 +156,18 @@ class Machines:
                 self.lost_at = self.looked_at
         return self
 
-    def size_for(self, job: Job) -> Size:
-        """Return what a job asks for: one GPU, where it says nothing of them and machines have some, or will have."""
-        wanted = job.recipe.resources
+    def size_for(self, wanted: Resources) -> Size:
+        """Return the size of what is wanted: with one GPU, where nothing is said of GPUs and machines have some, or will have."""
         has_gpus = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
         return Size(wanted.gpus_where(has_gpus), wanted.cpus)
 
     def shape(self, job: Job) -> Shape:
         """Return the shape of the trainer that a job needs."""
-        wanted = job.recipe.resources
-        return Shape(*self.size_for(job), job.train.threads, wanted.labels, wanted.processes)
+        return self.shape_for(job.recipe.resources, job.train.threads)
+
+    def shape_for(self, wanted: Resources, threads: int) -> Shape:
+        """Return the shape of a trainer with these resources, which computes with `threads` threads."""
+        return Shape(*self.size_for(wanted), threads, wanted.labels, wanted.processes)
 
     def total(self, wanted: Resources | None = None) -> Size:
         """Return the size of all machines together, or of those whose labels a job wants."""
@@ -174,7 +176,8 @@ class Machines:
 
     def fit(self, job: Job) -> bool:
         """Return whether some machine that is there could hold the job."""
-        size, wanted = self.size_for(job), job.recipe.resources
+        wanted = job.recipe.resources
+        size = self.size_for(wanted)
         return any(m.size.holds(size) and wanted.preference(m.labels) is not None for m in self.look().available)
 
     def until(self, job: Job, since: float) -> float:
@@ -191,7 +194,7 @@ class Machines:
         if wait_minutes is not None:
             end = since + wait_minutes * 60
         elif self.look().is_scaled:
-            end = self.refused.get(self.size_for(job), math.inf) + REFUSED_SECONDS
+            end = self.refused.get(self.size_for(job.recipe.resources), math.inf) + REFUSED_SECONDS
         else:
             end = since
         return max(end, self.lost_at + REPLACED_SECONDS)
@@ -199,14 +202,15 @@ class Machines:
     def why_impossible(self, job: Job) -> str:
         """Return a sentence that says why no machine can hold the job."""
         there = ", ".join(str(size) for size in sorted({machine.size for machine in self.look().available}, reverse=True)[:3])
-        more, waited = "", job.recipe.resources.wait_minutes
-        wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in job.recipe.resources.labels)
+        wanted = job.recipe.resources
+        more, waited = "", wanted.wait_minutes
+        wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in wanted.labels)
         with_labels = f" with the labels {{{wishes}}}" if wishes else ""
         if waited:
             more = f", and after {waited:g} minutes no other came"
         elif self.is_scaled:
             more = ", and the autoscaler brings none that is larger"
         return (
-            f"UNSCHEDULABLE: asks for {self.size_for(job)} on one machine{with_labels}; there are machines with {there}{more}. "
-            "Lower `resources`, or add a machine."
+            f"UNSCHEDULABLE: asks for {self.size_for(wanted)} on one machine{with_labels}; "
+            f"there are machines with {there}{more}. Lower `resources`, or add a machine."
         )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from orchestrator.config.team import Team
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.inline_executor import InlineExecutor
+from orchestrator.execution.preloading import OF_THE_DRIVER, preload
 from orchestrator.home import SweepFolder
 from orchestrator.planning.search import Search
+from workers.config.resources import Resources
 from workers.runtime.localize import DriverDisk
 
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Connection
+    from orchestrator.execution.trainer_handle import TrainerHandle
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
@@ -37,6 +41,8 @@ class RayBackend:
     def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
         self.source, self.address = ("--address", address) if address else (RAY_ADDRESS, os.environ.get(RAY_ADDRESS))
         self.say = say
+        self.begun: list[TrainerHandle] = []
+        self.preloading: Thread | None = None
 
     @cached_property
     def connection(self) -> Connection:
@@ -52,11 +58,32 @@ class RayBackend:
         if self.address:
             probe(self.address, self.source)
 
+    def begin(self, wanted: Sequence[tuple[Resources, int]]) -> None:
+        """Check that a named cluster answers. Else begin a local Ray and its trainers, and import in a thread what comes next.
+
+        Args:
+            wanted: Resources of the first trainings, and the threads that each computes with; none where others come before.
+
+        Raises:
+            UserInputError: If a cluster was named, and nobody answers there.
+            ConclaveError: If the local Ray does not start.
+        """
+        if self.address:  # whose machines may cost money as soon as a trainer asks for them
+            return self.check_reachable()
+        from orchestrator.cluster.machines import Machines
+        from orchestrator.execution.trainer_pool import begin_trainers
+
+        self.preloading = preload(OF_THE_DRIVER)
+        machines = Machines(self.connection)
+        self.begun = begin_trainers(machines, (machines.shape_for(*each) for each in wanted))
+        return None
+
     def executor(self, team: Team, folder: SweepFolder) -> Executor:
         """Return an executor for the jobs of a sweep."""
         from orchestrator.execution.ray_executor import RayExecutor
 
-        return RayExecutor(self.connection, team.heartbeat, *self._machine_policy(team, folder))
+        begun, self.begun = self.begun, []
+        return RayExecutor(self.connection, team.heartbeat, *self._machine_policy(team, folder), begun)
 
     def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
         """Return a function that runs the trials of a search."""
@@ -70,6 +97,8 @@ class RayBackend:
 
     def close(self) -> None:
         """Disconnect from Ray, if a connection was made."""
+        if self.preloading:
+            self.preloading.join()  # an interpreter that ends in the middle of an import may crash
         if "connection" in self.__dict__:
             self.connection.close()
 

@@ -49,6 +49,9 @@ class InlineExecutor:
         """Forget the submitted job."""
         self._submitted = None
 
+    def prepare_on_head(self, module: str) -> None:
+        """Do nothing: what is called here is imported when it is called."""
+
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call the function here."""
         return function(*arguments)

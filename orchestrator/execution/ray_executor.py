@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.supervisor import Supervisor
-from orchestrator.execution.trainer_handle import TrainerState
+from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
@@ -34,18 +34,24 @@ class RayExecutor:
         heartbeat: When a trainer counts as hung.
         strict: Whether a machine with other versions than this one's ends the sweep.
         disk: The disk of the home, where machines may have other disks.
+        trainers: Trainers that have begun and wait for a job.
     """
 
     connection: Connection
     heartbeat: HeartbeatSpec = field(default_factory=HeartbeatSpec)
     strict: bool = False
     disk: DriverDisk | None = None
+    trainers: Sequence[TrainerHandle] = ()
 
     def __post_init__(self) -> None:
+        self._begin(self.trainers)
+
+    def _begin(self, trainers: Sequence[TrainerHandle]) -> None:
         self.ray = self.connection.ray
         self.machines = Machines(self.connection)
-        self.pool = TrainerPool(self.connection, self.machines, self.strict, self.disk)
+        self.pool = TrainerPool(self.connection, self.machines, self.strict, self.disk, list(trainers))
         self.supervisor = Supervisor(self.pool, self.heartbeat)
+        self.fusion_actor: Any = None
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why no machine can hold the job, or None where one can, or may still come."""
@@ -68,7 +74,7 @@ class RayExecutor:
 
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Start a job in an idle trainer, or in a new one."""
-        self.pool.acquire(self.machines.shape(job)).assign(job, (uri, runs))
+        self.pool.acquire(self.machines.shape(job)).assign(job, (uri, runs), self.pool.localizer)
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Return what happened to the jobs since the last call. Wait for about `seconds` at most.
@@ -90,27 +96,36 @@ class RayExecutor:
             self.pool.stop(seconds)
 
     def close(self) -> None:
-        """End all trainers."""
+        """End all trainers, and the fusion actor."""
         self.pool.close()
+        if self.fusion_actor is not None:
+            self._end(self.fusion_actor)
+            self.fusion_actor = None
 
     def recover(self) -> bool:
         """Start a local Ray again that is gone, and return whether that could be done. Raises ConclaveError."""
         if not self.connection.restart():
             return False
-        self.__post_init__()  # nothing of what was there is known to this Ray
+        self._begin(())  # nothing of what was there is known to this Ray
         return True
+
+    def prepare_on_head(self, module: str) -> None:
+        """Begin the fusion actor, where there is none: it imports the module of what it will be asked while it waits."""
+        from workers.runtime.actor import FusionActor
+
+        if self.fusion_actor is None:
+            self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(module)
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises.
 
         It is supervised as trainers are: where it dies or hangs, another one begins.
         """
-        from workers.runtime.actor import FusionActor
-
         self.connection.check()
         self.pool.drop_idle()
         for _ in range(FUSION_TRIES):
-            actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote()
+            self.prepare_on_head(function.__module__)
+            actor, self.fusion_actor = self.fusion_actor, None
             try:
                 if self._waits_for(actor, answer := actor.call.remote(function, *arguments)):
                     return cast(Answer, self.ray.get(answer))

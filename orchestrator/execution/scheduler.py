@@ -26,6 +26,7 @@ class Scheduler:
         tracking_uri: The tracking store that jobs write to, if any.
         runs_of: Returns the runs of a job's members in the tracking store, in their order; none where it is away.
         why_closed: Returns why no further job may start, or None. Jobs that run already end in any case.
+        when_all_run: Is called each time that no job waits any more, and some still run.
     """
 
     executor: Executor
@@ -34,6 +35,7 @@ class Scheduler:
     tracking_uri: str | None = None
     runs_of: Callable[[Job], tuple[str, ...]] = lambda job: ()
     why_closed: Callable[[], str | None] = lambda: None
+    when_all_run: Callable[[], None] = lambda: None
 
     outcomes: dict[str, Outcome] = field(default_factory=dict, init=False)
 
@@ -48,6 +50,8 @@ class Scheduler:
                 running.add(job.key)
                 self.executor.submit(job, self.tracking_uri, self.runs_of(job))
                 self.on_event(Event(job, "started"))
+                if not queue:
+                    self.when_all_run()
             for item in self.executor.poll(POLL_SECONDS) if running else ():
                 if isinstance(item, Event):
                     self.on_event(item)

@@ -13,6 +13,7 @@ from orchestrator.execution.executor import Event
 from workers.config.job import Job
 
 if TYPE_CHECKING:
+    from workers.runtime.actor import JobLocalizer
     from workers.runtime.heartbeat import Heartbeat
 
 WAITING_NOTE_SECONDS = 20.0  # after which people are told that a job waits
@@ -61,7 +62,7 @@ class Assignment:
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
         """Remember a heartbeat, and return what is new in it."""
         before, self.heartbeat = self.heartbeat, heartbeat
-        self.answered_at = time.monotonic()
+        self.answered_at = time.monotonic() - heartbeat.age
         events = [Event(self.job, "working")] if before is None else []
         if before is None or heartbeat.steps > before.steps:
             self.stepped_at = self.answered_at
@@ -119,9 +120,9 @@ class TrainerHandle:
         """True if it has no job."""
         return self.assignment is None
 
-    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]]) -> None:
-        """Give it a job."""
-        result = self.actor.run.remote(job, *tracking, self.shape.gpus)
+    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], localizer: JobLocalizer) -> None:
+        """Give it a job, which `localizer` prepares for its machine."""
+        result = self.actor.run.remote(job, *tracking, self.shape.gpus, localizer)
         self.assignment, self.state = Assignment(job, tracking, result), TrainerState.SUBMITTED
 
     def release(self) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.connection import Connection
-from orchestrator.cluster.machines import Machines, Shape
+from orchestrator.cluster.machines import Machines, Shape, Size
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
 from workers.runtime.environment import environment
 from workers.runtime.localize import DriverDisk
+
+if TYPE_CHECKING:
+    from workers.runtime.actor import JobLocalizer
 
 
 @dataclass
@@ -30,6 +35,13 @@ class TrainerPool:
     disk: DriverDisk | None = None
     trainers: list[TrainerHandle] = field(default_factory=list)
 
+    @cached_property
+    def localizer(self) -> JobLocalizer:
+        """Prepares jobs for the trainers' machines."""
+        from workers.runtime.actor import JobLocalizer
+
+        return JobLocalizer(environment(), self.strict, self.disk)
+
     def busy(self) -> list[tuple[TrainerHandle, Assignment]]:
         """Return the trainers that have a job, each with it."""
         return [(trainer, trainer.assignment) for trainer in self.trainers if trainer.assignment]
@@ -42,14 +54,10 @@ class TrainerPool:
 
     def acquire(self, shape: Shape) -> TrainerHandle:
         """Return an idle trainer of this shape, or a new one in the place of idle ones of other shapes."""
-        from workers.runtime.actor import JobLocalizer, TrainerActor
-
         if trainer := self.idle(shape):
             return trainer
         self.drop_idle()
-        localizer = JobLocalizer(environment(), self.strict, self.disk)
-        actor = untyped(TrainerActor).options(**shape.options()).remote(localizer)
-        self.trainers.append(TrainerHandle(actor, shape))
+        self.trainers.append(begin_trainer(shape))
         return self.trainers[-1]
 
     def drop(self, trainer: TrainerHandle) -> None:
@@ -77,7 +85,7 @@ class TrainerPool:
             idle = self.idle(trainer.shape)
             if is_waiting and idle:
                 self.drop(trainer)
-                idle.assign(assignment.job, assignment.tracking)
+                idle.assign(assignment.job, assignment.tracking, self.localizer)
 
     def stop(self, seconds: float) -> None:
         """Ask every trainer with a job to write a checkpoint and leave, and wait for that."""
@@ -93,6 +101,23 @@ class TrainerPool:
         for trainer in self.trainers if not self.connection.is_lost else ():
             self.connection.ray.kill(trainer.actor)
         self.trainers.clear()
+
+
+def begin_trainer(shape: Shape) -> TrainerHandle:
+    """Begin a trainer, which imports what it needs while it has no job."""
+    from workers.runtime.actor import TrainerActor
+
+    return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(), shape)
+
+
+def begin_trainers(machines: Machines, shapes: Iterable[Shape]) -> list[TrainerHandle]:
+    """Begin a trainer for each of the first shapes, as many as the machines have room for at once; none from a label on."""
+    total, begun = machines.total(), list[TrainerHandle]()
+    for shape in shapes:
+        if shape.labels or not total.holds(Size.sum([shape.size, *(trainer.shape.size for trainer in begun)])):
+            break
+        begun.append(begin_trainer(shape))
+    return begun
 
 
 def untyped(actor: Any) -> Any:

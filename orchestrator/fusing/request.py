@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from fusion.results import Metric
 from workers.config.specs import DataSpec, MemberRecord
 from workers.storage.artifacts import MemberArtifact
-from workers.tracking.client import TrackingClient
 
 if TYPE_CHECKING:
     from orchestrator.home import SweepFolder
@@ -29,6 +28,8 @@ class ArtifactLocation:
 
     def download(self, uri: str | None) -> Path:
         """Return a local folder that holds the artifact: the home's, or one from the tracking store `uri`."""
+        from workers.tracking.client import TrackingClient  # imports MLflow
+
         if MemberArtifact(self.root).done or not (uri and self.run):
             return self.root
         folder = TrackingClient(uri).download(self.run, "fit")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
-from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import download_training
 from workers.tracking.entries import TagsEntry
 from workers.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from workers.tracking.client import TrackingClient
 
 AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
 RESTARTED = {"state": "restarted"}  # no run with this tag is taken for a finished training

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusion.results import FusionDetails
 from orchestrator.execution.outcomes import Outcome
@@ -18,10 +19,12 @@ from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSumm
 from orchestrator.tracking.member_runs import MemberRuns, now_ms
 from orchestrator.tracking.search_runs import log_search
 from workers.storage.files import write_json
-from workers.tracking.client import TrackingClient
 from workers.tracking.database import artifacts_beside, path_of
 from workers.tracking.delivery import flush_outbox
 from workers.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from workers.tracking.client import TrackingClient
 
 NOTE_CHARACTERS = 8000
 REASON_CHARACTERS = 500
@@ -73,6 +76,8 @@ class SweepRuns:
             StoreAwayError: If the store does not answer. Calling it again goes on where it ended.
             ConclaveError: If the experiment was deleted.
         """
+        from workers.tracking.client import TrackingClient  # imports MLflow
+
         team, tracking, state = plan.team, TrackingClient(place.uri), place.folder.state()
         # A file's URI changes when its home is moved; its runs stay the same.
         is_there = state is not None and (state.tracking_uri == place.uri or path_of(place.uri) is not None)

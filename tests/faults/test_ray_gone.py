@@ -115,11 +115,10 @@ def test_a_ray_that_ends_in_a_search_is_said_at_once(place_of: Callable[[str], P
 
 
 def until_fusing(place: Place) -> None:
-    until = time.monotonic() + 90
-    while not list(place.actors("FusionActor")):
-        assert time.monotonic() < until, place.said()
-        time.sleep(0.1)
-    time.sleep(2)
+    """Wait until the fusion actor has something to do: it begins before."""
+    place.wait_for("fusing 2 members", 120)
+    assert list(place.actors("FusionActor"))
+    time.sleep(1)
 
 
 def test_a_fusion_actor_that_hangs_is_tried_again(place_of: Callable[[str], Place], undisturbed: dict[str, Any]) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from orchestrator.cluster.machines import Shape
+from orchestrator.cluster.machines import Machine, Machines, Shape, Size
+from orchestrator.config.settings import HeartbeatSpec
+from orchestrator.execution import trainer_pool
 from orchestrator.execution.executor import Event
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import WAITING_NOTE_SECONDS, Assignment, TrainerHandle
-from orchestrator.execution.trainer_pool import TrainerPool
+from orchestrator.execution.trainer_pool import TrainerPool, begin_trainers
 from tests.factories import job
+from workers.runtime import actor
+from workers.runtime.heartbeat import Heartbeat
 
 
 @pytest.mark.parametrize(("waited", "told"), [(0.0, 0), (WAITING_NOTE_SECONDS + 1, 1)])
@@ -28,3 +34,29 @@ def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int) -
     for event in notes:
         assert isinstance(event, Event)
         assert event.text == "waits for a machine with room for 1 GPUs and 2 CPUs"
+
+
+@pytest.mark.parametrize(("age", "is_hung"), [(0.0, False), (9.0, False), (11.0, True)])
+def test_a_sign_of_life_that_others_hand_on_counts_from_when_it_was_given(age: float, is_hung: bool) -> None:
+    """The trainer of several processes answers for the first of them, and goes on to when that one is gone."""
+    assignment = Assignment(job("a"), (None, ()), "its result")
+    assignment.take_heartbeat(Heartbeat(1, "node", 0, {}, [], 0, age=age))
+    assert (assignment.why_hung(HeartbeatSpec(seconds=10)) is not None) == is_hung
+
+
+@pytest.mark.parametrize(("wanted", "begun"), [([1, 1, 1], 2), ([1, 2, 1], 1), ([3, 1], 0), ([], 0), ([1, "label"], 1)])
+def test_as_many_trainers_begin_early_as_the_machines_hold_at_once(
+    wanted: list[int | str], begun: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_pool, "begin_trainer", lambda shape: TrainerHandle(None, shape))
+    machines = Machines(cast(Any, None), available=[Machine(Size(0, 2), {})], looked_at=time.monotonic() + 60)
+    shapes = [Shape(0, cpus, 1, (), 1) if isinstance(cpus, int) else Shape(0, 1, 1, ((("k", "v"),),), 1) for cpus in wanted]
+    assert [trainer.shape for trainer in begin_trainers(machines, shapes)] == shapes[:begun]
+
+
+def test_a_process_that_is_none_of_rays_is_not_ended_in_the_place_of_one_that_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        cast(Any, actor.end_process)._function(other.pid)
+        time.sleep(0.2)
+        assert other.poll() is None
+        other.kill()

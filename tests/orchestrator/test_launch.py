@@ -47,6 +47,8 @@ class Fake:
 
     def stop(self, seconds: float) -> None: ...
 
+    def prepare_on_head(self, module: str) -> None: ...
+
     def call_on_head(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
@@ -78,6 +80,13 @@ def test_what_needs_a_fit_that_failed_never_starts_and_says_so() -> None:
     assert ended["a.3"].reason == "a.2, from which it learns, is failed"
     assert "from which it learns" in ended["s"].reason
     assert len(ended) == 5
+
+
+def test_the_fusion_step_is_prepared_once_nothing_waits_any_more() -> None:
+    fake, started = Fake({"c": [("failed", "errors"), ("done", None)]}), list[int]()
+    scheduler = Scheduler(fake, Retries(errors=1), lambda event: None, when_all_run=lambda: started.append(len(fake.started)))
+    scheduler.run([job("a"), job("b"), job("c")])
+    assert started == [3, 4], "with the last job, and where it is tried again"
 
 
 def test_what_is_done_already_need_not_be_waited_for() -> None:

@@ -76,11 +76,11 @@ def test_a_limit_that_is_reached_for_a_while_is_no_refusal(clock: list[float]) -
 
 
 def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None)) == Size(0, 1)
-    assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).size_for(asks(None)) == Size(1, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None).recipe.resources) == Size(0, 1)
+    assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).size_for(asks(None).recipe.resources) == Size(1, 1)
     monkeypatch.setenv(GPUS_COME, "1")
-    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None)) == Size(1, 1)
-    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(0)) == Size(0, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None).recipe.resources) == Size(1, 1)
+    assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(0).recipe.resources) == Size(0, 1)
 
 
 def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(clock: list[float]) -> None:

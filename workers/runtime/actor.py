@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
-import signal
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from workers.config.job import Job
@@ -71,21 +73,25 @@ class JobLocalizer:
 
 @ray.remote(max_restarts=0, max_concurrency=4)
 class TrainerActor:
-    """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes."""
+    """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes.
 
-    def __init__(self, localizer: JobLocalizer) -> None:
+    It imports what a training needs while it waits for its first job.
+    """
+
+    def __init__(self) -> None:
         self.progress = JobProgress()
         self.lock = threading.Lock()
-        self.localizer = localizer
         self.reported: Heartbeat | None = None  # by the first of several processes
+        self.reported_at = 0.0
         self.is_waiting = False
+        threading.Thread(target=_import, args=("workers.runtime.training_job",), daemon=True).start()
 
-    def run(self, job: Job, uri: str | None, runs: tuple[str, ...] = (), gpus: float = 0) -> JobResult:
+    def run(self, job: Job, uri: str | None, runs: tuple[str, ...], gpus: float, localizer: JobLocalizer) -> JobResult:
         """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
-            localizer = replace(self.localizer, has_server=str(uri).startswith("http"))
+            localizer = replace(localizer, has_server=str(uri).startswith("http"))
             if job.recipe.resources.processes > 1:
                 return self._run_distributed(job, JobContext(uri, runs), gpus, localizer)
             try:
@@ -112,18 +118,24 @@ class TrainerActor:
 
     def report(self, heartbeat: Heartbeat) -> bool:
         """Take the heartbeat of the first of several processes; return whether they are to stop."""
-        self.is_waiting, self.reported = False, heartbeat
+        self.is_waiting, self.reported, self.reported_at = False, heartbeat, time.monotonic()
         return self.progress.stop_requested
 
     def heartbeat(self) -> Heartbeat:
         """Return a sign of life."""
         if self.reported:
-            return self.reported
+            return replace(self.reported, age=time.monotonic() - self.reported_at)
         return self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), self.is_waiting)
 
     def stop(self) -> None:
         """Make the running training write a checkpoint after its step, and leave."""
         self.progress.stop_requested = True
+
+
+def _import(module: str) -> None:
+    """Import a module. Where that fails, whoever needs the module says so."""
+    with contextlib.suppress(Exception):
+        importlib.import_module(module)
 
 
 def _living_nodes() -> set[str]:
@@ -132,9 +144,14 @@ def _living_nodes() -> set[str]:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
 def end_process(pid: int) -> None:
-    """Kill a process of this machine: `ray.kill` leaves a stopped one alive, with its memory."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    """Kill a process of Ray on this machine: `ray.kill` leaves a stopped one alive, with its memory.
+
+    Where the process is gone, its id may have gone to another one, which is left alone.
+    """
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if any(word.startswith("ray::") for word in process.cmdline()[:1]):
+            process.kill()
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
@@ -151,7 +168,14 @@ def serve_chunk(store: Path, name: str, offset: int) -> bytes:
 
 @ray.remote(max_restarts=0, max_concurrency=2)
 class FusionActor:
-    """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`."""
+    """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`.
+
+    Args:
+        module: A module that it imports while it waits: the fusion step's.
+    """
+
+    def __init__(self, module: str) -> None:
+        threading.Thread(target=_import, args=(module,), daemon=True).start()
 
     def heartbeat(self) -> int:
         """Give a sign of life: the process id."""

@@ -27,6 +27,7 @@ class Heartbeat:
         steps: Number of optimizer steps since the job started.
         published: Names of the members whose artifacts are published, so far.
         is_waiting: Whether the job is done by several processes, for which there is no machine yet.
+        age: Seconds since the process gave it: others may hand on the sign of life of one that has died since.
     """
 
     pid: int
@@ -37,6 +38,7 @@ class Heartbeat:
     steps: int
     published: list[str] = field(default_factory=list)
     is_waiting: bool = False
+    age: float = 0.0
 
 
 @dataclass

@@ -33,7 +33,16 @@ from mlflow.exceptions import MlflowException
 
 from workers.errors import ConclaveError, StoreAwayError, first_line
 from workers.tracking.database import ensure_database, path_of
-from workers.tracking.entries import ArtifactEntry, Entry, ForgetEntry, MetricsEntry, ModelEntry, StatusEntry, TagsEntry
+from workers.tracking.entries import (
+    ArtifactEntry,
+    Entry,
+    ForgetEntry,
+    MetricsEntry,
+    ModelEntry,
+    RefusedEntryError,
+    StatusEntry,
+    TagsEntry,
+)
 from workers.tracking.served_package import save_served_model
 
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
@@ -47,10 +56,6 @@ Answer = TypeVar("Answer")
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
 EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
-
-
-class RefusedEntryError(Exception):
-    """The store answers, and will never take this entry; its run was deleted, for example."""
 
 
 def _in_words(

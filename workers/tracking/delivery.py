@@ -6,12 +6,15 @@ import contextlib
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
-from workers.tracking.client import RefusedEntryError, TrackingClient
-from workers.tracking.entries import Entry
+from workers.tracking.entries import Entry, RefusedEntryError
 from workers.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from workers.tracking.client import TrackingClient
 
 BATCH = 50
 
@@ -30,6 +33,8 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
     Raises:
         Exception: Whatever the store raises while it is away. What was sent before stays marked.
     """
+    from workers.tracking.client import TrackingClient  # imports MLflow
+
     tracking = tracking or TrackingClient(outbox.uri)
     count = 0
     while (batch := outbox.unsent()[:BATCH]) and (until is None or time.monotonic() < until):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
+class RefusedEntryError(Exception):
+    """The store answers, and will never take this entry; its run was deleted, for example."""
+
+
 class RunEntry(BaseModel):
     """Base of all entries.
 
