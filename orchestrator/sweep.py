@@ -301,6 +301,7 @@ class _ActiveSweep:
             why_closed=budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(FUSION_STEP),
         )
+        executor.prepare(todo, options.say)
         outcomes = scheduler.run(todo)
         interim.close()
         return outcomes

@@ -75,7 +75,7 @@ class RayBackend:
 
         self.preloading = preload(OF_THE_DRIVER)
         machines = Machines(self.connection)
-        self.begun = begin_trainers(machines, (machines.shape_for(*each) for each in wanted))
+        self.begun = begin_trainers(machines, wanted)
         return None
 
     def executor(self, team: Team, folder: SweepFolder) -> Executor:

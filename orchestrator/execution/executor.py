@@ -5,7 +5,7 @@ An executor is any class with these methods. `tests/orchestrator/test_executors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -46,6 +46,9 @@ class Executor(Protocol):
     job runs, `epoch`, `published` and `note`. A job whose outcome has come may be submitted again. Nothing that a job does,
     and no death of a process, is raised by an executor; what is raised ends the sweep. Of a RayLostError it may `recover`.
     """
+
+    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        """Find out what is to be known of all jobs before the first is submitted, and say it."""
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why the job can never run here, or None if it can."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator.execution.executor import Answer, Event
@@ -15,6 +15,9 @@ class InlineExecutor:
 
     def __init__(self) -> None:
         self._submitted: tuple[Job, str | None, tuple[str, ...]] | None = None
+
+    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        """Do nothing: one job runs at a time."""
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return None: this process takes every job."""

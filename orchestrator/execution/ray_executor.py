@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.gpu_sharing import kind_of
 from orchestrator.cluster.machines import ON_HEAD, Machines, Size
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.sharing_trials import Alike, alternatives
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
+from workers.runtime.gpu_probe import Sharing
 from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
@@ -72,9 +75,31 @@ class RayExecutor:
             return sum(assignment.heartbeat is None for _, assignment in busy) < MOST_WAITING
         return not self.machines.fit(job)
 
+    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+        """Find out how many trainings share a GPU, where more wait than there are GPUs, and leave the number open."""
+        for alike in alternatives(self.machines, jobs):
+            say(f"{alike.job.label}: trying how many such trainings share a GPU")
+            sharing = self._probe(alike)
+            self.machines.sharing.known[kind_of(alike.job)] = sharing
+            say(sharing.sentence)
+
+    def _probe(self, alike: Alike) -> Sharing:
+        from workers.runtime.actor import probe_sharing
+
+        shape, options = self.machines.shape(alike.job), {"max_retries": 0}
+        task = untyped(probe_sharing).options(**shape.options(), **options)
+        answer = task.remote(alike.job, alike.most, self.pool.localizer)
+        try:
+            while not self.ray.wait([answer], timeout=HEARTBEAT_SECONDS)[0]:
+                self.connection.check()
+            return cast(Sharing, self.ray.get(answer))
+        except self.ray.exceptions.RayError as error:
+            self.connection.check()
+            return Sharing(1, f"it could not be tried: {first_line(error)}")
+
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Start a job in an idle trainer, or in a new one."""
-        self.pool.acquire(self.machines.shape(job)).assign(job, (uri, runs), self.pool.localizer)
+        self.pool.give(self.pool.acquire(self.machines.shape(job)), job, (uri, runs))
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Return what happened to the jobs since the last call. Wait for about `seconds` at most.

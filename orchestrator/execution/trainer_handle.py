@@ -13,7 +13,7 @@ from orchestrator.execution.executor import Event
 from workers.config.job import Job
 
 if TYPE_CHECKING:
-    from workers.runtime.actor import JobLocalizer
+    from workers.runtime.actor import Placement
     from workers.runtime.heartbeat import Heartbeat
 
 WAITING_NOTE_SECONDS = 20.0  # after which people are told that a job waits
@@ -120,9 +120,9 @@ class TrainerHandle:
         """True if it has no job."""
         return self.assignment is None
 
-    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], localizer: JobLocalizer) -> None:
-        """Give it a job, which `localizer` prepares for its machine."""
-        result = self.actor.run.remote(job, *tracking, self.shape.gpus, localizer)
+    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], placement: Placement) -> None:
+        """Give it a job."""
+        result = self.actor.run.remote(job, *tracking, placement)
         self.assignment, self.state = Assignment(job, tracking, result), TrainerState.SUBMITTED
 
     def release(self) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import Machines, Shape, Size
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
+from workers.config.job import Job
+from workers.config.resources import Resources
 from workers.runtime.environment import environment
 from workers.runtime.localize import DriverDisk
 
@@ -60,6 +62,18 @@ class TrainerPool:
         self.trainers.append(begin_trainer(shape))
         return self.trainers[-1]
 
+    def give(self, trainer: TrainerHandle, job: Job, tracking: tuple[str | None, tuple[str, ...]]) -> None:
+        """Give a trainer a job.
+
+        Args:
+            trainer: The trainer, which has none.
+            job: The job.
+            tracking: The tracking store, and the runs of the job's members in it.
+        """
+        from workers.runtime.actor import Placement
+
+        trainer.assign(job, tracking, Placement(self.localizer, trainer.shape.gpus, self.machines.sharing.of(job)))
+
     def drop(self, trainer: TrainerHandle) -> None:
         """End a trainer."""
         self.trainers.remove(trainer)
@@ -85,7 +99,7 @@ class TrainerPool:
             idle = self.idle(trainer.shape)
             if is_waiting and idle:
                 self.drop(trainer)
-                idle.assign(assignment.job, assignment.tracking, self.localizer)
+                self.give(idle, assignment.job, assignment.tracking)
 
     def stop(self, seconds: float) -> None:
         """Ask every trainer with a job to write a checkpoint and leave, and wait for that."""
@@ -110,11 +124,20 @@ def begin_trainer(shape: Shape) -> TrainerHandle:
     return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(), shape)
 
 
-def begin_trainers(machines: Machines, shapes: Iterable[Shape]) -> list[TrainerHandle]:
-    """Begin a trainer for each of the first shapes, as many as the machines have room for at once; none from a label on."""
+def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) -> list[TrainerHandle]:
+    """Begin trainers for what comes first, as many as the machines have room for at once.
+
+    It ends where labels are wanted, and where it is still to be found out how many trainings share a GPU.
+
+    Args:
+        machines: The machines.
+        wanted: Resources of each training, and the threads that it computes with.
+    """
     total, begun = machines.total(), list[TrainerHandle]()
-    for shape in shapes:
-        if shape.labels or not total.holds(Size.sum([shape.size, *(trainer.shape.size for trainer in begun)])):
+    for resources, threads in wanted:
+        shape = machines.shape_for(resources, threads)
+        is_open = resources.gpus is None and shape.gpus > 0
+        if is_open or shape.labels or not total.holds(Size.sum([shape.size, *(trainer.shape.size for trainer in begun)])):
             break
         begun.append(begin_trainer(shape))
     return begun

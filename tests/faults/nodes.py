@@ -52,11 +52,11 @@ class Nodes:
         """For whoever is to be let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
 
-    def add(self, cpus: int = 1, node: str = "", labels: str = "", **env: str) -> subprocess.Popen[bytes]:
-        """A machine; `node` is its id in Ray, 56 hexadecimal digits; `labels` are like market=spot."""
+    def add(self, cpus: int = 1, node: str = "", labels: str = "", gpus: int = 0, **env: str) -> subprocess.Popen[bytes]:
+        """A machine; `node` is its id in Ray, 56 hexadecimal digits; `labels` are like market=spot. No GPU of it is real."""
         named = {"RAY_OVERRIDE_NODE_ID_FOR_TESTING": node} if node else {}
-        labelled = [f"--labels={labels}"] if labels else []
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", *labelled, **named, **env)
+        more = [*([f"--labels={labels}"] if labels else []), *([f"--num-gpus={gpus}"] if gpus else [])]
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", *more, **named, **env)
 
     def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
         words = ["start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]

@@ -18,6 +18,7 @@ from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import WAITING_NOTE_SECONDS, Assignment, TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, begin_trainers
 from tests.factories import job
+from workers.config.resources import Resources
 from workers.runtime import actor
 from workers.runtime.heartbeat import Heartbeat
 
@@ -50,8 +51,16 @@ def test_as_many_trainers_begin_early_as_the_machines_hold_at_once(
 ) -> None:
     monkeypatch.setattr(trainer_pool, "begin_trainer", lambda shape: TrainerHandle(None, shape))
     machines = Machines(cast(Any, None), available=[Machine(Size(0, 2), {})], looked_at=time.monotonic() + 60)
-    shapes = [Shape(0, cpus, 1, (), 1) if isinstance(cpus, int) else Shape(0, 1, 1, ((("k", "v"),),), 1) for cpus in wanted]
-    assert [trainer.shape for trainer in begin_trainers(machines, shapes)] == shapes[:begun]
+    labelled = Resources.model_validate({"labels": {"k": "v"}})
+    asked = [(Resources(cpus=cpus) if isinstance(cpus, int) else labelled, 1) for cpus in wanted]
+    assert [trainer.shape.cpus for trainer in begin_trainers(machines, asked)] == wanted[:begun]
+
+
+def test_none_begins_early_where_it_is_open_how_many_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_pool, "begin_trainer", lambda shape: TrainerHandle(None, shape))
+    machines = Machines(cast(Any, None), available=[Machine(Size(1, 2), {})], looked_at=time.monotonic() + 60)
+    assert begin_trainers(machines, [(Resources(), 1)]) == []
+    assert len(begin_trainers(machines, [(Resources(gpus=1), 1)])) == 1
 
 
 def test_a_process_that_is_none_of_rays_is_not_ended_in_the_place_of_one_that_is_gone() -> None:

@@ -21,6 +21,8 @@ class RoomFor(Executor):
     def __init__(self, places: int) -> None:
         self.places, self.running = places, list[Job]()
 
+    def prepare(self, *_: Any) -> None: ...
+
     def has_capacity(self, job: Job) -> bool:
         return len(self.running) < self.places
 

@@ -28,6 +28,8 @@ class Fake:
         self.asked += 1
         return "too large" if job.recipe.resources.cpus > self.largest else None
 
+    def prepare(self, *_: Any) -> None: ...
+
     def has_capacity(self, job: Job) -> bool:
         self.asked += 1
         return len(self.running) < 2

@@ -16,7 +16,7 @@ from workers.config.job import derive_seed
 from workers.config.recipe import Augment, check_strength
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, TrainingStopped
+from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, GpuCrowdedError, TrainingStopped
 from workers.models.build import build
 from workers.models.network import Network
 from workers.storage.checkpoint_record import CheckpointRecord
@@ -330,6 +330,17 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkey
     assert len(result.history) == 3
     assert result.resumed_from == 1
     assert len(notes) == 2
+
+
+def test_out_of_memory_of_a_shared_gpu_changes_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("raised by the test")
+
+    monkeypatch.setattr(Objective, "loss", no_memory)
+    spec = member()
+    task = TrainingTask(data(), spec, TrainSpec(epochs=1), tuple(spec.members), CPU, shares_gpu=True)
+    with pytest.raises(GpuCrowdedError):
+        train(lambda: build(spec, 3, 8), task)
 
 
 def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ Labels = tuple[tuple[str, str], ...]  # sorted pairs of a key and its value
 
 _ONE_WISH = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "string"}}
 LABELS_SCHEMA = {"anyOf": [_ONE_WISH, {"type": "array", "items": _ONE_WISH}]}
+AUTO = "auto"
 LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
@@ -37,18 +38,23 @@ def _is_label(word: object) -> bool:
     return isinstance(word, str) and LABEL.fullmatch(word) is not None
 
 
+def _open(value: Any) -> Any:
+    return None if value == AUTO else value
+
+
 class Resources(Strict):
     """The resources that one job asks for.
 
     Attributes:
-        gpus: Number of GPUs, fractions included. None means one per process where there are GPUs, else none.
+        gpus: Number of GPUs, fractions included. None, which is `auto` in a file, means one where there are GPUs; several
+            trainings share it where a trial shows that they are faster together. Each process of a group has one.
         cpus: Number of CPU cores.
         workers: Processes that train one member together. None means one per GPU.
         labels: Labels that a machine must have, as alternatives with the preferred one first. Without any, every machine will do.
         wait_minutes: How long to wait for a machine that could hold the job. None means as long as one may come.
     """
 
-    gpus: float | None = Field(None, ge=0, le=1024)
+    gpus: Annotated[float | None, BeforeValidator(_open), Shorthand({"const": AUTO})] = Field(None, ge=0, le=1024)
     cpus: float = Field(1, gt=0, le=10**4)
     workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
     labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels), Shorthand(LABELS_SCHEMA)] = ()

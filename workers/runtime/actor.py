@@ -19,6 +19,7 @@ from workers.config.job import Job
 from workers.diagnostics import faults
 from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind
 from workers.runtime.environment import Environment, differences, environment
+from workers.runtime.gpu_probe import Sharing, probe_gpu
 from workers.runtime.heartbeat import Heartbeat, JobProgress
 from workers.runtime.job_result import Failure, JobResult
 from workers.runtime.job_runner import JobContext, run_job
@@ -71,6 +72,21 @@ class JobLocalizer:
         return localize_job(job, read), note, True
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a trainer does a job.
+
+    Attributes:
+        localizer: Prepares the job for the trainer's machine.
+        gpus: GPUs that the trainer has.
+        sharing: How many trainings share a GPU there.
+    """
+
+    localizer: JobLocalizer
+    gpus: float
+    sharing: Sharing
+
+
 @ray.remote(max_restarts=0, max_concurrency=4)
 class TrainerActor:
     """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes.
@@ -86,21 +102,24 @@ class TrainerActor:
         self.is_waiting = False
         threading.Thread(target=_import, args=("workers.runtime.training_job",), daemon=True).start()
 
-    def run(self, job: Job, uri: str | None, runs: tuple[str, ...], gpus: float, localizer: JobLocalizer) -> JobResult:
+    def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
         """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
-            localizer = replace(localizer, has_server=str(uri).startswith("http"))
+            localizer, sharing = replace(placement.localizer, has_server=str(uri).startswith("http")), placement.sharing
             if job.recipe.resources.processes > 1:
-                return self._run_distributed(job, JobContext(uri, runs), gpus, localizer)
+                return self._run_distributed(job, JobContext(uri, runs), placement.gpus, localizer)
             try:
                 local_job, note, is_isolated = localizer(job)
             except ConclaveError as error:
                 return JobResult(Failure.of(error))
             except OSError as error:
                 return JobResult(replace(Failure.of(error), sentence=f"the machine {platform.node()} got no data: {error}"))
-            return run_job(local_job, self.progress, JobContext(uri, runs, note, is_isolated))
+            if sharing.trainings > 1:
+                note = "; ".join(filter(None, (note, sharing.sentence)))
+            context = JobContext(uri, runs, note, is_isolated, shares_gpu=sharing.trainings > 1)
+            return run_job(local_job, self.progress, context)
 
     def _run_distributed(self, job: Job, context: JobContext, gpus: float, localizer: JobLocalizer) -> JobResult:
         self.is_waiting = True
@@ -152,6 +171,12 @@ def end_process(pid: int) -> None:
         process = psutil.Process(pid)
         if any(word.startswith("ray::") for word in process.cmdline()[:1]):
             process.kill()
+
+
+@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
+def probe_sharing(job: Job, most: int, localizer: JobLocalizer) -> Sharing:
+    """Find out how many trainings like a job, `most` at the most, share the GPU that this has. Raises ConclaveError, OSError."""
+    return probe_gpu(localizer(job)[0], most)
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,14 +30,18 @@ from workers.training.distillation import Teacher
 from workers.training.evaluation import predict_outputs
 from workers.training.packed import Pack
 from workers.training.task import TrainingData, TrainingResult, TrainingTask
-from workers.training.train import train
+from workers.training.train import make_stepper, train
 
 Weights = dict[str, torch.Tensor]
 STOP_FRACTION = 0.1  # of the *fit* rows, set apart for early stopping
 
 
 def train_job(
-    job: Job, callback: TrainingCallback, device: torch.device | None = None, group: SingleProcess | None = None
+    job: Job,
+    callback: TrainingCallback,
+    device: torch.device | None = None,
+    group: SingleProcess | None = None,
+    shares_gpu: bool = False,
 ) -> None:
     """Train a job, and publish an artifact for each of its members as soon as it is made. What is published stays.
 
@@ -48,6 +52,7 @@ def train_job(
         callback: Follows the training.
         device: The device; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
+        shares_gpu: Whether other trainings may be on the same GPU, fewer of them where its memory is too small.
 
     Raises:
         ConclaveError: What `train` raises.
@@ -59,9 +64,21 @@ def train_job(
         for member in published if group.rank == 0 else ():
             callback.on_published(member, MemberArtifact.in_home(job.home, member.signature))
         if len(published) < len(job.members):
-            _JobTraining(job, folder, device or default_device(), group, callback).run(published)
+            _JobTraining(job, device or default_device(), group, callback, shares_gpu).run(published)
             if group.rank == 0:
                 folder.remove_checkpoints()
+
+
+def stepping(job: Job, device: torch.device) -> tuple[Callable[[int], object], int]:
+    """Return what takes a step of a job's training, given the step's number, and the number of images of a step.
+
+    Nothing is written. The steps are those of the first epoch, over and over.
+    """
+    training = _JobTraining(job, device)
+    training.prepare()
+    stepper = make_stepper(training.network(), training.task(job.members), job.train.batch_size)
+    order = stepper.order(0)
+    return lambda step: stepper.take(0, step % stepper.count, order), stepper.batch * stepper.lanes
 
 
 def default_device() -> torch.device:
@@ -124,13 +141,16 @@ class _JobTraining:
     """Trains one job of which not all artifacts are there, on one device."""
 
     job: Job
-    folder: TrainingFolder
     device: torch.device
-    group: SingleProcess
-    callback: TrainingCallback
+    group: SingleProcess = SINGLE_PROCESS
+    callback: TrainingCallback = field(default_factory=TrainingCallback)
+    shares_gpu: bool = False
 
-    def run(self, published: Sequence[JobMember]) -> None:
-        """Train, and publish the artifacts of all members but those that are published."""
+    def __post_init__(self) -> None:
+        self.folder = TrainingFolder.of(self.job)
+
+    def prepare(self) -> None:
+        """Set up the process, and load the data."""
         job = self.job
         torch.set_num_threads(job.train.threads)
         use_deterministic_kernels(self.device)
@@ -138,14 +158,22 @@ class _JobTraining:
         self.store = Store(job.store)
         self.split = get_split(self.store, job.data, job.team_seed)
         self.data = training_data(job, self.store, self.split, self.device)
+
+    def task(self, missing: tuple[JobMember, ...], checkpoints: Checkpoints | None = None) -> TrainingTask:
+        """Return the task of making the missing members, once the data is loaded."""
+        job, settings = self.job, (checkpoints, self.callback, self.job.checkpoint_seconds, self.group, self.shares_gpu)
+        return TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
+
+    def run(self, published: Sequence[JobMember]) -> None:
+        """Train, and publish the artifacts of all members but those that are published."""
+        job = self.job
+        self.prepare()
         checkpoints = Checkpoints(self.folder.checkpoint, job.signatures[0], self.callback.note)
         if self.group.rank == 0:
             self._adopt(checkpoints)
         self.group.all_reduce(0)  # the checkpoint is there for all from here on
         missing = tuple(member for member in job.members if member not in published)
-        settings = (checkpoints, self.callback, job.checkpoint_seconds, self.group)
-        task = TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
-        train(self._network, task, self._publish)
+        train(self.network, self.task(missing, checkpoints), self._publish)
 
     def _adopt(self, checkpoints: Checkpoints) -> None:
         """Go on from the checkpoints that an earlier version left for these members."""
@@ -163,7 +191,7 @@ class _JobTraining:
         artifact.publish(weights, self._outputs(result), self._record(own, result, weights))
         self.callback.on_published(own, artifact)
 
-    def _network(self) -> Network:
+    def network(self) -> Network:
         """Build the network, with fresh weights or with those that a student begins from; all networks of a pack."""
         recipe, classes, size = self.job.seeded_recipe, self.store.classes, self.store.size
         if recipe.packed:

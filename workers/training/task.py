@@ -53,6 +53,7 @@ class TrainingTask:
         callback: Follows the training.
         checkpoint_seconds: Longest time without a checkpoint.
         group: The processes that train together.
+        shares_gpu: Whether other trainings may be on the same GPU, fewer of them where its memory is too small.
     """
 
     data: TrainingData
@@ -64,6 +65,7 @@ class TrainingTask:
     callback: TrainingCallback = field(default_factory=TrainingCallback)
     checkpoint_seconds: float = 300.0
     group: SingleProcess = SINGLE_PROCESS
+    shares_gpu: bool = False
 
 
 @dataclass

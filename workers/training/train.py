@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from workers.config.specs import TrainedMember
-from workers.errors import DeviceMemoryError
+from workers.errors import DeviceMemoryError, GpuCrowdedError
 from workers.models.network import Network
 from workers.training.packed import Pack, PackStepper
 from workers.training.steps import Stepper
@@ -20,7 +20,8 @@ from workers.training.trainer import Trainer
 def train(build_network: Callable[[], Network], task: TrainingTask, publish: Publish = lambda *_: None) -> TrainingResult:
     """Train from fresh weights, or from the newest checkpoint, and publish each member as it is made.
 
-    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. Each
+    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. A
+    training that shares its GPU is not changed: fewer are to share it. Each
     process of a group calls this alike; the first alone writes checkpoints and is followed by the callback.
 
     Args:
@@ -33,6 +34,7 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
 
     Raises:
         DivergedError: If the loss or a weight is no longer finite.
+        GpuCrowdedError: If the memory of a shared GPU is too small for all that share it.
         DeviceMemoryError: If not even two images at a time fit into the device's memory.
         CorruptFileError: If every checkpoint is damaged.
         TrainingStopped: If the callback asked the training to stop.
@@ -47,8 +49,10 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
     while True:
         try:
             left = replace(task, members=tuple(missing))
-            return Trainer(_stepper(build_network(), left, micro_batch), left, publish_once).run()
+            return Trainer(make_stepper(build_network(), left, micro_batch), left, publish_once).run()
         except torch.OutOfMemoryError:
+            if task.shares_gpu:
+                raise GpuCrowdedError("out of the memory of a GPU that several trainings share") from None
             if task.group.size > 1:  # the others are in the middle of the step
                 raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size") from None
             if micro_batch <= 2:  # batch statistics need two images
@@ -59,5 +63,6 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
             task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")
 
 
-def _stepper(network: Network, task: TrainingTask, micro_batch: int) -> Stepper:
+def make_stepper(network: Network, task: TrainingTask, micro_batch: int) -> Stepper:
+    """Return what takes the optimizer steps of a network, or of a pack's networks."""
     return PackStepper(network, task, micro_batch) if isinstance(network, Pack) else Stepper(network, task, micro_batch)
