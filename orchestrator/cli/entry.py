@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # with one, each command would wait for a Markdown parser
     help="Train a team of image classifiers, fuse them, and export one model.\n\n"
     "Start with `conclave init team.yaml`, then run `conclave sweep team.yaml`.",
 )

@@ -165,7 +165,7 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Write an 8-bit version too, and measure what it costs.")] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
-    """Export any fusion or member as one model file, or the outputs that the fusions were made from."""
+    """Export a fusion or a member as one model file. Or export the outputs that the fusions were made from."""
     from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import Home
 
@@ -226,7 +226,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
 
 @app.command(epilog="Example: `conclave report digits`")
 def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
-    """Print the table and the verdict of a finished sweep, and the path of its HTML report."""
+    """Print the table and the verdict of a finished sweep. The path of its HTML report comes last."""
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_summary
 

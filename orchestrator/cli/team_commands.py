@@ -26,7 +26,7 @@ SCHEMA_NAME = "conclave.schema.json"  # beside the team file, whose first line n
 
 @app.command(epilog="Example: `conclave init team.yaml`")
 def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("team.yaml")) -> None:
-    """Write a team file to start from: three small members on the digits data set."""
+    """Write a team file to start from, with three small members."""
     if path.exists():
         raise UserInputError(f"{path}: exists already. Give another name.")
     template, schema = Path(__file__).parent / "templates" / "team.yaml", path.with_name(SCHEMA_NAME)
@@ -40,7 +40,7 @@ def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path
 
 @app.command(epilog=f"Example: `conclave schema > {SCHEMA_NAME}`")
 def schema() -> None:
-    """Print the JSON Schema of team files, by which editors complete and check them."""
+    """Print the JSON Schema of team files. Editors complete and check them by it."""
     print(_schema(), end="")
 
 
@@ -105,7 +105,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the jobs, what is already done, and an estimate of the remaining time. Nothing is written."""
+    """Show the jobs, which are done, and the time that is left. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
     from orchestrator.planning.plan import Planner
@@ -275,7 +275,7 @@ def _status_of(place: Home, name: str) -> _Status:
 
 @app.command(epilog="Example: `conclave doctor`")
 def doctor(as_json: AsJson = False) -> None:
-    """Check PyTorch, GPU, packages and disk of this machine, and say what is wrong."""
+    """Check PyTorch, GPU, packages and disk of this machine."""
     from orchestrator.cli.doctor import examine
 
     facts, problems = examine()
