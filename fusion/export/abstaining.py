@@ -27,7 +27,13 @@ class AbstainingModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the probabilities, which classes are in each image's set, and the members' disagreement in nats."""
-        probabilities, logits = self.model.answer(to_float(images))
+        return self._outputs(*self.model.answer(to_float(images)))
+
+    def conclude(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs from the features of all networks."""
+        return self._outputs(*self.model.answer_features(features))
+
+    def _outputs(self, probabilities: Tensor, logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         ordered, order = probabilities.sort(1, descending=True)
         before = torch.zeros_like(probabilities).scatter(1, order, ordered.cumsum(1) - ordered)
         return probabilities, before <= self.level + ROUNDING, _disagreement(torch.stack(logits).softmax(2))

@@ -73,15 +73,21 @@ class FusedModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of images."""
         x = to_float(images)
-        asks_all = self.flips or torch.compiler.is_exporting()
-        in_turn = None if asks_all else self.combiner.ask_in_turn(list(self.members), x)
+        in_turn = None if self.flips else self.combiner.ask_in_turn(list(self.members), x)
         return self.answer(x)[0] if in_turn is None else self._calibrate(in_turn)
 
     def answer(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Ask all networks: (N, 3, H, W) float32 in [0, 1] -> probabilities (N, C), and the logits (N, C) of each network."""
-        features = [self._features(cast(Network, member), x) for member in self.members]
+        return self.answer_features([self._features(cast(Network, member), x) for member in self.members])
+
+    def answer_features(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Return the same from the features (N, D_m) of all networks."""
         logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
         return self._calibrate(cast(Tensor, self.combiner(features, logits))), logits
+
+    def conclude(self, features: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return the outputs of the exported model, from the features of all networks."""
+        return self.answer_features(features)[:1]
 
     def _features(self, network: Network, x: Tensor) -> Tensor:
         """Return a network's features (N, D), averaged over each image and its mirror image where the model flips."""

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 in
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -70,6 +71,8 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         _fail_unexpectedly(error)
+    finally:
+        gc.freeze()  # or Python would look through all of torch for garbage before it leaves
 
 
 def _fail_unexpectedly(error: Exception) -> None:

@@ -12,6 +12,7 @@ driver a chance to say anything, so the first reaper that notices does.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import shutil
 import sys
@@ -41,6 +42,7 @@ def main() -> None:
     if sys.stdin.readline().strip() != END and _is_first(folder):
         with contextlib.suppress(OSError):
             print(SENTENCE, file=sys.stderr, flush=True)
+    _hang_up()
     died = time.monotonic()
     while (age := time.monotonic() - died) < WATCH_SECONDS:
         _add(known, _of_session(folder))
@@ -51,6 +53,13 @@ def main() -> None:
                     process.kill()
         time.sleep(0.2)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hang_up() -> None:
+    """Let go of the output: whoever reads it in a pipe would wait for this process, which has nothing more to say."""
+    with open(os.devnull, "wb") as nowhere:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _is_first(folder: Path) -> bool:
@@ -86,7 +95,7 @@ def is_of_session(process: psutil.Process, folder: Path) -> bool:
         if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(folder / TOKEN):
             return True
     with contextlib.suppress(psutil.Error):
-        if process.cmdline()[:1] and process.cmdline()[0].startswith(TITLE):
+        if any(word.startswith(TITLE) for word in process.cmdline()[:1]):  # none of one that has just ended
             return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
     return False
 

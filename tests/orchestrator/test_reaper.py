@@ -5,8 +5,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
+
+from orchestrator.cluster.reaper import is_of_session
 
 REAPER = Path(__file__).parents[2] / "orchestrator" / "cluster" / "reaper.py"
 SLEEP = "import time; time.sleep(60)"
@@ -66,3 +69,25 @@ def test_it_ends_what_a_killed_driver_leaves_behind_and_nothing_else(tmp_path: P
         for process in (driver, started, other):
             process.kill()
             process.wait()
+
+
+def test_whoever_reads_the_drivers_output_in_a_pipe_need_not_wait_for_it(tmp_path: Path) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", SLEEP])
+    reaper = started_for(driver.pid, tmp_path)
+    driver.kill()
+    driver.wait()
+    assert reaper.stdin
+    assert reaper.stderr
+    reaper.stdin.write("end\n")
+    reaper.stdin.close()
+    assert reaper.stderr.read() == ""
+    assert reaper.poll() is None, "it still looks for what the driver left behind"
+    assert reaper.wait(20) == 0
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_none_of_the_session(tmp_path: Path) -> None:
+    """A process without a command line any more may have had one a moment before."""
+    lines = iter([["ray::IDLE"], []])
+    process = Mock(environ=dict, cmdline=lambda: next(lines), open_files=list)
+    assert not is_of_session(process, tmp_path)
+    assert not is_of_session(process, tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import platform
 import threading
@@ -17,6 +16,7 @@ import ray
 
 from workers.config.job import Job
 from workers.diagnostics import faults
+from workers.diagnostics.imports import import_all
 from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.gpu_probe import Sharing, probe_gpu
@@ -100,7 +100,7 @@ class TrainerActor:
         self.reported: Heartbeat | None = None  # by the first of several processes
         self.reported_at = 0.0
         self.is_waiting = False
-        threading.Thread(target=_import, args=("workers.runtime.training_job",), daemon=True).start()
+        threading.Thread(target=import_all, args=(["workers.runtime.training_job"],), daemon=True).start()
 
     def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
         """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
@@ -151,12 +151,6 @@ class TrainerActor:
         self.progress.stop_requested = True
 
 
-def _import(module: str) -> None:
-    """Import a module. Where that fails, whoever needs the module says so."""
-    with contextlib.suppress(Exception):
-        importlib.import_module(module)
-
-
 def _living_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
@@ -200,7 +194,7 @@ class FusionActor:
     """
 
     def __init__(self, module: str) -> None:
-        threading.Thread(target=_import, args=(module,), daemon=True).start()
+        threading.Thread(target=import_all, args=([module],), daemon=True).start()
 
     def heartbeat(self) -> int:
         """Give a sign of life: the process id."""
