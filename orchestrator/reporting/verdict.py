@@ -130,6 +130,8 @@ def _evidence(choice: Choice) -> str:
     if not choice.is_decided:
         advice = "Bring more images, or raise data.fuse_fraction."
         return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"
+    if choice.detectable == 0 and smallest == 0:  # of one member, all fusions are that member
+        return "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
     grade = "strong" if smallest <= STRONG else "fair" if smallest <= FAIR else "weak"
     if choice.rows < FEWEST_ROWS:
         grade = "weak"

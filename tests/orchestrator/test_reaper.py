@@ -78,9 +78,10 @@ def test_whoever_reads_the_drivers_output_in_a_pipe_need_not_wait_for_it(tmp_pat
     driver.wait()
     assert reaper.stdin
     assert reaper.stderr
-    reaper.stdin.write("end\n")
-    reaper.stdin.close()
-    assert reaper.stderr.read() == ""
+    with reaper.stdin as told:
+        told.write("end\n")
+    with reaper.stderr as heard:
+        assert heard.read() == ""
     assert reaper.poll() is None, "it still looks for what the driver left behind"
     assert reaper.wait(20) == 0
 

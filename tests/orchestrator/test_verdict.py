@@ -71,6 +71,12 @@ def test_few_rows_are_weak_evidence_even_where_they_decide() -> None:
     assert lines[-1].startswith("Evidence: weak. 26 fuse rows")
 
 
+def test_where_all_candidates_are_the_same_there_is_no_evidence_to_grade() -> None:
+    """Of a team of one member, all fusions are that member."""
+    lines = verdict(details("plain", {"detectable": 0.0, "detectable_accuracy": 0.0}))
+    assert lines[-1] == "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
+
+
 def test_with_too_few_rows_there_is_no_evidence_and_what_helps_is_said() -> None:
     lines = verdict(details("vote", {"is_decided": False, "rows": 25, "detectable_accuracy": 0.24}))
     assert lines[-1] == (
