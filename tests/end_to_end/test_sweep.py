@@ -1,13 +1,18 @@
 """Whole sweeps: in this process where that suffices, by the real command with real Ray actors where it matters."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -20,11 +25,12 @@ from fusion.export.onnx_session import create_session, predict_probabilities
 from fusion.metrics.calibration import apply_temperature, log_probabilities, nll
 from fusion.predictions import softmax
 from orchestrator import sweep as pipeline
-from orchestrator.cli import result_commands
+from orchestrator.cli import entry, result_commands
 from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 from tests.factories import TEAM, snapshot
+from tests.faults.place import SMALL
 from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
@@ -33,17 +39,38 @@ from workers.training.task import Publish, TrainingResult, TrainingTask
 from workers.training.train import train
 from workers.training.trainer import Trainer
 
+QUICK = TEAM.replace("width: 4", 'arch: "small:Small"')  # exported in a second, where a ResNet takes five
+
 
 def conclave(*arguments: object, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "conclave", *map(str, arguments)]
-    settings = {**os.environ, **env}
-    found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, env=settings)
+    """The command: a sweep, and what has an environment of its own, in a process; any other here, where torch is imported."""
+    words = list(map(str, arguments))
+    if words[0] != "sweep" and not env:
+        found = called(words, cwd)
+    else:
+        command, settings = [sys.executable, "-m", "conclave", *words], {**os.environ, **env}
+        found = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, env=settings)
     assert found.returncode == code, found.stdout + found.stderr
     assert "Traceback" not in found.stderr
     return found
 
 
+def called(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A command in this process, from the words to its exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with contextlib.chdir(cwd), patch.object(sys, "argv", ["conclave", *words]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            entry.main()
+        except SystemExit as left:
+            code = left.code
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+
+
 def inline(team_file: Path, home: Path) -> pipeline.SweepResult:
+    (team_file.parent / "small.py").write_text(SMALL)
     return pipeline.run_sweep(team_file, pipeline.SweepOptions(Home(home), inline_executor))
 
 
@@ -76,7 +103,7 @@ def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> No
 
 
 def test_a_sweep_with_nothing_to_do_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(TEAM)
+    (tmp_path / "team.yaml").write_text(QUICK)
     inline(tmp_path / "team.yaml", tmp_path / "home")
     code = (
         "import sys; sys.argv = ['conclave', 'sweep', 'team.yaml', '--home', 'home', '--json']\nfrom orchestrator import cli\n"
@@ -232,7 +259,7 @@ def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
         found = conclave("fuse", "tiny", "--home", "home", "--json", "--method", "vote", *arguments, cwd=tmp_path, code=code)
         return json.loads(found.stdout) if code == 0 else found.stderr
 
-    text = TEAM.replace("folds: 2", "folds: 0")
+    text = QUICK.replace("folds: 2", "folds: 0")
     other = text.replace("  - {name: b, seed: 5}", "  - {name: c, seed: 9}")
     summary = sweep("tiny", text)
     sweep("other", other)
@@ -251,7 +278,7 @@ def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
     """Four members: a line after the second, one after the third unless that of the second is still worked out, and none
     after the last, when everything is fused anyway."""
     members = "".join(f"  - {{name: m{i}}}\n" for i in range(4))
-    (tmp_path / "team.yaml").write_text(TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
+    (tmp_path / "team.yaml").write_text(QUICK[: QUICK.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
     said: list[str] = []
     pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor, say=said.append))
     lines = [line for line in said if line.startswith("so far")]
@@ -284,7 +311,7 @@ def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) 
 
 def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three snapshots of six epochs train six epochs, not twelve; a second sweep trains none."""
-    text = TEAM.replace("folds: 2", "folds: 0").replace("epochs: 2", "epochs: 6")
+    text = QUICK.replace("folds: 2", "folds: 0").replace("epochs: 2", "epochs: 6")
     text = text.replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 3}")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
@@ -325,7 +352,7 @@ def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path,
 
 
 def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = TEAM.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
+    text = QUICK.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
     (tmp_path / "team.yaml").write_text(text)
     epochs: list[str] = []
     whole = Trainer._train_epoch
@@ -345,7 +372,7 @@ def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkey
 
 
 def test_the_snapshots_before_a_failure_are_members_and_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = TEAM.replace("folds: 2", "folds: 0").replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 2}")
+    text = QUICK.replace("folds: 2", "folds: 0").replace("  - {name: b, seed: 5}", "  - {name: cyc, seed: 5, snapshots: 2}")
     (tmp_path / "team.yaml").write_text(text + "quorum: 1\n")
     monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@cyc:40:nan")  # in the second of two epochs of 21 steps
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
@@ -359,7 +386,7 @@ def test_the_snapshots_before_a_failure_are_members_and_stay(tmp_path: Path, mon
     assert again.members["cyc.1"].weights_sha256 == weights
 
 
-STUDENT = TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstudent: {epochs: 3, seed: 4}\n"
+STUDENT = QUICK.replace("folds: 2", "folds: 0") + "fusion: [vote, student]\nstudent: {epochs: 3, seed: 4}\n"
 
 
 def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
@@ -410,7 +437,7 @@ def test_a_student_whose_teacher_failed_is_named_and_the_rest_are_fused(tmp_path
 
 def test_prices_become_money(tmp_path: Path) -> None:
     prices = "prices: {spot: 3600, own: {price: 8766, years: 1, use: 1}}\n"
-    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + prices)
+    (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0") + prices)
     inline(tmp_path / "team.yaml", tmp_path / "home")
     for row in Home(tmp_path / "home").sweep("tiny").details().candidates.values():
         assert row.money["spot"] == pytest.approx(row.train_seconds)
@@ -436,7 +463,7 @@ def test_fits_are_adopted_from_the_tracking_store(team_file: Path, tmp_path: Pat
 
 
 def test_a_failed_member_is_reported_and_the_rest_are_fused(tmp_path: Path) -> None:
-    text = TEAM.replace("folds: 2", "folds: 0") + "  - {name: wild, optimizer: {kind: sgd, lr: 1.0e+30}}\nquorum: 2\n"
+    text = QUICK.replace("folds: 2", "folds: 0") + "  - {name: wild, optimizer: {kind: sgd, lr: 1.0e+30}}\nquorum: 2\n"
     (tmp_path / "team.yaml").write_text(text)
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
@@ -461,7 +488,7 @@ def test_a_member_without_its_fold_fits_is_left_out_of_stack_alone(tmp_path: Pat
         return run(job, *given)
 
     monkeypatch.setattr(training_job, "train_job", no_fold_of_b)
-    (tmp_path / "team.yaml").write_text(TEAM + "  - {name: c, seed: 9}\n")
+    (tmp_path / "team.yaml").write_text(QUICK + "  - {name: c, seed: 9}\n")
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert result.exit_code == 3
     assert result.summary.members["b"].state == "done"
@@ -538,7 +565,7 @@ def test_unschedulable_is_reported_and_a_dead_cluster_refused(tmp_path: Path) ->
 def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
+    (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0"))
     inline(tmp_path / "team.yaml", tmp_path / "home")
     other = TrackingClient(f"sqlite:///{tmp_path}/other.db")
     monkeypatch.setenv("CONCLAVE_TRACKING_URI", other.uri)
@@ -554,9 +581,9 @@ def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
 
 
 def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
-    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
+    (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0"))
     inline(tmp_path / "team.yaml", tmp_path / "home")
-    (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + "prices: {spot: 2}\n")
+    (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0") + "prices: {spot: 2}\n")
     again = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert (again.summary.trained, again.summary.reused) == (0, 2)
     assert Home(tmp_path / "home").sweep("tiny").details().candidates["vote"].money["spot"] > 0
@@ -586,7 +613,7 @@ def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = "a-member-with-quite-a-long-name-that-fills-most-of-a-terminal"
-    text = TEAM.replace("folds: 2", "folds: 0").replace("{name: a}", f"{{name: {long}}}")
+    text = QUICK.replace("folds: 2", "folds: 0").replace("{name: a}", f"{{name: {long}}}")
     (tmp_path / "team.yaml").write_text(text)
     inline(tmp_path / "team.yaml", tmp_path / "home")
     whole = conclave("report", "tiny", "--home", "home", cwd=tmp_path).stdout
@@ -619,7 +646,7 @@ def test_an_exit_code_2_is_a_sentence(tmp_path: Path) -> None:
 
 def test_the_next_steps_follow_from_seeds_recipes_and_mirror_images(tmp_path: Path) -> None:
     members = "  - {name: a}\n  - {name: b, optimizer: {kind: adamw, lr: 0.002}}\n  - {name: c, augment: []}\n"
-    text = TEAM[: TEAM.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members
+    text = QUICK[: QUICK.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members
     (tmp_path / "team.yaml").write_text(text.replace("epochs: 2", "epochs: 1") + "fusion: [vote]\nprices: {spot: 2}\n")
     inline(tmp_path / "team.yaml", tmp_path / "home")
     found = {step.kind: step for step in Home(tmp_path / "home").sweep("tiny").details().next_steps}

@@ -241,7 +241,10 @@ class Place:
         """The whole command; gives its summary ({} where it printed none)."""
         self.prepared = code != 2  # what is refused must find no home, and leave none
         process = self.start(*arguments, **env)
-        assert process.wait(timeout=480) == code, self.said()
+        try:
+            assert process.wait(timeout=480) == code, self.said()
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it hangs:\n{self.said()}") from None
         assert "Traceback" not in self.said()
         return self.printed()
 
