@@ -9,7 +9,7 @@ from orchestrator.cli.options import ClusterFile
 app = typer.Typer()
 
 
-@app.command(epilog="Example: `conclave up cluster.yaml`")
+@app.command(epilog="Example: conclave up cluster.yaml")
 def up(cluster_file: ClusterFile) -> None:
     """Start the head of a cluster by Ray's launcher. Workers start when members wait for them."""
     from orchestrator.cluster.launcher import Cluster
@@ -17,7 +17,7 @@ def up(cluster_file: ClusterFile) -> None:
     Cluster.ready(cluster_file).up()
 
 
-@app.command(epilog="Example: `conclave down cluster.yaml`")
+@app.command(epilog="Example: conclave down cluster.yaml")
 def down(cluster_file: ClusterFile) -> None:
     """End all machines of a cluster."""
     from orchestrator.cluster.launcher import Cluster
@@ -25,7 +25,7 @@ def down(cluster_file: ClusterFile) -> None:
     Cluster.ready(cluster_file).down()
 
 
-@app.command(epilog="Example: `conclave attach cluster.yaml`")
+@app.command(epilog="Example: conclave attach cluster.yaml")
 def attach(cluster_file: ClusterFile) -> None:
     """Open a shell on a cluster's head."""
     from orchestrator.cluster.launcher import Cluster

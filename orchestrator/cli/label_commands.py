@@ -13,7 +13,7 @@ app = typer.Typer()
 HEADER = ("id", "part", "label", "guess", "probability_wrong", "probability_of_guess", "probability_of_label")
 
 
-@app.command(epilog="Example: `conclave labels digits --csv suspects.csv`")
+@app.command(epilog="Example: conclave labels digits --csv suspects.csv")
 def labels(
     name: SweepName,
     target: Annotated[

@@ -23,7 +23,7 @@ app = typer.Typer()
 FUSE_COLUMNS = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
 
 
-@app.command(epilog="Example: `conclave fuse cifar-team --drop weak --method vote --method stack`")
+@app.command(epilog="Example: conclave fuse cifar-team --drop weak --method vote --method stack")
 def fuse(
     name: SweepName,
     method: Annotated[list[str] | None, typer.Option(help="A fusion to fit. Repeat the option for several.")] = None,
@@ -52,7 +52,7 @@ def fuse(
         print(line)
 
 
-@app.command(epilog="Example: `conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv`")
+@app.command(epilog="Example: conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv")
 def predict(
     model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx, or the name of a sweep.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
@@ -148,7 +148,7 @@ def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
     return {row.path: row.label for row in rows}
 
 
-@app.command(epilog="Example: `conclave export digits --method stack --out stack.onnx`")
+@app.command(epilog="Example: conclave export digits --method stack --out stack.onnx")
 def export(
     name: SweepName,
     method: Annotated[str | None, typer.Option(help="The fusion or the member to export.")] = None,
@@ -224,7 +224,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
         print(f"{integer_target} is written: right on {loss}.")
 
 
-@app.command(epilog="Example: `conclave report digits`")
+@app.command(epilog="Example: conclave report digits")
 def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Print the table and the verdict of a finished sweep. The path of its HTML report comes last."""
     from orchestrator.home import Home

@@ -24,7 +24,7 @@ app = typer.Typer()
 SCHEMA_NAME = "conclave.schema.json"  # beside the team file, whose first line names it
 
 
-@app.command(epilog="Example: `conclave init team.yaml`")
+@app.command(epilog="Example: conclave init team.yaml")
 def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("team.yaml")) -> None:
     """Write a team file to start from, with three small members."""
     if path.exists():
@@ -38,7 +38,7 @@ def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path
     print(f"{path} is written, and {schema} for editors. Next: conclave sweep {path}")
 
 
-@app.command(epilog=f"Example: `conclave schema > {SCHEMA_NAME}`")
+@app.command(epilog=f"Example: conclave schema > {SCHEMA_NAME}")
 def schema() -> None:
     """Print the JSON Schema of team files. Editors complete and check them by it."""
     print(_schema(), end="")
@@ -50,7 +50,7 @@ def _schema() -> str:
     return json.dumps(TeamFile.model_json_schema(), indent=1) + "\n"
 
 
-@app.command(epilog="Example: `conclave validate team.yaml`")
+@app.command(epilog="Example: conclave validate team.yaml")
 def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
     """Check a team file, and name every mistake with its line. Nothing is written."""
     from orchestrator.config.loader import load_team
@@ -63,7 +63,7 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
 
 
-@app.command("data", epilog="Example: `conclave data team.yaml --sheet photos.png`")
+@app.command("data", epilog="Example: conclave data team.yaml --sheet photos.png")
 def show_data(
     team_file: TeamFile,
     home: HomeDir = DEFAULT_HOME,
@@ -95,7 +95,7 @@ def show_data(
     print(f"{target} is written, with some images of each class{f' ({note})' if note else ''}.")
 
 
-@app.command(epilog="Example: `conclave plan team.yaml`")
+@app.command(epilog="Example: conclave plan team.yaml")
 def plan(
     team_file: TeamFile,
     home: HomeDir = DEFAULT_HOME,
@@ -159,7 +159,7 @@ def _show_plan(rows: list[tuple[str, str]], time: str, as_json: bool) -> None:
     print(f"{len(rows)} jobs, {sum(state == 'done' for _, state in rows)} done. Time: {time}.")
 
 
-@app.command(epilog="Example: `conclave sweep team.yaml --home runs --json`")
+@app.command(epilog="Example: conclave sweep team.yaml --home runs --json")
 def sweep(
     team_file: TeamFile,
     home: HomeDir = DEFAULT_HOME,
@@ -227,7 +227,7 @@ def _sweep_on_cluster(team_file: Path, remote: RemoteSweep, down: bool, yes: boo
     return sweep_on_cluster(team_file, remote, ended)
 
 
-@app.command(epilog="Example: `conclave status cifar-team`")
+@app.command(epilog="Example: conclave status cifar-team")
 def status(
     name: Annotated[str | None, typer.Argument(help="The sweep to show. The default is all of them.", metavar="[SWEEP]")] = None,
     home: HomeDir = DEFAULT_HOME,
@@ -273,7 +273,7 @@ def _status_of(place: Home, name: str) -> _Status:
     }
 
 
-@app.command(epilog="Example: `conclave doctor`")
+@app.command(epilog="Example: conclave doctor")
 def doctor(as_json: AsJson = False) -> None:
     """Check PyTorch, GPU, packages and disk of this machine."""
     from orchestrator.cli.doctor import examine

@@ -16,7 +16,7 @@ from workers.errors import UserInputError, first_line
 app = typer.Typer()
 
 
-@app.command(epilog="Example: `conclave ui --port 5001`")
+@app.command(epilog="Example: conclave ui --port 5001")
 def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000) -> None:
     """Show the MLflow UI of this home, on this machine only. Ctrl-C ends it."""
     from orchestrator.home import Home
@@ -31,7 +31,7 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
 
 
-@app.command(epilog="Example: `conclave server --host 0.0.0.0 --allow tracking.lab:5000`")
+@app.command(epilog="Example: conclave server --host 0.0.0.0 --allow tracking.lab:5000")
 def server(
     home: HomeDir = DEFAULT_HOME,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
@@ -62,7 +62,7 @@ def server(
     print(f"The server answers on port {port}; its log is {home / 'server.log'}.")
 
 
-@app.command(epilog="Example: `conclave sync`")
+@app.command(epilog="Example: conclave sync")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Send to the tracking store what it missed while it was away. Running this twice does no harm."""
     from orchestrator.tracking.store import environment_uri
