@@ -115,9 +115,9 @@ def test_a_ray_that_ends_in_a_search_is_said_at_once(place_of: Callable[[str], P
 
 
 def until_fusing(place: Place) -> None:
-    """Wait until the fusion actor has something to do: it begins before."""
+    """Wait until the fusion actor is at work: it begins while the last trainings run, or just now where there was none."""
     place.wait_for("fusing 2 members", 120)
-    assert list(place.actors("FusionActor"))
+    assert wait_until(lambda: bool(list(place.actors("FusionActor"))), 90), place.said()
     time.sleep(1)
 
 
