@@ -121,7 +121,7 @@ def begin_trainer(shape: Shape) -> TrainerHandle:
     """Begin a trainer, which imports what it needs while it has no job."""
     from workers.runtime.actor import TrainerActor
 
-    return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(), shape)
+    return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(shape.processes > 1), shape)
 
 
 def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) -> list[TrainerHandle]:

@@ -63,6 +63,17 @@ def test_none_begins_early_where_it_is_open_how_many_share_a_gpu(monkeypatch: py
     assert len(begin_trainers(machines, [(Resources(gpus=1), 1)])) == 1
 
 
+def test_a_group_that_starts_is_never_taken_for_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take longer to start than a trainer may be silent. So no sign of life counts before the first process's own."""
+    monkeypatch.setattr(actor, "import_all", lambda modules: None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    leader, alone = (cast(Any, actor.TrainerActor).__ray_metadata__.modified_class(leads) for leads in (True, False))
+    assert leader.heartbeat().is_waiting, "before it knows of its job, too"
+    assert not alone.heartbeat().is_waiting
+    leader.report(Heartbeat(1, "node", 2, {}, [], 7))
+    assert (leader.heartbeat().is_waiting, leader.heartbeat().steps) == (False, 7)
+
+
 def test_a_process_that_is_none_of_rays_is_not_ended_in_the_place_of_one_that_is_gone() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         cast(Any, actor.end_process)._function(other.pid)

@@ -92,14 +92,17 @@ class TrainerActor:
     """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes.
 
     It imports what a training needs while it waits for its first job.
+
+    Args:
+        leads: Whether its jobs are done by several processes, the first of which reports to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leads: bool = False) -> None:
+        self.leads = leads
         self.progress = JobProgress()
         self.lock = threading.Lock()
         self.reported: Heartbeat | None = None  # by the first of several processes
         self.reported_at = 0.0
-        self.is_waiting = False
         threading.Thread(target=import_all, args=(["workers.runtime.training_job"],), daemon=True).start()
 
     def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
@@ -122,7 +125,6 @@ class TrainerActor:
             return run_job(local_job, self.progress, context)
 
     def _run_distributed(self, job: Job, context: JobContext, gpus: float, localizer: JobLocalizer) -> JobResult:
-        self.is_waiting = True
         try:
             from workers.runtime.distributed import DistributedJob, train_distributed
 
@@ -132,19 +134,17 @@ class TrainerActor:
             text = " ".join(str(error).split())[-300:]  # Ray Train's messages are pages, and end with the cause
             kind = FailureKind.PREEMPTED if is_lost else FailureKind.UNEXPECTED
             return JobResult(replace(Failure.of(error), kind=kind, sentence=f"{type(error).__name__}: {text}"))
-        finally:
-            self.is_waiting = False
 
     def report(self, heartbeat: Heartbeat) -> bool:
         """Take the heartbeat of the first of several processes; return whether they are to stop."""
-        self.is_waiting, self.reported, self.reported_at = False, heartbeat, time.monotonic()
+        self.reported, self.reported_at = heartbeat, time.monotonic()
         return self.progress.stop_requested
 
     def heartbeat(self) -> Heartbeat:
-        """Return a sign of life."""
-        if self.reported:
-            return replace(self.reported, age=time.monotonic() - self.reported_at)
-        return self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), self.is_waiting)
+        """Return a sign of life: of several processes, the first one's. Until that reports, they wait or start."""
+        if reported := self.reported:
+            return replace(reported, age=time.monotonic() - self.reported_at)
+        return self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), is_waiting=self.leads)
 
     def stop(self) -> None:
         """Make the running training write a checkpoint after its step, and leave."""

@@ -26,7 +26,7 @@ class Heartbeat:
         notes: Everything that people should know of the job, so far.
         steps: Number of optimizer steps since the job started.
         published: Names of the members whose artifacts are published, so far.
-        is_waiting: Whether the job is done by several processes, for which there is no machine yet.
+        is_waiting: Whether the job is done by several processes, of which none has reported yet.
         age: Seconds since the process gave it: others may hand on the sign of life of one that has died since.
     """
 
