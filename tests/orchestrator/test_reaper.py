@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import psutil
 
 from orchestrator.cluster.reaper import is_of_session
+from workers.diagnostics.waiting import wait_until
 
 REAPER = Path(__file__).parents[2] / "orchestrator" / "cluster" / "reaper.py"
 SLEEP = "import time; time.sleep(60)"
@@ -92,3 +93,25 @@ def test_a_process_that_ends_while_it_is_looked_at_is_none_of_the_session(tmp_pa
     process = Mock(environ=dict, cmdline=lambda: next(lines), open_files=list)
     assert not is_of_session(process, tmp_path)
     assert not is_of_session(process, tmp_path)
+
+
+INTERRUPTED = """
+import os, sys
+from orchestrator.cluster.connection import Connection
+
+def interrupted(self):
+    print(self.folder.path, flush=True)
+    raise KeyboardInterrupt
+
+Connection._connect = interrupted
+try:
+    Connection(None)
+except KeyboardInterrupt:
+    sys.exit(3)
+"""
+
+
+def test_ray_that_is_interrupted_while_it_starts_leaves_nothing_and_says_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert wait_until(lambda: not Path(done.stdout.strip()).exists(), 20)
