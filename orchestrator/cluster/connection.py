@@ -89,9 +89,6 @@ class Connection:
             if address:
                 raise ConclaveError(f"--address {address}: Ray doesn't let us in ({first_line(error)[:200]}).") from error
             self._connect_anew()
-        except BaseException:  # somebody stops it
-            self.close()
-            raise
 
     def _connect(self) -> None:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
