@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from orchestrator.config.team import Team
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.inline_executor import InlineExecutor
-from orchestrator.execution.preloading import OF_THE_DRIVER, preload
 from orchestrator.home import SweepFolder
 from orchestrator.planning.search import Search
 from workers.config.resources import Resources
+from workers.diagnostics.imports import import_all
 from workers.runtime.localize import DriverDisk
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
+OF_THE_DRIVER = ("workers.tracking.client", "workers.runtime.recipe_check", "orchestrator.reporting.plots")  # MLflow, PyTorch
 
 
 def inline_executor(team: Team, folder: SweepFolder) -> Executor:
@@ -42,7 +42,6 @@ class RayBackend:
         self.source, self.address = ("--address", address) if address else (RAY_ADDRESS, os.environ.get(RAY_ADDRESS))
         self.say = say
         self.begun: list[TrainerHandle] = []
-        self.preloading: Thread | None = None
 
     @cached_property
     def connection(self) -> Connection:
@@ -59,7 +58,7 @@ class RayBackend:
             probe(self.address, self.source)
 
     def begin(self, wanted: Sequence[tuple[Resources, int]]) -> None:
-        """Check that a named cluster answers. Else begin a local Ray and its trainers, and import in a thread what comes next.
+        """Check that a named cluster answers. Else begin a local Ray and its trainers, and import what comes next meanwhile.
 
         Args:
             wanted: Resources of the first trainings, and the threads that each computes with; none where others come before.
@@ -73,9 +72,8 @@ class RayBackend:
         from orchestrator.cluster.machines import Machines
         from orchestrator.execution.trainer_pool import begin_trainers
 
-        self.preloading = preload(OF_THE_DRIVER)
-        machines = Machines(self.connection)
-        self.begun = begin_trainers(machines, wanted)
+        self.begun = begin_trainers(Machines(self.connection), wanted)
+        import_all(OF_THE_DRIVER)
         return None
 
     def executor(self, team: Team, folder: SweepFolder) -> Executor:
@@ -97,8 +95,6 @@ class RayBackend:
 
     def close(self) -> None:
         """Disconnect from Ray, if a connection was made."""
-        if self.preloading:
-            self.preloading.join()  # an interpreter that ends in the middle of an import may crash
         if "connection" in self.__dict__:
             self.connection.close()
 

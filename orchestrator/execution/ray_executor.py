@@ -135,7 +135,7 @@ class RayExecutor:
         return True
 
     def prepare_on_head(self, module: str) -> None:
-        """Begin the fusion actor, where there is none: it imports the module of what it will be asked while it waits."""
+        """Begin the fusion actor, where there is none: it imports the module of what it will be asked."""
         from workers.runtime.actor import FusionActor
 
         if self.fusion_actor is None:

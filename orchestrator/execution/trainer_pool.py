@@ -118,7 +118,7 @@ class TrainerPool:
 
 
 def begin_trainer(shape: Shape) -> TrainerHandle:
-    """Begin a trainer, which imports what it needs while it has no job."""
+    """Begin a trainer, which imports what it needs before it has a job."""
     from workers.runtime.actor import TrainerActor
 
     return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(shape.processes > 1), shape)

@@ -1,4 +1,4 @@
-"""What a driver imports while Ray starts."""
+"""What a driver imports and begins before there is a job."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.backends import RayBackend
-from orchestrator.execution.preloading import OF_THE_DRIVER, preload
+from orchestrator.execution.backends import OF_THE_DRIVER, RayBackend
 from workers.config.resources import Resources
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
@@ -20,7 +19,7 @@ def test_a_module_that_cannot_be_imported_holds_up_none_after_it(tmp_path: Path,
     (tmp_path / "broken_for_preload.py").write_text("raise RuntimeError('broken')")
     (tmp_path / "whole_for_preload.py").write_text("value = 1")
     monkeypatch.syspath_prepend(tmp_path)
-    preload(["broken_for_preload", "not_there_for_preload", "whole_for_preload"]).join(30)
+    import_all(["broken_for_preload", "not_there_for_preload", "whole_for_preload"])
     assert sys.modules["whole_for_preload"].value == 1
     assert "broken_for_preload" not in sys.modules
 

@@ -91,7 +91,7 @@ class Placement:
 class TrainerActor:
     """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes.
 
-    It imports what a training needs while it waits for its first job.
+    It imports what a training needs before it takes its first job.
 
     Args:
         leads: Whether its jobs are done by several processes, the first of which reports to it.
@@ -103,7 +103,7 @@ class TrainerActor:
         self.lock = threading.Lock()
         self.reported: Heartbeat | None = None  # by the first of several processes
         self.reported_at = 0.0
-        threading.Thread(target=import_all, args=(["workers.runtime.training_job"],), daemon=True).start()
+        import_all(["workers.runtime.training_job"])  # in no thread: what is imported twice at once may be seen half done
 
     def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
         """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
@@ -190,11 +190,11 @@ class FusionActor:
     """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`.
 
     Args:
-        module: A module that it imports while it waits: the fusion step's.
+        module: A module that it imports before it takes a call: the fusion step's.
     """
 
     def __init__(self, module: str) -> None:
-        threading.Thread(target=import_all, args=([module],), daemon=True).start()
+        import_all([module])
 
     def heartbeat(self) -> int:
         """Give a sign of life: the process id."""
