@@ -86,8 +86,7 @@ class RayExecutor:
     def _probe(self, alike: Alike) -> Sharing:
         from workers.runtime.actor import probe_sharing
 
-        shape, options = self.machines.shape(alike.job), {"max_retries": 0}
-        task = untyped(probe_sharing).options(**shape.options(), **options)
+        task = untyped(probe_sharing).options(**self.machines.shape(alike.job).options())
         answer = task.remote(alike.job, alike.most, self.pool.localizer)
         try:
             while not self.ray.wait([answer], timeout=HEARTBEAT_SECONDS)[0]:
