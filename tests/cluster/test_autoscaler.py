@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from tests.cluster.autoscaler import Autoscaler
 from tests.faults.place import TEAM, Place, same
 
 FOUR = TEAM.replace("name: a}", "name: a}\n  - {name: c, seed: 7}\n  - {name: d, seed: 9}") + "resources: {gpus: 1, cpus: 1}\n"
-NO_ERRORS = FOUR + "retries: {errors: 0}\n"
+NO_ERRORS = FOUR + "retries: {errors: 0}\nheartbeat: {seconds: 600}\n"  # a busy machine takes minutes to start four others
+STOPPED = [f"fit.step@{name}:30:stop" for name in "abcd"]
 
 
 @pytest.fixture
@@ -24,8 +27,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 @pytest.fixture
 def cluster(place: Place) -> Iterator[Autoscaler]:
-    """The trainer of `a` stops in its second epoch, once."""
-    made = Autoscaler(4, place.env(fault="fit.step@a:30:stop"))
+    """Each trainer stops in its second epoch, once."""
+    made = Autoscaler(4, place.env(fault=",".join(STOPPED)))
     yield made
     made.end()
 
@@ -47,9 +50,13 @@ def test_from_no_machine_to_four_and_back_with_one_lost_in_between(place: Place,
     assert cluster.workers() == 0
     began, told = time.monotonic(), {}
     process = place.start("--address", cluster.address, **cluster.env)
-    cluster.wait_for(lambda: bool(place.happened()) and cluster.workers() == 4, 300, "four machines, and `a` in training")
-    told["four machines, and the first member in its second epoch"] = time.monotonic() - began
-    cluster.kill_node_of(int((place.folder / "faults" / place.happened()[0]).read_text()))
+    cluster.wait_for(lambda: place.happened() == STOPPED, 300, "four members in training")
+    assert cluster.workers() == 4
+    told["four machines, and each member in its second epoch"] = time.monotonic() - began
+    stopped = [int((place.folder / "faults" / name).read_text()) for name in STOPPED]
+    cluster.kill_node_of(stopped[0])
+    for pid in stopped[1:]:
+        os.kill(pid, signal.SIGCONT)
     assert process.wait(timeout=400) == 0, place.said()
     told["trained and fused"] = time.monotonic() - began
     assert "a: retry  its machine went away" in place.said()

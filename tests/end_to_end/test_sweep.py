@@ -544,6 +544,7 @@ REJECTED = {
 def test_what_the_preflight_finds_leaves_the_disk_untouched(line: str, expected: str, tmp_path: Path) -> None:
     text = TEAM.replace("data: {dataset: digits, folds: 2}\n", "") if line.startswith("data") else TEAM
     (tmp_path / "team.yaml").write_text(text + line)
+    (tmp_path / "small.py").write_text(SMALL)
     before = snapshot(tmp_path)
     with pytest.raises(UserInputError, match=expected):
         inline(tmp_path / "team.yaml", tmp_path / "home")
