@@ -1,16 +1,17 @@
 """Convert a fused model to ONNX: each kind of network once, however many of a kind there are.
 
-Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So a
-network of each kind is converted, and its graph is copied for the others, with their own weights. What comes before and after
-the networks is converted apart, with their features as inputs, and the graphs are put together.
+Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So one
+network of each kind is traced, and its graph is copied for the others, with their own weights. What comes before and after
+the networks is traced with their features as inputs. All of it is one call of torch's exporter, which takes two seconds for
+anything; the parts are then taken out of its graph, and put together.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import onnx_ir as ir
 import torch
@@ -22,39 +23,52 @@ from workers.models.network import Network
 from workers.training.augmentation import to_float
 
 ROWS = 2  # of the example that is traced; the number is left open in the graph
+TRUNK_INPUT = "trunk_input"
 Exported = FusedModel | AbstainingModel
 
 
-class _Frame(nn.Module):
-    """All of a fused model but its networks' trunks: images and the networks' features -> the trunks' input, and the outputs."""
-
-    def __init__(self, model: Exported) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, features: list[Tensor]) -> tuple[Tensor, ...]:
-        return to_float(images), *self.model.conclude(features)
-
-
 class _Features(nn.Module):
-    """A network's features, as the fused model sees them."""
+    """A network's features, as the fused model sees them.
 
-    def __init__(self, network: Network, flips: bool) -> None:
+    Args:
+        network: The network, in evaluation mode.
+        number: Its place among the model's.
+        flips: Whether it also sees each image flipped.
+    """
+
+    def __init__(self, network: Network, number: int, flips: bool) -> None:
         super().__init__()
-        self.network, self.flips = network, flips
+        self.network, self.number, self.flips = network, number, flips
 
     def forward(self, x: Tensor) -> Tensor:
         return features_with_flips(self.network, x) if self.flips else self.network.features(x)
 
     def values(self) -> dict[str, Tensor]:
         """Return its parameters and buffers by name, those included that are not saved."""
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
 
     def kind(self) -> str:
         """Return what networks have in common that differ in their weights alone."""
         code = getattr(self.network.trunk, "code", "")
         shapes = [(name, tuple(value.shape), value.dtype) for name, value in self.values().items()]
         return f"{self.network!r} {code} {shapes}"
+
+
+class _Parts(nn.Module):
+    """Parts of a model side by side: what is around its networks, with their features as inputs, and some of the networks.
+
+    Args:
+        model: The model.
+        networks: Some of its networks, whose input is an input of its own.
+    """
+
+    def __init__(self, model: Exported, networks: Sequence[_Features]) -> None:
+        super().__init__()
+        self.model = model
+        self.networks = list(networks)  # no submodules: their weights have the names that they have in the model
+
+    def forward(self, images: Tensor, features: list[Tensor], x: Tensor) -> tuple[Tensor, ...]:
+        return to_float(images), *self.model.conclude(features), *(network(x) for network in self.networks)
 
 
 @torch.no_grad()
@@ -67,41 +81,50 @@ def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
         with_copies: Whether the graph of a network serves for others of its kind.
     """
     fused = model if isinstance(model, FusedModel) else model.model
-    networks = [_Features(cast(Network, member), fused.flips) for member in fused.members]
-    images = torch.zeros(ROWS, size, size, 3, dtype=torch.uint8)
-    x = to_float(images)
-    features = [network(x) for network in networks]
-    names = ["x", *(OUTPUTS if isinstance(model, AbstainingModel) else OUTPUTS[:1])]
-    batch = torch.export.Dim("N")
-    shapes = {"images": {0: batch}, "features": [{0: batch}] * len(features)}
-    inputs = ["images", *(_feature_name(number) for number in range(len(features)))]
-    whole = _traced(_Frame(model), (images, features), inputs, names, shapes)
-    trunks: dict[str, ir.Model] = {}
-    for number, network in enumerate(networks):
-        kind = network.kind() if with_copies else str(number)
-        if kind not in trunks:
-            trunks[kind] = _traced(network, (x,), ["x"], ["features"], {"x": {0: batch}})
-        _insert(whole.graph, trunks[kind].graph.clone(), number, network.values())
+    networks = [_Features(cast(Network, member), number, fused.flips) for number, member in enumerate(fused.members)]
+    kinds = [network.kind() if with_copies else str(network.number) for network in networks]
+    first = {kind: network for kind, network in reversed(list(zip(kinds, networks, strict=True)))}
+    traced = _traced(model, list(first.values()), networks, size)
+    inputs = ["images", *(_feature_name(network) for network in networks)]
+    whole = ir.Model(
+        ir.convenience.extract(traced.graph, inputs, ["x", *_output_names(model)]),
+        ir_version=traced.ir_version,
+        producer_name=traced.producer_name,
+        producer_version=traced.producer_version,
+        functions=tuple(traced.functions.values()),
+    )
+    for kind, network in zip(kinds, networks, strict=True):
+        trunk = ir.convenience.extract(traced.graph, [TRUNK_INPUT], [_trunk_name(first[kind])])
+        _insert(whole.graph, trunk, first[kind], network)
     del whole.graph.outputs[0]  # x, which only the trunks read
     whole.graph.sort()
     return whole
 
 
-def _traced(
-    module: nn.Module, example: tuple[Any, ...], inputs: Sequence[str], outputs: Sequence[str], shapes: dict[str, Any]
-) -> ir.Model:
-    """Convert one module. Its graph is as it was traced: ONNX Runtime does better what could be done to it here."""
+def _traced(model: Exported, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
+    """Trace the parts of a model. The graph is as it was traced: ONNX Runtime does better what could be done to it here.
+
+    Args:
+        model: The model.
+        traced: Those of its networks that are traced.
+        networks: All its networks.
+        size: The side of its images.
+    """
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    images = torch.zeros(ROWS, size, size, 3, dtype=torch.uint8)
+    x = to_float(images)
+    batch = torch.export.Dim("N")
+    shapes = {"images": {0: batch}, "features": [{0: batch}] * len(networks), "x": {0: torch.export.Dim("M")}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module.eval(),
-            example,
+            _Parts(model, traced).eval(),
+            (images, [network(x) for network in networks], x),
             dynamo=True,
             optimize=False,
-            input_names=inputs,
-            output_names=outputs,
+            input_names=["images", *(_feature_name(network) for network in networks), TRUNK_INPUT],
+            output_names=["x", *_output_names(model), *(_trunk_name(network) for network in traced)],
             dynamic_shapes=shapes,
             verbose=False,
         )
@@ -109,21 +132,38 @@ def _traced(
     return program.model
 
 
-def _feature_name(number: int) -> str:
-    return f"features_{number}"
+def _output_names(model: Exported) -> tuple[str, ...]:
+    return OUTPUTS if isinstance(model, AbstainingModel) else OUTPUTS[:1]
 
 
-def _insert(whole: ir.Graph, trunk: ir.Graph, number: int, weights: Mapping[str, Tensor]) -> None:
-    """Put the graph of a network's features into the whole, with this network's weights, in the place of an input."""
-    prefix = f"member_{number}_"  # of what is computed: a weight may have the name of an operation
+def _feature_name(network: _Features) -> str:
+    return f"features_{network.number}"
+
+
+def _trunk_name(network: _Features) -> str:
+    return f"trunk_{network.number}"
+
+
+def _insert(whole: ir.Graph, trunk: ir.Graph, traced: _Features, network: _Features) -> None:
+    """Put a trunk's graph into the whole, with a network's weights, in the place of the input for its features.
+
+    Args:
+        whole: The graph that it is put into.
+        trunk: The graph, which is taken apart.
+        traced: The network that it is of.
+        network: The network that it is to be of.
+    """
+    prefix = f"member_{network.number}_"  # of what is computed: a weight may have the name of an operation
+    weights = network.values()
     for name, value in list(trunk.initializers.items()):
-        if name in weights:
-            value.const_value = ir.tensor(weights[name].detach().contiguous().numpy())
+        weight = name.rpartition(f"members.{traced.number}.")[2]
+        if weight in weights:
+            value.const_value = ir.tensor(weights[weight].detach().contiguous().numpy())
         del trunk.initializers[name]
-        value.name = f"members.{number}.{name.removeprefix('network.')}"
+        value.name = f"members.{network.number}.{weight}"
         whole.register_initializer(value)
     x, features = trunk.inputs[0], trunk.outputs[0]
-    placeholder = next(value for value in whole.inputs if value.name == _feature_name(number))
+    placeholder = next(value for value in whole.inputs if value.name == _feature_name(network))
     ir.convenience.replace_all_uses_with(x, whole.outputs[0])
     for node in list(trunk):
         trunk.remove(node)
