@@ -1,6 +1,6 @@
 """Convert a fused model to ONNX: each kind of network once, however many of a kind there are.
 
-Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So one
+Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So a
 network of each kind is traced, and its graph is copied for the others, with their own weights. What comes before and after
 the networks is traced with their features as inputs. All of it is one call of torch's exporter, which takes two seconds for
 anything; the parts are then taken out of its graph, and put together.
@@ -83,7 +83,7 @@ def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
     fused = model if isinstance(model, FusedModel) else model.model
     networks = [_Features(cast(Network, member), number, fused.flips) for number, member in enumerate(fused.members)]
     kinds = [network.kind() if with_copies else str(network.number) for network in networks]
-    first = {kind: network for kind, network in reversed(list(zip(kinds, networks, strict=True)))}
+    first = dict(reversed(list(zip(kinds, networks, strict=True))))
     traced = _traced(model, list(first.values()), networks, size)
     inputs = ["images", *(_feature_name(network) for network in networks)]
     whole = ir.Model(
