@@ -360,6 +360,7 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
             r"no column 'label' for .*; the columns are path, labels",
         ),
         (lambda lines: [*lines, "900.png,owl"], r"in row 26, the file is not there, such as 900.png"),
+        (lambda lines: [*lines, "../x.png,owl"], r"in row 26, the file is not below .*images, such as ../x.png .* Give data.root"),
         (lambda lines: [*lines[:2], "001,owl", *lines[3:]], r"in row 3, the file .* There is 001.png: the extension belongs"),
         (lambda lines: [*lines[:3], "002.png, ", "003.png,", *lines[5:]], r"in rows 4, 5, the label is missing"),
         (lambda lines: [*lines, lines[4], "./004.png,crow"], r"in rows 5, 6, 26, 27, the file is named by another row too"),
@@ -369,6 +370,7 @@ def test_a_wrong_row_of_a_manifest_is_named(change: Callable[[list[str]], list[s
     root = flat(tmp_path / "images", 24)
     lines = ["path,label", *(f"{i:03d}.png,{'owl' if i % 2 else 'crow'}" for i in range(24))]
     table = write_table(tmp_path / "labels.csv", change(lines))
+    (tmp_path / "x.png").write_bytes((root / "000.png").read_bytes())
     before = snapshot(tmp_path)
     with pytest.raises(UserInputError, match=why):
         pack_data(manifest(table, root), tmp_path / "home")

@@ -86,7 +86,7 @@ class Manifest(Layout):
         rows = check_rows(self.manifest, self._table, self.spec.columns, self.root())
         files = self.open_files.enter_context(listed(self.root(), self.scratch))
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
-        _refuse_missing(self.manifest, rows, by_name)
+        _refuse_missing(self.manifest, rows, by_name, self.root())
         named = {row.path for row in rows}
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
@@ -183,18 +183,21 @@ def _normal(path: str, root: Path | None) -> str:
     return unicodedata.normalize("NFC", str(written))
 
 
-def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object]) -> None:
+def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object], root: Path) -> None:
     missing = [row for row in rows if row.path not in names]
     if not missing:
         return
     stems: dict[str, str] = {}
     for name in names:
         stems.setdefault(name.rpartition(".")[0], name)
-    first = missing[0].path
+    numbers, first = [row.number for row in missing], missing[0].path
+    if (root / first).is_file():
+        outside = f"the file is not below {root}, such as {first}"
+        _refuse(manifest, outside, numbers, " Give data.root a folder that all images are below.")
     other_case = {name.casefold(): name for name in names}.get(first.casefold())
     hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
     hint = f" There is {other_case}, which is written otherwise." if other_case else hint
-    _refuse(manifest, f"the file is not there, such as {first}", [row.number for row in missing], hint)
+    _refuse(manifest, f"the file is not there, such as {first}", numbers, hint)
 
 
 def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
