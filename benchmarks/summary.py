@@ -75,6 +75,15 @@ def orchestration(figures: dict[str, Any]) -> Iterator[Row]:
         f"{per_second / pool:.2f}x",
         goal,
     )
+    bound = figures["simulated_bound_seconds"]
+    ratio = figures["simulated_over_bound"]
+    yield (
+        "10,000 simulated jobs of a second in 16 slots, s",
+        f"{bound:.0f}: the least there can be",
+        f"{bound * ratio:.0f}",
+        f"{ratio:.3f}x",
+        at_most(ratio, figures["goals"]["simulated_over_bound"]),
+    )
     for key, what in (
         ("a_job_at_1000_over_100", "a job among 1,000 over one among 100"),
         ("plan_of_10000_seconds", "plan of 10,000 jobs, s"),
