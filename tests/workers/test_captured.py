@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.factories import Cut, data, digest, fitted, member, run_one
+from workers.config.extensions import Augmentation
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import TrainingStopped
@@ -19,6 +21,7 @@ from workers.models.network import Network
 from workers.storage.checkpoints import Checkpoints
 from workers.training import steps
 from workers.training.captured import CapturedStep, NotCapturedError, unchanged, why_not_captured
+from workers.training.captured_augmentation import CapturedAugmentation
 from workers.training.optimization import make_optimizer
 from workers.training.task import TrainingResult
 
@@ -32,6 +35,14 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "an average of weights": ({}, {"ema": 0.9}),
     "bfloat16": ({}, {"precision": "bfloat16"}),
 }
+
+
+class Noise(Augmentation):
+    """Draws from elsewhere, which a graph would keep as it was."""
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        noisy: Tensor = images + 0.01 * torch.rand_like(images)
+        return noisy
 
 
 @pytest.fixture
@@ -66,6 +77,26 @@ def test_a_captured_step_is_the_eager_one_bit_for_bit(name: str, calls: list[flo
     assert len(calls) == 5 * settings.get("epochs", 4)
     assert digest(found) == digest(expected)
     assert [e["train/loss"] for e in found.history] == [e["train/loss"] for e in expected.history]
+
+
+@pytest.mark.parametrize("augment", [("flip", "crop", "color", "erase"), ("crop", "mixup")])
+def test_augmentations_are_captured_too(augment: tuple[str, ...], calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = eagerly(monkeypatch, member(augment=augment))
+    with patch.object(CapturedAugmentation, "_run", autospec=True, side_effect=CapturedAugmentation._run) as run:
+        found = fitted(member(augment=augment))
+    assert digest(found) == digest(expected)
+    assert run.call_count == len(calls) + 2, "and twice for the comparison"
+
+
+def test_an_augmentation_that_draws_from_elsewhere_stays_as_it_is(calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, notes = member(augment=("flip", "tests.workers.test_captured:Noise")), list[str]()
+    expected = eagerly(monkeypatch, spec)
+    monkeypatch.setattr(TrainingCallback, "note", lambda self, text: notes.append(text))
+    found = fitted(spec)
+    assert digest(found) == digest(expected)
+    assert found.captured, "the rest of its step is"
+    [note] = notes
+    assert "not all that it draws comes from the generator" in note
 
 
 def test_dropout_draws_the_same(calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

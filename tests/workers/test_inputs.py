@@ -360,7 +360,10 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
             r"no column 'label' for .*; the columns are path, labels",
         ),
         (lambda lines: [*lines, "900.png,owl"], r"in row 26, the file is not there, such as 900.png"),
-        (lambda lines: [*lines, "../x.png,owl"], r"in row 26, the file is not below .*images, such as ../x.png .* Give data.root"),
+        (
+            lambda lines: [*lines, "../x.png,owl"],
+            r"in row 26, the file is not below .*images, such as ../x.png .* Give data.root",
+        ),
         (lambda lines: [*lines[:2], "001,owl", *lines[3:]], r"in row 3, the file .* There is 001.png: the extension belongs"),
         (lambda lines: [*lines[:3], "002.png, ", "003.png,", *lines[5:]], r"in rows 4, 5, the label is missing"),
         (lambda lines: [*lines, lines[4], "./004.png,crow"], r"in rows 5, 6, 26, 27, the file is named by another row too"),

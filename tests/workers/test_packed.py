@@ -14,7 +14,7 @@ from workers.models.build import build
 from workers.storage.checkpoints import Checkpoints
 from workers.training import evaluation as evaluate
 from workers.training import steps
-from workers.training.augmentation import augment, to_float
+from workers.training.augmentation import mix, to_float
 from workers.training.packed import Pack
 from workers.training.task import TrainingResult
 
@@ -82,11 +82,11 @@ def test_each_member_of_a_pack_is_what_it_would_be_alone(
 ) -> None:
     """In float64, for three epochs: in float32 batch norm of so small batches makes much of a rounding after some steps."""
 
-    def augment_in_float64(*given: Any) -> tuple[torch.Tensor, Any]:
-        images, targets = augment(*given)
+    def mix_in_float64(*given: Any) -> tuple[torch.Tensor, Any]:
+        images, targets = mix(*given)
         return images.double(), targets
 
-    monkeypatch.setattr(steps, "augment", augment_in_float64)
+    monkeypatch.setattr(steps, "mix", mix_in_float64)
     monkeypatch.setattr(evaluate, "to_float", lambda images: to_float(images).double())
     for seed in SEEDS:
         ours, own = (one(seed, tmp_path / str(seed), dtype=torch.float64, **keys) for one in (packed, alone))

@@ -45,13 +45,24 @@ def augment(
     Returns:
         (N, 3, H, W) float32 in [0, 1]; and the labels.
     """
+    return mix(transform(images, augmentations, generator), labels, augmentations, generator)
+
+
+def transform(images: Tensor, augmentations: Sequence[Augmentation], generator: torch.Generator) -> Tensor:
+    """Apply augmentations to a batch, but mix no images. Arguments and images are those of `augment`."""
     for augmentation in augmentations:
         if augmentation.moves_pixels:
             images = augmentation.apply(images, generator)
-    x, mixed = to_float(images), Labels(labels, labels)
+    x = to_float(images)
     for augmentation in augmentations:
         if not augmentation.moves_pixels:
             x = augmentation.apply(x, generator)
+    return x
+
+
+def mix(x: Tensor, labels: Tensor, augmentations: Sequence[Augmentation], generator: torch.Generator) -> tuple[Tensor, Labels]:
+    """Mix the images (N, 3, H, W) of a batch after `transform`, where augmentations do. Return them, and their labels."""
+    mixed = Labels(labels, labels)
     for augmentation in augmentations:
         x, mixed = augmentation.mix(x, mixed, generator)
     return x, Labels(*mixed)

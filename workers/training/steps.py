@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from workers.config.extensions import Labels
 from workers.config.job import derive_seed
 from workers.models.network import Network, memory_format
-from workers.training.augmentation import augment, make_augmentations, to_float
+from workers.training.augmentation import make_augmentations, mix, to_float, transform
 from workers.training.averaging import WeightAverages
 from workers.training.captured import CAPTURING_DEVICES, CapturedStep, NotCapturedError, mixes, why_not_captured
+from workers.training.captured_augmentation import AugmentationNotCapturedError, CapturedAugmentation
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
@@ -105,6 +106,11 @@ class Stepper:
             return None
         return CapturedStep(self._update, self.network, self.optimizer, mixes(self.augmentations))
 
+    @cached_property
+    def captured_augmentation(self) -> CapturedAugmentation | None:
+        """The augmentations as a CUDA graph of their own, where the step is one; None where there are none, or they can't be."""
+        return CapturedAugmentation(self.augmentations) if self.captured is not None and self.augmentations else None
+
     @property
     def why_not_captured(self) -> str | None:
         """Why the steps can't be a CUDA graph, in words; None where they can."""
@@ -163,7 +169,15 @@ class Stepper:
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
-        return augment(images, labels, self.augmentations, self._generator(seed, epoch, step, self.device))
+        if self.captured_augmentation is not None:
+            try:
+                x, generator = self.captured_augmentation(images, derive_seed(seed, epoch, step))
+                return mix(x, labels, self.augmentations, generator)
+            except AugmentationNotCapturedError as error:
+                self.captured_augmentation = None
+                self.note(f"its augmentations can't be one CUDA graph, and are applied kernel by kernel ({error})")
+        generator = self._generator(seed, epoch, step, self.device)
+        return mix(transform(images, self.augmentations, generator), labels, self.augmentations, generator)
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         """Return what the loss of each row counts for, or None where all count alike."""

@@ -1,0 +1,102 @@
+"""Augment batches on a GPU as one CUDA graph, whose draws come from a generator that is registered with it.
+
+As with a step, this is one function over tensors that stay where they are, and any other device can run it as it is. A number
+that an augmentation drew elsewhere would stay in a graph as it was. So a graph is compared with the augmentations themselves,
+for two seeds and two batches, before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workers.config.extensions import Augmentation
+from workers.errors import ConclaveError
+from workers.training.augmentation import transform
+from workers.training.captured import WARM_UPS
+
+
+class AugmentationNotCapturedError(ConclaveError):
+    """The augmentations can't be a graph, or are not the same in one."""
+
+
+class CapturedAugmentation:
+    """What augmentations make of a batch, over tensors that stay where they are. Mixing is not among it.
+
+    Args:
+        augmentations: The augmentations, in the order of `make_augmentations`.
+    """
+
+    def __init__(self, augmentations: Sequence[Augmentation]) -> None:
+        self.augmentations = augmentations
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self._generator: torch.Generator | None = None
+        self._images = self._output = torch.empty(0)
+
+    def __call__(self, images: Tensor, seed: int) -> tuple[Tensor, torch.Generator]:
+        """Augment a batch.
+
+        Args:
+            images: (N, H, W, 3) uint8, of the same N each time.
+            seed: Seed of all draws.
+
+        Returns:
+            (N, 3, H, W) float32, which the next call overwrites; and the generator, for what is drawn after this.
+
+        Raises:
+            AugmentationNotCapturedError: If a GPU can't capture this.
+        """
+        if self._generator is None:
+            self._generator = torch.Generator(images.device)
+            self._images = images.clone()
+            is_gpu = images.device.type == "cuda"
+            with torch.random.fork_rng([images.device] if is_gpu else []):  # what draws from elsewhere is not to notice
+                self.graph = self._capture(self._generator) if is_gpu else None
+                self._compare_with_eager(images, seed)
+        return self._run(images, seed), self._generator
+
+    def _run(self, images: Tensor, seed: int) -> Tensor:
+        """Augment a batch, by the graph where there is one."""
+        assert self._generator is not None
+        self._generator.manual_seed(seed)
+        self._images.copy_(images, non_blocking=True)
+        if self.graph is None:
+            return self._compute(self._generator)
+        self.graph.replay()
+        return self._output
+
+    def _compute(self, generator: torch.Generator) -> Tensor:
+        """Augment the batch that is there. This is what a graph holds."""
+        return transform(self._images, self.augmentations, generator)
+
+    def _capture(self, generator: torch.Generator) -> torch.cuda.CUDAGraph:
+        """Capture the augmentations."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.register_generator_state(generator)
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    self._compute(generator)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                self._output = self._compute(generator)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # as where an augmentation copies a number to the GPU
+            raise AugmentationNotCapturedError(str(error).partition("\n")[0]) from error
+        return graph
+
+    def _compare_with_eager(self, images: Tensor, seed: int) -> None:
+        """Raise AugmentationNotCapturedError where two batches come out otherwise than from the augmentations themselves."""
+        assert self._generator is not None
+        for number, batch in enumerate((images, images.flip(0))):
+            plain = torch.Generator(images.device).manual_seed(seed + number)
+            expected = transform(batch, self.augmentations, plain)
+            found = self._run(batch, seed + number)
+            drew_alike = torch.equal(plain.get_state(), self._generator.get_state())
+            if not (drew_alike and torch.equal(found, expected)):
+                raise AugmentationNotCapturedError("not all that it draws comes from the generator that it is given")
