@@ -59,7 +59,7 @@ class Autoscaler:
                  f"--autoscaling-config={config}"],
                 env={**os.environ, **self.more, **self.env, **self._fake()}, stdout=log, stderr=log,
             )  # fmt: skip
-        until = time.monotonic() + 90
+        until = time.monotonic() + 240
         while not self._answers():
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < until, "Ray does not start"

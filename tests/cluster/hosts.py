@@ -55,7 +55,7 @@ class Hosts:
 
     def run(self, name: str, words: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
         command = ["ip", "netns", "exec", self._space(name), *words]
-        return subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, env=dict(env), capture_output=True, text=True, timeout=300, check=False)
 
     def end(self) -> None:
         for process in self.started:

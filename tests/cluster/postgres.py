@@ -42,7 +42,7 @@ class Postgres:
                 [BINARIES / "postgres", "-D", data, "-p", str(self.port), "-h", "127.0.0.1", "-k", self.folder],
                 user="postgres", group="postgres", extra_groups=[], stdout=told, stderr=told,
             )  # fmt: skip
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while subprocess.run([BINARIES / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False).returncode:
             assert self.process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()

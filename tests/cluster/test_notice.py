@@ -92,14 +92,14 @@ def test_a_machine_with_a_notice_is_left_before_it_goes(provider: Provider, tmp_
         ids = ["a" * 56, "b" * 56]
         machines = {node: nodes.add(node=node) for node in ids}
         process = place.start("--address", nodes.address, **nodes.env)
-        assert wait_until(place.happened, 120), place.said()
+        assert wait_until(place.happened, 300), place.said()
         [taken] = [node for node, machine in machines.items() if _trains(machine.pid)]
         provider.notice = _in(60)
         command = [sys.executable, "-m", "workers.runtime.preemption", "--address", provider.address, "--node-id", taken]
-        callback = subprocess.run(command, env=place.env(RAY_ADDRESS=nodes.address, **nodes.env), timeout=60, check=False)
+        callback = subprocess.run(command, env=place.env(RAY_ADDRESS=nodes.address, **nodes.env), timeout=240, check=False)
         assert callback.returncode == 0
         os.kill(int((place.folder / "faults" / place.happened()[0]).read_text()), signal.SIGCONT)
-        place.wait_for("a: retry  its machine is being taken away", 60)
+        place.wait_for("a: retry  its machine is being taken away", 180)
         assert place.checkpoints("a"), "from which it goes on"
         nodes.remove(machines[taken])
         assert process.wait(timeout=400) == 0, place.said()

@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             stdout=told, stderr=told, start_new_session=True,
         )  # fmt: skip
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not _answers(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
@@ -213,7 +213,7 @@ def test_the_head_s_own_line_starts_a_server_on_its_own_postgresql(tmp_path: Pat
     client = {"CONCLAVE_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
     try:
         for home in ("first", "second"):
-            subprocess.run(["bash", "-c", line], env=env, check=True, timeout=240, capture_output=True)
+            subprocess.run(["bash", "-c", line], env=env, check=True, timeout=600, capture_output=True)
             assert _status(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1") == 401
             (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0"))
             words = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--inline", "--json", "--home", home]
@@ -264,7 +264,7 @@ def test_a_first_start_without_a_real_password_is_refused(password: str | None, 
     if password:
         env["MLFLOW_AUTH_ADMIN_PASSWORD"] = password
     found = subprocess.run(
-        [*COMMAND, "--home", str(tmp_path / "home")], env=env, capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, "--home", str(tmp_path / "home")], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert found.returncode == 2
     assert "MLFLOW_AUTH_ADMIN_PASSWORD: set it" in found.stderr

@@ -38,7 +38,7 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, *places], cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
             )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()

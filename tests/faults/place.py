@@ -205,7 +205,7 @@ class Place:
     def fit(self, member: str = "a", code: int = 0, fault: str = "") -> dict[str, Any]:
         """One job of the team in a process of its own, without tracking and fusing; gives the manifest or the error."""
         process = self._fork(_one_fit, member, self.env(fault))
-        assert process.wait(timeout=120) == code, self.said()
+        assert process.wait(timeout=300) == code, self.said()
         out = self.out.read_text().splitlines()
         return json.loads(out[-1]) if code == 0 else {}
 
@@ -242,7 +242,7 @@ class Place:
         self.prepared = code != 2  # what is refused must find no home, and leave none
         process = self.start(*arguments, **env)
         try:
-            assert process.wait(timeout=480) == code, self.said()
+            assert process.wait(timeout=900) == code, self.said()
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it hangs:\n{self.said()}") from None
         assert "Traceback" not in self.said()
@@ -274,7 +274,7 @@ class Place:
         """The faults that happened."""
         return sorted(p.name for p in (self.folder / "faults").iterdir())
 
-    def wait_for(self, text: str, seconds: float = 90) -> None:
+    def wait_for(self, text: str, seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while text not in self.said():
             assert time.monotonic() < until, f"never said {text!r}:\n{self.said()}"
@@ -291,7 +291,7 @@ class Place:
 
     def trainer(self) -> int:
         """The process id of a trainer actor."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while time.monotonic() < until:
             for pid in self.actors():
                 return pid

@@ -25,7 +25,7 @@ def nodes(place: Place) -> Iterator[Nodes]:
 
 def _stopped(place: Place) -> int:
     """The process id of the trainer that the fault stopped."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + 300
     while not place.happened():
         assert time.monotonic() < until, place.said()
         time.sleep(0.1)
@@ -58,7 +58,7 @@ def test_spot_is_preferred_and_on_demand_the_fallback(place: Place) -> None:
         text = text.replace("seed: 5}", "seed: 5, resources: {labels: [{market: spot}, {market: on-demand}]}}")
         place.write(text + "  - {name: c, resources: {labels: {market: free}}}\n")
         process = place.start("--address", made.address, **made.env)
-        assert process.wait(timeout=300) == 3, place.said()
+        assert process.wait(timeout=600) == 3, place.said()
         members = place.printed()["members"]
         assert {name: member["state"] for name, member in members.items()} == {"a": "done", "b": "done", "c": "unschedulable"}
         assert "with the labels {market: free}" in members["c"]["reason"]

@@ -106,7 +106,7 @@ def test_a_ray_that_ends_in_a_search_is_said_at_once(place_of: Callable[[str], P
     process = place.start()
     place.wait_for("m: searching")
     everybody = place.watch()
-    assert wait_until(lambda: list((place.home / "searches").glob("*/search.json")), 90), place.said()
+    assert wait_until(lambda: list((place.home / "searches").glob("*/search.json")), 240), place.said()
     ended(place, "gcs_server")
     assert process.wait(timeout=30) == 1, place.said()
     assert place.said().splitlines()[-1] == LOST
@@ -116,8 +116,8 @@ def test_a_ray_that_ends_in_a_search_is_said_at_once(place_of: Callable[[str], P
 
 def until_fusing(place: Place) -> None:
     """Wait until the fusion actor is at work: it begins while the last trainings run, or just now where there was none."""
-    place.wait_for("fusing 2 members", 120)
-    assert wait_until(lambda: bool(list(place.actors("FusionActor"))), 90), place.said()
+    place.wait_for("fusing 2 members")
+    assert wait_until(lambda: bool(list(place.actors("FusionActor"))), 240), place.said()
     time.sleep(1)
 
 

@@ -228,7 +228,7 @@ def test_a_full_disk_under_the_checkpoints(place: Place, small: Callable[[str, s
 def test_a_full_disk_under_the_export(place: Place, small: Callable[[str, str], Path], undisturbed: dict[str, Any]) -> None:
     folder = small("sweeps", "size=400k")
     process = place.start("--inline")
-    assert process.wait(timeout=120) == 1, place.said()
+    assert process.wait(timeout=300) == 1, place.said()
     assert "there is no room left on the disk" in place.said()
     assert not (folder / "tiny/fused.onnx").exists()
     _remount(folder, "size=50m")

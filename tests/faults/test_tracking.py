@@ -73,7 +73,7 @@ def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbe
     os.kill(process.pid, signal.SIGCONT)
     place.wait_for("b: started")
     server.up()
-    assert process.wait(timeout=120) == 0, place.said()
+    assert process.wait(timeout=300) == 0, place.said()
     summary = place.printed()
     _sync(place)
     same(summary, undisturbed)
@@ -85,7 +85,7 @@ def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: S
     cumulative_seconds(lambda: place.happened() != [])
     server.down()
     os.kill(process.pid, signal.SIGCONT)
-    assert process.wait(timeout=180) == 0, place.said()
+    assert process.wait(timeout=300) == 0, place.said()
     summary = place.printed()
     assert summary["state"] == "done"
     assert summary["unsent"] > 0
