@@ -1,19 +1,21 @@
-"""Choose the penalty of a head by cross-validation. All folds are solved at once, in one pass over the inputs a step."""
+"""Choose the penalty of a head by cross-validation. Of many rows, all folds are solved at once: a step reads the inputs once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from fusion.fitting.joint_folds import JointFolds, Splits, calibrated
+from fusion.fitting.row_space import RowSpaceFolds
 from fusion.fitting.shrinkage import Head, ShrinkageProblem
 from fusion.predictions import Floats, Inputs, Labels
 
 PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
 PATIENCE = 2
+FEW_ROWS = 1000  # up to which each fold is solved in coordinates of its own rows
 
 
 class Folds(Protocol):
@@ -24,6 +26,24 @@ class Folds(Protocol):
 
     def losses(self) -> Floats:
         """Return the NLL of each row, (n,), by the head that was fitted without it."""
+
+
+class HeadFolds(Folds, Protocol):
+    """The problems of all folds of a head, each of which may have a penalty of its own."""
+
+    def solve(self, penalty: float | Floats) -> None:
+        """Solve for a penalty, or for one of each fold, from the last solution on."""
+
+    def begin_near(self, others: Any, groups: Sequence[Labels]) -> None:
+        """Begin each fold near the solutions of a group of folds of the same rows, where that saves steps."""
+
+    def losses_by_fold(self) -> list[Floats]:
+        """Return the NLL of each row that a fold holds out, by its head."""
+        ...
+
+    def heads(self) -> list[Head]:
+        """Return the head (C, D), (C,) of each fold, on raw inputs."""
+        ...
 
 
 @dataclass
@@ -84,7 +104,8 @@ def solve_parts(x: Inputs, y: Labels, starts: Sequence[Head], parts: Sequence[La
     """
     inner = [[(rows[fitted], rows[held_out]) for fitted, held_out in shuffled_splits(len(rows))] for rows in parts]
     owners = np.array([part for part, splits in enumerate(inner) for _ in splits])
-    folds = JointFolds(x, y, [starts[part] for part in owners], [split for splits in inner for split in splits])
+    kind: type[RowSpaceFolds] | type[JointFolds] = RowSpaceFolds if len(x) <= FEW_ROWS else JointFolds
+    folds: HeadFolds = kind(x, y, [starts[part] for part in owners], [split for splits in inner for split in splits])
     searches = [PenaltySearch() for _ in parts]
     for penalty in PENALTIES:
         folds.solve(penalty)
@@ -96,9 +117,8 @@ def solve_parts(x: Inputs, y: Labels, starts: Sequence[Head], parts: Sequence[La
     penalties = [best_penalty(search.losses) for search in searches]
     heads = [calibrated(start, x, y, rows) for start, rows in zip(starts, parts, strict=True)]
     if moved := [part for part, penalty in enumerate(penalties) if np.isfinite(penalty)]:
-        final = JointFolds(x, y, [starts[part] for part in moved], [(parts[part], parts[part][:0]) for part in moved])
-        final.deltas = np.stack([folds.deltas[owners == part].mean(0) for part in moved])
-        final.coordinates = folds.coordinates
+        final: HeadFolds = kind(x, y, [starts[part] for part in moved], [(parts[part], parts[part][:0]) for part in moved])
+        final.begin_near(folds, [np.flatnonzero(owners == part) for part in moved])
         final.solve(np.array([penalties[part] for part in moved]))
         for part, head in zip(moved, final.heads(), strict=True):
             heads[part] = head

@@ -78,15 +78,17 @@ class JointFolds:
     """
 
     def __init__(self, x: Inputs, y: Labels, starts: Sequence[Head], splits: Splits) -> None:
-        self.x, self.y, self.starts = (
-            x,
-            y,
-            [calibrated(start, x, y, fitted) for start, (fitted, _) in zip(starts, splits, strict=True)],
-        )
+        self.x, self.y, self.starts = x, y, list[Head]()
+        base = list[Floats]()
+        logits = {id(start): x @ start[0].T + start[1] for start in starts}  # folds of one part have one start
+        for start, (fitted, _) in zip(starts, splits, strict=True):
+            temperature = fit_temperature(logits[id(start)][fitted], y[fitted])
+            self.starts.append((start[0] / temperature, start[1] / temperature))
+            base.append(logits[id(start)] / temperature)
         classes = len(starts[0][1]) if starts else 0
         self.one_hot = np.eye(classes)[y] if classes else np.zeros((len(y), 0))
         self.held_out = [held_out for _, held_out in splits]
-        self.base = np.array([x @ coef.T + intercept for coef, intercept in self.starts])  # (K, n, C)
+        self.base = np.array(base)  # (K, n, C)
         self.weights = np.zeros((len(splits), len(y)))
         for weights, (fitted, _) in zip(self.weights, splits, strict=True):
             weights[fitted] = 1 / len(fitted)
@@ -120,6 +122,11 @@ class JointFolds:
         if self.coordinates is None and result.nfev > MANY_STEPS and is_worth_it:
             mean, scale = self.mean[0].astype(self.x.dtype), self.scale[0].astype(self.x.dtype)
             self.coordinates = Coordinates.of((self.x - mean) / scale, softmax(self.base[0]))
+
+    def begin_near(self, others: JointFolds, groups: Sequence[Labels]) -> None:
+        """Begin each fold at the mean of the solutions of a group of other folds of the same rows, and in their coordinates."""
+        self.deltas = np.stack([others.deltas[group].mean(0) for group in groups])
+        self.coordinates = others.coordinates
 
     def _objective(self, flat: Floats, penalties: Floats) -> tuple[float, Floats]:
         """Return the sum of the folds' objectives, and its gradient."""

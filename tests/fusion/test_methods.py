@@ -20,6 +20,7 @@ from fusion.fitting.cross_validation import SeparateFolds, cross_validated, shuf
 from fusion.fitting.joint_folds import JointFolds
 from fusion.fitting.logistic import fit_logistic
 from fusion.fitting.meta_learner import meta_features
+from fusion.fitting.row_space import RowSpaceFolds
 from fusion.fitting.shrinkage import MemberWeightsProblem, ShrinkageProblem
 from fusion.interface import FusionMethod
 from fusion.methods.cascade import Cascade
@@ -257,17 +258,39 @@ def test_stack_minimises_its_objective(rows: int) -> None:
     assert objective(ours.ravel()) <= oracle.fun + 1e-6
 
 
-def test_folds_that_are_solved_at_once_come_to_what_each_comes_to_alone() -> None:
+@pytest.mark.parametrize("kind", [JointFolds, RowSpaceFolds])
+def test_folds_come_to_what_each_comes_to_alone(kind: type[JointFolds] | type[RowSpaceFolds]) -> None:
     """The same held-out NLL within 1e-6, penalty by penalty."""
     given = inputs(n=900, oof=0)
     x, y = np.concatenate(given.fuse.features, axis=1), given.fuse.labels
     start, splits = averaging_head(given), shuffled_splits(900)
-    at_once = cross_validated(JointFolds(x, y, [start] * len(splits), splits))
+    at_once = cross_validated(kind(x, y, [start] * len(splits), splits))
     alone = cross_validated(SeparateFolds(ShrinkageProblem, x, y, start, splits))
     assert list(at_once) == list(alone)
     for penalty, losses in at_once.items():
         assert losses.mean() == pytest.approx(alone[penalty].mean(), abs=1e-6)
     assert len(at_once) > 2
+
+
+@pytest.mark.parametrize("width", [30, 300])
+def test_of_few_rows_each_fold_is_solved_to_its_optimum(width: int) -> None:
+    """With fewer features than rows and with more of them, most of which say the same."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, CLASSES, 90)
+    said = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 8)) + draw.normal(size=(90, 8))
+    x = (said @ draw.normal(size=(8, width)) + draw.normal(size=(90, width)) * 0.01 + 3).astype(np.float32)
+    start, splits = (np.zeros((CLASSES, width)), np.zeros(CLASSES)), shuffled_splits(90)
+    ours = RowSpaceFolds(x, y, [start] * len(splits), splits)
+    alone = SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits)
+    for penalty in (1.0, 0.1):
+        ours.solve(penalty)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
+            alone.solve(penalty)
+        assert ours.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
+    for (coef, intercept), losses, (_, held_out) in zip(ours.heads(), ours.losses_by_fold(), splits, strict=True):
+        logits = x[held_out].astype(float) @ coef.T + intercept
+        assert nll(softmax(logits), y[held_out]) == pytest.approx(losses.mean(), abs=1e-6), "the head says the same"
 
 
 def test_a_nested_concat_is_what_each_of_its_parts_comes_to_alone() -> None:
