@@ -47,6 +47,7 @@ guard: install
 # Outside CI, under half an hour on a quiet machine: every figure of docs/explanation/speed.md, and the table.
 bench: install
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.roofline
 	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.overhead 3
 	$(BIN)/python -m benchmarks.tracking

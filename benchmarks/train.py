@@ -34,7 +34,7 @@ from workers.models.build import build
 from workers.models.network import Network
 from workers.training.augmentation import augment
 from workers.training.evaluation import predict_outputs, resolve_precision
-from workers.training.optimization import make_optimizer
+from workers.training.optimization import make_optimizer, take_optimizer_step
 from workers.training.packed import Pack
 from workers.training.task import TrainingData, TrainingTask
 from workers.training.train import train
@@ -187,8 +187,7 @@ def constant(stem: str) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = network(x)
         F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        take_optimizer_step(optimizer)
         times.append(time.perf_counter() - began)
     return BATCH / median(times)
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.errors import ConclaveError
 
+AS_IT_LIES, AS_IT_WAS = (0, 2, 3, 1), (0, 3, 1, 2)  # orders of the axes of a tensor in channels_last
+IMAGES = 4  # axes of what can lie in channels_last
+
 
 def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of an optimizer step.
@@ -37,6 +40,42 @@ def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoc
 def make_optimizer(recipe: MemberSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for the parameters of a network."""
     return recipe.optimizer.make(network.parameters())
+
+
+def take_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer update its parameters, and forget the gradients.
+
+    On a CPU, torch's fused optimizers copy each tensor in channels_last, which takes as long as the update. So they are shown the
+    same memory as if its axes were in plain order. Elements are updated one by one: the result is the same.
+    """
+    shown = [p for group in optimizer.param_groups for p in group["params"] if _is_copied(p)] if _is_fused(optimizer) else []
+    for parameter in shown:
+        _reorder(optimizer, parameter, AS_IT_LIES)
+    optimizer.step()
+    for parameter in shown:
+        _reorder(optimizer, parameter, AS_IT_WAS)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW)) and bool(optimizer.defaults.get("fused"))
+
+
+def _is_copied(parameter: Tensor) -> bool:
+    """Return whether a parameter and its gradient lie in channels_last, on a CPU."""
+    gradient = parameter.grad
+    if gradient is None or parameter.device.type != "cpu" or parameter.dim() != IMAGES or parameter.is_contiguous():
+        return False
+    return all(tensor.permute(AS_IT_LIES).is_contiguous() for tensor in (parameter, gradient))
+
+
+def _reorder(optimizer: torch.optim.Optimizer, parameter: Tensor, axes: tuple[int, ...]) -> None:
+    """Name the axes of a parameter, its gradient and its state in another order. Nothing in memory changes."""
+    gradient, parameter.grad = parameter.grad, None
+    parameter.data = parameter.data.permute(axes)
+    parameter.grad = None if gradient is None else gradient.permute(axes)
+    state = optimizer.state[parameter]
+    state.update({name: value.permute(axes) for name, value in state.items() if getattr(value, "ndim", 0) == IMAGES})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from workers.config.job import derive_seed
 from workers.models.network import Network
+from workers.training.optimization import take_optimizer_step
 from workers.training.steps import Stepper
 from workers.training.task import TrainingTask
 
@@ -135,6 +136,5 @@ class PackStepper(Stepper):
             loss += torch.stack(losses).detach()
             first = torch.stack([labels.first[part] for labels in targets])
             correct += (logits.argmax(2) == first).sum(1)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        take_optimizer_step(self.optimizer)
         return loss, correct

@@ -21,7 +21,7 @@ from workers.training.captured_augmentation import AugmentationNotCapturedError,
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
-from workers.training.optimization import learning_rate, make_optimizer
+from workers.training.optimization import learning_rate, make_optimizer, take_optimizer_step
 from workers.training.task import TrainingTask
 
 
@@ -163,8 +163,7 @@ class Stepper:
             correct += (logits.argmax(1) == labels.first[part]).sum()
         if self.spec.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        take_optimizer_step(self.optimizer)
         return loss, correct
 
     def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
