@@ -5,7 +5,7 @@
 
 In images a second, ResNet18 at 32 x 32 pixels in bfloat16 (auto):
 
-- `graph`: the trainer's own step, augmentation included, as one CUDA graph.
+- `graph`: the trainer's own step as one CUDA graph, and its augmentations as another.
 - `eager`: the same, kernel by kernel.
 - `bound`: the graph alone, replayed; on another device the update alone on one batch.
 - `usual`: torchvision's network, autocast, the batch on the device already, the loss read at each step.

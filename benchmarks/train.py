@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -28,11 +29,10 @@ from torch.nn import functional as F
 
 from benchmarks.machine import describe, median_seconds, write_result
 from orchestrator.cluster.machines import trainer_environment
-from workers.config.recipe import Augments
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.models.build import build
 from workers.models.network import Network
-from workers.training.augmentation import augment
+from workers.training.augmentation import augment, make_augmentations
 from workers.training.evaluation import predict_outputs, resolve_precision
 from workers.training.optimization import make_optimizer, take_optimizer_step
 from workers.training.packed import Pack
@@ -235,8 +235,8 @@ def around(stem: str) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     per_second = {}
     for name, augments in (("flip_crop", ("flip", "crop")), ("every_augmentation", FULL)):
-        wanted: Augments = spec(stem, augments).augment
-        seconds = median_seconds(lambda wanted=wanted: augment(images[:BATCH], labels[:BATCH], wanted, generator), 40)  # type: ignore[misc]
+        made = make_augmentations(spec(stem, augments).augment)
+        seconds = median_seconds(partial(augment, images[:BATCH], labels[:BATCH], made, generator), 40)
         per_second[name] = BATCH / seconds
     network = _network(spec(stem))
     rows = np.arange(512)

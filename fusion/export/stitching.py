@@ -2,8 +2,8 @@
 
 Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So a
 network of each kind is traced, and its graph is copied for the others, with their own weights. What comes before and after
-the networks is traced with their features as inputs. All of it is one call of torch's exporter, which takes two seconds for
-anything; the parts are then taken out of its graph, and put together.
+the networks is traced with their features as inputs. A call of torch's exporter takes two seconds or more, so there is only one:
+the parts are taken out of its graph, and put together.
 """
 
 from __future__ import annotations
@@ -98,7 +98,16 @@ def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
         _insert(whole.graph, trunk, first[kind], network)
     del whole.graph.outputs[0]  # x, which only the trunks read
     whole.graph.sort()
+    _order_weights(whole.graph)
     return whole
+
+
+def _order_weights(graph: ir.Graph) -> None:
+    """Put the weights in the order of their names, so that a model always gives the same file."""
+    values = sorted(graph.initializers.items())
+    for name, value in values:
+        del graph.initializers[name]
+        graph.register_initializer(value)
 
 
 def _traced(model: Exported, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
@@ -156,7 +165,8 @@ def _insert(whole: ir.Graph, trunk: ir.Graph, traced: _Features, network: _Featu
     prefix = f"member_{network.number}_"  # of what is computed: a weight may have the name of an operation
     weights = network.values()
     for name, value in list(trunk.initializers.items()):
-        weight = name.rpartition(f"members.{traced.number}.")[2]
+        _, of_network, own = name.partition(f"members.{traced.number}.")
+        weight = own if of_network else name  # a constant of the graph has a name of its own
         if weight in weights:
             value.const_value = ir.tensor(weights[weight].detach().contiguous().numpy())
         del trunk.initializers[name]

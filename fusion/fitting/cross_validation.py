@@ -1,4 +1,4 @@
-"""Choose the penalty of a head by cross-validation. Of many rows, all folds are solved at once: a step reads the inputs once."""
+"""Choose the penalty of a head by cross-validation. With many rows, all folds are solved together and share the inputs."""
 
 from __future__ import annotations
 

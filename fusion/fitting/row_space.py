@@ -1,4 +1,4 @@
-"""Solve the folds of a head that has few rows: each in coordinates of its own rows, of which there are no more than rows."""
+"""Solve the folds of a head that has few rows: each in coordinates of its own rows. There are at most as many as rows."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class RowSpaceFold:
 
     def __init__(self, x: Inputs, y: Labels, start: Head, fitted: Labels, held_out: Labels) -> None:
         self.coef, self.intercept = calibrated(start, x, y, fitted)
-        self.rows, self.y = x[fitted], y
-        self.fitted, self.held_out = fitted, held_out
-        self.mean = self.rows.mean(0, dtype=np.float64)
-        self.scale = np.maximum(self.rows.std(0, dtype=np.float64), SMALLEST_SCALE)
-        z = self._standardised(self.rows)
+        self.x, self.y, self.fitted, self.held_out = x, y, fitted, held_out
+        rows = x[fitted]
+        self.mean = rows.mean(0, dtype=np.float64)
+        self.scale = np.maximum(rows.std(0, dtype=np.float64), SMALLEST_SCALE)
+        z = self._standardised(rows)
         values, vectors = np.linalg.eigh(z @ z.T if len(z) <= z.shape[1] else z.T @ z)
         is_there = values > SMALLEST_SHARE * max(values[-1], 0.0)
         self.s = np.sqrt(values[is_there])
         self.u = vectors[:, is_there] if len(z) <= z.shape[1] else z @ vectors[:, is_there] / self.s
         self.held_out_inputs = self._standardised(x[held_out]) @ self._axes(z)
-        self.base, self.held_out_base = (x[rows] @ self.coef.T + self.intercept for rows in (fitted, held_out))
+        self.base, self.held_out_base = (x[numbers] @ self.coef.T + self.intercept for numbers in (fitted, held_out))
         unsure = softmax(self.base)
         self.unsure = float((unsure * (1 - unsure)).mean()) if unsure.size else 0.0
         self.one_hot = np.eye(len(self.intercept))[y[fitted]]
@@ -80,7 +80,7 @@ class RowSpaceFold:
 
     def head(self) -> Head:
         """Return the head (C, D), (C,) on raw inputs."""
-        steps = (self._axes(self._standardised(self.rows)) @ self.moves[:, :-1].T).T / self.scale
+        steps = (self._axes(self._standardised(self.x[self.fitted])) @ self.moves[:, :-1].T).T / self.scale
         return self.coef + steps, self.intercept + self.moves[:, -1] - steps @ self.mean
 
 

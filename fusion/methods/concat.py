@@ -60,7 +60,7 @@ class Concat(FusionMethod):
         return self
 
     def fit_parts(self, inputs: FusionInputs, parts: Sequence[Labels]) -> list[Self]:
-        """Return one fitted on each part. As many are solved at once as memory allows: they share reading the inputs."""
+        """Return one fitted on each part. As many are solved at once as memory allows."""
         if not inputs.heads:
             raise ConclaveError("concat needs members that end in a Linear head.")
         x: Inputs = np.concatenate(inputs.fuse.features, axis=1)

@@ -30,7 +30,7 @@ from orchestrator.execution.backends import inline_executor
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 from tests.factories import TEAM, snapshot
-from tests.faults.place import SMALL
+from tests.faults.place import SMALL, prepare_home
 from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
@@ -69,8 +69,11 @@ def called(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
-def inline(team_file: Path, home: Path) -> pipeline.SweepResult:
+def inline(team_file: Path, home: Path, prepared: bool = True) -> pipeline.SweepResult:
+    """A sweep in this process, with a database that is there already unless `prepared` is false."""
     (team_file.parent / "small.py").write_text(SMALL)
+    if prepared:
+        prepare_home(home)
     return pipeline.run_sweep(team_file, pipeline.SweepOptions(Home(home), inline_executor))
 
 
@@ -547,7 +550,7 @@ def test_what_the_preflight_finds_leaves_the_disk_untouched(line: str, expected:
     (tmp_path / "small.py").write_text(SMALL)
     before = snapshot(tmp_path)
     with pytest.raises(UserInputError, match=expected):
-        inline(tmp_path / "team.yaml", tmp_path / "home")
+        inline(tmp_path / "team.yaml", tmp_path / "home", prepared=False)
     assert snapshot(tmp_path) == before
 
 

@@ -162,6 +162,13 @@ def _schema() -> Path:
     return folder / "mlflow.db"
 
 
+def prepare_home(home: Path) -> None:
+    """Make a home with a tracking database without a run, where there is none."""
+    if not home.exists():
+        home.mkdir(parents=True)
+        shutil.copyfile(_schema(), home / "mlflow.db")
+
+
 @dataclass
 class Place:
     """A folder with a team file and a home, and the processes that were started there."""
@@ -215,9 +222,8 @@ class Place:
 
     def start(self, *arguments: str, **env: Any) -> Running:
         """`conclave sweep` in a session of its own, its output in out.txt and err.txt."""
-        if self.prepared and not self.home.exists():
-            self.home.mkdir()
-            shutil.copyfile(_schema(), self.home / "mlflow.db")
+        if self.prepared:
+            prepare_home(self.home)
         words = ["sweep", self.team.name, "--home", "home", "--json", *arguments]
         if "--inline" in arguments:
             self.process = self._fork(_command, words, self.env(**env))

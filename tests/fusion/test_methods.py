@@ -279,7 +279,7 @@ def test_of_few_rows_each_fold_is_solved_to_its_optimum(width: int) -> None:
     y = draw.integers(0, CLASSES, 90)
     said = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 8)) + draw.normal(size=(90, 8))
     x = (said @ draw.normal(size=(8, width)) + draw.normal(size=(90, width)) * 0.01 + 3).astype(np.float32)
-    start, splits = (np.zeros((CLASSES, width)), np.zeros(CLASSES)), shuffled_splits(90)
+    start, splits = (draw.normal(size=(CLASSES, width)) / width, draw.normal(size=CLASSES)), shuffled_splits(90)
     ours = RowSpaceFolds(x, y, [start] * len(splits), splits)
     alone = SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits)
     for penalty in (1.0, 0.1):
@@ -293,8 +293,10 @@ def test_of_few_rows_each_fold_is_solved_to_its_optimum(width: int) -> None:
         assert nll(softmax(logits), y[held_out]) == pytest.approx(losses.mean(), abs=1e-6), "the head says the same"
 
 
-def test_a_nested_concat_is_what_each_of_its_parts_comes_to_alone() -> None:
+@pytest.mark.parametrize("few_rows", [0, 1000])
+def test_a_nested_concat_is_what_each_of_its_parts_comes_to_alone(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All folds of all parts at once, against one part after another: the same penalties, and the same answers."""
+    monkeypatch.setattr("fusion.fitting.cross_validation.FEW_ROWS", few_rows)
     given = inputs(n=900, oof=0)
     rows = np.arange(900)
     parts = [rows, *(rows[rows % 5 != k] for k in range(5))]

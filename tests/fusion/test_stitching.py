@@ -70,3 +70,13 @@ def test_networks_that_only_look_alike_are_each_traced(tmp_path: Path) -> None:
     traced, difference = exported(powers(1.0, 3.0), tmp_path)
     assert traced == [1, 2], "a copy of the first gave other probabilities"
     assert difference < 1e-4
+
+
+def test_a_model_always_gives_the_same_file(tmp_path: Path) -> None:
+    members = [build(MemberSpec(name="m", seed=seed, width=8), CLASSES, SIDE).eval() for seed in range(2)]
+    files = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        exported(members, tmp_path / name)
+        files.append((tmp_path / name / "m.onnx").read_bytes())
+    assert files[0] == files[1]

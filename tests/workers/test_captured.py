@@ -20,8 +20,9 @@ from workers.models.build import build
 from workers.models.network import Network
 from workers.storage.checkpoints import Checkpoints
 from workers.training import steps
+from workers.training.augmentation import make_augmentations
 from workers.training.captured import CapturedStep, NotCapturedError, unchanged, why_not_captured
-from workers.training.captured_augmentation import CapturedAugmentation
+from workers.training.captured_augmentation import CapturedAugmentation, can_be_captured
 from workers.training.optimization import make_optimizer
 from workers.training.task import TrainingResult
 
@@ -30,6 +31,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sgd": ({"augment": ("flip", "crop")}, {}),
     "adamw": ({"optimizer": {"kind": "adamw", "lr": 0.003}, "augment": ("flip",)}, {}),
     "without momentum": ({"optimizer": {"kind": "sgd", "momentum": 0.0}}, {}),
+    "every augmentation that mixes nothing": ({"augment": ("flip", "crop", "rotate", "cutout", "color", "erase")}, {}),
     "mixup": ({"augment": ("crop", "mixup")}, {}),
     "label smoothing": ({"label_smoothing": 0.1}, {}),
     "an average of weights": ({}, {"ema": 0.9}),
@@ -38,11 +40,24 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 class Noise(Augmentation):
-    """Draws from elsewhere, which a graph would keep as it was."""
+    """Draws from elsewhere, which a graph would keep as it was; and says that it can be captured."""
+
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         noisy: Tensor = images + 0.01 * torch.rand_like(images)
         return noisy
+
+
+class Negative(Augmentation):
+    """Writes into the batch that it is given."""
+
+    moves_pixels = can_be_captured = True
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        chosen = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
+        images[chosen] = 255 - images[chosen]
+        return images
 
 
 @pytest.fixture
@@ -79,7 +94,7 @@ def test_a_captured_step_is_the_eager_one_bit_for_bit(name: str, calls: list[flo
     assert [e["train/loss"] for e in found.history] == [e["train/loss"] for e in expected.history]
 
 
-@pytest.mark.parametrize("augment", [("flip", "crop", "color", "erase"), ("crop", "mixup")])
+@pytest.mark.parametrize("augment", [("flip", "crop", "color", "erase"), ("crop", "mixup"), (f"{__name__}:Negative", "crop")])
 def test_augmentations_are_captured_too(augment: tuple[str, ...], calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     expected = eagerly(monkeypatch, member(augment=augment))
     with patch.object(CapturedAugmentation, "_run", autospec=True, side_effect=CapturedAugmentation._run) as run:
@@ -89,14 +104,21 @@ def test_augmentations_are_captured_too(augment: tuple[str, ...], calls: list[fl
 
 
 def test_an_augmentation_that_draws_from_elsewhere_stays_as_it_is(calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, notes = member(augment=("flip", "tests.workers.test_captured:Noise")), list[str]()
+    spec, notes = member(augment=("flip", f"{__name__}:Noise")), list[str]()
     expected = eagerly(monkeypatch, spec)
     monkeypatch.setattr(TrainingCallback, "note", lambda self, text: notes.append(text))
     found = fitted(spec)
     assert digest(found) == digest(expected)
     assert found.captured, "the rest of its step is"
     [note] = notes
-    assert "not all that it draws comes from the generator" in note
+    assert "its images or its draws differ" in note
+
+
+def test_an_augmentation_that_says_nothing_of_graphs_stays_as_it_is() -> None:
+    assert not can_be_captured([Augmentation(1.0)]), "there is nothing to apply"
+    assert can_be_captured(make_augmentations(member(augment=("flip", "mixup")).augment))
+    with patch.object(Noise, "can_be_captured", new=False):
+        assert not can_be_captured([*make_augmentations(member(augment=("flip",)).augment), Noise(1.0)])
 
 
 def test_dropout_draws_the_same(calls: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,5 +221,13 @@ def test_a_graph_is_the_eager_step_bit_for_bit_on_a_gpu(name: str, monkeypatch: 
     use_deterministic_kernels(device)
     monkeypatch.setattr(factories, "CPU", device)
     recipe, settings = RECIPES[name][0], SCHEDULED | RECIPES[name][1]
-    found, expected = fitted(member(**recipe), **settings), eagerly(monkeypatch, member(**recipe), **settings)
+    notes: list[str] = []
+    monkeypatch.setattr(TrainingCallback, "note", lambda self, text: notes.append(text))
+    with patch.object(CapturedAugmentation, "_run", autospec=True, side_effect=CapturedAugmentation._run) as run:
+        found = fitted(member(**recipe), **settings)
+    expected = eagerly(monkeypatch, member(**recipe), **settings)
     assert digest(found) == digest(expected)
+    assert found.captured
+    assert not notes, "nothing stays outside"
+    assert run.called == ("augment" in recipe)
+    assert all(call.args[0].graph is not None for call in run.call_args_list)

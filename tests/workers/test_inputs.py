@@ -360,6 +360,8 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
             r"no column 'label' for .*; the columns are path, labels",
         ),
         (lambda lines: [*lines, "900.png,owl"], r"in row 26, the file is not there, such as 900.png"),
+        (lambda lines: [*lines, f"{'a' * 300}.png,owl"], r"in row 26, the file is not there"),
+        (lambda lines: [*lines, "900.png,owl", "../x.png,owl"], r"in row 27, the file is not below"),
         (
             lambda lines: [*lines, "../x.png,owl"],
             r"in row 26, the file is not below .*images, such as ../x.png .* Give data.root",

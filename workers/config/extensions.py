@@ -72,6 +72,8 @@ class Augmentation:
         order: Augmentations are applied in this order, whatever the order in the team file.
         moves_pixels: Whether it only moves pixels. It works on (N, H, W, 3) uint8 then, before the others, which work on
             (N, 3, H, W) float32 in [0, 1].
+        can_be_captured: Whether `apply` decides nothing on the host: all that it draws is drawn on the images' device, and no
+            step of it depends on a number in Python that changes. A GPU may then keep it as a CUDA graph.
 
     Args:
         strength: The strength.
@@ -82,6 +84,7 @@ class Augmentation:
     meaning: ClassVar[str] = "strength"
     order: ClassVar[int] = 70
     moves_pixels: ClassVar[bool] = False
+    can_be_captured: ClassVar[bool] = False
 
     def __init__(self, strength: float) -> None:
         self.strength = strength

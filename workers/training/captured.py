@@ -115,13 +115,20 @@ class CapturedStep:
                     for _ in range(WARM_UPS):
                         self._compute()
                 torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
                 self._outputs = self._compute()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as where a network of a user's own looks at a number on its way
-            raise NotCapturedError(str(error).partition("\n")[0]) from error
+            raise NotCapturedError(first_cause(error)) from error
         self.graph = graph
+
+
+def first_cause(error: BaseException) -> str:
+    """Return the first line of what went wrong first: the end of a capture that failed raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).partition("\n")[0]
 
 
 @contextmanager

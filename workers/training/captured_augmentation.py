@@ -1,8 +1,8 @@
 """Augment batches on a GPU as one CUDA graph, whose draws come from a generator that is registered with it.
 
 As with a step, this is one function over tensors that stay where they are, and any other device can run it as it is. A number
-that an augmentation drew elsewhere would stay in a graph as it was. So a graph is compared with the augmentations themselves,
-for two seeds and two batches, before it is used.
+that an augmentation drew elsewhere would stay in a graph as it was. So each augmentation says whether it can be captured, and a
+graph is compared with the augmentations themselves, for two seeds and two batches, before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from torch import Tensor
 from workers.config.extensions import Augmentation
 from workers.errors import ConclaveError
 from workers.training.augmentation import transform
-from workers.training.captured import WARM_UPS
+from workers.training.captured import WARM_UPS, first_cause
+
+
+def can_be_captured(augmentations: Sequence[Augmentation]) -> bool:
+    """Return whether there is anything to capture, and all of it says that it can be."""
+    applied = [one for one in augmentations if type(one).apply is not Augmentation.apply]
+    return bool(applied) and all(one.can_be_captured for one in applied)
 
 
 class AugmentationNotCapturedError(ConclaveError):
@@ -23,7 +29,7 @@ class AugmentationNotCapturedError(ConclaveError):
 
 
 class CapturedAugmentation:
-    """What augmentations make of a batch, over tensors that stay where they are. Mixing is not among it.
+    """What augmentations make of a batch, over tensors that stay where they are. It mixes no images.
 
     Args:
         augmentations: The augmentations, in the order of `make_augmentations`.
@@ -52,7 +58,7 @@ class CapturedAugmentation:
             self._generator = torch.Generator(images.device)
             self._images = images.clone()
             is_gpu = images.device.type == "cuda"
-            with torch.random.fork_rng([images.device] if is_gpu else []):  # what draws from elsewhere is not to notice
+            with torch.random.fork_rng([images.device] if is_gpu else []):  # neither moves a global generator
                 self.graph = self._capture(self._generator) if is_gpu else None
                 self._compare_with_eager(images, seed)
         return self._run(images, seed), self._generator
@@ -82,12 +88,12 @@ class CapturedAugmentation:
                 for _ in range(WARM_UPS):
                     self._compute(generator)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph):
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
                 self._output = self._compute(generator)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # as where an augmentation copies a number to the GPU
-            raise AugmentationNotCapturedError(str(error).partition("\n")[0]) from error
+            raise AugmentationNotCapturedError(first_cause(error)) from error
         return graph
 
     def _compare_with_eager(self, images: Tensor, seed: int) -> None:
@@ -95,8 +101,8 @@ class CapturedAugmentation:
         assert self._generator is not None
         for number, batch in enumerate((images, images.flip(0))):
             plain = torch.Generator(images.device).manual_seed(seed + number)
-            expected = transform(batch, self.augmentations, plain)
+            expected = transform(batch.clone(), self.augmentations, plain)  # an augmentation may write into its batch
             found = self._run(batch, seed + number)
             drew_alike = torch.equal(plain.get_state(), self._generator.get_state())
             if not (drew_alike and torch.equal(found, expected)):
-                raise AugmentationNotCapturedError("not all that it draws comes from the generator that it is given")
+                raise AugmentationNotCapturedError("its images or its draws differ from those without a graph")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.errors import ConclaveError
 
-AS_IT_LIES, AS_IT_WAS = (0, 2, 3, 1), (0, 3, 1, 2)  # orders of the axes of a tensor in channels_last
-IMAGES = 4  # axes of what can lie in channels_last
+TO_PLAIN, TO_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # orders of the axes of a tensor in channels_last
+AXES = 4  # of what can lie in channels_last
 
 
 def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoch: int) -> float:
@@ -50,23 +50,26 @@ def take_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
     """
     shown = [p for group in optimizer.param_groups for p in group["params"] if _is_copied(p)] if _is_fused(optimizer) else []
     for parameter in shown:
-        _reorder(optimizer, parameter, AS_IT_LIES)
-    optimizer.step()
-    for parameter in shown:
-        _reorder(optimizer, parameter, AS_IT_WAS)
+        _reorder(optimizer, parameter, TO_PLAIN)
+    try:
+        optimizer.step()
+    finally:
+        for parameter in shown:
+            _reorder(optimizer, parameter, TO_CHANNELS_LAST)
     optimizer.zero_grad(set_to_none=True)
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    return isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW)) and bool(optimizer.defaults.get("fused"))
+    is_torchs = type(optimizer) in (torch.optim.SGD, torch.optim.AdamW)  # a subclass may look at the order of the axes
+    return is_torchs and bool(optimizer.defaults.get("fused"))
 
 
 def _is_copied(parameter: Tensor) -> bool:
     """Return whether a parameter and its gradient lie in channels_last, on a CPU."""
     gradient = parameter.grad
-    if gradient is None or parameter.device.type != "cpu" or parameter.dim() != IMAGES or parameter.is_contiguous():
+    if gradient is None or parameter.device.type != "cpu" or parameter.dim() != AXES or parameter.is_contiguous():
         return False
-    return all(tensor.permute(AS_IT_LIES).is_contiguous() for tensor in (parameter, gradient))
+    return all(tensor.permute(TO_PLAIN).is_contiguous() for tensor in (parameter, gradient))
 
 
 def _reorder(optimizer: torch.optim.Optimizer, parameter: Tensor, axes: tuple[int, ...]) -> None:
@@ -75,7 +78,7 @@ def _reorder(optimizer: torch.optim.Optimizer, parameter: Tensor, axes: tuple[in
     parameter.data = parameter.data.permute(axes)
     parameter.grad = None if gradient is None else gradient.permute(axes)
     state = optimizer.state[parameter]
-    state.update({name: value.permute(axes) for name, value in state.items() if getattr(value, "ndim", 0) == IMAGES})
+    state.update({name: value.permute(axes) for name, value in state.items() if getattr(value, "ndim", 0) == AXES})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from workers.models.network import Network, memory_format
 from workers.training.augmentation import make_augmentations, mix, to_float, transform
 from workers.training.averaging import WeightAverages
 from workers.training.captured import CAPTURING_DEVICES, CapturedStep, NotCapturedError, mixes, why_not_captured
-from workers.training.captured_augmentation import AugmentationNotCapturedError, CapturedAugmentation
+from workers.training.captured_augmentation import AugmentationNotCapturedError, CapturedAugmentation, can_be_captured
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
@@ -109,7 +109,8 @@ class Stepper:
     @cached_property
     def captured_augmentation(self) -> CapturedAugmentation | None:
         """The augmentations as a CUDA graph of their own, where the step is one; None where there are none, or they can't be."""
-        return CapturedAugmentation(self.augmentations) if self.captured is not None and self.augmentations else None
+        is_captured = self.captured is not None and can_be_captured(self.augmentations)
+        return CapturedAugmentation(self.augmentations) if is_captured else None
 
     @property
     def why_not_captured(self) -> str | None:

@@ -183,6 +183,11 @@ def _normal(path: str, root: Path | None) -> str:
     return unicodedata.normalize("NFC", str(written))
 
 
+def _leads_out(path: str) -> bool:
+    """Return whether a path, as `_normal` writes it, leads out of the folder of the images."""
+    return path.startswith("../") or os.path.isabs(path)
+
+
 def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object], root: Path) -> None:
     missing = [row for row in rows if row.path not in names]
     if not missing:
@@ -190,10 +195,11 @@ def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, obj
     stems: dict[str, str] = {}
     for name in names:
         stems.setdefault(name.rpartition(".")[0], name)
+    outside = [row for row in missing if _leads_out(row.path) and os.path.isfile(root / row.path)]
+    if outside:
+        what = f"the file is not below {root}, such as {outside[0].path}"
+        _refuse(manifest, what, [row.number for row in outside], " Give data.root a folder that all images are below.")
     numbers, first = [row.number for row in missing], missing[0].path
-    if (root / first).is_file():
-        outside = f"the file is not below {root}, such as {first}"
-        _refuse(manifest, outside, numbers, " Give data.root a folder that all images are below.")
     other_case = {name.casefold(): name for name in names}.get(first.casefold())
     hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
     hint = f" There is {other_case}, which is written otherwise." if other_case else hint

@@ -19,6 +19,7 @@ class Crop(Augmentation):
     default, largest, order = 0.125, 256.0, 20
     meaning = "padding before a random crop: a share of the side, or pixels from 1 on"
     moves_pixels = True
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Cut one window from each image: one gather of whole rows, from a view of all windows."""

@@ -21,6 +21,7 @@ class Cutout(Augmentation):
 
     default, largest, order = 0.5, 256.0, 50
     meaning = "side of the square hole: a share of the side, or pixels from 1 on"
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Cut one hole in each image."""

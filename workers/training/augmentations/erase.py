@@ -22,6 +22,7 @@ class Erase(Augmentation):
 
     default, largest, order = 0.25, 1.0, 60
     meaning = "probability of erasing a random rectangle"
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Erase one rectangle in a share of the images."""

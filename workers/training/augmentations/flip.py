@@ -19,6 +19,7 @@ class Flip(Augmentation):
     default, largest, order = 0.5, 1.0, 10
     meaning = "probability of a horizontal flip"
     moves_pixels = True
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Flip a share of the images."""

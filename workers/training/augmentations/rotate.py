@@ -19,6 +19,7 @@ class Rotate(Augmentation):
 
     default, largest, order = 15.0, 180.0, 40
     meaning = "largest angle in degrees"
+    can_be_captured = True
 
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Rotate each image by an angle of its own."""
