@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 Row = tuple[str, str, str, str, str]
-NAMES = {"compiled": "the same with train.compile", "packed": "the same, two members a process, packed"}
+NAMES = {"compiled": "the same with train.compile", "packed": "the same, two packed members per process"}
 STEMS = {"imagenet": "torchvision's stem", "cifar": "3x3 stem"}
 
 
@@ -34,7 +34,7 @@ def at_most(value: float, goal: float) -> str:
 
 def training(stem: str, figures: dict[str, Any]) -> Iterator[Row]:
     rates, where = figures["images_per_second"], STEMS[stem]
-    names = {"common": "usual script (DataLoader, 2 workers)", "torchensemble": "TorchEnsemble's own fit"}
+    names = {"common": "usual script (DataLoader, 2 workers)", "torchensemble": "TorchEnsemble's own `fit`"}
     for peer, ratio in figures["ours_over"].items():
         goal = at_least(ratio, figures["goals"]["common"]) if peer == "common" else ""
         what = f"training, all members at once, images/s, {where}"
@@ -43,18 +43,18 @@ def training(stem: str, figures: dict[str, Any]) -> Iterator[Row]:
         yield f"{NAMES[way]}, {where}", f"{rates['ours']:,.0f}: ours", f"{rates[way]:,.0f}", f"{ratio:.2f}x", ""
     share, efficiency = figures["roof_fraction"], figures["pipeline_efficiency"]
     yield (
-        f"share of what a large matrix product reaches, {where}",
+        f"share of the rate of a large matrix product, {where}",
         "1",
         f"{share:.2f}",
         "",
         at_least(share, figures["goals"]["roof"]),
     )
     goal = at_least(efficiency, figures["goals"]["pipeline_efficiency"])
-    yield f"over forward, backward and step alone, {where}", "1", f"{efficiency:.3f}", "", goal
+    yield f"speed relative to forward, backward and step alone, {where}", "1", f"{efficiency:.3f}", "", goal
     ratio, one_core = figures["outputs_over_training"], figures["one_core"]
     of_training = f"{rates['ours'] / figures['machine']['cores']:,.0f}"
     yield (
-        f"outputs over training, images/s a core, {where}",
+        f"outputs relative to training, images/s per core, {where}",
         of_training,
         f"{one_core['outputs']:,.0f}",
         f"{ratio:.1f}x",
@@ -62,14 +62,14 @@ def training(stem: str, figures: dict[str, Any]) -> Iterator[Row]:
     )
     if stem == "imagenet":
         for key, what, goal_rate in (("flip_crop", "flip and crop", 30_000), ("every_augmentation", "every kind", 10_000)):
-            yield f"augmentation, {what}, images/s a core", "", f"{one_core[key]:,.0f}", "", at_least(one_core[key], goal_rate)
+            yield f"augmentation, {what}, images/s per core", "", f"{one_core[key]:,.0f}", "", at_least(one_core[key], goal_rate)
 
 
 def orchestration(figures: dict[str, Any]) -> Iterator[Row]:
     per_second, pool = figures["no_op_jobs_a_second"], figures["pool_of_two_actors_a_second"]
     goal = at_least(per_second, figures["goals"]["no_op_jobs_a_second"])
     yield (
-        "jobs that do nothing, supervised, a second",
+        "jobs that do nothing, supervised, per second",
         f"{pool:,.0f}: bare pool of two actors",
         f"{per_second:,.0f}",
         f"{per_second / pool:.2f}x",
@@ -85,13 +85,13 @@ def orchestration(figures: dict[str, Any]) -> Iterator[Row]:
         at_most(ratio, figures["goals"]["simulated_over_bound"]),
     )
     for key, what in (
-        ("a_job_at_1000_over_100", "a job among 1,000 over one among 100"),
+        ("a_job_at_1000_over_100", "time of a job among 1,000 relative to one among 100"),
         ("plan_of_10000_seconds", "plan of 10,000 jobs, s"),
         ("status_of_1000_seconds", "status over 1,000 members, s"),
-        ("help_over_imports", "`conclave --help` over importing its libraries"),
+        ("help_over_imports", "`conclave --help` relative to importing its libraries"),
         ("validate_seconds", "`conclave validate`, s"),
         ("plan_seconds", "`conclave plan`, s"),
-        ("start_existing_home_seconds", "until the first step, home there, s"),
+        ("start_existing_home_seconds", "until the first step, existing home, s"),
         ("start_new_home_seconds", "until the first step, new home, s"),
         ("nothing_to_do_seconds", "sweep with nothing to do, s"),
     ):
@@ -100,10 +100,10 @@ def orchestration(figures: dict[str, Any]) -> Iterator[Row]:
 
 def overhead(figures: dict[str, Any]) -> Iterator[Row]:
     best, sweep = figures["bare_packed_seconds"], figures["sweep_seconds"]
-    what = f"sweep of {figures['fits']} fits, s, first step to last fit's end"
+    what = f"sweep of {figures['fits']} trainings, s, from the first step to the end of the last"
     yield (
         what,
-        f"{best:.0f}: the bare fits, packed",
+        f"{best:.0f}: the bare trainings, packed tightly",
         f"{sweep:.0f}",
         f"{sweep / best:.3f}x",
         at_most(sweep / best, 1 + figures["goal"]),
@@ -126,17 +126,18 @@ def packing(figures: dict[str, Any]) -> Iterator[Row]:
 def inference(figures: dict[str, Any]) -> Iterator[Row]:
     for batch, goals in (("1", figures["goals"]["1"]), ("256", figures["goals"]["256"])):
         times, best = figures["milliseconds"][batch], figures["fastest"][batch]
+        of_batch = f"{batch} image" if batch == "1" else f"{batch} images"
         ratio = figures["over_eager"][batch][best]
         eager = f"{times['eager']:.1f}: three networks in turn"
         goal = at_least(ratio, goals["fused_over_eager"])
-        yield f"answers for {batch} images, ms ({best})", eager, f"{times[best]:.1f}", f"{ratio:.1f}x", goal
+        yield f"answers for {of_batch}, ms ({best})", eager, f"{times[best]:.1f}", f"{ratio:.1f}x", goal
         speedup = times["torch"] / times["cascade"]
         peer = f"{times['torch']:.1f}: all members, torch"
-        yield f"cascade for {batch} images, ms", peer, f"{times['cascade']:.1f}", f"{speedup:.1f}x", ""
+        yield f"cascade for {of_batch}, ms", peer, f"{times['cascade']:.1f}", f"{speedup:.1f}x", ""
         of_student, fastest = figures["student_over_fused"][batch], figures["fastest_student"][batch]
         goal = at_least(of_student, figures["goals"]["student_over_fused"])
         yield (
-            f"student for {batch} images, ms",
+            f"student for {of_batch}, ms",
             f"{times[best]:.1f}: fused",
             f"{times[fastest]:.1f}",
             f"{of_student:.1f}x",
