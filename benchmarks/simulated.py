@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from orchestrator.execution.executor import Answer, Event
+from orchestrator.execution.executor import Event
+from orchestrator.execution.inline_executor import InlineExecutor
 from orchestrator.execution.outcomes import Outcome
 from workers.config.job import Job
 
 
-class SimulatedExecutor:
+class SimulatedExecutor(InlineExecutor):
     """Runs jobs of `seconds` in `slots`. Its clock jumps to the next end of a job, and runs with the real one between two polls.
 
     So `now` is what the jobs would have taken, with all that the scheduler really took.
@@ -23,22 +23,16 @@ class SimulatedExecutor:
     """
 
     def __init__(self, slots: int, seconds: float) -> None:
+        super().__init__()
         self.slots, self.seconds, self.now = slots, seconds, 0.0
         self._ends: list[tuple[float, int, Job]] = []
-        self._submitted = 0
+        self._count = 0
         self._left_at = time.perf_counter()
 
     def _tick(self) -> None:
         """Add the real time that has passed since the clock was last looked at."""
         at = time.perf_counter()
         self.now, self._left_at = self.now + at - self._left_at, at
-
-    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Do nothing."""
-
-    def why_unschedulable(self, job: Job) -> str | None:
-        """Return None: every job can run."""
-        return None
 
     def has_capacity(self, job: Job) -> bool:
         """Return whether a slot is free."""
@@ -47,8 +41,8 @@ class SimulatedExecutor:
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Start a job."""
         self._tick()
-        self._submitted += 1
-        heapq.heappush(self._ends, (self.now + self.seconds, self._submitted, job))
+        self._count += 1
+        heapq.heappush(self._ends, (self.now + self.seconds, self._count, job))
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Return the jobs that have ended by now, or by the next end within so many seconds."""
@@ -62,20 +56,5 @@ class SimulatedExecutor:
         return ended
 
     def stop(self, seconds: float) -> None:
-        """Forget all jobs."""
-        self._ends.clear()
-
-    def prepare_on_head(self, module: str) -> None:
-        """Do nothing."""
-
-    def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Call the function here."""
-        return function(*arguments)
-
-    def recover(self) -> bool:
-        """Return False: there is nothing to start again."""
-        return False
-
-    def close(self) -> None:
         """Forget all jobs."""
         self._ends.clear()
