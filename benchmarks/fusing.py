@@ -1,4 +1,4 @@
-"""The whole fusion step of two teams: five ResNet18 at 32 x 32 pixels, and three at 224 x 224. Seconds of each of its steps.
+"""The whole fusion step of two teams: five ResNet18 on images of 32 x 32 pixels, and three at 224 x 224. Seconds of its steps.
 
     python -m benchmarks.fusing CIFAR10 [HOME]     # half an hour the first time, a minute then; results/fusing.json
 
