@@ -83,7 +83,7 @@ def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
     fused = model if isinstance(model, FusedModel) else model.model
     networks = [_Features(cast(Network, member), number, fused.flips) for number, member in enumerate(fused.members)]
     kinds = [network.kind() if with_copies else str(network.number) for network in networks]
-    first = dict(reversed(list(zip(kinds, networks, strict=True))))
+    first = dict(reversed(list(zip(kinds, networks, strict=True))))  # network of each kind, whose graph the others share
     traced = _traced(model, list(first.values()), networks, size)
     inputs = ["images", *(_feature_name(network) for network in networks)]
     whole = ir.Model(

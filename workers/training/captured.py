@@ -7,8 +7,9 @@ the same function as it is, which is how it is tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,12 @@ from workers.errors import ConclaveError
 CAPTURING_DEVICES = ("cuda",)
 WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and optimizers make their state
 FUSED = (torch.optim.SGD, torch.optim.AdamW)
+Captured = TypeVar("Captured")
 Step = Callable[[Tensor, Labels, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class NotCapturedError(ConclaveError):
-    """A GPU can't capture a step. The network and the optimizer are as they were before."""
+    """A GPU can't capture something. A step leaves the network and the optimizer as they were before."""
 
 
 def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim.Optimizer, passes: int) -> str | None:
@@ -107,24 +109,33 @@ class CapturedStep:
             if "capturable" in settings:
                 settings["capturable"] = True
         graph = torch.cuda.CUDAGraph()
-        try:
-            with unchanged(self.network, self.optimizer):
-                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(stream):
-                    for _ in range(WARM_UPS):
-                        self._compute()
-                torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
-                self._outputs = self._compute()
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # as where a network of a user's own looks at a number on its way
-            raise NotCapturedError(first_cause(error)) from error
+        self._outputs = capture(graph, self._compute, unchanged(self.network, self.optimizer))
         self.graph = graph
 
 
-def first_cause(error: BaseException) -> str:
+def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around: AbstractContextManager[None]) -> Captured:
+    """Capture what a function computes, after it has run a few times within `around`. Return the tensors that replays write.
+
+    Raises:
+        NotCapturedError: If that can't be captured, as where a network of a user's own looks at a number on its way.
+    """
+    try:
+        with around:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UPS):
+                    compute()
+            torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
+            return compute()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise NotCapturedError(_first_cause(error)) from error
+
+
+def _first_cause(error: BaseException) -> str:
     """Return the first line of what went wrong first: the end of a capture that failed raises an error of its own."""
     while error.__context__ is not None:
         error = error.__context__

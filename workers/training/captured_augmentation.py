@@ -8,24 +8,20 @@ graph is compared with the augmentations themselves, for two seeds and two batch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from workers.config.extensions import Augmentation
-from workers.errors import ConclaveError
 from workers.training.augmentation import transform
-from workers.training.captured import WARM_UPS, first_cause
+from workers.training.captured import NotCapturedError, capture
 
 
 def can_be_captured(augmentations: Sequence[Augmentation]) -> bool:
     """Return whether there is anything to capture, and all of it says that it can be."""
     applied = [one for one in augmentations if type(one).apply is not Augmentation.apply]
     return bool(applied) and all(one.can_be_captured for one in applied)
-
-
-class AugmentationNotCapturedError(ConclaveError):
-    """The augmentations can't be a graph, or are not the same in one."""
 
 
 class CapturedAugmentation:
@@ -52,13 +48,13 @@ class CapturedAugmentation:
             (N, 3, H, W) float32, which the next call overwrites; and the generator, for what is drawn after this.
 
         Raises:
-            AugmentationNotCapturedError: If a GPU can't capture this.
+            NotCapturedError: If a GPU can't capture this, or it is not the same in a graph.
         """
         if self._generator is None:
             self._generator = torch.Generator(images.device)
             self._images = images.clone()
             is_gpu = images.device.type == "cuda"
-            with torch.random.fork_rng([images.device] if is_gpu else []):  # neither moves a global generator
+            with torch.random.fork_rng([images.device] if is_gpu else []):  # so that a global generator stays where it is
                 self.graph = self._capture(self._generator) if is_gpu else None
                 self._compare_with_eager(images, seed)
         return self._run(images, seed), self._generator
@@ -80,24 +76,12 @@ class CapturedAugmentation:
     def _capture(self, generator: torch.Generator) -> torch.cuda.CUDAGraph:
         """Capture the augmentations."""
         graph = torch.cuda.CUDAGraph()
-        try:
-            graph.register_generator_state(generator)
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    self._compute(generator)
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
-                self._output = self._compute(generator)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # as where an augmentation copies a number to the GPU
-            raise AugmentationNotCapturedError(first_cause(error)) from error
+        graph.register_generator_state(generator)
+        self._output = capture(graph, lambda: self._compute(generator), nullcontext())
         return graph
 
     def _compare_with_eager(self, images: Tensor, seed: int) -> None:
-        """Raise AugmentationNotCapturedError where two batches come out otherwise than from the augmentations themselves."""
+        """Raise NotCapturedError where two batches come out otherwise than from the augmentations themselves."""
         assert self._generator is not None
         for number, batch in enumerate((images, images.flip(0))):
             plain = torch.Generator(images.device).manual_seed(seed + number)
@@ -105,4 +89,4 @@ class CapturedAugmentation:
             found = self._run(batch, seed + number)
             drew_alike = torch.equal(plain.get_state(), self._generator.get_state())
             if not (drew_alike and torch.equal(found, expected)):
-                raise AugmentationNotCapturedError("its images or its draws differ from those without a graph")
+                raise NotCapturedError("its images or its draws differ from those without a graph")

@@ -17,7 +17,7 @@ from workers.models.network import Network, memory_format
 from workers.training.augmentation import make_augmentations, mix, to_float, transform
 from workers.training.averaging import WeightAverages
 from workers.training.captured import CAPTURING_DEVICES, CapturedStep, NotCapturedError, mixes, why_not_captured
-from workers.training.captured_augmentation import AugmentationNotCapturedError, CapturedAugmentation, can_be_captured
+from workers.training.captured_augmentation import CapturedAugmentation, can_be_captured
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
@@ -173,7 +173,7 @@ class Stepper:
             try:
                 x, generator = self.captured_augmentation(images, derive_seed(seed, epoch, step))
                 return mix(x, labels, self.augmentations, generator)
-            except AugmentationNotCapturedError as error:
+            except NotCapturedError as error:
                 self.captured_augmentation = None
                 self.note(f"its augmentations can't be one CUDA graph, and are applied kernel by kernel ({error})")
         generator = self._generator(seed, epoch, step, self.device)
