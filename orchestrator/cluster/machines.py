@@ -114,7 +114,7 @@ class Machine(NamedTuple):
 
 @dataclass
 class Machines:
-    """The machines of a Ray, looked_at up at most once a second.
+    """The machines of a Ray, looked up at most once a second.
 
     Attributes:
         connection: The connection to Ray.
@@ -123,8 +123,8 @@ class Machines:
         leaving: Ray's ids of machines that were told to go: drained, as after the notice of a spot machine.
         is_scaled: Whether an autoscaler brings and ends machines.
         refused: Sizes that the autoscaler brings nothing for, and since when.
-        looked_at: When they were looked_at up.
-        lost_at: When a machine was lost last.
+        looked_at: When they were looked up last.
+        lost_at: When a machine was lost last, or when Ray was first asked and had none.
         sharing: How many trainings share a GPU.
     """
 
@@ -151,7 +151,7 @@ class Machines:
                 return self
             self.alive, self.leaving = set(snapshot.nodes), snapshot.draining
             staying = [node for node in snapshot.nodes if node not in self.leaving]
-            before = self.available
+            before, is_first = self.available, self.looked_at < 0
             self.available = [
                 Machine(Size.from_resources(snapshot.nodes[node]), snapshot.labels.get(node, {})) for node in staying
             ]
@@ -161,7 +161,7 @@ class Machines:
                 [Size.from_resources(request) for request in snapshot.refused or ()],
             )
             self.refused = {size: self.refused.get(size, self.looked_at) for size in refused}
-            if len(self.available) < len(before):
+            if len(self.available) < len(before) or (is_first and not self.available):
                 self.lost_at = self.looked_at
         return self
 
@@ -222,7 +222,8 @@ class Machines:
 
     def why_impossible(self, job: Job) -> str:
         """Return a sentence that says why no machine can hold the job."""
-        there = ", ".join(str(size) for size in sorted({machine.size for machine in self.look().available}, reverse=True)[:3])
+        sizes = sorted({machine.size for machine in self.look().available}, reverse=True)[:3]
+        there = f"there are machines with {', '.join(map(str, sizes))}" if sizes else "there is no machine that takes work"
         wanted = job.recipe.resources
         more, waited = "", wanted.wait_minutes
         wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in wanted.labels)
@@ -233,5 +234,5 @@ class Machines:
             more = ", and the autoscaler brings none that is larger"
         return (
             f"UNSCHEDULABLE: asks for {self._size(job)} on one machine{with_labels}; "
-            f"there are machines with {there}{more}. Lower `resources`, or add a machine."
+            f"{there}{more}. Lower `resources`, or add a machine."
         )

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.home import Home
 from orchestrator.tracking.store import resolve_tracking_uri
 from tests.faults.mlflow_server import Server, free_port
 from tests.faults.place import TEAM, Place, points, same
+from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -68,7 +69,7 @@ def test_away_but_not_required_is_tracked_in_the_home(place: Place, undisturbed:
 def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
     place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
     process = place.start("--inline", fault="fit.step@a:30:stop")
-    cumulative_seconds(lambda: place.happened() != [])
+    _wait_for(lambda: place.happened() != [])
     server.down()
     os.kill(process.pid, signal.SIGCONT)
     place.wait_for("b: started")
@@ -82,7 +83,7 @@ def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbe
 def test_never_back_loses_nothing_and_sync_sends_it_once(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
     place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
     process = place.start("--inline", fault="fit.step@a:30:stop")
-    cumulative_seconds(lambda: place.happened() != [])
+    _wait_for(lambda: place.happened() != [])
     server.down()
     os.kill(process.pid, signal.SIGCONT)
     assert process.wait(timeout=300) == 0, place.said()
@@ -109,7 +110,7 @@ def test_a_fit_goes_on_from_the_checkpoint_in_the_tracking_store(place: Place, u
 
     place.write(TEAM + "checkpoint: {minutes: 0.0001}\n")
     process = place.start("--inline", fault="fit.step@b:50:hang")
-    cumulative_seconds(lambda: place.happened() != [] and _sent(place, place.fits()["b"].name))
+    _wait_for(lambda: place.happened() != [] and _sent(place, place.fits()["b"].name))
     process.kill()
     process.wait()
     assert len(place.checkpoints("b")) == 2
@@ -238,8 +239,5 @@ def _sync(place: Place, code: int = 0) -> dict[str, int]:
     return json.loads(found.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def cumulative_seconds(condition: Any, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.1)
+def _wait_for(condition: Callable[[], bool]) -> None:
+    assert wait_until(condition, 240, pause=0.1), "it never came"

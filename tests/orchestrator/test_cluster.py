@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator.cluster.connection import ClusterSnapshot
 from orchestrator.cluster.machines import Machine, Machines, Shape, Size
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution import trainer_pool
@@ -35,6 +36,18 @@ def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int) -
     for event in notes:
         assert isinstance(event, Event)
         assert event.text == "waits for a machine with room for 1 GPUs and 2 CPUs"
+
+
+def test_a_ray_without_any_machine_is_not_taken_for_one_whose_machines_are_too_small() -> None:
+    """The raylet of a local Ray may end before it was asked once. The next look at Ray itself tells that."""
+    snapshots = iter([ClusterSnapshot({}, set(), None), ClusterSnapshot({"id": {"CPU": 2.0}}, set(), None)])
+    connection: Any = SimpleNamespace(snapshot=lambda: next(snapshots))
+    machines, now = Machines(connection), time.monotonic()
+    assert not machines.fit(job("a"))
+    assert machines.until(job("a"), now) > now + 50
+    assert "there is no machine that takes work" in machines.why_impossible(job("a"))
+    machines.looked_at -= 2
+    assert machines.fit(job("a"))
 
 
 @pytest.mark.parametrize(("age", "is_hung"), [(0.0, False), (9.0, False), (11.0, True)])
