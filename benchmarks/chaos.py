@@ -219,7 +219,7 @@ def disturbed(places: list[Place], seed: int, draw: random.Random, wanted: int, 
                 summaries[place.label] = place.printed()
                 continue
             gave_up = code == 1 and any(text in place.said() for text in SAID)
-            waits = code == 1 and "another sweep is at it" in place.said()
+            waits = code == 1 and "another sweep is running this search" in place.said()
             check(code == -signal.SIGKILL or gave_up or waits, seed, f"exit code {code}: {place.said()[-2000:]}")
         running = [place for place in places if place.process is not None]
         if done < wanted and running and hit(draw.choice(running), draw, everybody, tally):

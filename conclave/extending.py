@@ -9,6 +9,7 @@ from workers.config.extensions import (
     OPTIMIZERS,
     SCHEDULES,
     Augmentation,
+    Labels,
     OptimizerSpec,
     ScheduleSpec,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "FusionInputs",
     "FusionMethod",
     "Item",
+    "Labels",
     "Layout",
     "NetworkOutputs",
     "OptimizerSpec",

@@ -105,7 +105,7 @@ class TeamPredictions:
     Attributes:
         names: The members, in the order of every first axis.
         classes: The class names, in the order of every last axis.
-        evidence: What fusions may learn from.
+        inputs: What fusions may learn from.
         test: Predictions on *test*.
         fit_rows: (n,) row numbers in the store.
         fuse_rows: (n,) row numbers in the store.

@@ -35,7 +35,7 @@ from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.diagnostics.waiting import retry_while
-from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError, first_line
+from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError
 from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
@@ -188,10 +188,10 @@ class _PreparedSweep:
         """
         try:
             return retry_while(StoreAwayError, lambda: self._open_at(self.place, plan, searches), AWAY_SECONDS)
-        except StoreAwayError as error:
+        except StoreAwayError:
             if self.planner.team.tracking.required or self.place.uri == self.place.home.tracking_uri:
                 raise
-            self.options.say(f"{first_line(error)} Tracked in {self.place.home.path} instead.")
+            self.options.say(f"The tracking store doesn't answer. The sweep is tracked in {self.place.home.path} instead.")
             self.place = replace(self.place, uri=self.place.home.tracking_uri)
             return self._open_at(self.place, plan, searches)
 

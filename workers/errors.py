@@ -71,6 +71,14 @@ class RayLostError(ConclaveError):
 class StoreAwayError(ConclaveError):
     """The tracking store does not answer. Asked again later, it may."""
 
+    kind = FailureKind.UNEXPECTED
+
+
+class NotArrivedError(ConclaveError):
+    """What another machine sends has not arrived, or not whole. It may do so the next time."""
+
+    kind = FailureKind.UNEXPECTED
+
 
 class CorruptFileError(ConclaveError):
     """A file does not hold what its checksum promises, or cannot be read at all."""

@@ -65,7 +65,7 @@ class Cascade(FusionMethod):
         asked = float(self.count_networks(predictions).mean())
         until = f"until {self.threshold_:.1%} sure" if self.threshold_ <= 1 else "all of them"
         order = ", ".join(names[i] for i in self.order_)
-        return Description(f"asks {order} {until}: {asked:.2f} on average", asked=asked)
+        return Description(f"asks {order} {until}: {asked:.2f} networks on average", asked=asked)
 
     def used(self, count: int) -> list[int]:
         """Return all members, in the order of asking."""

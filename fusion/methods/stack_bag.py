@@ -38,6 +38,8 @@ class StackBag(Stack):
         folds = inputs.fuse.folds
         if inputs.with_oof and folds is not None and not np.isnan(folds[list(inputs.with_oof)]).any():
             return None
+        if not inputs.with_oof:
+            return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
         return "fold trainings of an early version have no outputs on fuse and test; train them afresh"
 
     def fit(self, inputs: FusionInputs) -> Self:

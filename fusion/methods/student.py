@@ -28,7 +28,7 @@ class Student(FusionMethod):
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
         """Return a reason where no student was trained."""
         if inputs.fuse.student is None:
-            return "it learns from these members, no others, and is not trained for them"
+            return "no student was trained for exactly these members"
         return None
 
     def fit(self, inputs: FusionInputs) -> Self:

@@ -1,6 +1,6 @@
 """The console script: a thin Typer app whose errors become a sentence and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 rejected with nothing written, 3 partial, 130 interrupted and resumable.
+Exit codes: 0 done, 1 failed, 2 rejected with nothing trained, 3 partial, 130 interrupted and resumable.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, c
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
-    from fusion.serving.outputs import Output
+    from fusion.serving.outputs import Output, Prediction
     from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import SweepFolder
 
@@ -89,7 +90,7 @@ def predict(
     predictor = Predictor(_model_file(model, home), runtime, trust_code)
     output = _output(predictor.classes, top, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
-    predictions = scores.follow(predictor.predictions(images, refuse if strict else skipped))
+    predictions = _not_empty(scores.follow(predictor.predictions(images, refuse if strict else skipped)))
     rows = map(_harmless, output.rows(predictions)) if spreadsheet else output.rows(predictions)
     if out is None:
         write_csv(sys.stdout, rows)
@@ -99,8 +100,14 @@ def predict(
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
-    if not total:
+
+
+def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+    """Return the predictions. Raises UserInputError where there is none, before anything is written."""
+    first = next(predictions, None)
+    if first is None:
         raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
+    return chain([first], predictions)
 
 
 def _output(classes: Sequence[str], top: int | None, submission: Path | None) -> Output:
@@ -203,16 +210,17 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
     from dataclasses import replace
 
     from fusion.interface import FUSIONS
+    from fusion.selection.fitting import left_out
     from orchestrator.fusing.fitted_team import fit_team
     from orchestrator.fusing.refit import build_request
     from orchestrator.fusing.step import write_int8_model, write_model
 
     request = build_request(home, name)
     if method not in request.members and method not in FUSIONS:
-        raise UserInputError(f"--method {method}: not in this sweep; {FUSIONS.answer(method, tuple(request.members))}.")
+        raise UserInputError(f"--method: {FUSIONS.answer(method, tuple(request.members))}.")
     fitted_team = fit_team(replace(request, fusions=() if method in request.members else (method,)))
     if method not in fitted_team.fitted:
-        raise UserInputError(f"--method {method}: can't be made of what this sweep trained (see its report's warnings).")
+        raise UserInputError(f"--method: {left_out(fitted_team.team, (method,))[0]}")
     try:
         difference = write_model(request, fitted_team, method, target, options)
     except OSError as error:

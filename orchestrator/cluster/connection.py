@@ -127,9 +127,9 @@ class Connection:
             raise RayLostError(f"{what}. What is finished is kept: run the same command again.")
 
     def watch(self, step: Callable[[], object]) -> None:
-        """Do what only Ray itself can look after, and end waiting for it where Ray is gone: Ray would wait a minute.
+        """Run a blocking call of Ray's in a thread, and raise RayLostError soon after Ray has died.
 
-        Ray would also end this process then, without a word of ours.
+        Ray itself would wait a minute, and then end this process without a word of ours.
 
         Raises:
             RayLostError: If Ray is gone.
@@ -227,7 +227,8 @@ def probe(address: str, source: str = "--address") -> None:
     try:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
     except (OSError, ValueError):
-        raise UserInputError(f"{source} {address}: nobody answers there. Start Ray, or leave {source} out.") from None
+        without = f"leave {source} out" if source.startswith("-") else f"unset {source}"
+        raise UserInputError(f"{source} {address}: nobody answers there. Start Ray there, or {without}.") from None
 
 
 def _quiet() -> None:

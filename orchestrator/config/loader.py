@@ -125,12 +125,12 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
     if error_type == "extra_forbidden":
         return document.line(where), f"{dotted(where)}: {_unknown_key(where, str(where[-1]), details['loc'])}"
     if error_type == "missing":
-        return document.line(where[:-1]), f"{dotted(where)}: is needed and not there"
+        return document.line(where[:-1]), f"{dotted(where)}: is required, and missing"
     if error_type == "union_tag_invalid":
         context = details.get("ctx", {})
         place = f"{dotted(where)}: " if where else ""
         known = str(context.get("expected_tags", "")).replace("'", "")
-        return document.line(where), f"{place}{context.get('tag')!r} is no kind that is known; known are {known}"
+        return document.line(where), f"{place}unknown kind {context.get('tag')!r}. Known are {known}"
     text = SENTENCES.get(error_type, details["msg"].removeprefix("Value error, ").removeprefix("Input "))
     text = text[0].lower() + text[1:]
     is_sentence = isinstance(value, dict | tuple) or error_type == "value_error" or error_type in SENTENCES

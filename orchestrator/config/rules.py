@@ -130,7 +130,7 @@ def _search_of_several(team: Team, recipe: MemberSpec) -> Iterator[str]:
 
 def _pack_of_one(team: Team, recipe: MemberSpec) -> Iterator[str]:
     if len(recipe.packed) == 1:
-        yield "packed: trains the members of one `count: 2` or more at once"
+        yield "packed trains the copies of one member together; give the member a `count` of 2 or more"
 
 
 def _pack_beside_another(team: Team, recipe: MemberSpec) -> Iterator[str]:

@@ -19,7 +19,7 @@ class BudgetTracker:
 
     `max_hours` counts the clock of this run, its searches included. `max_cost` counts all runs of the sweep: what searches and
     finished trainings took, and what trainers have worked since, failed tries included, by the hourly price of one trainer. A
-    trainer that waits for a machine costs nothing. One of four processes counts four times.
+    trainer that waits for a machine costs nothing. A training by four processes counts four times.
 
     Attributes:
         team: The team, with its budget and prices.

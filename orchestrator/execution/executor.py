@@ -44,11 +44,12 @@ class Executor(Protocol):
 
     For each submitted job, `poll` yields exactly one Outcome in the end; before it come any number of events: `working` once the
     job runs, `epoch`, `published` and `note`. A job whose outcome has come may be submitted again. Nothing that a job does,
-    and no death of a process, is raised by an executor; what is raised ends the sweep. Of a RayLostError it may `recover`.
+    and no death of a process, is raised by an executor; what is raised ends the sweep. After a RayLostError, `recover` may make
+    it usable again.
     """
 
     def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Find out what is to be known of all jobs before the first is submitted, and say it."""
+        """Decide what concerns all jobs, such as how many share a GPU, and tell the user."""
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why the job can never run here, or None if it can."""

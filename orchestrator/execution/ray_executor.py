@@ -76,7 +76,7 @@ class RayExecutor:
         return not self.machines.fit(job)
 
     def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Find out how many trainings share a GPU, where more wait than there are GPUs, and leave the number open."""
+        """Find out how many trainings share a GPU, for jobs that leave it open, where more of them wait than there are GPUs."""
         for alike in alternatives(self.machines, jobs):
             say(f"{alike.job.label}: trying how many such trainings share a GPU")
             sharing = self._probe(alike)

@@ -75,4 +75,5 @@ class Scheduler:
         self.outcomes[outcome.job.key] = outcome
         self.on_event(Event(outcome.job, outcome.kind, text=outcome.reason, trace=outcome.trace))
         for job in queue.mark_finished(outcome):
-            self._finish(queue, Outcome(job, "failed", f"{outcome.job.label}, from which it learns, is {outcome.kind}"))
+            reason = f"{outcome.job.label}, from which it learns, did not succeed ({outcome.kind})"
+            self._finish(queue, Outcome(job, "failed", reason))

@@ -119,9 +119,9 @@ class Outlook:
         basis = "a learning rate that falls until the end hides what more epochs would bring"
         if improving:
             verb = "improves" if len(improving) == 1 else "improve"
-            basis += f"; but {', '.join(improving)} still {verb} by much at the end, so it probably pays"
+            basis += f"; but {', '.join(improving)} still {verb} a lot at the end, so it probably pays"
         else:
-            basis += "; no member improves by much at the end, so it probably brings little"
+            basis += "; no member improves a lot at the end, so it probably brings little"
         seconds = LONGER * sum(self._seconds[training] for training in range(len(self._trainings)))
         return self._step("epochs", seconds, 1.0, basis)
 

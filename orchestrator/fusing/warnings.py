@@ -37,7 +37,7 @@ def warn(
             right = float((fitted[name].nested.argmax(1) == labels).mean())
             warnings.append(
                 f"{name} is not surely better than guessing: it is right on {right:.0%} of the {len(labels):,} fuse rows. "
-                f"Look at its learning rate and its augmentation, or leave it out (--drop {name})."
+                f"Look at its learning rate and its augmentation, or fuse without it: `conclave fuse SWEEP --drop {name}`."
             )
     warnings += [text for name, history in histories.items() if (text := still_improving(name, history, len(labels)))]
     for name, fusion in fitted.items():

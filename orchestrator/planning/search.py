@@ -112,7 +112,7 @@ class Search:
                 yield
         except Timeout:
             raise ConclaveError(
-                f"search of {self.label}: another sweep is at it. Wait for it and run again: what it finds is found."
+                f"search of {self.label}: another sweep is running this search. Wait for it, then run again: its trials are kept."
             ) from None
 
     @property

@@ -45,7 +45,8 @@ def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) ->
     if missing:
         outcome = _outcome_of(missing[0], outcomes)
         why = outcome.reason if outcome else "it was not run"
-        reason = f"left out of stack: {len(missing)} fold trainings are missing ({missing[0].label}: {why})"
+        count = "1 fold training is" if len(missing) == 1 else f"{len(missing)} fold trainings are"
+        reason = f"left out of stacks: {count} missing ({missing[0].label}: {why})"
     return MemberState(
         seed=seed,
         log=log,
@@ -94,7 +95,7 @@ class SweepReport:
 
         Args:
             members: State of each member, from `member_states`.
-            outcomes: What became of the jobs that were run, by signature.
+            outcomes: What became of the jobs that were run, by their keys.
             details: What the fusion step returned; None where nothing was fused.
         """
         plan, rows = self.plan, details.candidates if details else {}

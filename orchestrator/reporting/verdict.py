@@ -43,7 +43,7 @@ def doubts_text(details: FusionDetails) -> list[str]:
     if not details.suspected:
         return []
     which = "label is" if details.suspected == 1 else "labels are"
-    return [f"{details.suspected:,} {which} probably wrong: `conclave labels` lists them."]
+    return [f"{details.suspected:,} {which} probably wrong: `conclave labels SWEEP` lists them."]
 
 
 def abstention_text(details: FusionDetails) -> str | None:
@@ -51,8 +51,8 @@ def abstention_text(details: FusionDetails) -> str | None:
     found = details.abstention
     if found is None:
         return None
-    where = "" if found.on_test is None else f" On the test rows it is in {found.on_test:.1%} of them."
-    sets = f"Sets of classes that are to hold the right one in {found.coverage:.0%} of new images have"
+    where = "" if found.on_test is None else f" On the test rows, {found.on_test:.1%} of the sets hold the right class."
+    sets = f"Prediction sets that hold the right class of {found.coverage:.0%} of new images have"
     return f"{sets} {found.mean_size:.2f} classes on average, and {found.certain:.0%} of them have just one.{where}"
 
 
@@ -136,4 +136,4 @@ def _evidence(choice: Choice) -> str:
     if choice.rows < FEWEST_ROWS:
         grade = "weak"
     nats = f"{choice.detectable:.4f} nats, or " if choice.metric == "nll" else ""
-    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences from {nats}{smallest * 100:.1f} points on."
+    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences of {nats}{smallest * 100:.1f} points or more."

@@ -98,7 +98,7 @@ def test_a_damaged_file_of_a_sweep_is_named(tmp_path: Path) -> None:
         (folder / "sweep.json").write_text(content)
         done = conclave(tmp_path, "status", "tiny", "--home", "home")
         assert done.returncode == 1
-        assert re.search("home/sweeps/tiny/sweep.json: it (can't be read|holds something else)", done.stderr)
+        assert re.search("home/sweeps/tiny/sweep.json: it (can't be read|is not a JSON object)", done.stderr)
         assert "Traceback" not in done.stderr
 
 

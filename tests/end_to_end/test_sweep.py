@@ -434,7 +434,7 @@ def test_a_student_whose_teacher_failed_is_named_and_the_rest_are_fused(tmp_path
     monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@b:3:nan")
     result = inline(tmp_path / "team.yaml", tmp_path / "home")
     assert (result.exit_code, result.summary.student.state) == (3, "failed")
-    assert result.summary.student.reason == "b, from which it learns, is diverged"
+    assert result.summary.student.reason == "b, from which it learns, did not succeed (diverged)"
     assert "student" not in result.summary.fusions
 
 
@@ -600,7 +600,7 @@ def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any
         ({"outputs": "home"}, "is a folder"),
         ({"method": "vote", "out": "nowhere/x.onnx"}, "its folder is not there"),
         ({"method": "vote", "out": "x.json"}, "name the model itself .onnx"),
-        ({"method": "student"}, "can't be made of what this sweep trained"),
+        ({"method": "student"}, "student was left out: no student was trained for exactly these members"),
         ({"method": "stakc"}, "not in this sweep"),
     )
     before = snapshot(Path())

@@ -54,7 +54,7 @@ def test_an_address_of_the_environment_is_called_by_its_name(tmp_path: Path) -> 
         (("epochs: 2", "epochs: 1000000000000000000000000000000"), "less than or equal to 100000"),
         (("epochs: 2", "threads: 1000000000"), "less than or equal to 1024"),
         (("batch_size: 64", "batch_size: 1"), "greater than or equal to 2"),
-        (("{name: a}", "{name: a, average: {kind: adam}}"), "'adam' is no kind that is known; known are ema, swa"),
+        (("{name: a}", "{name: a, average: {kind: adam}}"), "unknown kind 'adam'. Known are ema, swa"),
     ],
 )
 def test_numbers_and_kinds_that_can_not_be_meant_are_refused(change: tuple[str, str], why: str, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ BAD = {
     "duplicate YAML key": (HEAD + ONE + "seed: 1\nseed: 2\n", 4, "duplicate key"),
     "duplicate member": (HEAD + "members:\n  - {name: a}\n  - {name: A}\n", 4, "taken (line 3)"),
     "zero members": (HEAD + "members: []\n", 2, "at least one member"),
-    "no members": (HEAD, 1, "members: is needed"),
+    "no members": (HEAD, 1, "members: is required"),
     "lr NaN": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: .nan}}]\n", 2, "finite"),
     "lr negative": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: -1}}]\n", 2, "greater than 0"),
     "batch 0": (HEAD + ONE + "train: {batch_size: 0}\n", 3, "greater than or equal to 2"),
@@ -192,7 +192,7 @@ BAD = {
         "did you mean momentum?",
     ),
     "a schedule's unknown key": (HEAD + ONE + "train: {schedule: {kind: step, often: 3}}\n", 3, "known keys: "),
-    "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "did you mean flip?; known are color"),
+    "unknown augmentation": (HEAD + "members: [{name: a, augment: [flop]}]\n", 2, "did you mean flip? Known are color"),
     "unknown fusion": (HEAD + ONE + "fusion: [votes]\n", 3, "vote"),
     "more snapshots than epochs": (HEAD + "train: {epochs: 3}\nmembers: [{name: a, snapshots: 4}]\n", 3, "need as many epochs"),
     "cycles without snapshots": (HEAD + "members: [{name: a, cycles: {first: 0.5}}]\n", 2, "set snapshots to 2 or more"),
@@ -212,14 +212,14 @@ BAD = {
     "a search by names alone": (
         HEAD + "members:\n  - {name: a, search: {trials: 2, optimizer: [sgd, adamw]}}\n",
         3,
-        "optimizers alone: write members",
+        "Compare optimizers alone by members",
     ),
     "a range the wrong way": (
         HEAD + "members:\n  - {name: a, search: {trials: 5, lr: [0.3, 0.1]}}\n",
         3,
         "the smaller one first",
     ),
-    "more kept than tried": (HEAD + "members:\n  - {name: a, search: {trials: 2, keep: 3, lr: [1, 2]}}\n", 3, "3 of 2 trials"),
+    "more kept than tried": (HEAD + "members:\n  - {name: a, search: {trials: 2, keep: 3, lr: [1, 2]}}\n", 3, "keep is 3, but"),
     "too strong": (HEAD + "members:\n  - {name: a, search: {trials: 2, augment: {flip: [0.1, 2]}}}\n", 3, "at most 1"),
     "a search of snapshots": (
         HEAD + "members:\n  - {name: a, snapshots: 2, search: {trials: 2, lr: [1, 2]}}\n",
@@ -230,7 +230,7 @@ BAD = {
     "labels of nothing": (HEAD + ONE + "resources: {labels: [{}]}\n", 3, "labels of machines like"),
     "a student with a batch size": (HEAD + ONE + "fusion: [student]\nstudent: {batch_size: 5}\n", 4, "Set it under `train:`"),
     "a student with a name": (HEAD + ONE + "fusion: [student]\nstudent: {name: x}\n", 4, "leave it out"),
-    "a pack of one": (HEAD + "members: [{name: a, packed: true}]\n", 2, "one `count: 2` or more at once"),
+    "a pack of one": (HEAD + "members: [{name: a, packed: true}]\n", 2, "a `count` of 2 or more"),
     "a pack that is no yes": (HEAD + "members: [{name: a, count: 2, packed: 3}]\n", 2, "expected true or false"),
     "a pack with snapshots": (HEAD + "members: [{name: a, count: 2, packed: true, snapshots: 2}]\n", 2, "with snapshots"),
     "a pack that averages": (

@@ -78,8 +78,8 @@ def test_what_needs_a_fit_that_failed_never_starts_and_says_so() -> None:
     jobs = [job("a"), job("a.2", teachers=("a",)), job("a.3", teachers=("a.2",)), job("b"), job("s", teachers=("a", "b", "a.3"))]
     ended = run(jobs, fake)
     assert fake.started == ["a", "b"]
-    assert ended["a.2"].reason == "a, from which it learns, is diverged"
-    assert ended["a.3"].reason == "a.2, from which it learns, is failed"
+    assert ended["a.2"].reason == "a, from which it learns, did not succeed (diverged)"
+    assert ended["a.3"].reason == "a.2, from which it learns, did not succeed (failed)"
     assert "from which it learns" in ended["s"].reason
     assert len(ended) == 5
 

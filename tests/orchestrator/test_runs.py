@@ -245,7 +245,7 @@ def test_a_store_that_stays_away_before_the_first_run(required: bool, tmp_path: 
     opened_runs = one.sweep._open_runs(one.made, [])
     assert opened_runs.tracking.uri == one.sweep.place.uri == Home(tmp_path).tracking_uri
     assert len(opened_runs.ids) == len(one.made.members)
-    assert "Tracked in" in one.said[0]
+    assert "is tracked in" in one.said[0]
 
 
 def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(

@@ -114,7 +114,7 @@ def test_two_sweeps_do_not_search_the_same_at_once(tmp_path: Path) -> None:
     store = FakeStore(tmp_path / "store")
     one, other = (next(iter(search.find_searches(Planner(team(), store, tmp_path)).values())) for _ in range(2))
     with one.locked():
-        with pytest.raises(ConclaveError, match="another sweep is at it"):
+        with pytest.raises(ConclaveError, match="another sweep is running this search"):
             search.resolve_recipes(Planner(team(), store, tmp_path), tried)
         tried(one)
     with other.locked():

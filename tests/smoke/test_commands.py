@@ -179,3 +179,10 @@ def test_predictions_are_probabilities(swept: Path) -> None:
     assert rows
     assert all(0 <= float(row[2]) <= 1 for row in rows)
     assert np.isfinite([float(row[2]) for row in rows]).all()
+
+
+def test_predictions_of_no_image_leave_no_file(swept: Path) -> None:
+    (swept / "page.png").write_text("<html></html>")
+    done = conclave("predict", "home/sweeps/tiny/fused.onnx", "page.png", "--out", "guesses.csv", folder=swept, code=2)
+    assert "no image was read" in done.stderr
+    assert not (swept / "guesses.csv").exists()

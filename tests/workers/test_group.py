@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import start_processes
 
 from tests.factories import Cut, job, run_one
+from workers.config.job import Job
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import DivergedError, TrainingStopped
+from workers.errors import DivergedError, EnvironmentMismatchError, FailureKind, NotArrivedError, TrainingStopped
 from workers.models.build import build
 from workers.runtime import distributed as in_ray
 from workers.runtime.job_result import JobResult
@@ -140,3 +142,21 @@ def test_only_the_first_process_says_why_a_fit_ended(error: type[Exception], mon
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     share = in_ray.DistributedJob(job("a"), JobContext(), 0.0, lambda one: (one, "", False), None)
     assert in_ray._run_process({"work": share}) == JobResult()
+
+
+def test_a_machine_that_must_not_do_a_job_says_so_for_all_of_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the sweep, as that of a single process does. What Ray raises of a process would be tried again."""
+
+    def refuse(_: object) -> tuple[Job, str, bool]:
+        raise EnvironmentMismatchError("the machine a is not like the head")
+
+    def lose(_: object) -> tuple[Job, str, bool]:
+        raise NotArrivedError("the machine a got no data")
+
+    monkeypatch.setattr(in_ray, "ProcessGroup", lambda: None)
+    share = in_ray.DistributedJob(job("a"), JobContext(), 0.0, refuse, None)
+    result = in_ray._run_process({"work": share})
+    assert result.failure is not None
+    assert result.failure.kind is FailureKind.ENVIRONMENT
+    with pytest.raises(NotArrivedError):
+        in_ray._run_process({"work": replace(share, localize=lose)})

@@ -73,7 +73,7 @@ class Job(Strict):
         return name if self.fold is None else f"{name} fold {self.fold}"
 
     def first_epoch(self, member: TrainedMember) -> int:
-        """Return the epoch, from 0, from which on the training was for this member: the end of the one made before it."""
+        """Return the first epoch, from 0, that only this member needed: the end of the snapshot before it."""
         ends = [0, *(self.last_epoch(other) for other in self.members)]
         return self.last_epoch(member) if member.averaged else max(end for end in ends if end < self.last_epoch(member))
 

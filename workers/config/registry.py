@@ -83,8 +83,8 @@ class Registry(Generic[T]):
         """Return a sentence that answers an unknown name with the known ones; `more` are names of another source."""
         names = (*self.names(), *more)
         nearest = difflib.get_close_matches(name, names, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        return f"unknown {self.kind} {name!r}{hint}; known are {', '.join(names)}"
+        hint = f"; did you mean {nearest[0]}?" if nearest else "."
+        return f"unknown {self.kind} {name!r}{hint} Known are {', '.join(names)}"
 
     def _load(self, name: str) -> None:
         if name in self.own_names():

@@ -53,9 +53,11 @@ class SearchSpec(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not (self.lr or self.weight_decay or self.augment):  # by names alone the same would be tried again and again
-            raise ValueError("nothing to search; give a range of lr, weight_decay or augment (optimizers alone: write members)")
+            raise ValueError(
+                "nothing to search; give a range of lr, weight_decay or augment. Compare optimizers alone by members"
+            )
         if self.keep > self.trials:
-            raise ValueError(f"keep: {self.keep} of {self.trials} trials")
+            raise ValueError(f"keep is {self.keep}, but there are only {self.trials} trials")
         return self
 
 

@@ -109,7 +109,7 @@ CROSS_ENTROPY = "cross_entropy"
 def check_loss(name: str) -> str:
     """Return the name of a loss: cross_entropy, or a function of the user's own. Raises ValueError for any other."""
     if name != CROSS_ENTROPY and not is_reference(name):
-        raise ValueError(f"unknown loss {name!r}; known is {CROSS_ENTROPY}, and one of your own is named package.module:function")
+        raise ValueError(f"unknown loss {name!r}. Use {CROSS_ENTROPY}, or a function of your own as package.module:function")
     return name
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 SLICE = 32  # images a task: handing one over takes as long as decoding a small one
-SMALL = 0.5e-3  # seconds an image. Most of such a one is Python, for which threads take turns: two of them take longer than one
+SMALL = 0.5e-3  # seconds an image. What takes less is mostly Python, which runs in one thread at a time: two are slower than one
 
 T = TypeVar("T")
 R = TypeVar("R")

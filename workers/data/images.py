@@ -168,7 +168,7 @@ def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
         return Image.fromarray((values >> 8).astype(np.uint8)), ""
     top = max(declared or (1 << max(depth, 8)) - 1, largest)
     by = "declares" if declared else "uses"
-    note = f"of 16 bits a pixel, of which it {by} {depth}: scaled by {top}"
+    note = f"of 16 bits a pixel, of which it {by} {depth}: its values are divided by {top}"
     return Image.fromarray((values * 255 // top).astype(np.uint8)), note
 
 

@@ -169,7 +169,7 @@ def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec
             f"be right on {share:.1%} of all, so look at each class's accuracy too"
         )
     if few := [f"{name} ({counts['fit']})" for name, counts in classes.items() if counts["fit"] < spec.folds]:
-        yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some fold trainings see none of the class"
+        yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some folds hold no image of the class"
     if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
         yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: their accuracy says next to nothing"
 

@@ -107,7 +107,7 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
 
 
 def _put_in_place(work: Path, target: Path) -> None:
-    """Make a packed store the one that counts, with the kept splits of a damaged one before it. A power cut loses none of it."""
+    """Move a packed store into place, and keep the splits of the damaged one that it replaces. A power cut loses none of it."""
     keep_checks(work)
     work.chmod(stat.S_IMODE(target.parent.stat().st_mode))  # a temporary folder is its owner's alone
     for path in work.iterdir():

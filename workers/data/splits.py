@@ -184,7 +184,7 @@ class _Splitter:
         )
 
     def _with_every_class(self, remaining: Rows, apart: Rows, state: int) -> tuple[Rows, Rows]:
-        """Set one image of each class apart of which there is none. Nothing changes where every class has one."""
+        """Move one image of each class that `apart` lacks from `remaining` into it."""
         for label in np.setdiff1d(np.arange(len(self.classes)), self.labels[apart]).tolist():
             own = np.sort(remaining[self.labels[remaining] == label])
             chosen = own[np.random.default_rng([state, label]).integers(len(own))]

@@ -146,7 +146,7 @@ class Store:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of images, ids, labels, test rows and classes, in hexadecimal digits."""
+        """SHA-256 in hexadecimal digits: of images, ids, labels, test rows, classes, and what else the data says of its rows."""
         return self.record.digest
 
     @property

@@ -17,7 +17,7 @@ import ray
 from workers.config.job import Job
 from workers.diagnostics import faults
 from workers.diagnostics.imports import import_all
-from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind
+from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, NotArrivedError
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.gpu_probe import Sharing, probe_gpu
 from workers.runtime.heartbeat import Heartbeat, JobProgress
@@ -69,7 +69,10 @@ class JobLocalizer:
         def read(name: str, offset: int) -> bytes:
             return ray.get(serve_chunk.remote(job.store, name, offset))  # type: ignore[no-any-return]
 
-        return localize_job(job, read), note, True
+        try:
+            return localize_job(job, read), note, True
+        except OSError as error:
+            raise NotArrivedError(f"the machine {platform.node()} got no data: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,6 @@ class TrainerActor:
                 local_job, note, is_isolated = localizer(job)
             except ConclaveError as error:
                 return JobResult(Failure.of(error))
-            except OSError as error:
-                return JobResult(replace(Failure.of(error), sentence=f"the machine {platform.node()} got no data: {error}"))
             if sharing.trainings > 1:
                 note = "; ".join(filter(None, (note, sharing.sentence)))
             context = JobContext(uri, runs, note, is_isolated, shares_gpu=sharing.trainings > 1)

@@ -24,10 +24,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from workers.config.job import Job
 from workers.diagnostics import faults
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import DivergedError, TrainingStopped
+from workers.errors import ConclaveError, DivergedError, FailureKind, TrainingStopped
 from workers.runtime import training_job
 from workers.runtime.heartbeat import JobProgress
-from workers.runtime.job_result import JobResult
+from workers.runtime.job_result import Failure, JobResult
 from workers.runtime.job_runner import JobContext, run_job
 from workers.training.collectives import ProcessGroup
 
@@ -57,7 +57,7 @@ class DistributedJob:
 def train_distributed(work: DistributedJob) -> JobResult:
     """Train a job by several processes; return what `run_job` returns in the first of them.
 
-    Raises whatever the other processes raised, unless it was the training's own trouble.
+    Raises whatever the other processes raised, but for TrainingStopped and DivergedError, which the first process reports.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     wanted = work.job.recipe.resources
@@ -86,7 +86,12 @@ def _run_process(config: dict[str, DistributedJob]) -> JobResult:
     """Run in each process, once torch.distributed is set up."""
     work, group = config["work"], ProcessGroup()
     faults.set_job(work.job.label)
-    job, note, is_isolated = work.localize(work.job)
+    try:
+        job, note, is_isolated = work.localize(work.job)
+    except ConclaveError as error:
+        if error.kind is FailureKind.UNEXPECTED:  # of this process alone: Ray ends the others
+            raise
+        return JobResult(Failure.of(error))  # all processes are on one machine, where it holds for each
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)

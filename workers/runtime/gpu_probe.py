@@ -67,10 +67,10 @@ class Sharing:
 
 
 def choose(rounds: Sequence[Round], most: int) -> Sharing:
-    """Return how many trainings share a GPU, by rounds of one training, two, and so on; none where the first one failed.
+    """Return how many trainings share a GPU.
 
     Args:
-        rounds: The rounds.
+        rounds: What came of one training, of two at once, and so on. It is empty where not even one could run.
         most: The number of trainings that was not to be exceeded.
     """
     if not rounds:
@@ -81,9 +81,9 @@ def choose(rounds: Sequence[Round], most: int) -> Sharing:
         if after.memory > MOST_MEMORY:
             return Sharing(before.trainings, f"{seen}; {after.trainings} would take {after.memory:.0%} of the memory")
         if after.images_per_second < WORTH * before.images_per_second:
-            return Sharing(before.trainings, f"{seen}; less than {WORTH - 1:.0%} more from {after.trainings}")
+            return Sharing(before.trainings, f"{seen}; {after.trainings} at once gave less than {WORTH - 1:.0%} more")
     last = rounds[-1].trainings
-    return Sharing(last, seen if last >= most else f"{seen}; {last + 1} did not run, as where the memory is too small")
+    return Sharing(last, seen if last >= most else f"{seen}; {last + 1} at once did not run: the memory may be too small")
 
 
 def probe_gpu(job: Job, most: int) -> Sharing:

@@ -28,7 +28,7 @@ class JobContext:
         is_isolated: Whether nobody else sees this machine's disk, so that the runs must have everything before the job ends.
         device: The device to train on; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
-        shares_gpu: Whether other trainings may be on the same GPU, fewer of them where its memory is too small.
+        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
     """
 
     uri: str | None = None

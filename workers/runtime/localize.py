@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 from workers.config.job import Job
 from workers.data.store import Store, content_digest
 from workers.data.store_checks import damaged_file, keep_checks
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, NotArrivedError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
@@ -102,7 +102,7 @@ def _stream(store: Path, read: Read, digest: str) -> None:
             if name in Store.NEWER_FILES and not (work / name).stat().st_size:
                 (work / name).unlink()  # an earlier version packed the data
         if (arrived := content_digest(Store(work))) != digest:
-            raise ConclaveError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
+            raise NotArrivedError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
         keep_checks(work)
         work.rename(store)
     finally:

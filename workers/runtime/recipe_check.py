@@ -16,7 +16,7 @@ IMAGES, CLASSES = 2, 3
 
 
 def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
-    """Yield a sentence for each of the user's own that cannot be used.
+    """Yield a sentence for each augmentation, optimizer or loss of the user's own that cannot be used.
 
     Args:
         recipe: The recipe.

@@ -52,7 +52,7 @@ def train_job(
         callback: Follows the training.
         device: The device; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
-        shares_gpu: Whether other trainings may be on the same GPU, fewer of them where its memory is too small.
+        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
 
     Raises:
         ConclaveError: What `train` raises.

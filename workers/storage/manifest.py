@@ -43,7 +43,7 @@ class Manifest:
             return kind.model_validate_json(json.dumps(self.values))
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise CorruptFileError(f"{self.path}: not a {kind.__name__} (at {place}).") from None
+            raise CorruptFileError(f"{self.path}: it is not complete, or of another kind (at {place}).") from None
 
 
 def read_manifest(folder: Path) -> Manifest:

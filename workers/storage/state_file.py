@@ -43,7 +43,7 @@ def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
     except ValueError:
         raise CorruptFileError(f"{path}: it can't be read. {advice}") from None
     if not isinstance(values, dict):
-        raise CorruptFileError(f"{path}: it holds something else. {advice}")
+        raise CorruptFileError(f"{path}: it is not a JSON object. {advice}")
     checksum = values.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(values):
         raise CorruptFileError(f"{path}: it was changed, or damaged: its checksum does not fit. {advice}")

@@ -64,7 +64,7 @@ class TrainingFolder:
 
     @contextlib.contextmanager
     def locked(self, callback: TrainingCallback) -> Iterator[None]:
-        """Let only one process train this at a time. A dead process's lock is free. Raises TrainingStopped while it waits."""
+        """Let only one process train this at a time. A dead process's lock is free. Raises TrainingStopped if told to stop."""
         with contextlib.ExitStack() as locks:
             # All processes take the locks in one order: so none waits for another in a ring.
             for artifact in sorted(self.artifacts, key=lambda artifact: artifact.root):

@@ -61,7 +61,10 @@ EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a
 def _in_words(
     method: Callable[Concatenate[TrackingClient, Given], Answer],
 ) -> Callable[Concatenate[TrackingClient, Given], Answer]:
-    """Make a method raise StoreAwayError with a sentence where MLflow's database is locked or its server is away."""
+    """Make a method raise errors that are sentences.
+
+    It raises StoreAwayError where MLflow's database is locked or its server is away, and ConclaveError where it says no for good.
+    """
 
     @wraps(method)
     def call(self: TrackingClient, /, *given: Given.args, **named: Given.kwargs) -> Answer:
@@ -251,6 +254,7 @@ class TrackingClient:
         if self.client.list_artifacts(run, folder):
             get_artifact_repository(self.client.get_run(run).info.artifact_uri, self.uri).delete_artifacts(folder)
 
+    @_in_words
     def experiment_of(self, run: str) -> str:
         """Return the id of a run's experiment."""
         return str(self.client.get_run(run).info.experiment_id)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from workers.config.job import Job, JobMember
 from workers.diagnostics.callback import Epoch
 from workers.diagnostics.waiting import wait_until
-from workers.errors import CorruptFileError
+from workers.errors import CorruptFileError, NotArrivedError, StoreAwayError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import checkpoint_name
@@ -36,7 +36,7 @@ PATIENCE_SECONDS = 5.0  # for the last entries of a job
 LEAVING_SECONDS = 60.0  # for the last checkpoint of a job that was told to stop; a spot machine has two minutes
 DELIVERY_SECONDS = 1800.0  # that a job waits for a tracking store that must have everything
 ARRIVAL_SECONDS = 60.0  # that a training which was made elsewhere may take to arrive
-TEACHER_MISSING = "the training {}, which this one learns from, is neither here nor in the tracking store"
+TEACHER_MISSING = "the training {}, which this one learns from, is neither here nor in the tracking store. Run the sweep again."
 
 
 class Sender(threading.Thread):
@@ -170,11 +170,11 @@ class JobRun:
         """Download the trainings that the job learns from, where another machine made them: they may be on their way still.
 
         Raises:
-            RuntimeError: If one does not arrive in time.
+            NotArrivedError: If one does not arrive in time.
         """
         for signature in self.job.teachers:
             if not wait_until(partial(self._has_teacher, signature), ARRIVAL_SECONDS, 1.0):
-                raise RuntimeError(TEACHER_MISSING.format(signature))
+                raise NotArrivedError(TEACHER_MISSING.format(signature))
 
     def _has_teacher(self, signature: str) -> bool:
         """Return whether a training is here, or could be downloaded."""
@@ -183,7 +183,10 @@ class JobRun:
         artifact = MemberArtifact.in_home(self.job.home, signature)
         if artifact.done:
             return True
-        run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
+        try:
+            run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
+        except StoreAwayError:
+            return False
         return download_training(artifact, self.tracking, run)
 
     def download_checkpoint(self) -> None:

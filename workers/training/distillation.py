@@ -16,8 +16,8 @@ TINY = 1e-12
 class Teacher:
     """The vote of finished networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) float32 probabilities.
 
-    It is a vote and not a fusion that was fitted on *fuse*. So a student's outputs on *fuse* stay those of rows that nobody who
-    taught it has seen.
+    It is a vote and not a fusion that was fitted on *fuse*. No teacher has seen the *fuse* rows, so
+    a student's outputs on them are honest.
 
     Args:
         networks: The members' networks, in evaluation mode.

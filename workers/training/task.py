@@ -53,7 +53,7 @@ class TrainingTask:
         callback: Follows the training.
         checkpoint_seconds: Longest time without a checkpoint.
         group: The processes that train together.
-        shares_gpu: Whether other trainings may be on the same GPU, fewer of them where its memory is too small.
+        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
     """
 
     data: TrainingData

@@ -21,8 +21,8 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
     """Train from fresh weights, or from the newest checkpoint, and publish each member as it is made.
 
     Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. A
-    training that shares its GPU is not changed: fewer are to share it. Each
-    process of a group calls this alike; the first alone writes checkpoints and is followed by the callback.
+    training that shares its GPU raises GpuCrowdedError instead. Each process of a group calls this alike; the first alone
+    writes checkpoints and is followed by the callback.
 
     Args:
         build_network: Returns the network with its initial weights.
