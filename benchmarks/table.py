@@ -174,13 +174,14 @@ def fuse() -> None:
         fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
         kept = KeptFusion(test_rows, float(np.load(CONCAT)["penalty"]))
         fitted["concat"] = FittedFusion("concat", kept, 1.0, fuse_rows)
-    chosen, choice = recommend(team, fitted, candidate_efforts(team, fitted))
+    costs = candidate_efforts(team, fitted)
+    chosen, choice = recommend(team, fitted, costs)
     rows = compare(team, fitted, seconds)
     kept_names = [name for name, fusion in fitted.items() if isinstance(fusion.method, KeptFusion)]
     result = {
         "members": list(team.names),
         "recommended": chosen,
-        "why": why_chosen(chosen, choice),
+        "why": why_chosen(chosen, choice, costs, team.names),
         "choice": choice.model_dump(mode="json"),
         "single": best_single(team, fitted),
         "rows": {name: row.model_dump(mode="json") for name, row in rows.items()},

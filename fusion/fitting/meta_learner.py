@@ -129,10 +129,9 @@ class LinearStack(FusionMethod):
         )
 
     def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
-        """Warn of few rows, and of a gain that does not carry over from out-of-fold rows to *fuse*."""
-        few = [f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over."] if self.few_rows_ else []
+        """Warn of a gain that does not carry over from out-of-fold rows to *fuse*."""
         leak = self.leak_warning(name, inputs.fuse) if inputs.with_oof else None
-        return [*few, *([leak] if leak else [])]
+        return [leak] if leak else []
 
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the head (C, M*C) and (C,), and the temperatures (M,)."""

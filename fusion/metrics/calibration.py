@@ -26,12 +26,13 @@ def log_probabilities(probabilities: Floats) -> Floats:
     return np.asarray(np.log(np.maximum(probabilities, TINY)))
 
 
-def fit_temperature(logits: Floats, labels: Labels) -> float:
+def fit_temperature(logits: Floats, labels: Labels, tolerance: float = 1e-6) -> float:
     """Return the temperature in [1/20, 20] with the lowest NLL of softmax(logits / T), under a weak prior on log T.
 
     Args:
         logits: (n, C); log-probabilities will do.
         labels: (n,).
+        tolerance: How exact log T has to be.
     """
 
     def loss(log_t: float) -> float:
@@ -40,7 +41,7 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
     from scipy.optimize import minimize_scalar  # takes a second to import, which light commands do without
 
-    result = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    result = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options={"xatol": tolerance})
     return float(np.exp(result.x)) if result.fun < loss(0.0) else 1.0
 
 

@@ -12,38 +12,47 @@ from math import factorial
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion.metrics.calibration import fit_temperature, log_probabilities
 from fusion.metrics.scores import accuracy_and_nll_losses, bootstrap, evenly_drawn
 from fusion.predictions import Floats, Labels
 from fusion.results import Contribution
 
 MOST_EXACT = 12  # members, whose 4,096 votes are all counted
 MOST_NUMBERS = 10**9
+EVALUATIONS = 12  # of the NLL, in which a temperature is found
+TOLERANCE = 0.01  # of log T: it changes the NLL by less than its last digit that is shown
 ORDERS = 200  # about as many are drawn for more members
 
 Subset = tuple[int, ...]
 
 
-def contributions(
-    names: Sequence[str], probabilities: Floats, labels: Labels, temperature: float = 1.0
-) -> dict[str, Contribution]:
+def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -> dict[str, Contribution]:
     """Return what each member brings to the vote.
+
+    The vote of some members, and a member alone, has the temperature that suits it, as every candidate has. With one temperature
+    for all, a member's value would be in part how far its own is from that.
 
     Args:
         names: The members.
         probabilities: (M, n, C) of the members, on rows that none of them trained on.
         labels: (n,).
-        temperature: The last stage of the vote, which all votes of some members get too.
     """
     votes = 2 ** len(names) if len(names) <= MOST_EXACT else ORDERS * len(names)
-    rows = evenly_drawn(len(labels), MOST_NUMBERS // (votes * probabilities.shape[-1]))  # all of them may take minutes
+    most = MOST_NUMBERS // (votes * EVALUATIONS * probabilities.shape[-1])
+    rows = evenly_drawn(len(labels), most)  # all of them may take minutes
     probabilities, labels = probabilities[:, rows], labels[rows]
-    singles = [accuracy_and_nll_losses(p, labels, temperature) for p in probabilities]
+
+    def losses(vote: Floats) -> Floats:
+        temperature = fit_temperature(log_probabilities(vote), labels, TOLERANCE)
+        return accuracy_and_nll_losses(vote, labels, temperature)
+
+    singles = [losses(p) for p in probabilities]
     mean = np.mean(singles, axis=0)
 
     def value(subset: Subset) -> Floats:
         if len(subset) < 2:
             return -(singles[subset[0]] if subset else mean)
-        return -accuracy_and_nll_losses(probabilities[list(subset)].mean(0), labels, temperature)
+        return -losses(probabilities[list(subset)].mean(0))
 
     return {
         name: Contribution(

@@ -157,14 +157,14 @@ def verdict(prospects: Prospects, pairs: Sequence[Pair]) -> str:
         return "One member alone: there is nothing to fuse."
     low, high = (100 * bound for bound in prospects.interval)
     if high - low > 100 * WIDEST:
-        text = "These rows are too few to tell what a vote of more members would gain"
+        text = "These rows are too few to tell what a vote of more members would gain in accuracy"
     elif prospects.gain < WORTH_POINTS:
-        text = ("A vote" if prospects.most >= WORTH_POINTS else "Fusing") + " gains next to nothing here"
+        text = ("A vote" if prospects.most >= WORTH_POINTS else "Fusing") + " gains next to nothing in accuracy here"
     else:
         interval = f"{low:.1f} to {high:.1f}"
-        gain = f"{prospects.gain * 100:.1f} points ({interval}) over the best one"
+        gain = f"{prospects.gain * 100:.1f} points of accuracy ({interval}) over the best one"
         text = f"A vote of ever more members such as these would gain about {gain}"
-    text += f"; even a perfect choice among the members' answers gains no more than {prospects.most * 100:.1f}."
+    text += f"; even a perfect choice among the members' answers gains no more than {prospects.most * 100:.1f} points."
     same = [p for p in pairs if p.error_correlation >= NEARLY_THE_SAME or not p.disagreement]
     if same:
         names = "; ".join(f"{p.first} and {p.second}" for p in same)

@@ -179,9 +179,24 @@ def simultaneous_errors(losses: Mapping[str, Floats], best: str) -> float:
 
 
 def is_at_chance(probabilities: Floats, labels: Labels) -> bool:
-    """Return whether (n, C) probabilities are not surely (5 %, one-sided) more often right than naming the commonest class."""
-    from scipy.stats import binomtest
+    """Return whether (n, C) probabilities are not surely (5 %, one-sided) better than knowing how frequent each class is.
 
-    chance = float(np.bincount(labels).max() / len(labels))
+    Three things would show that they are: more right answers than by always naming the commonest class; a higher mean accuracy of
+    the classes than that; or a lower NLL than that of the frequencies. A rare class may be known well without the first of them.
+    """
+    from scipy.stats import binomtest, norm
+
+    frequencies = np.bincount(labels) / len(labels)
+    if frequencies.max() == 1:  # where there is one class, nothing can be seen
+        return True
     right = int((probabilities.argmax(1) == labels).sum())
-    return chance == 1 or float(binomtest(right, len(labels), chance, alternative="greater").pvalue) >= 0.05
+    p_values = [float(binomtest(right, len(labels), float(frequencies.max()), alternative="greater").pvalue)]
+    of_frequencies = -np.log(frequencies[labels])
+    guessed = np.full(len(labels), 1 - 1 / np.count_nonzero(frequencies))
+    for gained in (
+        guessed - row_losses(probabilities, labels, "balanced_accuracy"),
+        of_frequencies - row_losses(probabilities, labels, "nll"),
+    ):
+        error = standard_error(gained)
+        p_values.append(float(norm.sf(gained.mean() / error)) if error else 1.0)
+    return min(p_values) >= 0.05 / len(p_values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import numpy as np
 
@@ -29,8 +28,8 @@ def recommend(
     """Return the candidate to use, and how it was chosen.
 
     It is the cheapest candidate that is not surely worse than the one with the best score: by a paired bootstrap, at 95 % for
-    all candidates at once. Of candidates that cost the same, the one with the best score stands for all. Where the rows are too
-    few to choose by, it is the vote, which learns nothing from them; but not where even these show that it is worse.
+    all candidates at once. A candidate is out of question where another one costs no more and scores better. Where the rows are
+    too few to choose by, it is the vote, which learns nothing from them; but not where even these show that it is worse.
 
     Args:
         team: The team's predictions.
@@ -45,18 +44,21 @@ def recommend(
     best = min(by_cost, key=means.__getitem__)
     errors = simultaneous_errors(losses, best)
     equal = [name for name in by_cost if loss_difference(losses[name], losses[best], errors).interval[0] <= 0]
-    chosen = _without_learning(team.names, by_cost, best)
-    is_plain = chosen not in equal and accuracy_gain(fitted[best].nested, fitted[chosen].nested, labels).p <= PLAIN
+    worthwhile = _worthwhile(by_cost, efforts, means)
+    cheapest = next(name for name in worthwhile if name in equal)
+    chosen = _without_learning(team.names, by_cost) or cheapest
+    gain = accuracy_gain(fitted[best].nested, fitted[chosen].nested, labels)
+    is_plain = chosen not in equal and gain.difference > 0 and gain.p <= PLAIN
     is_decided = len(labels) >= FEWEST_ROWS or is_plain
     if is_decided:
-        chosen = _cheapest(by_cost, efforts, means, equal)
-    cheaper = [name for name in by_cost[: by_cost.index(chosen)] if _is_cheaper(efforts[name], efforts[chosen])]
+        chosen = cheapest
+    cheaper = [name for name in worthwhile if _is_cheaper(efforts[name], efforts[chosen])]
     rivals = _rivals(chosen, losses, equal, cheaper)
     return chosen, Choice(
         metric=metric,
         rows=len(labels),
         is_decided=is_decided,
-        is_at_chance=is_at_chance(fitted[best].nested, labels),
+        is_at_chance=all(is_at_chance(fusion.nested, labels) for fusion in fitted.values()),
         best_score=best,
         equal=equal,
         lost=loss_difference(losses[chosen], losses[best], errors),
@@ -92,29 +94,48 @@ def _rivals(chosen: str, losses: Mapping[str, Floats], equal: Sequence[str], che
     return close or [name for name in cheaper if name in differing][-1:] or by_score[:1] or [chosen]
 
 
-def _cheapest(by_cost: Sequence[str], efforts: Mapping[str, Effort], means: Mapping[str, float], equal: Sequence[str]) -> str:
-    """Return the cheapest of the candidates that are not surely worse than the best. Of equal cost, the best score counts."""
-    of_cost = (min(group, key=means.__getitem__) for _, group in groupby(by_cost, key=efforts.__getitem__))
-    return next(name for name in of_cost if name in equal)
+def _worthwhile(by_cost: Sequence[str], efforts: Mapping[str, Effort], means: Mapping[str, float]) -> list[str]:
+    """Return the candidates that score better than all that cost no more, the cheapest first."""
+    found: list[str] = []
+    for name in by_cost:
+        if found and means[name] >= means[found[-1]]:
+            continue
+        if found and efforts[name] == efforts[found[-1]]:
+            found.pop()
+        found.append(name)
+    return found
 
 
 def _is_cheaper(one: Effort, other: Effort) -> bool:
     return (one.inference, one.training) < (other.inference, other.training)
 
 
-def _without_learning(members: Sequence[str], by_cost: Sequence[str], best: str) -> str:
-    """Return the cheapest fusion that learns nothing from *fuse*; the best score where there is none, or one member alone."""
-    names = [name for name in by_cost if name not in members and FUSIONS[name].learns_nothing]
-    return names[0] if names and len(members) > 1 else best
+def _without_learning(members: Sequence[str], by_cost: Sequence[str]) -> str | None:
+    """Return the cheapest fusion of several members that learns nothing from *fuse*; the member where there is just one."""
+    if len(members) == 1:
+        return members[0]
+    return next((name for name in by_cost if name not in members and FUSIONS[name].learns_nothing), None)
 
 
-def why_chosen(chosen: str, choice: Choice) -> str:
-    """Return why a candidate was chosen, as a clause."""
+def why_chosen(chosen: str, choice: Choice, efforts: Mapping[str, Effort], members: Sequence[str]) -> str:
+    """Return why a candidate was chosen, as a clause.
+
+    Args:
+        chosen: Name of the candidate.
+        choice: How it was chosen.
+        efforts: What each candidate costs.
+        members: Names of the members.
+    """
+    if list(members) == [chosen]:
+        return "it is the only member, and there is nothing to combine"
     metric, rows = METRIC_NAMES[choice.metric], f"the {choice.rows:,} fuse rows"
-    if not choice.is_decided:
+    if not choice.is_decided and chosen in FUSIONS and FUSIONS[chosen].learns_nothing:
         return f"{rows} are too few to choose by, and {chosen} learns nothing from them"
     if chosen != choice.best_score:
         best = f"{choice.best_score}, which has the best {metric} on {rows}"
         return f"it is the cheapest candidate that is not surely worse than {best}"
-    rest = "what is cheaper is surely worse" if choice.next_cheaper else "nothing is cheaper"
+    rest = "nothing is cheaper"
+    if choice.next_cheaper:
+        is_close = any(_is_cheaper(efforts[name], efforts[chosen]) for name in choice.equal)
+        rest = f"what is cheaper is surely worse{', or worse than something cheaper still' if is_close else ''}"
     return f"it has the best {metric} on {rows}, and {rest}"

@@ -40,7 +40,7 @@ def fuse(
     from orchestrator.fusing.refit import join_sweeps, refit_fusions, select_members
     from orchestrator.reporting.report import table_rows
     from orchestrator.reporting.tables import print_table
-    from orchestrator.reporting.verdict import verdict
+    from orchestrator.reporting.verdict import diversity_text, verdict
 
     request = select_members(join_sweeps(home, name, method, also or ()), drop or (), only or ())
     details = refit_fusions(request)
@@ -49,7 +49,7 @@ def fuse(
         return
     rows = table_rows(request.members, details)
     print_table(list(FUSE_COLUMNS), [[row[key] for key in FUSE_COLUMNS] for row in rows])
-    for line in (*verdict(details), details.diversity.verdict, *details.warnings):
+    for line in (*verdict(details), *diversity_text(details), *details.warnings):
         print(line)
 
 

@@ -53,15 +53,18 @@ def next_steps(
 
 
 def ranked(steps: Sequence[NextStep], metric: Metric) -> list[NextStep]:
-    """Return steps by what they gain for each second of training; then those that gain nothing, and those without a forecast."""
+    """Return steps that surely gain something by what they gain for each second of training, and then those that perhaps do.
+
+    Those that gain nothing follow, and those without a forecast.
+    """
 
     def key(step: NextStep) -> tuple[int, float]:
         expected = step.forecast(metric)
         if expected is None:
-            return 2, 0.0
+            return 3, 0.0
         if expected.mean <= 0:
-            return 1, -expected.mean
-        return 0, -expected.mean / max(step.train_seconds, 1e-9)
+            return 2, -expected.mean
+        return int(expected.interval[0] <= 0), -expected.mean / max(step.train_seconds, 1e-9)
 
     return sorted(steps, key=key)
 

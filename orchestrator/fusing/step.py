@@ -85,12 +85,13 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
 def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> FusionDetails:
     """Return the same but for the next steps, once inference is measured."""
     team, fitted = fitted_team.team, fitted_team.fitted
-    chosen, choice = recommend(team, fitted, efforts(fitted_team, inference), request.metric)
+    costs = efforts(fitted_team, inference)
+    chosen, choice = recommend(team, fitted, costs, request.metric)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
     suspects = [suspect for suspect in find_suspects(team) if suspect.is_probable]
     return FusionDetails(
         recommended=chosen,
-        why=why_chosen(chosen, choice),
+        why=why_chosen(chosen, choice, costs, team.names),
         choice=choice,
         best_single=best_single(team, fitted, request.metric),
         classes=list(team.classes),
@@ -183,7 +184,7 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
     if "vote" not in fitted or len(team.names) < 2:
         return {}
     fuse = team.inputs.fuse
-    found = contributions(team.names, softmax(fuse.logits), fuse.labels, fitted["vote"].temperature)
+    found = contributions(team.names, softmax(fuse.logits), fuse.labels)
     costs = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
 
     def money(name: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusion.results import FusionDetails, Metric, NextStep
-from orchestrator.reporting.verdict import difference_text
+from orchestrator.reporting.verdict import difference_text, money_text
 
 
 def next_steps_text(details: FusionDetails) -> str | None:
@@ -45,9 +45,9 @@ def cost_text(step: NextStep) -> str:
     """Return what a step costs: training, money, and the computing for an image beside the vote's now."""
     training = "no training"
     if step.train_seconds:
-        prices = "".join(f" or {amount:.2g} {kind}" for kind, amount in step.money.items())
+        prices = "".join(f" or {money_text(amount)} {kind}" for kind, amount in step.money.items())
         minutes = step.train_seconds / 60
-        time = f"{minutes:.1f} minutes" if minutes >= 1 else f"{step.train_seconds:.0f} seconds"
+        time = f"{minutes:.1f} minutes" if minutes >= 1 else "less than a minute"
         training = f"{time} of training{prices}"
     return f"{training}, and {step.compute_cost:.2f}x the vote's computing for an image"
 

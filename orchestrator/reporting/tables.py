@@ -34,7 +34,7 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
     """Print a sweep's table, its verdict, and where its model and its report are."""
     from orchestrator.reporting import report
     from orchestrator.reporting.outlook import next_steps_text
-    from orchestrator.reporting.verdict import contributions_text, doubts_text, verdict
+    from orchestrator.reporting.verdict import contributions_text, diversity_text, doubts_text, verdict
 
     counts = f"{summary.trained} trainings were run now, {summary.reused} were done before"
     print(f"Sweep {summary.sweep}: {summary.state}; {counts}.")
@@ -64,7 +64,7 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
     for line in (
         *verdict(details),
-        details.diversity.verdict,
+        *diversity_text(details),
         *([contributions] if (contributions := contributions_text(details)) else ()),
         *([outlook] if (outlook := next_steps_text(details)) else ()),
         *doubts_text(details),

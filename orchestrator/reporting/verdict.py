@@ -5,6 +5,7 @@ from __future__ import annotations
 from fusion.results import FEWEST_ROWS, Candidate, Choice, FusionDetails, Gain, LossDifference, Metric
 
 STRONG, FAIR = 0.005, 0.02  # of accuracy: smaller differences between candidates can't be shown
+FEWEST_DIFFERING = 6  # rows on which just one of two candidates is right, and always the same one, for McNemar's p below 5 %
 
 
 def verdict(details: FusionDetails) -> list[str]:
@@ -33,9 +34,15 @@ def contributions_text(details: FusionDetails) -> str | None:
     texts = []
     for name, one in sorted(details.contributions.items(), key=lambda pair: -pair[1].accuracy):
         half = (one.accuracy_interval[1] - one.accuracy_interval[0]) / 2
-        price = "".join(f", for {amount:.2g} {kind}" for kind, amount in one.money.items())
+        price = "".join(f", for {money_text(amount)} {kind}" for kind, amount in one.money.items())
         texts.append(f"{name} {one.accuracy * 100:+.1f} ± {half * 100:.1f} points{price}")
     return f"What each member brings to the vote, beside the mean member alone: {'; '.join(texts)}."
+
+
+def diversity_text(details: FusionDetails) -> list[str]:
+    """Return a sentence on how alike the members are; none where nothing was learned."""
+    is_at_chance = details.choice is not None and details.choice.is_at_chance
+    return [] if is_at_chance else [details.diversity.verdict]
 
 
 def doubts_text(details: FusionDetails) -> list[str]:
@@ -56,6 +63,11 @@ def abstention_text(details: FusionDetails) -> str | None:
     return f"{sets} {found.mean_size:.2f} classes on average, and {found.certain:.0%} of them have just one.{where}"
 
 
+def money_text(amount: float) -> str:
+    """Return an amount of money with two decimals, or as many as show it."""
+    return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.1g}"
+
+
 def difference_text(metric: Metric, value: float, interval: tuple[float, float]) -> str:
     """Return a difference by a metric with its interval: in nats, or in points of accuracy."""
     low, high = interval
@@ -68,7 +80,9 @@ def _best_score(details: FusionDetails, choice: Choice) -> str:
     """Compare the best score with the best value."""
     best, chosen = (details.candidates[name] for name in (choice.best_score, details.recommended))
     lost = difference_text(choice.metric, choice.lost.difference, choice.lost.interval)
-    doubt = ", which may be chance" if choice.lost.interval[0] <= 0 else ""
+    doubt = "" if choice.is_decided else ", as far as so few rows tell"
+    if choice.lost.interval[0] <= 0:
+        doubt = ", which may be chance"
     return f"Best score: {choice.best_score} is better by {lost}{doubt}. {_price(best, chosen)}"
 
 
@@ -80,7 +94,8 @@ def _next_cheaper(details: FusionDetails, choice: Choice, name: str, worth: Loss
     if value < 0:  # where the rows are too few to choose by
         value, low, high, word = -value, -high, -low, "better"
     difference = difference_text(choice.metric, value, (low, high))
-    return f"Next cheaper: {name} is {word} by {difference}. {_price(cheaper, chosen)}"
+    doubt = ", which may be chance" if low <= 0 <= high else ""
+    return f"Next cheaper: {name} is {word} by {difference}{doubt}. {_price(cheaper, chosen)}"
 
 
 def _price(other: Candidate, chosen: Candidate) -> str:
@@ -88,25 +103,30 @@ def _price(other: Candidate, chosen: Candidate) -> str:
     inference = other.multiply_adds / (chosen.multiply_adds or 1)  # a network may have none
     training = other.train_seconds / (chosen.train_seconds or 1)
     if f"{inference:.2f}" == "1.00" and f"{training:.2f}" == "1.00":
-        return "It costs the same."
+        return "It costs almost the same."
     return f"It takes {inference:.2f}x the computing for an image, and {training:.2f}x the training."
 
 
 def _on_test(details: FusionDetails) -> list[str]:
     """Compare the recommended candidate with the best single member on *test*."""
     chosen, single = details.recommended, details.best_single
-    gain = details.candidates[chosen].against_single
+    candidate = details.candidates[chosen]
+    gain, p = candidate.against_single, candidate.holm_p
     if gain is None or chosen == single:
         return []
+    p = gain.p if p is None else p
     low, high = (100 * bound for bound in gain.interval)
-    points = abs(gain.difference) * 100
-    word = "more" if gain.difference >= 0 else "less"
-    text = f"On the {details.rows['test']:,} test rows, {chosen} is {points:.2f} points {word} accurate than {single}"
-    return [f"{text} ({low:+.2f} to {high:+.2f}; McNemar's p = {gain.p:.2g}){_doubt(gain)}."]
+    where = f"On the {details.rows['test']:,} test rows, {chosen}"
+    if not gain.difference:
+        return [f"{where} is right as often as {single} ({low:+.2f} to {high:+.2f} points)."]
+    word = "more" if gain.difference > 0 else "less"
+    text = f"{where} is {abs(gain.difference) * 100:.2f} points {word} accurate than {single}"
+    return [f"{text} ({low:+.2f} to {high:+.2f}; McNemar's p = {p:.2g}){_doubt(gain, p)}."]
 
 
-def _doubt(gain: Gain) -> str:
-    return ": so few rows can't tell that from chance" if gain.interval[0] <= 0 <= gain.interval[1] else ""
+def _doubt(gain: Gain, p: float) -> str:
+    is_sure = p < 0.05 and not gain.interval[0] <= 0 <= gain.interval[1]
+    return "" if is_sure else ": so few rows can't tell that from chance"
 
 
 def _costs(name: str, row: Candidate) -> str:
@@ -126,12 +146,13 @@ def _at_chance(details: FusionDetails, choice: Choice) -> str:
 
 def _evidence(choice: Choice) -> str:
     """Grade the evidence: the smallest difference that the *fuse* rows can show."""
-    smallest = choice.detectable_accuracy
-    if not choice.is_decided:
-        advice = "Bring more images, or raise data.fuse_fraction."
-        return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"
-    if choice.detectable == 0 and smallest == 0:  # of one member, all fusions are that member
+    if choice.detectable == 0 and choice.detectable_accuracy == 0:  # of one member, all fusions are that member
         return "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
+    smallest = choice.detectable_accuracy if choice.metric == "nll" else choice.detectable
+    smallest = max(smallest, FEWEST_DIFFERING / choice.rows)
+    if not choice.is_decided:
+        advice = "Bring more images, or set more of them apart as fuse rows."
+        return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"
     grade = "strong" if smallest <= STRONG else "fair" if smallest <= FAIR else "weak"
     if choice.rows < FEWEST_ROWS:
         grade = "weak"

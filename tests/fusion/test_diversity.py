@@ -63,7 +63,7 @@ def test_a_vote_that_gains_nothing_is_not_all_fusing() -> None:
     one = table(4000, members=5, skill=(1.0, 1.0, 0.0, 0.0, 0.0))
     loud = Predictions(one.logits * np.array([1, 1, 4, 4, 4])[:, None, None], (), one.labels)
     said = diversity(list("abcde"), loud).verdict
-    assert said.startswith("A vote gains next to nothing here")
+    assert said.startswith("A vote gains next to nothing in accuracy here")
     assert "Nearly the same" not in said, "not even those that guess: they guess differently"
 
 

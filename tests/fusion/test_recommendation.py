@@ -47,11 +47,12 @@ def test_the_cheapest_of_those_that_are_not_surely_worse_is_taken() -> None:
     fitted["stack"].nested = better
     chosen, choice = recommend(given, fitted, COSTS)
     assert (chosen, choice.best_score, choice.equal) == ("vote", "stack", ["vote", "stack"])
-    assert choice.next_cheaper in ("a", "b", "c")
+    single = min("abc", key=lambda name: row_losses(fitted[name].nested, labels).mean())
+    assert choice.next_cheaper == single, "the best of those that cost less"
     assert choice.worth is not None
     assert choice.worth.interval[0] > 0
     assert choice.lost.interval[0] <= 0 < choice.lost.difference
-    assert why_chosen(chosen, choice) == (
+    assert why_chosen(chosen, choice, COSTS, given.names) == (
         "it is the cheapest candidate that is not surely worse than stack, which has the best NLL on the 1,000 fuse rows"
     )
 
@@ -85,9 +86,12 @@ def test_with_too_few_rows_nothing_is_chosen_and_the_vote_is_taken() -> None:
     few = team(FEWEST_ROWS - 1)
     chosen, choice = recommend(few, candidates(few, a=0.9, b=0.5, c=0.5, vote=0.87, stack=0.95), COSTS)
     assert (chosen, choice.is_decided, choice.best_score) == ("vote", False, "stack")
-    assert "too few to choose by" in why_chosen(chosen, choice)
-    without = candidates(few, a=0.9, b=0.5, c=0.5, stack=0.95)
-    assert recommend(few, without, {name: COSTS[name] for name in without})[0] == "stack", "of the others none learns nothing"
+    assert "too few to choose by" in why_chosen(chosen, choice, COSTS, few.names)
+    without = candidates(few, a=0.9, b=0.5, c=0.5, stack=0.91)
+    costs = {name: COSTS[name] for name in without}
+    chosen, choice = recommend(few, without, costs)
+    assert chosen == "a", "of the others none learns nothing, and what is dearer is not surely better"
+    assert "learns nothing" not in why_chosen(chosen, choice, costs, few.names)
 
 
 def test_the_vote_is_not_taken_where_even_few_rows_show_that_it_is_worse() -> None:
@@ -98,7 +102,39 @@ def test_the_vote_is_not_taken_where_even_few_rows_show_that_it_is_worse() -> No
     chosen, choice = recommend(few, fitted, {name: COSTS[name] for name in fitted})
     assert (chosen, choice.is_decided) == ("a", True)
     assert choice.detectable > 0, "the vote, which is surely worse, says what so few rows can show"
-    assert why_chosen(chosen, choice).startswith("it has the best NLL on the 26 fuse rows")
+    assert why_chosen(chosen, choice, COSTS, few.names).startswith("it has the best NLL on the 26 fuse rows")
+
+
+def test_a_team_of_one_member_gets_that_member_and_no_reason_that_is_none() -> None:
+    alone = team(25)
+    alone = TeamPredictions(("a",), *list(vars(alone).values())[1:])
+    fitted = candidates(alone, a=0.9, vote=0.9, cascade=0.9)
+    for name in ("vote", "cascade"):
+        fitted[name].nested = fitted["a"].nested
+    costs = dict.fromkeys(fitted, ALONE)
+    chosen, choice = recommend(alone, fitted, costs)
+    assert chosen == "a"
+    assert why_chosen(chosen, choice, costs, alone.names) == "it is the only member, and there is nothing to combine"
+
+
+def test_what_costs_no_less_than_a_better_one_is_never_taken() -> None:
+    """The stack differs from the best on so many rows that it is not surely worse, though a cheaper one scores better."""
+    given = team()
+    labels, rows = given.inputs.fuse.labels, np.arange(ROWS)
+    fitted = candidates(given, a=0.5, b=0.5, c=0.5, weighted=0.9, cascade=0.9, stack=0.9)
+
+    def wrong_on(wrong: object) -> np.ndarray:
+        return softmax(3.0 * np.eye(CLASSES)[(labels + np.asarray(wrong, int)) % CLASSES])
+
+    fitted["weighted"].nested = wrong_on(rows < 200)
+    fitted["cascade"].nested = wrong_on(rows < 210)  # surely worse than the best, because wherever it differs it is wrong
+    fitted["stack"].nested = wrong_on((rows >= 300) & (rows < 515))  # worse still, and not surely: it differs on 415 rows
+    costs = {"a": ALONE, "b": ALONE, "c": ALONE, "cascade": Effort(1.5, 3.0), "stack": Effort(2.0, 3.0), "weighted": THREE}
+    chosen, choice = recommend(given, fitted, costs)
+    assert "stack" in choice.equal
+    assert "cascade" not in choice.equal
+    assert (chosen, choice.next_cheaper) == ("weighted", "cascade")
+    assert why_chosen(chosen, choice, costs, given.names).endswith("is surely worse, or worse than something cheaper still")
 
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", "a"), ("balanced_accuracy", "b")])
@@ -136,9 +172,21 @@ def test_losses_of_rows_have_the_metrics_as_their_means() -> None:
 def test_guessing_is_at_chance_and_a_little_knowledge_is_not() -> None:
     labels = np.arange(ROWS) % CLASSES
     guesses = np.random.default_rng(0).random((ROWS, CLASSES))
-    assert is_at_chance(guesses, labels)
-    assert not is_at_chance(guesses + 0.2 * np.eye(CLASSES)[labels], labels)
+    assert is_at_chance(softmax(guesses), labels)
+    assert not is_at_chance(softmax(guesses + 0.2 * np.eye(CLASSES)[labels]), labels)
     assert is_at_chance(np.eye(CLASSES)[np.zeros(ROWS, int)], np.zeros(ROWS, int)), "where there is one class, nothing is learned"
+
+
+def test_who_knows_a_rare_class_is_not_at_chance() -> None:
+    """One row in ten is of the rare class: naming the other one is right as often as a member that finds most of them."""
+    draw = np.random.default_rng(0)
+    labels = (np.arange(ROWS) % 10 == 0).astype(int)
+    rare = np.where(labels == 1, draw.random(ROWS) < 0.9, draw.random(ROWS) < 0.12).astype(float)
+    guesses = np.stack([1 - rare, rare], 1) * 0.2 + 0.4
+    assert (guesses.argmax(1) == labels).mean() < 0.9
+    assert not is_at_chance(guesses, labels)
+    sure = np.where(labels == 1, 0.35, 0.05) + draw.normal(0, 0.01, ROWS)
+    assert not is_at_chance(np.stack([1 - sure, sure], 1), labels), "it names one class, and knows how sure to be"
 
 
 def test_independent_members_are_voted() -> None:

@@ -94,7 +94,7 @@ def test_a_training_that_still_improved_is_called_out(accuracies: list[float], i
 def test_nothing_is_said_of_a_fusion_that_could_not_be_made_beside_that_it_was_left_out() -> None:
     given = team()
     assert warn(given, fit_all(given, ("vote", "student")), ("vote", "student"), {}) == [
-        "student was left out: it learns from these members, no others, and is not trained for them."
+        "student was left out: no student was trained for exactly these members."
     ]
 
 

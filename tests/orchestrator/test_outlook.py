@@ -22,16 +22,18 @@ def outlook(*steps: NextStep, **choice: Any) -> FusionDetails:
 
 
 def test_the_step_that_gains_most_for_its_training_comes_first_and_what_nobody_knows_last() -> None:
-    free, good, cheap, bad = (step("flips", 0.001, 0), step("recipe", 0.02, 600), step("seed", 0.01, 200), step("seed", -0.01, 1))
+    free, good, cheap, bad = (step("flips", 0.002, 0), step("recipe", 0.02, 600), step("seed", 0.01, 200), step("seed", -0.01, 1))
     unknown = step("student", None, 100)
     assert ranked([unknown, bad, good, cheap, free], "nll") == [free, cheap, good, bad, unknown]
+    perhaps = step("flips", 0.0005, 0)
+    assert ranked([perhaps, good], "nll") == [good, perhaps], "what is free and may gain nothing comes behind what surely gains"
 
 
 def test_the_next_best_step_is_said_with_its_gain_its_cost_and_how_far_such_forecasts_are_off() -> None:
     first = step("recipe", 0.02, 600, money={"spot": 0.031}, error=0.0042)
     assert next_steps_text(outlook(first)) == (
         "Next best step: another member with a recipe of its own would make the vote better by 0.0200 nats (0.0190 to 0.0210). "
-        "It takes 10.0 minutes of training or 0.031 spot, and 2.00x the vote's computing for an image. "
+        "It takes 10.0 minutes of training or 0.03 spot, and 2.00x the vote's computing for an image. "
         "Such a forecast, made for each member that is there, is 0.0042 nats off on average."
     )
     points = next_steps_text(outlook(first, metric="accuracy"))

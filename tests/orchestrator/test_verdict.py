@@ -49,7 +49,7 @@ def test_the_best_value_stands_beside_the_best_score_and_the_next_cheaper_one() 
         "It takes 0.33x the computing for an image, and 0.33x the training.",
         "On the 1,000 test rows, vote is 2.00 points more accurate than plain (+1.20 to +2.80; McNemar's p = 0.0001).",
         "Beside the mean member, vote takes 3.00x the computing for an image, and 3.00x the training.",
-        "Evidence: fair. 500 fuse rows can show differences of 0.0120 nats, or 1.1 points or more.",
+        "Evidence: fair. 500 fuse rows can show differences of 0.0120 nats, or 1.2 points or more.",
     ]
 
 
@@ -80,7 +80,8 @@ def test_where_all_candidates_are_the_same_there_is_no_evidence_to_grade() -> No
 def test_with_too_few_rows_there_is_no_evidence_and_what_helps_is_said() -> None:
     lines = verdict(details("vote", {"is_decided": False, "rows": 25, "detectable_accuracy": 0.24}))
     assert lines[-1] == (
-        "Evidence: none. So few rows can't show differences below 24 points. Bring more images, or raise data.fuse_fraction."
+        "Evidence: none. So few rows can't show differences below 24 points. "
+        "Bring more images, or set more of them apart as fuse rows."
     )
 
 
@@ -93,7 +94,7 @@ def test_a_cheaper_candidate_that_scores_better_is_not_called_worse() -> None:
         "worth": LossDifference(-0.02, (-0.09, 0.05), 0.1),
     }
     assert any(
-        line.startswith("Next cheaper: plain is better by 0.0200 nats (-0.0500 to 0.0900).")
+        line.startswith("Next cheaper: plain is better by 0.0200 nats (-0.0500 to 0.0900), which may be chance.")
         for line in verdict(details("vote", choice))
     )
 
