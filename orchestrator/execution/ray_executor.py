@@ -86,6 +86,7 @@ class RayExecutor:
     def _probe(self, alike: Alike) -> Sharing:
         from workers.runtime.actor import probe_sharing
 
+        self.pool.drop_idle()  # whose cores the trial may need
         task = untyped(probe_sharing).options(**self.machines.shape(alike.job).options())
         answer = task.remote(alike.job, alike.most, self.pool.localizer)
         try:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakMethod, ref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.factories import Cut, data, digest, fitted, member, run_one
-from workers.config.extensions import Augmentation
+from workers.config.extensions import Augmentation, Labels
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import TrainingStopped
@@ -23,8 +27,9 @@ from workers.training import steps
 from workers.training.augmentation import make_augmentations
 from workers.training.captured import CapturedStep, NotCapturedError, unchanged, why_not_captured
 from workers.training.captured_augmentation import CapturedAugmentation, can_be_captured
+from workers.training.memory import is_out_of_memory
 from workers.training.optimization import make_optimizer
-from workers.training.task import TrainingResult
+from workers.training.task import TrainingResult, TrainingTask
 
 SCHEDULED = {"schedule": {"kind": "one_cycle"}}
 RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -210,24 +215,187 @@ def test_the_steps_before_a_capture_leave_nothing_behind(kind: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_graph_is_the_eager_step_bit_for_bit_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_before_a_capture_leave_draws_and_every_buffer_as_they_were() -> None:
+    """Dropout would draw otherwise in the first step, and a training that is resumed captures anew."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.seen = nn.Linear(3, 2), torch.zeros(())
+            self.register_buffer("seen_too", torch.zeros(()), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen_too += 1
+            return nn.functional.dropout(self.linear(x))
+
+    network = Counting()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    with unchanged(network, optimizer):
+        network(torch.ones(4, 3)).sum().backward()
+        assert not torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert float(network.seen_too) == 0
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(())])
+def test_a_network_that_draws_on_the_host_is_not_captured(draw: Any) -> None:
+    """A graph would keep what it drew at first, without a word."""
+    network = nn.Linear(3, 2)
+    step = CapturedStep(WeakMethod(network.forward), network, torch.optim.SGD(network.parameters()), mixes=False)  # type: ignore[arg-type]
+    with step._warming_up():
+        network(torch.ones(4, 3))
+    with pytest.raises(NotCapturedError, match="draws random numbers on the host"), step._warming_up():
+        draw()
+
+
+def test_adamw_is_told_of_a_capture_and_of_nothing_else() -> None:
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    step = CapturedStep(WeakMethod(network.forward), network, optimizer, mixes=False)  # type: ignore[arg-type]
+    with step._warming_up():
+        assert not optimizer.param_groups[0]["capturable"], "it would warn of each step"
+    assert optimizer.param_groups[0]["capturable"]
+    with pytest.raises((NotCapturedError, AssertionError, RuntimeError)):
+        step._capture()  # there is no GPU, or nothing to capture
+    assert not optimizer.param_groups[0]["capturable"]
+    assert step.graph is None
+
+
+class MixesAtTimes(Augmentation):
+    """Mixes every other batch, and says whom it mixed in only then."""
+
+    def mix(self, x: Tensor, labels: Labels, generator: torch.Generator) -> tuple[Tensor, Labels]:
+        if float(torch.rand((), generator=generator, device=generator.device)) < 0.5:
+            return x, labels
+        return (x + x.flip(0)) / 2, Labels(labels.first, labels.first.flip(0), 0.5, torch.arange(len(x)).flip(0))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batches_that_are_mixed_at_times_are_the_same(
+    weighted: bool, calls: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = replace(data(), weights=torch.linspace(0.5, 1.5, 96)) if weighted else data()
+    spec, settings = member(augment=(f"{__name__}:MixesAtTimes",)), TrainSpec(epochs=2, batch_size=16)
+    torch.set_num_threads(1)
+    found = run_one(lambda: build(spec, 3, 8), rows, spec, settings)
+    assert calls
+    monkeypatch.setattr(steps.Stepper, "why_not_captured", "it is compared with")
+    eager = run_one(lambda: build(spec, 3, 8), rows, spec, settings)
+    different = [not torch.allclose(a.float(), b.float(), atol=1e-6) for a, b in zip(weights(found), weights(eager), strict=True)]
+    assert not any(different)
+
+
+def weights(result: TrainingResult) -> list[Tensor]:
+    return list(result.network.state_dict().values())
+
+
+def test_nothing_of_a_training_stays_once_nobody_has_it(calls: list[float]) -> None:
+    """The next training of the same process would find the memory of a GPU taken."""
+    spec, settings = member(), TrainSpec(epochs=1, batch_size=16)
+    gc.disable()
+    try:
+        task = TrainingTask(data(), spec, settings, tuple(spec.members), torch.device("cpu"))
+        stepper = steps.Stepper(build(spec, 3, 8).train(), task, 16)
+        stepper.take(0, 0, stepper.order(0))
+        assert calls
+        gone = ref(stepper.network)
+        del stepper
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("operation not permitted when stream is capturing"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_too_little_memory_is_told_from_other_errors_also_behind_one_that_follows_it(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+    other = RuntimeError("the capture was not ended in order")
+    other.__context__ = error
+    assert is_out_of_memory(other) == expected
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Train on the GPU; gives the notes of trainings."""
     from tests import factories
     from workers.runtime.training_job import use_deterministic_kernels
 
-    device = torch.device("cuda")
+    device, notes = torch.device("cuda"), list[str]()
     use_deterministic_kernels(device)
     monkeypatch.setattr(factories, "CPU", device)
-    recipe, settings = RECIPES[name][0], SCHEDULED | RECIPES[name][1]
-    notes: list[str] = []
     monkeypatch.setattr(TrainingCallback, "note", lambda self, text: notes.append(text))
+    return notes
+
+
+def on_a_gpu(test: Any) -> Any:
+    """Mark a test that needs a GPU. What a machine warns of is no failure of the test."""
+    is_skipped = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    return pytest.mark.gpu(pytest.mark.filterwarnings("default")(is_skipped(test)))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_graph_is_the_eager_step_bit_for_bit_on_a_gpu(name: str, gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, settings = RECIPES[name][0], SCHEDULED | RECIPES[name][1]
     with patch.object(CapturedAugmentation, "_run", autospec=True, side_effect=CapturedAugmentation._run) as run:
         found = fitted(member(**recipe), **settings)
     expected = eagerly(monkeypatch, member(**recipe), **settings)
     assert digest(found) == digest(expected)
     assert found.captured
-    assert not notes, "nothing stays outside"
-    assert run.called == ("augment" in recipe)
+    assert not gpu, "nothing stays outside"
+    assert run.called
     assert all(call.args[0].graph is not None for call in run.call_args_list)
+
+
+def dropping() -> Network:
+    torch.manual_seed(0)
+    return Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(32, 3))
+
+
+@on_a_gpu
+def test_dropout_draws_the_same_on_a_gpu_also_where_the_training_is_resumed(
+    gpu: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, settings = data(), TrainSpec(epochs=9, batch_size=16)
+    undisturbed = run_one(dropping, rows, member(), settings)
+    checkpoints = Checkpoints(tmp_path, "me")
+    with pytest.raises(TrainingStopped):
+        run_one(dropping, rows, member(), settings, checkpoints, Cut(20))
+    resumed = run_one(dropping, rows, member(), settings, checkpoints)
+    assert undisturbed.captured
+    assert not gpu
+    assert digest(resumed) == digest(undisturbed)
+    monkeypatch.setattr(steps.Stepper, "why_not_captured", "it is compared with")
+    assert digest(run_one(dropping, rows, member(), settings)) == digest(undisturbed)
+
+
+class Looking(nn.Module):
+    """Looks at a number on its way, which a capture does not allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        return flat if float(flat.mean()) > -1e9 else -flat
+
+
+@on_a_gpu
+def test_after_a_capture_that_failed_the_training_goes_on(gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> Network:
+        torch.manual_seed(0)
+        return Network(nn.Sequential(Looking(), nn.Linear(192, 32), nn.ReLU(), nn.Dropout(0.5)), nn.Linear(32, 3))
+
+    settings, spec = TrainSpec(epochs=2, batch_size=16), member(augment=(f"{__name__}:Negative",))
+    found = run_one(make, data(), spec, settings)
+    assert not found.captured
+    assert any("kernel by kernel" in note for note in gpu)
+    monkeypatch.setattr(steps.Stepper, "why_not_captured", "it is compared with")
+    assert digest(run_one(make, data(), spec, settings)) == digest(found)

@@ -6,17 +6,22 @@ the same function as it is, which is how it is tested.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakMethod
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from workers.config.extensions import Augmentation, Labels
 from workers.config.specs import MemberSpec, StudentSpec, TrainSpec
-from workers.errors import ConclaveError
+from workers.errors import ConclaveError, UserInputError
+from workers.training.memory import is_out_of_memory
+from workers.training.objective import NO_OTHERS
 
 CAPTURING_DEVICES = ("cuda",)
 WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and optimizers make their state
@@ -59,12 +64,13 @@ class CapturedStep:
 
     Attributes:
         step: Takes a step from images (N, 3, H, W), labels and weights; returns the mean loss and the number of right answers.
+            Whoever has it holds this too. So it is held weakly: else both, and the graph's memory, would stay for long.
         network: The network.
         optimizer: Its optimizer.
         mixes: Whether images are mixed, so that the labels have two parts.
     """
 
-    step: Step
+    step: WeakMethod[Step]
     network: nn.Module
     optimizer: torch.optim.Optimizer
     mixes: bool
@@ -77,9 +83,9 @@ class CapturedStep:
         given = {"x": x, "first": labels.first, "rate": torch.tensor(rate)}
         if self.mixes:
             given |= {"second": labels.second, "share": torch.tensor(labels.share)}
-            given |= {"other": labels.other} if labels.other is not None else {}
         if weights is not None:
             given["weights"] = weights
+            given |= {"other": _others(labels)} if self.mixes else {}
         if not self._inputs:
             self._inputs = {name: value.to(x.device, copy=True) for name, value in given.items()}
         for name, value in given.items():
@@ -101,16 +107,52 @@ class CapturedStep:
             labels = Labels(held["first"], held["second"], held["share"], held.get("other"))
         for group in self.optimizer.param_groups:
             group["lr"] = held["rate"]
-        return self.step(held["x"], labels, held.get("weights"))
+        step = self.step()
+        assert step is not None
+        return step(held["x"], labels, held.get("weights"))
 
     def _capture(self) -> None:
-        """Capture the step. The network and the optimizer are afterwards as they were before."""
+        """Capture the step. The network and the optimizer are afterwards as they were before, also where that fails."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            self._outputs = capture(graph, self._compute, self._warming_up())
+        except BaseException:
+            self.optimizer.zero_grad(set_to_none=True)  # some may be in the graph's memory, which nothing has written
+            raise
+        finally:
+            self._let_capture(False)
+        self.graph = graph
+
+    @contextmanager
+    def _warming_up(self) -> Iterator[None]:
+        """Surround the steps before the capture. Raises NotCapturedError where they draw on the host: a graph would not."""
+        before = _host_draws()
+        with unchanged(self.network, self.optimizer):
+            yield
+            if _host_draws() != before:
+                raise NotCapturedError("the network draws random numbers on the host")
+        self._let_capture(True)
+
+    def _let_capture(self, capturable: bool) -> None:
+        """Tell the optimizer that what follows is a capture. Of other steps it would warn then."""
         for settings in (*self.optimizer.param_groups, self.optimizer.defaults):
             if "capturable" in settings:
-                settings["capturable"] = True
-        graph = torch.cuda.CUDAGraph()
-        self._outputs = capture(graph, self._compute, unchanged(self.network, self.optimizer))
-        self.graph = graph
+                settings["capturable"] = capturable
+
+
+def _others(labels: Labels) -> Tensor:
+    """Return the places of the images that were mixed in. Raises UserInputError where an augmentation does not say them."""
+    if labels.other is not None:
+        return labels.other
+    if labels.share != 1:
+        raise UserInputError(NO_OTHERS)
+    return torch.arange(len(labels.first), device=labels.first.device)
+
+
+def _host_draws() -> tuple[Any, ...]:
+    """Return where the random number generators are that work on the host."""
+    _, key, *place = np.random.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), np.asarray(key).tolist(), place
 
 
 def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around: AbstractContextManager[None]) -> Captured:
@@ -123,15 +165,17 @@ def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around
         with around:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):
-                    compute()
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        compute()
+            finally:
+                torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
             return compute()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise NotCapturedError(_first_cause(error)) from error
 
 
@@ -144,18 +188,22 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back, at the end, the tensors of a network and its optimizer, in place. State that came in between is zero then.
+    """Put back, at the end, the tensors of a network and its optimizer, in place, and torch's random number generators.
 
-    Zero is what the fused optimizers start from: their first step comes to the same.
+    State of the optimizer that came in between is zero then. Zero is what the fused optimizers start from: their first step comes
+    to the same.
     """
-    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    tensors = [*network.parameters(), *network.buffers()]
+    weights = [tensor.detach().clone() for tensor in tensors]
     state = {(parameter, name): value.clone() for parameter, name, value in _tensors(optimizer)}
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     try:
-        yield
+        with torch.random.fork_rng(list(devices)):
+            yield
     finally:
         with torch.no_grad():
-            for name, tensor in network.state_dict().items():
-                tensor.copy_(weights[name])
+            for tensor, weight in zip(tensors, weights, strict=True):
+                tensor.copy_(weight)
             for parameter, name, value in _tensors(optimizer):
                 before = state.get((parameter, name))
                 value.zero_() if before is None else value.copy_(before)

@@ -13,6 +13,8 @@ from workers.config.specs import MemberSpec, StudentSpec
 from workers.errors import UserInputError
 from workers.training.distillation import distillation_loss
 
+NO_OTHERS = "An augmentation mixes images without saying which (Labels.other); rows with weights need that."
+
 
 class Objective:
     """The loss of a micro-batch.
@@ -56,7 +58,7 @@ class Objective:
         if _is_all(labels.share):
             return loss
         if labels.other is None:
-            raise UserInputError("An augmentation mixes images without saying which (Labels.other); rows with weights need that.")
+            raise UserInputError(NO_OTHERS)
         mixed_in = (self.losses(logits, labels.second[part]) * weights[labels.other][part]).mean()
         return labels.share * loss + (1 - labels.share) * mixed_in
 

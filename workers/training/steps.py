@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ class Stepper:
         """The step as a CUDA graph; None where it is none, or on another device. It is made before the first step."""
         if self.device.type not in CAPTURING_DEVICES or self.why_not_captured:
             return None
-        return CapturedStep(self._update, self.network, self.optimizer, mixes(self.augmentations))
+        return CapturedStep(WeakMethod(self._update), self.network, self.optimizer, mixes(self.augmentations))
 
     @cached_property
     def captured_augmentation(self) -> CapturedAugmentation | None:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from workers.config.specs import TrainedMember
 from workers.errors import DeviceMemoryError, GpuCrowdedError
 from workers.models.network import Network
+from workers.training.memory import give_back, is_out_of_memory
 from workers.training.packed import Pack, PackStepper
 from workers.training.steps import Stepper
 from workers.training.task import Publish, TrainingResult, TrainingTask
@@ -46,21 +45,23 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
         publish(member, result)
         missing.remove(member)
 
+    give_back(task.device)  # what an earlier training of this process held
     while True:
+        left = replace(task, members=tuple(missing))
         try:
-            left = replace(task, members=tuple(missing))
             return Trainer(make_stepper(build_network(), left, micro_batch), left, publish_once).run()
-        except torch.OutOfMemoryError:
-            if task.shares_gpu:
-                raise GpuCrowdedError("out of the memory of a GPU that several trainings share") from None
-            if task.group.size > 1:  # the others are in the middle of the step
-                raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size") from None
-            if micro_batch <= 2:  # batch statistics need two images
-                raise DeviceMemoryError("out of device memory even with two images at a time") from None
-            micro_batch = math.ceil(micro_batch / 2)
-            if task.device.type == "cuda":
-                torch.cuda.empty_cache()
-            task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        give_back(task.device)  # only now: the error's traceback held all tensors
+        if task.shares_gpu:
+            raise GpuCrowdedError("out of the memory of a GPU that several trainings share")
+        if task.group.size > 1:  # the others are in the middle of the step
+            raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size")
+        if micro_batch <= 2:  # batch statistics need two images
+            raise DeviceMemoryError("out of device memory even with two images at a time")
+        micro_batch = math.ceil(micro_batch / 2)
+        task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")
 
 
 def make_stepper(network: Network, task: TrainingTask, micro_batch: int) -> Stepper:
