@@ -156,6 +156,7 @@ def shared(device: torch.device, seconds: float) -> dict[str, float]:
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         processes = [subprocess.Popen(command, **pipes) for _ in range(count)]
         for process in processes:
+            assert process.stdout
             while process.stdout.readline().strip() not in ("ready", ""):  # "" where it has ended
                 pass
         said = [process.communicate("go\n")[0].split() for process in processes]

@@ -219,6 +219,8 @@ def test_the_steps_before_a_capture_leave_draws_and_every_buffer_as_they_were() 
     """Dropout would draw otherwise in the first step, and a training that is resumed captures anew."""
 
     class Counting(nn.Module):
+        seen_too: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.linear, self.seen = nn.Linear(3, 2), torch.zeros(())
