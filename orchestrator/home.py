@@ -108,6 +108,13 @@ class SweepFolder:
         """The folder of the logs: driver.log, and one for each job."""
         return self.path / "logs"
 
+    def result_digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of results that is there, by its name."""
+        from workers.storage.files import file_sha256
+
+        files = [path for path in (self.model, self.report, self.outputs) if path.is_file()]
+        return {path.name: file_sha256(path) for path in files}
+
     def identifier(self) -> str:
         """Return what tells this folder from all others, made at the first call. Its run in a tracking store has it as a tag."""
         from workers.storage.files import write_bytes

@@ -156,6 +156,7 @@ class SweepState(BaseModel):
         members: Signatures of each member's trainings, the full one first.
         fingerprint: What the finished results rest on; None while the sweep is under way, or where it did not end.
         settings: The settings that the results rest on, flat, to tell people what changed between two runs.
+        results: SHA-256 of the model, the report and the outputs, by name; earlier versions did not write it.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -172,3 +173,4 @@ class SweepState(BaseModel):
     members: dict[str, list[str]]
     fingerprint: Fingerprint | None = None
     settings: dict[str, str] = Field(default_factory=dict)
+    results: dict[str, str] = Field(default_factory=dict)

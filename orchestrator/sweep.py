@@ -32,7 +32,7 @@ from workers.config.resources import Resources
 from workers.data.inspection import pack_and_check, summarize_data
 from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
-from workers.data.store import find_store
+from workers.data.store import Store, find_store
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.diagnostics.waiting import retry_while
 from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError
@@ -141,7 +141,12 @@ def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
     except CorruptFileError:  # which is made again
         return False
     is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
-    return is_complete and state is not None and state.fingerprint == plan.fingerprint()
+    is_same = state is not None and state.fingerprint == plan.fingerprint()
+    return is_complete and is_same and (not state or not state.results or state.results == folder.result_digests())
+
+
+def _same_data(one: Store, other: Store) -> bool:
+    return one.folder == other.folder and one.digest == other.digest
 
 
 def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
@@ -166,8 +171,9 @@ class _PreparedSweep:
         folder, options = self.place.folder, self.options
         run_search = options.make_search(self.planner.team, folder) if options.make_search else run_no_search
         recipes = resolve_recipes(self.planner, run_search)
-        is_known = self.known_plan is not None and self.known_plan.store.folder == self.planner.store.folder
-        plan = self.known_plan.refreshed() if is_known and self.known_plan else recipes.planner.plan()
+        known = self.known_plan  # unless the data was packed again, because its record was damaged
+        is_known = known is not None and _same_data(known.store, self.planner.store)
+        plan = known.refreshed() if known and is_known else recipes.planner.plan()
         plan = replace(plan, searched=recipes.seconds)
         DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.place.team_file, len(plan.jobs), len(plan.todo))
         before = folder.state()

@@ -61,8 +61,12 @@ class Predictor:
             self.session = create_session(str(model), spins=False)  # images are decoded on the same cores
             self.classes: list[str] = json.loads(self.session.get_modelmeta().custom_metadata_map["classes"])
             self.size = int(self.session.get_inputs()[0].shape[1])
+            answer = np.asarray(self._run_onnx(np.zeros((1, self.size, self.size, 3), np.uint8)))
+            is_ours = isinstance(self.classes, list) and answer.shape == (1, len(self.classes))
         except Exception as error:  # ONNX Runtime has no common base class for what it raises
             raise UserInputError(f"{model}: not a model that Conclave exported ({type(error).__name__}).") from None
+        if not is_ours:
+            raise UserInputError(f"{model}: not a model that Conclave exported (it gives other answers than one for each class).")
         self.model, self.runtime, self.trusts_code, self.seconds = model, runtime, trusts_code, 0.0
         self.run: Run | None = None  # until it is known which runtime is taken
 

@@ -53,7 +53,8 @@ def options(
 def main() -> None:
     """Run the command line."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     for stream in (sys.stdout, sys.stderr):  # a file's name that the terminal can't show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

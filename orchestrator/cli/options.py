@@ -12,6 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from workers.errors import UserInputError
+from workers.storage.files import UMASK
 
 TeamFile = Annotated[Path, typer.Argument(help="The team file.", metavar="TEAM.YAML")]
 ClusterFile = Annotated[Path, typer.Argument(help="A file of Ray's cluster launcher.", metavar="CLUSTER.YAML")]
@@ -48,7 +49,7 @@ def new_file(option: str, path: Path) -> Iterator[TextIO]:
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             yield file
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~UMASK)
         os.replace(temporary, path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir
-from workers.errors import UserInputError, first_line
+from workers.errors import CorruptFileError, UserInputError, first_line
 
 app = typer.Typer()
 
@@ -21,10 +21,12 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     """Show the MLflow UI of this home, on this machine only. Ctrl-C ends it."""
     from orchestrator.home import Home
     from orchestrator.tracking.server import SAFE
+    from workers.tracking.database import ensure_database
 
     place = Home(home)
     if not place.database.is_file():
         raise UserInputError(f"{home}: no runs yet. `conclave sweep` makes some.")
+    ensure_database(place.database)  # which re-points a home that was moved
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
     hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
@@ -52,9 +54,10 @@ def server(
 
     Set its admin's password for the first start, in MLFLOW_AUTH_ADMIN_PASSWORD.
     """
+    from orchestrator.home import Home
     from orchestrator.tracking.server import Server
 
-    tracking_server = Server(home, host, port, database, artifacts, tuple(allow or ()), postgres)
+    tracking_server = Server(Home(home).path, host, port, database, artifacts, tuple(allow or ()), postgres)
     if not background:
         raise typer.Exit(tracking_server.run())
     words = [word for word in sys.argv[1:] if word != "--background"]
@@ -75,9 +78,13 @@ def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
         if outbox.unsent():
             try:
                 sent += flush_outbox(outbox)
+            except CorruptFileError as error:
+                problems.add(str(error))
             except Exception as error:  # whatever a network, a server and a database can do
                 problems.add(f"{outbox.uri}: {first_line(error)[:200]}")
         left += len(outbox.unsent())
+        if lines := outbox.unreadable():
+            problems.add(f"{outbox.path}: {lines} lines can't be read, and are passed over")
     if as_json:
         print(json.dumps({"sent": sent, "left": left}))
     else:

@@ -59,6 +59,7 @@ class Connection:
 
     Args:
         address: HOST:PORT of a running Ray; None for a private local one.
+        source: What named the address, for messages.
 
     Attributes:
         is_lost: Whether Ray was found to be gone.
@@ -68,11 +69,11 @@ class Connection:
         ConclaveError: If a local Ray does not start, twice in a row.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, source: str = "--address") -> None:
         self.address, self.folder, self.reapers = address, None, None
         self.is_lost, self.looked_at, self.answered_at = False, 0.0, time.monotonic()
         if address:
-            probe(address)
+            probe(address, source)
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             self.folder = PrivateFolder.make()
@@ -87,7 +88,7 @@ class Connection:
             self._connect()
         except Exception as error:  # whatever Ray raises where one of its processes does not live for long
             if address:
-                raise ConclaveError(f"--address {address}: Ray doesn't let us in ({first_line(error)[:200]}).") from error
+                raise ConclaveError(f"{source} {address}: Ray doesn't let us in ({first_line(error)[:200]}).") from error
             self._connect_anew()
 
     def _connect(self) -> None:

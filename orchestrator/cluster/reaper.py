@@ -79,7 +79,14 @@ def _add(known: Known, processes: Iterator[psutil.Process]) -> None:
 
 def _below(pid: int) -> Iterator[psutil.Process]:
     with contextlib.suppress(psutil.Error):
-        yield from psutil.Process(pid).children(recursive=True)
+        yield from (process for process in psutil.Process(pid).children(recursive=True) if not _is_reaper(process))
+
+
+def _is_reaper(process: psutil.Process) -> bool:
+    """Return whether a process is the other reaper, which goes on where this one is killed."""
+    with contextlib.suppress(psutil.Error):
+        return any(Path(word) == Path(__file__) for word in process.cmdline()[:3])
+    return False
 
 
 def _of_session(folder: Path) -> Iterator[psutil.Process]:

@@ -48,7 +48,7 @@ class RayBackend:
         """The connection that all executors and searches share: Ray keeps the token of the first one for good."""
         from orchestrator.cluster.connection import Connection
 
-        return Connection(self.address)
+        return Connection(self.address, self.source)
 
     def check_reachable(self) -> None:
         """Check that a cluster answers at the address, if one was named. Raises UserInputError where none does."""

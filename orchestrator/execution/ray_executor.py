@@ -24,6 +24,7 @@ from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
 HEARTBEAT_SECONDS = 1.0  # between two looks at the fusion actor
+STARTING_SECONDS = 600.0  # that the fusion actor may take to import what it needs
 ENDING_SECONDS = 20.0  # that the head may take to end a hung process
 MOST_WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
 
@@ -171,8 +172,11 @@ class RayExecutor:
             self.connection.check()
             if self.connection.is_ready(heartbeat):
                 pid, heartbeat, heard_at = self.ray.get(heartbeat), actor.heartbeat.remote(), time.monotonic()
-            if pid is not None and time.monotonic() - heard_at > self.heartbeat.seconds:
+            silent = time.monotonic() - heard_at
+            if pid is not None and silent > self.heartbeat.seconds:
                 self._kill_process(pid)
+                return False
+            if pid is None and silent > STARTING_SECONDS:  # it is pinned to the head, where it waits for nobody
                 return False
         return True
 

@@ -11,7 +11,7 @@ from orchestrator.execution.outcomes import Outcome
 from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
 from workers.tracking.delivery import download_training
-from workers.tracking.entries import TagsEntry
+from workers.tracking.entries import StatusEntry, TagsEntry
 from workers.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class MemberRuns:
         while run := self.tracking.find_training(self.experiment, planned.signature):
             self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
         if run := self.ids.pop(planned.signature, None):
-            self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
+            ended = StatusEntry(run=run, status="KILLED", time=now_ms(), tags=RESTARTED)  # a driver may have left it running
+            self.tracking.send([TagsEntry(run=run, tags=RESTARTED), ended])
         planned.artifact.delete()
         TrainingFolder.of(planned.job).remove_checkpoints()
 

@@ -18,6 +18,7 @@ from orchestrator.tracking.database import Database
 from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
+from workers.tracking.database import HOME_DATABASE, ensure_database
 
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable, as are the two of clients: MLFLOW_TRACKING_USERNAME, _PASSWORD
@@ -109,6 +110,8 @@ class Server:
         if not self.secret.exists():
             write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
+        if not self.database:
+            ensure_database(self.home / HOME_DATABASE)  # whole or not at all, which MLflow's own first start is not
         if not self.database:  # it holds hashes of passwords
             (self.home / "server-users.db").touch(mode=0o600)
             (self.home / "server-users.db").chmod(0o600)
@@ -147,7 +150,8 @@ class Server:
     def _authentication(self) -> str:
         """Return the authentication's settings: nobody without an account; accounts read what others made and write their own."""
         database = self.database or f"sqlite:///{self.home.absolute()}/server-users.db"
-        return f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}\nadmin_username = admin\n" + (
+        escaped = database.replace("%", "%%")  # which means one % in such a file
+        return f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n" + (
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
             "auth_cache_ttl_seconds = 60\n"  # else each request hashes its password anew
         )

@@ -82,9 +82,10 @@ class PasswordGate:
             seconds = math.ceil(wait)
             return 429, f"Too many wrong passwords. Try again in {seconds} s.", {"retry-after": str(seconds)}
         account, password = _account(given)
+        self.limiter.add_wrong(address)  # until it is known: others of the same moment are counted before any is looked at
         if not await asyncio.to_thread(self.is_right, account, password):
-            self.limiter.add_wrong(address)
             return _no_password()
+        self.limiter.take_back(address)
         if len(self._right) >= MOST_REMEMBERED:
             self._right.clear()
         self._right[digest] = time.monotonic() + REMEMBERED

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
@@ -23,6 +23,7 @@ ACCOUNTS = {
     "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "postgresql": ("PGUSER", "PGPASSWORD"),
 }
+SECRETS = ("user", "password")  # parameters of an address that go the same way
 
 
 def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None]) -> str:
@@ -38,9 +39,9 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         UserInputError: If a required store does not answer, or the team file holds a password.
     """
     if spec.uri:
-        source, uri = "tracking.uri", _absolute(spec.uri, team_file.resolve().parent)
-        if urlsplit(uri).password:
-            user, password = ACCOUNTS.get(urlsplit(uri).scheme, (TRACKING_URI, TRACKING_URI))
+        source, uri = "tracking.uri", _absolute(spec.uri, team_file.resolve().parent, "tracking.uri")
+        if _account_in(uri, source) is not None:
+            user, password = ACCOUNTS.get(urlsplit(uri).scheme.partition("+")[0], (TRACKING_URI, TRACKING_URI))
             names = user if user == password else f"{user} and {password}"
             raise UserInputError(
                 f"tracking.uri: it holds a password, and team files are passed around. Give the password by {names}."
@@ -64,26 +65,57 @@ def environment_uri() -> str:
     Raises:
         UserInputError: If it holds a password that no other variable can take.
     """
-    uri = _absolute(os.environ.get(TRACKING_URI, ""), Path.cwd())
-    parts = urlsplit(uri)
-    if parts.password is None:
+    uri = _absolute(os.environ.get(TRACKING_URI, ""), Path.cwd(), TRACKING_URI)
+    account = _account_in(uri, TRACKING_URI)
+    if account is None:
         return uri
+    parts = urlsplit(uri)
     names = ACCOUNTS.get(parts.scheme.partition("+")[0])
     if names is None:
         raise UserInputError(
             f"{TRACKING_URI}: a password can't be kept secret in a {parts.scheme} address. Use an MLflow server."
         )
-    for name, value in zip(names, (parts.username, parts.password), strict=True):
-        os.environ[name] = unquote(value or "")
-    place = parts.hostname or ""
-    return urlunsplit(parts._replace(netloc=f"{place}:{parts.port}" if parts.port else place))
+    for name, value in zip(names, account, strict=True):
+        if value:
+            os.environ[name] = value
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name not in SECRETS])
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
 
 
-def _absolute(uri: str, folder: Path) -> str:
-    """Return a URI whose file, where it is one, does not depend on the folder that one is in."""
+def _account_in(uri: str, source: str) -> tuple[str, str] | None:
+    """Return the user and the password that an address holds, or None where it holds neither.
+
+    Raises:
+        UserInputError: If it can't be told where they end. The message does not have them.
+    """
+    parts = urlsplit(uri)
+    try:
+        _ = parts.port
+    except ValueError:
+        raise UserInputError(
+            f"{source}: the address has no host with a port before its first /. In a user or a password, write /, ?, # and @ as "
+            "%2F, %3F, %23 and %40."
+        ) from None
+    query = dict(parse_qsl(parts.query)) if parts.netloc else {}
+    user, password = parts.username or query.get("user"), parts.password or query.get("password")
+    is_token = parts.scheme in ("http", "https") and bool(parts.username)
+    return (unquote(user or ""), unquote(password or "")) if password is not None or is_token else None
+
+
+def _absolute(uri: str, folder: Path, source: str) -> str:
+    """Return a URI whose file, where it is one, does not depend on the folder that one is in.
+
+    Raises:
+        UserInputError: If the folder's path holds what the address of a SQLite database can't hold.
+    """
     database = path_of(uri)
     if database is None or database.is_absolute():
         return uri
+    if unusable := [letter for letter in "?%#" if letter in str(folder)]:
+        raise UserInputError(
+            f"{source}: it counts from {folder}, whose path holds {unusable[0]!r}, which the address of a SQLite database can't "
+            "hold. Use a folder of another name."
+        )
     query = uri.removeprefix(SCHEME).partition("?")[2]
     return uri_of(folder / database) + (f"?{query}" if query else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -237,13 +238,15 @@ class SweepRuns:
             members={n: [p.signature for p in self.plan.of_member(n)] for n in self.plan.team.names},
             fingerprint=fingerprint,
             settings=self.plan.settings(),
+            results=self.place.folder.result_digests() if fingerprint else {},
         )
         self.place.folder.keep_state(state)
 
 
 def _outbox(place: SweepPlace, name: str) -> Outbox:
     """Return the sweep's outbox for its store: the one that is there, whatever the store's URI was when it was made."""
-    there = [outbox for outbox in Outbox.all_in_home(place.home.path) if outbox.path.name.startswith(f"sweep-{name}-")]
+    pattern = re.compile(rf"sweep-{re.escape(name)}-[0-9a-f]{{8}}")  # a sweep's name may begin with another one's
+    there = [outbox for outbox in Outbox.all_in_home(place.home.path) if pattern.fullmatch(outbox.path.stem)]
     of_store = next((outbox.path.stem for outbox in there if outbox.uri == place.uri), None)
     digest = hashlib.sha256(place.uri.encode()).hexdigest()[:8]
     return Outbox.open(place.home.path, of_store or f"sweep-{name}-{digest}", place.uri)

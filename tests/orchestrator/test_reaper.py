@@ -9,6 +9,7 @@ from unittest.mock import Mock
 
 import psutil
 
+from orchestrator.cluster import reaper
 from orchestrator.cluster.reaper import is_of_session
 from workers.diagnostics.waiting import wait_until
 
@@ -115,3 +116,18 @@ def test_ray_that_is_interrupted_while_it_starts_leaves_nothing_and_says_nothing
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     assert wait_until(lambda: not Path(done.stdout.strip()).exists(), 20)
+
+
+def test_two_reapers_leave_each_other_alone(tmp_path: Path) -> None:
+    """One of them may be killed, and then the other one goes on."""
+    start = f"subprocess.Popen([sys.executable, {str(REAPER)!r}, *sys.argv[1:]])"
+    script = f"import subprocess, sys, time\n{start}\n{start}\ntime.sleep(60)"
+    words = [sys.executable, "-c", script, "1999999999", str(tmp_path)]  # as for a driver that is none of ours
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as starter:
+        parent = psutil.Process(starter.pid)
+        try:
+            assert wait_until(lambda: sum(map(reaper._is_reaper, parent.children())) == 2, 20, 0.05)
+            assert list(reaper._below(starter.pid)) == []
+        finally:
+            for process in [*parent.children(), parent]:
+                process.kill()

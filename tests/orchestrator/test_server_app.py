@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,3 +116,32 @@ def test_an_address_is_forgotten_and_waits_no_longer_than_a_minute() -> None:
 )
 def test_where_a_request_says_that_artifacts_lie(body: object, found: list[str]) -> None:
     assert list(find_locations(body)) == found
+
+
+def test_guesses_of_one_moment_are_counted_before_any_is_looked_at() -> None:
+    """Each is looked at in a thread of its own, and many may wait for that at once."""
+    served = Served()
+
+    def slowly(account: str, password: str) -> bool:
+        served.looked_at += 1
+        time.sleep(0.05)
+        return False
+
+    served.gate.is_right = slowly
+    statuses: list[int] = []
+
+    async def guess(number: int) -> None:
+        given = base64.b64encode(f"admin:guess{number}".encode())
+        headers = [(b"host", b"lab:5000"), (b"authorization", b"Basic " + given)]
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+
+        await served.gate({"type": "http", "path": RUNS, "headers": headers, "client": ("10.0.0.7", 1)}, None, send)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(guess(number) for number in range(50)))
+
+    asyncio.run(all_at_once())
+    assert served.looked_at <= FREE
+    assert statuses.count(429) >= 50 - FREE

@@ -96,3 +96,50 @@ def test_a_password_in_a_team_file_is_refused_and_not_repeated(tmp_path: Path) -
     with pytest.raises(UserInputError, match="it holds a password") as refused:
         resolve_tracking_uri(spec, tmp_path / "team.yaml", Home(tmp_path), print)
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "uri", "account"),
+    [
+        (f"http://{SECRET}@lab:5000", "http://lab:5000", (SECRET, None)),
+        (f"http://u:{SECRET}@[::1]:5000/x", "http://[::1]:5000/x", ("u", SECRET)),
+        (f"postgresql://lab/db?user=u&password={SECRET}", "postgresql://lab/db", ("u", SECRET)),
+        (f"postgresql://lab/db?sslmode=require&password={SECRET}", "postgresql://lab/db?sslmode=require", (None, SECRET)),
+    ],
+)
+def test_an_account_is_found_wherever_an_address_holds_it(
+    given: str, uri: str, account: tuple[str | None, str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (
+        ("PGUSER", "PGPASSWORD") if given.startswith("postgresql") else ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    )
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(TRACKING_URI, given)
+    assert environment_uri() == uri
+    assert tuple(os.environ.get(name) for name in names) == account
+    with pytest.raises(UserInputError, match="it holds a password") as caught:
+        resolve_tracking_uri(TrackingSpec(uri=given), tmp_path / "team.yaml", Home(tmp_path), print)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [f"http://admin:{SECRET}/b@lab:5000", f"http://admin:{SECRET}#b@lab", "http://lab:5000x"])
+def test_an_address_that_can_t_be_taken_apart_is_refused_without_its_words(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRACKING_URI, given)
+    for call in (
+        environment_uri,
+        lambda: resolve_tracking_uri(TrackingSpec(uri=given), tmp_path / "team.yaml", Home(tmp_path), print),
+    ):
+        with pytest.raises(UserInputError, match="no host with a port") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b"])
+def test_a_database_beside_a_team_file_is_not_put_elsewhere(name: str, tmp_path: Path) -> None:
+    team = tmp_path / name / "team.yaml"
+    with pytest.raises(UserInputError, match="the address of a SQLite database can't hold"):
+        resolve_tracking_uri(TrackingSpec(uri="sqlite:///runs.db"), team, Home(tmp_path), print)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.errors import CorruptFileError
+from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
 from workers.tracking.entries import Entry, MetricsEntry, StatusEntry, TagsEntry
 from workers.tracking.outbox import Outbox
@@ -87,3 +91,58 @@ def test_a_torn_line_costs_that_entry_alone(entries: list[Any], torn_bytes: int)
         outbox.tags("after", {"the": "crash"})
         kept = [entry for entry, _ in outbox.unsent()]
         assert kept == [*(entry for entry, _ in before), TagsEntry(run="after", tags={"the": "crash"})]
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped"])
+def test_an_outbox_whose_first_line_is_damaged_sends_nothing_into_the_void(damage: str, tmp_path: Path) -> None:
+    """MLflow would take its own default store for it, and what that refuses would be marked as sent."""
+    outbox = Outbox.open(tmp_path, "o", "http://server")
+    outbox.tags("r", {"a": "1"})
+    first, rest = outbox.path.read_bytes().split(b"\n", 1)
+    broken = {"empty": b"", "torn": first[:7], "flipped": first.replace(b'"uri"', b'"uRi"') + b"\n"}[damage]
+    outbox.path.write_bytes(broken + (rest if damage == "flipped" else b""))
+    assert outbox.uri == ""
+    if outbox.unsent():
+        with pytest.raises(CorruptFileError, match="the line that names its tracking store is damaged"):
+            flush_outbox(outbox)
+        assert outbox.unsent()
+    assert Outbox.open(tmp_path, "o", "http://server").uri == "http://server", "whoever opens it again knows the store"
+    assert len(outbox.unsent()) == (damage == "flipped")
+
+
+@pytest.mark.parametrize("kept", ["9999999", "5", "-3", "many"])
+def test_a_count_of_sent_bytes_that_can_t_be_true_loses_no_entry(kept: str, tmp_path: Path) -> None:
+    outbox = Outbox.open(tmp_path, "o", "http://server")
+    outbox.tags("r", {"a": "1"})
+    outbox.tags("r", {"a": "2"})
+    outbox.mark_sent(outbox.unsent()[0][1])
+    assert len(outbox.unsent()) == 1
+    outbox.path.with_suffix(".sent").write_text(kept)
+    assert len(outbox.unsent()) == 2, "sending an entry twice does no harm"
+
+
+def test_lines_that_can_t_be_read_are_counted(tmp_path: Path) -> None:
+    outbox = Outbox.open(tmp_path, "o", "http://server")
+    outbox.tags("r", {"a": "1"})
+    assert outbox.unreadable() == 0
+    outbox.path.write_bytes(outbox.path.read_bytes().replace(b'{"run"', b'{"run'))
+    assert outbox.unreadable() == 1
+
+
+def test_a_slow_store_is_left_soon_after_the_time_is_over(tmp_path: Path) -> None:
+    """Metrics go in one request; tags each in one of its own."""
+
+    class Slow:
+        sent = 0
+
+        def send(self, entries: list[Any]) -> None:
+            time.sleep(0.2 * len(entries))
+            self.sent += len(entries)
+
+    outbox = Outbox.open(tmp_path, "o", "http://server")
+    for number in range(60):
+        outbox.tags("r", {"a": str(number)})
+    slow, began = Slow(), time.monotonic()
+    flush_outbox(outbox, cast(TrackingClient, slow), began + 1.0)
+    assert slow.sent < 20, "a batch of 50 would have gone on for ten seconds"
+    assert len(outbox.unsent()) == 60 - slow.sent

@@ -179,3 +179,25 @@ def test_a_database_that_another_program_holds_is_said_in_a_sentence(tmp_path: P
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(ConclaveError, match=r"mlflow\.db: another program holds the database\. End it, or wait"):
             TrackingClient(uri_of(tmp_path)).client.search_experiments()
+
+
+def test_a_database_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
+    """A tracking store may be named by mistake. Also one of MLflow's that has models and no run is somebody's."""
+    foreign = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(foreign)) as connection, connection:
+        connection.execute("CREATE TABLE customers (name TEXT)")
+        connection.execute("INSERT INTO customers VALUES ('Ada')")
+    before = foreign.read_bytes()
+    with pytest.raises(CorruptFileError, match="is not MLflow's \\(it has the table customers\\)"):
+        ensure_database(foreign)
+    assert foreign.read_bytes() == before
+    ours = tmp_path / "mlflow.db"
+    tracking = TrackingClient(f"sqlite:///{ours}")
+    tracking.experiment("e", None)
+    tracking.client.create_registered_model("kept")
+    with contextlib.closing(sqlite3.connect(ours)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0000'")  # as of another version
+    with pytest.raises(ConclaveError, match="can't be made"):
+        ensure_database(ours)
+    with contextlib.closing(sqlite3.connect(ours)) as connection:
+        assert connection.execute("SELECT name FROM registered_models").fetchall() == [("kept",)]

@@ -75,6 +75,12 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of the name, dtype, shape and bytes of every tensor, sorted by name."""
     digest = hashlib.sha256()

@@ -20,6 +20,8 @@ SCHEME = "sqlite:///"
 HOME_DATABASE = "mlflow.db"  # of a home
 LOCK_SECONDS = 120.0  # for another process to make the database, which takes ten
 BUSY_SECONDS = 30.0  # for a writer of another process
+MADE_BY_MLFLOW = {"alembic_version", "experiments", "workspaces"}  # tables with a row of its own in a fresh database
+PASSING = ("sqlite_", "_alembic_tmp_")  # with which names of SQLite's and Alembic's own tables begin
 
 
 def path_of(uri: str) -> Path | None:
@@ -105,17 +107,40 @@ def _remove(folder: Path, beginning: str) -> None:
 
 
 def _is_worth_keeping(database: Path) -> bool:
-    """Return whether a database holds a run. Raises CorruptFileError where it does, and its tables were never finished."""
+    """Return whether anybody put anything into a database, beside what MLflow puts in when it makes one.
+
+    Raises:
+        CorruptFileError: If it is not MLflow's; or it is, somebody put something in, and its tables were never finished.
+    """
     if not database.exists():
         return False
     with _opened(database) as connection:
-        has_runs = "runs" in _tables(connection) and connection.execute("SELECT COUNT(*) FROM runs").fetchone()[0] > 0
-        if has_runs and _revision(connection) is None:
+        tables = {table for table in _tables(connection) if not table.startswith(PASSING)}
+        if foreign := sorted(tables - _mlflows_tables()):
+            raise CorruptFileError(
+                f"{database}: this database is not MLflow's (it has the table {foreign[0]}), and is left as it is. "
+                "Name another file for the tracking store."
+            )
+        filled = [table for table in tables - MADE_BY_MLFLOW if connection.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone()]
+        has_experiments = "experiments" in tables and connection.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] > 1
+        is_used = bool(filled or has_experiments)
+        if is_used and _revision(connection) is None:
             raise CorruptFileError(
                 f"{database}: it holds runs, but its tables are not whole. Move it elsewhere: the next sweep makes a new one, "
                 "and no training is lost."
             )
-        return bool(has_runs)
+        return is_used
+
+
+def _mlflows_tables() -> set[str]:
+    """Return the names of the tables that MLflow makes, in this version and in earlier ones."""
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.model_registry.dbmodels import models as registry
+    from mlflow.store.tracking.dbmodels import models as tracking
+
+    assert registry
+    assert tracking  # importing them is what fills the metadata
+    return {*Base.metadata.tables, "alembic_version"}
 
 
 def _is_migrated(database: Path) -> bool:

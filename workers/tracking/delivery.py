@@ -16,7 +16,8 @@ from workers.tracking.outbox import Outbox
 if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
-BATCH = 50
+BATCH = 50  # entries that are sent at once, at most
+SLOW_SECONDS = 0.5  # that a batch may take, where there is an end: smaller ones follow, because none is broken off
 
 
 def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: float | None = None) -> int:
@@ -35,15 +36,20 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
     """
     from workers.tracking.client import TrackingClient  # imports MLflow
 
+    if tracking is None and not outbox.uri:
+        raise CorruptFileError(f"{outbox.path}: the line that names its tracking store is damaged. Sweep again: that mends it.")
     tracking = tracking or TrackingClient(outbox.uri)
-    count = 0
-    while (batch := outbox.unsent()[:BATCH]) and (until is None or time.monotonic() < until):
+    count, size = 0, BATCH if until is None else 1
+    while (batch := outbox.unsent()[:size]) and (until is None or time.monotonic() < until):
+        began = time.monotonic()
         try:
             tracking.send([entry for entry, _ in batch])
         except RefusedEntryError:
             _send_one_by_one(outbox, tracking, batch)
         outbox.mark_sent(batch[-1][1])
         count += len(batch)
+        is_slow = until is not None and time.monotonic() - began > SLOW_SECONDS
+        size = max(1, size // 2) if is_slow else min(BATCH, 2 * size)
     return count
 
 

@@ -45,8 +45,11 @@ class Outbox:
         outbox = cls.in_home(home, name)
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
         cls.remove_leftovers(home, [name])
+        header = json.dumps({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION})
         if not outbox.path.exists():
-            outbox._append(json.dumps({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION}))
+            write_bytes(outbox.path, header.encode() + b"\n", "spool")
+        elif not outbox.uri:  # its first line is damaged
+            outbox._append(header)
         return outbox
 
     @classmethod
@@ -69,7 +72,7 @@ class Outbox:
 
     @property
     def uri(self) -> str:
-        """The tracking store that the entries are for."""
+        """The tracking store that the entries are for; "" where the line that says it is damaged."""
         uri = next((str(values["uri"]) for values, _ in self._lines(0) if "uri" in values), "")
         return self.own_uri if uri == OWN_STORE else uri
 
@@ -115,13 +118,23 @@ class Outbox:
         """Return the entries that were not sent yet, each with the offset behind it. A line that a crash tore is passed over."""
         return list(self._entries(self._offset()))
 
+    def unreadable(self) -> int:
+        """Return how many lines that were not sent yet can't be read."""
+        content = self.path.read_bytes()[self._offset() :] if self.path.exists() else b""
+        lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
+        return sum(_values(line) is None for line in lines)
+
     def mark_sent(self, offset: int) -> None:
         """Remember that everything before `offset` was sent."""
         write_bytes(self.path.with_suffix(".sent"), str(offset).encode(), "spool")
 
     def _offset(self) -> int:
+        """Return the number of bytes that were sent: 0, so that all are sent again, where what is kept of it can't be true."""
         try:
-            return int(self.path.with_suffix(".sent").read_text())
+            offset = int(self.path.with_suffix(".sent").read_text())
+            with open(self.path, "rb") as file:
+                file.seek(max(offset - 1, 0))
+                return offset if offset > 0 and file.read(1) == b"\n" else 0
         except (FileNotFoundError, ValueError):
             return 0
 
@@ -161,13 +174,17 @@ class Outbox:
             return
         for line in content[offset:].splitlines(keepends=True):
             offset += len(line)
-            if line.endswith(b"\n"):
-                try:
-                    values = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(values, dict):
-                    yield values, offset
+            if line.endswith(b"\n") and (values := _values(line)) is not None:
+                yield values, offset
+
+
+def _values(line: bytes) -> dict[str, object] | None:
+    """Return what a line holds, or None where it is damaged."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _last_byte(handle: int, size: int) -> bytes:
