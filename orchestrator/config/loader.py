@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from orchestrator.config import yaml_document
 from orchestrator.config.resolution import NOT_OF_A_RECIPE, Resolution
 from orchestrator.config.rules import RULES, STUDENT_RULES, TRAINING_RULES
 from orchestrator.config.team import Team
-from orchestrator.config.team_file import MOST_MEMBERS, TeamFile
+from orchestrator.config.team_file import MOST_MEMBERS, MOST_TRAININGS, TeamFile
 from orchestrator.config.yaml_document import Document, KeyPath, dotted
 from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
@@ -37,6 +38,7 @@ SENTENCES = {  # in the place of pydantic's own, by the type of the error
     "tuple_type": "expected a list",
     "bool_type": "expected true or false",
 }
+MOST_SHOWN = 50  # problems
 Problems = list[tuple[int, str]]  # line in the file, sentence
 
 
@@ -72,6 +74,9 @@ def resolve_team(document: Document, data: Path | None = None) -> Team:
     if (members := resolution.number_of_members()) > MOST_MEMBERS:
         text = f"members: {members} of them; a team has {MOST_MEMBERS} at most"
         raise _refusal(document, [*problems, (document.line(("members",)), text)])
+    if (trainings := members * (1 + file.data.folds)) > MOST_TRAININGS:
+        text = f"members: {members} with {file.data.folds} folds are {trainings:,} trainings; the most is {MOST_TRAININGS:,}"
+        raise _refusal(document, [*problems, (document.line(("members",)), text)])
     problems += _problems_of_members(document, resolution)
     if problems:
         raise _refusal(document, problems)
@@ -83,7 +88,10 @@ def resolve_team(document: Document, data: Path | None = None) -> Team:
 
 def _refusal(document: Document, problems: Problems) -> UserInputError:
     unique = sorted(dict.fromkeys(problems))
-    return UserInputError("\n".join(f"{document.path}:{line}: {text}" for line, text in unique))
+    lines = [f"{document.path}:{line}: {text}" for line, text in unique[:MOST_SHOWN]]
+    if more := len(unique) - MOST_SHOWN:
+        lines += [f"{document.path}: and {more} more"] if more > 0 else []
+    return UserInputError("\n".join(lines))
 
 
 def _problems_of_members(document: Document, resolution: Resolution) -> Iterator[tuple[int, str]]:
@@ -130,11 +138,11 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
         context = details.get("ctx", {})
         place = f"{dotted(where)}: " if where else ""
         known = str(context.get("expected_tags", "")).replace("'", "")
-        return document.line(where), f"{place}unknown kind {context.get('tag')!r}. Known are {known}"
+        return document.line(where), f"{place}unknown kind {reprlib.repr(context.get('tag'))}. Known are {known}"
     text = SENTENCES.get(error_type, details["msg"].removeprefix("Value error, ").removeprefix("Input "))
     text = text[0].lower() + text[1:]
     is_sentence = isinstance(value, dict | tuple) or error_type == "value_error" or error_type in SENTENCES
-    shown_value = "" if is_sentence else f"{value!r} "
+    shown_value = "" if is_sentence else f"{reprlib.repr(value)} "
     place = f"{dotted(where)}: " if where else ""
     return document.line(where), f"{place}{shown_value}{text}"
 

@@ -124,7 +124,7 @@ class Resolution:
         """Add the resources of the team, and make the path of the weights absolute."""
         values = {key: value for key, value in values.items() if value is not None}
         if "weights" in values:
-            values["weights"] = (self.folder / values["weights"]).resolve()
+            values["weights"] = self._path(values["weights"])
         if "optimizer" in values:  # changes of settings alone are those of the optimizer that is taken where none is named
             values["optimizer"] = {"kind": OPTIMIZER, **values["optimizer"]}
         return {**values, "resources": _merge(_written(self.file.resources), values.get("resources", {}))}

@@ -82,10 +82,10 @@ class OwnServer(Strict):
         trainers: Number of trainers at once.
     """
 
-    price: float = Field(gt=0)
-    years: float = Field(3, gt=0)
-    use: float = Field(0.3, gt=0, le=1)  # share of the hours in which it works
-    trainers: float = Field(1, gt=0)  # at once
+    price: float = Field(gt=0, le=1e9)
+    years: float = Field(3, ge=0.01, le=100)
+    use: float = Field(0.3, ge=0.001, le=1)  # share of the hours in which it works
+    trainers: float = Field(1, ge=0.01, le=1e6)  # at once
 
     @property
     def trainer_hour_price(self) -> float:

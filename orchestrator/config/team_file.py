@@ -6,7 +6,6 @@ Keys that are left out are left out here too: `resolution.py` fills in the defau
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag
@@ -22,10 +21,11 @@ from workers.config.recipe import Augments, Average, Cycles
 from workers.config.resources import Resources
 from workers.config.search_space import SearchSpec
 from workers.config.specs import CROSS_ENTROPY, DataSpec, TrainSpec, check_loss
-from workers.config.strict import Name, Shorthand, Strict
+from workers.config.strict import FilePath, Name, Shorthand, Strict
 
 MOST_COPIES = 1000
 MOST_MEMBERS = 10_000
+MOST_TRAININGS = 100_000  # with those of folds
 
 
 def _branch(value: Any) -> str:
@@ -70,7 +70,7 @@ class RecipeEntry(Strict):
     loss: Annotated[str, AfterValidator(check_loss)] = Field(
         CROSS_ENTROPY, description="The loss: cross_entropy, or a function of your own as package.module:function."
     )
-    weights: Path | None = Field(None, strict=False, description="A file of weights to start from.")
+    weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
     resources: Resources | None = Field(None, description="What one training asks of a machine.")
 
 

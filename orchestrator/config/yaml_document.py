@@ -18,6 +18,8 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 100_000  # aliases of aliases of aliases end here
 MAX_PARTS = 20_000  # lines, and entries of lists and mappings in a line: parsing more takes many seconds
 MAX_DEPTH = 200  # brackets in brackets
+MAX_LINE = 100_000  # characters: a tag or a key that is longer takes many seconds
+SHOWN = 100  # characters of what a parser says
 
 KeyPath = tuple[str | int, ...]
 
@@ -100,6 +102,8 @@ def parse_document(text: str, path: Path) -> Document:
             f"{path}: more than {MAX_PARTS} lines and entries, or more than {MAX_DEPTH} brackets in each other, "
             "which none of our YAML files has. Check the path. `count: N` makes many members that differ in their seed."
         )
+    if (longest := max(map(len, text.split("\n")))) > MAX_LINE:
+        raise UserInputError(f"{path}: a line of {longest:,} characters, which none of our YAML files has. Check the path.")
     try:
         root = YAML(typ="rt", pure=True).load(text)
         if not isinstance(root, CommentedMap):
@@ -113,7 +117,7 @@ def parse_document(text: str, path: Path) -> Document:
             problem += "; each key may stand once"
         raise UserInputError(f"{path}:{line}: {problem}.") from None
     except (YAMLError, RecursionError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-        first = (str(error) or type(error).__name__).split("\n")[0]
+        first = (str(error) or type(error).__name__).split("\n")[0][:SHOWN]
         raise UserInputError(f"{path}: not valid YAML ({first}).") from None
     return Document(path, values, root)
 

@@ -136,6 +136,7 @@ class Server:
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
         words = [sys.executable, "-m", "orchestrator.tracking.server_app", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
+        words += ["--uvicorn-opts=--no-proxy-headers"]  # else a client on this machine names any address as its own
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
     def env(self) -> Mapping[str, str]:

@@ -104,7 +104,7 @@ class SweepRuns:
         for planned in [planned for member in restart for planned in plan.of_member(member)]:
             members.restart(planned)
         members.create_first()
-        runs._save(state.fingerprint if state else None)
+        runs._save(*((state.fingerprint, state.results) if state else ()))
         return runs
 
     @property
@@ -171,7 +171,10 @@ class SweepRuns:
         tags = {"recommended": str(summary.recommended), "mlflow.note.content": note[:NOTE_CHARACTERS]}
         status = "FAILED" if summary.state == "failed" else "FINISHED"
         self.outbox.status(self.parent, status, now_ms(), {**tags, "state": summary.state})
-        self._save(self.plan.fingerprint() if summary.state == "done" else None)
+        if summary.state == "done":
+            self._save(self.plan.fingerprint(), folder.result_digests())
+        else:
+            self._save()
 
     def flush(self, seconds: float) -> int:
         """Send this sweep's entries for about `seconds`; return how many stay for `conclave sync`."""
@@ -224,7 +227,7 @@ class SweepRuns:
                 self.outbox.status(self.ids[planned.signature], status, now_ms(), {"state": state})
         self.outbox.status(self.parent, status, now_ms(), {"state": state})
 
-    def _save(self, fingerprint: Fingerprint | None = None) -> None:
+    def _save(self, fingerprint: Fingerprint | None = None, results: Mapping[str, str] | None = None) -> None:
         root = self.plan.team.data.root
         state = SweepState(
             team=self.plan.team.name,
@@ -238,7 +241,7 @@ class SweepRuns:
             members={n: [p.signature for p in self.plan.of_member(n)] for n in self.plan.team.names},
             fingerprint=fingerprint,
             settings=self.plan.settings(),
-            results=self.place.folder.result_digests() if fingerprint else {},
+            results=dict(results or {}),
         )
         self.place.folder.keep_state(state)
 

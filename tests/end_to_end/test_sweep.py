@@ -237,6 +237,28 @@ def test_a_second_sweep_trains_nothing_and_a_fourth_member_alone(done: tuple[Pat
         assert more.members[name].weights_sha256 == summary["members"][name]["weights_sha256"]
 
 
+def test_results_that_were_changed_are_made_again_and_nothing_is_trained_for_that(tmp_path: Path) -> None:
+    """A model of garbage is no finished sweep; a digit of the packed data's digest is no other training."""
+    (tmp_path / "team.yaml").write_text(QUICK)
+    first = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    folder = Home(tmp_path / "home").sweep("tiny")
+    for changed in (folder.model, folder.outputs):
+        changed.write_bytes(b"garbage")
+        again = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+        assert again.trained == 0
+        assert changed.read_bytes() != b"garbage", "it was taken for finished"
+    onnx.checker.check_model(onnx.load(folder.model))
+    [record] = (tmp_path / "home" / "data").glob("*/store.json")
+    values = json.loads(record.read_text())
+    values["digest"] = ("1" if values["digest"][0] == "0" else "0") + values["digest"][1:]
+    record.write_text(json.dumps(values))
+    again = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert again.trained == 0
+    assert {name: one.weights_sha256 for name, one in again.members.items()} == {
+        name: one.weights_sha256 for name, one in first.members.items()
+    }
+
+
 def test_other_process_other_home_same_weights(done: tuple[Path, dict[str, Any]], team_file: Path, tmp_path: Path) -> None:
     """Ray actors and this process, days apart or not: bit-identical members, and so the same fusions."""
     again = inline(team_file, tmp_path / "home").summary

@@ -129,3 +129,25 @@ def test_convolutions_become_integers_however_many_classes_there_are(model: Path
     light = quantize._last_layers(model)
     assert light
     assert {kinds[name] for name in light} <= {"Gemm", "MatMul"}
+
+
+@pytest.mark.parametrize("change", ["another input", "floats", "channels first", "more classes", "no classes"])
+def test_a_foreign_model_is_refused_in_a_sentence(change: str, model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    [given] = proto.graph.input
+    if change == "another input":
+        for node in proto.graph.node:
+            node.input[:] = ["pixels" if name == given.name else name for name in node.input]
+        given.name = "pixels"
+    elif change == "floats":
+        given.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    elif change == "channels first":
+        given.type.tensor_type.shape.dim[1].dim_value, given.type.tensor_type.shape.dim[3].dim_value = 3, SIZE
+    else:
+        values = {"more classes": '["x", "y", "z", "w"]', "no classes": "3"}
+        for entry in proto.metadata_props:
+            entry.value = values[change] if entry.key == "classes" else entry.value
+    foreign = tmp_path / "foreign.onnx"
+    onnx.save(proto, foreign)
+    with pytest.raises(UserInputError, match="not a model that Conclave exported"):
+        Predictor(foreign)

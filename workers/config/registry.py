@@ -19,6 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from workers.errors import UserInputError
 
+LONGEST_NAME = 60  # characters of a name that is shown
 T = TypeVar("T")
 
 
@@ -82,6 +83,8 @@ class Registry(Generic[T]):
     def answer(self, name: str, more: Sequence[str] = ()) -> str:
         """Return a sentence that answers an unknown name with the known ones; `more` are names of another source."""
         names = (*self.names(), *more)
+        if len(name) > LONGEST_NAME:
+            name = f"{name[:LONGEST_NAME]}..."
         nearest = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {nearest[0]}?" if nearest else "."
         return f"unknown {self.kind} {name!r}{hint} Known are {', '.join(names)}"
@@ -93,10 +96,11 @@ class Registry(Generic[T]):
                 place = f"{self.package.replace('.', '/')}/{name}.py"
                 raise UserInputError(f"{self.kind} {name}: {place} registers no class. Put the decorator `register` above it.")
             return
+        if name not in self.names():  # looking through all that is installed takes long
+            raise UnknownNameError(self.answer(name))
         for point in entry_points(group=self.group, name=name):
             self._classes[name] = self._import(name, point.value, point.load)
             return
-        raise UnknownNameError(self.answer(name))
 
     def _import(self, name: str, place: str, load: Callable[[], Any]) -> Any:
         """Import an extension. Raises UserInputError where its module cannot be imported."""

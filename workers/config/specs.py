@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -24,7 +23,7 @@ from workers.config.recipe import (
 )
 from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
-from workers.config.strict import Name, Shorthand, Strict
+from workers.config.strict import FilePath, Name, Shorthand, Strict
 
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
 MOST_EPOCHS = 10**5
@@ -35,7 +34,7 @@ class DataSpec(Strict):
     """The data set, its splits and its image size."""
 
     dataset: Annotated[str, LAYOUTS] = "digits"
-    root: Path | None = Field(None, strict=False)
+    root: FilePath | None = Field(None, strict=False)
     image_size: int | None = Field(None, ge=8, le=1024)
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -43,7 +42,7 @@ class DataSpec(Strict):
     max_bad: int = Field(0, ge=0, le=10**9)  # images that may fail to decode; they are left out and listed
     validation: Literal["fuse", "leave_out"] | None = None  # of train, val and test; left out, the file's version decides
     duplicates: Literal["warn", "drop", "error"] = "warn"  # equal images in two parts, or under two labels
-    manifest: Path | None = Field(None, strict=False)
+    manifest: FilePath | None = Field(None, strict=False)
     columns: dict[Column, str] = Field(default_factory=dict)  # names of a manifest's columns, by what they mean
 
     def described(self) -> dict[str, object]:
@@ -156,7 +155,7 @@ class MemberSpec(Strict):
     augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     loss: Annotated[str, AfterValidator(check_loss)] = CROSS_ENTROPY
-    weights: Path | None = Field(None, strict=False)
+    weights: FilePath | None = Field(None, strict=False)
     snapshots: int = Field(1, ge=1, le=100)
     cycles: Cycles | None = None
     average: Average | None = None

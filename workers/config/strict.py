@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -25,6 +27,20 @@ class Strict(BaseModel):
     """A frozen pydantic model that refuses unknown keys, wrong types and infinite numbers."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def check_path(path: Path) -> Path:
+    """Return a path that can be one. Raises ValueError for any other."""
+    if "\0" in str(path):
+        raise ValueError("it holds a null byte, which no path does")
+    try:
+        Path(os.path.expandvars(path)).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user {path.parts[0].removeprefix('~')!r} on this machine") from None
+    return path
+
+
+FilePath = Annotated[Path, AfterValidator(check_path)]  # `~` and environment variables count
 
 
 class Shorthand:
