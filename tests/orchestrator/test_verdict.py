@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from fusion.results import Candidate, Choice, Diversity, FusionDetails, Gain, LossDifference, Scores
-from orchestrator.reporting.verdict import verdict
+import numpy as np
+import pytest
+
+from fusion.predictions import FusionInputs, TeamPredictions
+from fusion.results import (
+    Abstention,
+    Candidate,
+    Choice,
+    Contribution,
+    Diversity,
+    FusionDetails,
+    Gain,
+    LossDifference,
+    Metric,
+    Scores,
+)
+from fusion.selection.compare import compare
+from fusion.selection.costs import TrainingCost
+from fusion.selection.fitting import fit_all
+from fusion.selection.networks import Effort, shares_of_networks
+from fusion.selection.recommendation import best_single, recommend, why_chosen
+from orchestrator.reporting.verdict import abstention_text, contributions_text, diversity_text, doubts_text, verdict
+from tests.factories import table
 
 NOTHING = LossDifference(0.0, (0.0, 0.0), 0.0)
 
@@ -116,3 +137,95 @@ def test_what_an_earlier_version_chose_is_still_told() -> None:
     old = details("vote", {}, why="vote has a lower NLL on fuse than plain").model_copy(update={"choice": None})
     assert verdict(old)[0] == "Use vote: vote has a lower NLL on fuse than plain."
     assert verdict(old)[-1].startswith("Beside the mean member, vote takes 3.00x")
+
+
+def fused(rows: int, names: str = "abc", metric: Metric = "nll", seconds: float = 60.0, **keys: Any) -> FusionDetails:
+    """What the fusion step would say of drawn members of one cost; `seconds` is what each training was measured to take."""
+    fuse, numbers = table(rows, members=len(names), **keys), np.arange(rows)
+    inputs = FusionInputs(fuse, None, np.zeros(0, int), ())
+    team = TeamPredictions(tuple(names), tuple("wxyz"), inputs, table(400, members=len(names), **keys), *(numbers,) * 3)
+    fitted = fit_all(team, ("vote", "weighted", "cascade") if len(names) > 1 else ("vote",))
+    shares = {name: sum(shares_of_networks(fusion, team, 1 if name in names else len(names))) for name, fusion in fitted.items()}
+    efforts = {name: Effort(shares[name], float(len(names) if name not in names else 1)) for name in fitted}
+    chosen, choice = recommend(team, fitted, efforts, metric)
+    rows_of = compare(team, fitted, {name: TrainingCost(seconds * (1 + i)) for i, name in enumerate(names)}, metric)
+    return FusionDetails(
+        recommended=chosen, why=why_chosen(chosen, choice, efforts, team.names), choice=choice,
+        best_single=best_single(team, fitted, metric), classes=list(team.classes), rows={"fit": 0, "fuse": rows, "test": 400},
+        candidates={
+            name: Candidate(**dict(row), inference_cost=seconds, multiply_adds=1e6 * shares[name], compute_cost=shares[name])
+            for name, row in rows_of.items()
+        },
+        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, forecast=[], verdict="x"),
+        hardest=[], warnings=[],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "not_said"),
+    [
+        ({"rows": 25}, ["are too few to choose by, and vote learns nothing", "Evidence: none."], ["surely worse"]),
+        ({"rows": 2000}, ["Use ", "Evidence: "], ["too few", "guessing"]),
+        ({"rows": 2000, "names": "a"}, ["Use a: it is the only member", "nothing to compare"], ["too few", "Next"]),
+        ({"rows": 25, "names": "a"}, ["Use a: it is the only member", "nothing to compare"], ["too few", "Next"]),
+        ({"rows": 500, "skill": (0.0, 0.0, 0.0)}, ["Nothing here is surely better than guessing"], []),
+        ({"rows": 2000, "metric": "balanced_accuracy"}, ["points"], ["nats"]),
+        ({"rows": 2000, "metric": "accuracy"}, ["points"], ["nats"]),
+    ],
+)
+def test_what_is_recommended_is_said_without_a_contradiction(given: dict[str, Any], said: list[str], not_said: list[str]) -> None:
+    details = fused(**given)
+    lines = verdict(details)
+    text = "\n".join(lines)
+    assert all(part in text for part in said), text
+    assert not any(part in text for part in not_said), text
+    assert details.choice is not None
+    cheaper = details.choice.next_cheaper
+    if "what is cheaper is surely worse." in text:
+        assert details.choice.worth is not None
+        assert details.choice.worth.interval[0] > 0, text
+        work = {name: one.multiply_adds for name, one in details.candidates.items()}
+        assert not any(work[name] < work[details.recommended] for name in details.choice.equal), text
+    assert cheaper != details.recommended
+
+
+def test_measured_times_decide_nothing() -> None:
+    """A machine that was busy in one of two reruns gives the same verdict."""
+    first, again = (fused(1000, seconds=seconds) for seconds in (60.0, 7.3))
+    assert (first.recommended, first.why, first.choice) == (again.recommended, again.why, again.choice)
+
+
+def test_what_members_bring_is_said_in_points_and_money() -> None:
+    brought = {
+        name: Contribution(accuracy=a, accuracy_interval=(low, high), nll=0.01, nll_interval=(0.0, 0.02), money={"spot": price})
+        for name, a, low, high, price in (("plain", 0.004, 0.003, 0.005, 123.4), ("adamw", 0.009, 0.007, 0.011, 0.004))
+    }
+    given = details("vote", {}).model_copy(update={"contributions": brought})
+    assert contributions_text(given) == (
+        "What each member brings to the vote, beside the mean member alone: "
+        "adamw +0.9 ± 0.2 points, for 0.004 spot; plain +0.4 ± 0.1 points, for 123.40 spot."
+    )
+    assert contributions_text(details("vote", {})) is None
+
+
+def test_prediction_sets_and_doubtful_labels_are_said() -> None:
+    sets = Abstention(coverage=0.9, level=0.8, on_test=0.913, mean_size=1.2, certain=0.8)
+    given = details("vote", {}).model_copy(update={"abstention": sets, "suspected": 7})
+    assert abstention_text(given) == (
+        "Prediction sets that hold the right class of 90% of new images have 1.20 classes on average, and 80% of them have "
+        "just one. On the test rows, 91.3% of the sets hold the right class."
+    )
+    assert doubts_text(given) == ["7 labels are probably wrong: `conclave labels SWEEP` lists them."]
+    assert (abstention_text(details("vote", {})), doubts_text(details("vote", {}))) == (None, [])
+
+
+def test_of_a_team_at_chance_no_gain_of_more_members_is_promised() -> None:
+    assert diversity_text(details("plain", {"is_at_chance": True})) == []
+
+
+def test_a_difference_that_a_test_does_not_confirm_is_doubted_and_none_is_no_gain() -> None:
+    """Five rows won and none lost: the interval leaves zero out, and McNemar's exact p is 0.06."""
+    [line] = [one for one in verdict(details("vote", {}, gain=Gain(0.014, (0.003, 0.028), 0.062))) if "test rows" in one]
+    assert line.endswith("so few rows can't tell that from chance.")
+    [line] = [one for one in verdict(details("vote", {}, gain=Gain(0.0, (-0.01, 0.01), 1.0))) if "test rows" in one]
+    assert "vote is right as often as plain" in line
