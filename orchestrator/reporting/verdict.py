@@ -157,4 +157,4 @@ def _evidence(choice: Choice) -> str:
     if choice.rows < FEWEST_ROWS:
         grade = "weak"
     nats = f"{choice.detectable:.4f} nats, or " if choice.metric == "nll" else ""
-    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences of {nats}{smallest * 100:.1f} points or more."
+    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences of at least {nats}{smallest * 100:.1f} points."

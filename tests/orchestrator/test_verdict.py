@@ -70,7 +70,7 @@ def test_the_best_value_stands_beside_the_best_score_and_the_next_cheaper_one() 
         "It takes 0.33x the computing for an image, and 0.33x the training.",
         "On the 1,000 test rows, vote is 2.00 points more accurate than plain (+1.20 to +2.80; McNemar's p = 0.0001).",
         "Beside the mean member, vote takes 3.00x the computing for an image, and 3.00x the training.",
-        "Evidence: fair. 500 fuse rows can show differences of 0.0120 nats, or 1.2 points or more.",
+        "Evidence: fair. 500 fuse rows can show differences of at least 0.0120 nats, or 1.2 points.",
     ]
 
 
