@@ -57,7 +57,8 @@ class Tuner:
     def __call__(self, search: Search) -> None:
         """Try until all trials came to an end. Raises KeyboardInterrupt where somebody stops it; it can go on later."""
         os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-        with tempfile.TemporaryDirectory() as folder:  # for Tune's own records
+        private = self.connection.folder  # which goes also where this process is killed
+        with tempfile.TemporaryDirectory(dir=private.path if private else None) as folder:  # for Tune's own records
             self._run(search, folder)
 
     def _run(self, search: Search, folder: str) -> None:

@@ -17,7 +17,7 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.planning.search import Search
 from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
-from orchestrator.tracking.member_runs import MemberRuns, now_ms
+from orchestrator.tracking.member_runs import UNFINISHED, MemberRuns, later_than, now_ms
 from orchestrator.tracking.search_runs import log_search
 from workers.storage.files import write_json
 from workers.tracking.database import artifacts_beside, path_of
@@ -57,12 +57,14 @@ class SweepRuns:
         plan: The plan.
         members: The runs of the members. It knows the store, the sweep's outbox and the sweep's own run.
         is_new: Whether the store had no run of this sweep.
+        ended: How the sweep's own run ended: MLflow's word for its status, and its tags; None while it runs.
     """
 
     place: SweepPlace
     plan: Plan
     members: MemberRuns
     is_new: bool = False
+    ended: tuple[str, Mapping[str, str]] | None = None
 
     @classmethod
     def open(cls, place: SweepPlace, plan: Plan, restart: Sequence[str] = ()) -> SweepRuns:
@@ -86,7 +88,8 @@ class SweepRuns:
         name = team.tracking.experiment or team.name
         experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(place.uri))
         identifier = place.folder.identifier()
-        parent = known.parent_run_id if known else tracking.find_sweep(experiment, identifier)  # of a driver that was killed
+        of_killed = [] if known else tracking.sweeps_of(experiment, identifier)  # drivers
+        parent = known.parent_run_id if known else of_killed[-1].run if of_killed else None
         is_old = parent is not None
         tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
         parent = parent or tracking.create_run(experiment, team.name, tags)
@@ -169,8 +172,7 @@ class SweepRuns:
             self._log_per_class(details)
             self.outbox.model(self.parent, self.plan.team.name, folder.model)
         tags = {"recommended": str(summary.recommended), "mlflow.note.content": note[:NOTE_CHARACTERS]}
-        status = "FAILED" if summary.state == "failed" else "FINISHED"
-        self.outbox.status(self.parent, status, now_ms(), {**tags, "state": summary.state})
+        self._end("FAILED" if summary.state == "failed" else "FINISHED", {**tags, "state": summary.state})
         if summary.state == "done":
             self._save(self.plan.fingerprint(), folder.result_digests())
         else:
@@ -185,6 +187,7 @@ class SweepRuns:
                 flush_outbox(outbox, self.tracking, until)
             if not any(outbox.unsent() for outbox in outboxes):
                 self.members.reconcile()
+                self._reconcile()
                 flush_outbox(self.outbox, self.tracking, until)
         return sum(len(outbox.unsent()) for outbox in outboxes)
 
@@ -225,7 +228,21 @@ class SweepRuns:
         for planned in self.plan.members:
             if planned.signature in self.ids and not planned.artifact.done:
                 self.outbox.status(self.ids[planned.signature], status, now_ms(), {"state": state})
-        self.outbox.status(self.parent, status, now_ms(), {"state": state})
+        self._end(status, {"state": state})
+
+    def _end(self, status: str, tags: Mapping[str, str]) -> None:
+        """End the sweep's own run."""
+        self.ended = status, tags
+        self.outbox.status(self.parent, status, now_ms(), tags)
+
+    def _reconcile(self) -> None:
+        """Make the store say how the sweep itself ended, whatever it was told before, and once."""
+        for run in self.tracking.sweeps_of(self.members.experiment, self.place.folder.identifier()):
+            if run.run == self.parent:
+                if self.ended and run.status != self.ended[0]:  # a clock was set back
+                    self.outbox.status(self.parent, self.ended[0], later_than(run.since), self.ended[1])
+            elif run.status in UNFINISHED and run.is_empty:  # made twice, because an answer got lost
+                self.tracking.delete_run(run.run)
 
     def _save(self, fingerprint: Fingerprint | None = None, results: Mapping[str, str] | None = None) -> None:
         root = self.plan.team.data.root

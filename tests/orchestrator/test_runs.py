@@ -265,3 +265,36 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
     monkeypatch.setattr(TrackingClient, "download", lambda *_, **__: None)
     with pytest.raises(StoreAwayError):
         one.import_remote_trainings()
+
+
+def test_the_sweeps_own_run_says_how_it_ended_though_a_clock_was_set_back(tmp_path: Path) -> None:
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    one.outbox.status(one.parent, "KILLED", runs.now_ms() + 300_000, {"state": "interrupted"})
+    flush_outbox(one.outbox, one.tracking)
+    one.mark_failed()
+    assert one.flush(30) == 0
+    assert state_of(one, one.parent) == ("FAILED", "failed")
+
+
+def test_a_sweeps_run_that_was_made_twice_is_there_once(tmp_path: Path) -> None:
+    """MLflow's client asks again by itself where an answer got lost."""
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    tags = {"team": "t", "role": "sweep", "state": "running", "folder": one.place.folder.identifier()}
+    double = one.tracking.create_run(one.members.experiment, "t", tags)
+    one.mark_failed()
+    assert one.flush(30) == 0
+    assert [run.run for run in one.tracking.sweeps_of(one.members.experiment, tags["folder"])] == [one.parent]
+    assert double != one.parent
+
+
+def test_a_run_that_is_trained_afresh_is_left_ended(tmp_path: Path) -> None:
+    """Whose driver was killed on the way, it would run for ever."""
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    before = one.ids[made.of_member("m-2")[0].signature]
+    one.outbox.status(before, "RUNNING", 1000, {"state": "running"})
+    flush_outbox(one.outbox, one.tracking)
+    opened(made, tmp_path, restart=("m-2",))
+    assert state_of(one, before) == ("KILLED", "restarted")

@@ -18,6 +18,7 @@ from workers.data.splits import get_split, keep_split
 from workers.data.store import Store
 from workers.data.store_checks import damaged_file
 from workers.errors import CorruptFileError
+from workers.storage.files import write_bytes
 
 
 @pytest.fixture
@@ -146,3 +147,36 @@ def test_a_file_that_is_something_else_is_named(name: str, content: bytes | None
     store = Store(path.parent)
     with pytest.raises(CorruptFileError, match=f"{name}: damaged"):
         _ = [store.record, store.images, store.labels, store.tested, store.ids, store.validation]
+
+
+def test_a_split_of_an_earlier_version_gets_a_digest(packed: tuple[DataSpec, Store]) -> None:
+    spec, store = packed
+    keep_split(store, spec, 0)
+    [path] = store.folder.glob("splits/*.npz")
+    with np.load(path) as arrays:
+        rows = {name: arrays[name] for name in arrays if name != "digest"}
+    rows["folds"] = rows["folds"][::-1]  # as an earlier scikit-learn might have drawn them
+    np.savez(path, **rows)
+    keep_split(store, spec, 0)
+    with np.load(path) as arrays:
+        assert "digest" in arrays
+    assert np.array_equal(get_split(store, spec, 0).folds, rows["folds"]), "and stays as it is"
+
+
+def test_a_kill_while_a_damaged_store_is_put_aside_loses_no_split(packed: tuple[DataSpec, Store], tmp_path: Path) -> None:
+    spec, store = packed
+    keep_split(store, spec, 0)
+    kept = sorted(path.name for path in store.folder.glob("splits/*.npz"))
+    aside = store.folder.parent / f".conclave-{store.folder.name}-killed"
+    aside.mkdir()
+    store.folder.rename(aside / "store")
+    again = pack_data(spec, tmp_path / "home")
+    assert sorted(path.name for path in again.folder.glob("splits/*.npz")) == kept
+    assert not aside.exists()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_and_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "checks.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder in the place of this file: '.*/checks\.json'"):
+        write_bytes(tmp_path / "checks.json", b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["checks.json"]

@@ -113,15 +113,18 @@ def _put_in_place(work: Path, target: Path) -> None:
     for path in work.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    replaced = list(target.parent.glob(f".conclave-{target.name}-*"))  # by a process that was killed here: we hold its lock
     if target.exists():
-        before = Path(tempfile.mkdtemp(prefix=f".conclave-{target.name}-", dir=target.parent))
-        target.rename(before / "store")
-        if (before / "store" / "splits").is_dir():
-            (before / "store" / "splits").rename(work / "splits")
-        shutil.rmtree(before, ignore_errors=True)
+        replaced.append(Path(tempfile.mkdtemp(prefix=f".conclave-{target.name}-", dir=target.parent)))
+        target.rename(replaced[-1] / "store")
+    for folder in reversed(replaced):
+        if (folder / "store" / "splits").is_dir() and not (work / "splits").exists():
+            (folder / "store" / "splits").rename(work / "splits")
     sync_folder(work)
     work.rename(target)
     sync_folder(target.parent)
+    for folder in replaced:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing_parent(path: Path) -> Path:

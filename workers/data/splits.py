@@ -62,12 +62,13 @@ def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
     path = _split_path(store, spec, seed)
     path.parent.mkdir(exist_ok=True)
     with file_lock(path.parent / ".lock"):  # two teams of one home may begin at once
-        if _read(path):
+        kept = _read(path)
+        if kept and _has_digest(path):
             return
         for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold its lock
             unfinished.unlink()
         content = BytesIO()
-        split = _make_split(store, spec, seed)
+        split = kept or _make_split(store, spec, seed)  # one of an earlier version gets a digest
         np.savez_compressed(content, allow_pickle=False, **asdict(split), **{DIGEST: np.array(_digest(split))})
         write_bytes(path, content.getvalue(), "split")
 
@@ -86,6 +87,11 @@ def _read(path: Path) -> Split | None:
             return split if is_whole else None
     except Exception:  # a damaged archive raises whatever its damage leads to, and the split can be made again
         return None
+
+
+def _has_digest(path: Path) -> bool:
+    with np.load(path, allow_pickle=False) as arrays:
+        return DIGEST in arrays
 
 
 def _digest(split: Split) -> str:

@@ -78,12 +78,12 @@ def _in_words(
 
 
 @dataclass(frozen=True)
-class ChildRun:
-    """A run of a sweep's member or search.
+class SearchedRun:
+    """A run of a sweep, or of a member or a search of one.
 
     Attributes:
         run: Its id.
-        signature: The signature of its training.
+        signature: The signature of its training; "" where it is none.
         status: Its status, by MLflow's word for it.
         is_empty: Whether it has no metrics.
         since: Since when it has its status, in milliseconds since 1970; 0 where nobody said.
@@ -266,21 +266,25 @@ class TrackingClient:
         return str(runs[0].info.run_id) if runs else None
 
     @_in_words
-    def find_sweep(self, experiment: str, folder: str) -> str | None:
-        """Return the newest run of the experiment that is the sweep of a folder, by the folder's identifier; None for none."""
-        wanted = f"tags.role = 'sweep' and tags.folder = '{folder}'"
-        runs = self.client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time DESC"])
-        return str(runs[0].info.run_id) if runs else None
+    def sweeps_of(self, experiment: str, folder: str) -> list[SearchedRun]:
+        """Return the runs of the experiment that are the sweep of a folder, by the folder's identifier; the oldest first.
+
+        There are several where an answer got lost, and MLflow's client asked again by itself.
+        """
+        return self._searched(experiment, f"tags.role = 'sweep' and tags.folder = '{folder}'")
 
     @_in_words
-    def children(self, experiment: str, sweep: str) -> list[ChildRun]:
+    def children(self, experiment: str, sweep: str) -> list[SearchedRun]:
         """Return the runs of a sweep, the oldest first; those that were restarted are left out."""
-        found: list[ChildRun] = []
-        wanted, token = f"tags.sweep = '{sweep}' and tags.state != 'restarted'", None
+        return self._searched(experiment, f"tags.sweep = '{sweep}' and tags.state != 'restarted'")
+
+    def _searched(self, experiment: str, wanted: str) -> list[SearchedRun]:
+        found: list[SearchedRun] = []
+        token = None
         while token != "":
             page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
             found += [
-                ChildRun(
+                SearchedRun(
                     run=str(run.info.run_id),
                     signature=run.data.tags.get("signature", ""),
                     status=run.info.status,
