@@ -22,7 +22,7 @@ def verdict(details: FusionDetails) -> list[str]:
         lines = [_at_chance(details, choice), *lines]
     if choice.best_score != chosen:
         lines.append(_best_score(details, choice))
-    if choice.next_cheaper and choice.worth:
+    if choice.next_cheaper and choice.worth and choice.next_cheaper != choice.best_score:
         lines.append(_next_cheaper(details, choice, choice.next_cheaper, choice.worth))
     return [*lines, *_on_test(details), _costs(chosen, details.candidates[chosen]), _evidence(choice)]
 

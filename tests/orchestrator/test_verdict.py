@@ -110,7 +110,7 @@ def test_a_cheaper_candidate_that_scores_better_is_not_called_worse() -> None:
     """As where the rows are too few to choose by, and the vote is taken."""
     choice = {
         "is_decided": False,
-        "best_score": "plain",
+        "best_score": "stack",
         "next_cheaper": "plain",
         "worth": LossDifference(-0.02, (-0.09, 0.05), 0.1),
     }
@@ -229,3 +229,12 @@ def test_a_difference_that_a_test_does_not_confirm_is_doubted_and_none_is_no_gai
     assert line.endswith("so few rows can't tell that from chance.")
     [line] = [one for one in verdict(details("vote", {}, gain=Gain(0.0, (-0.01, 0.01), 1.0))) if "test rows" in one]
     assert "vote is right as often as plain" in line
+
+
+def test_one_candidate_is_compared_once() -> None:
+    """As where the rows are too few to choose by, and what is cheaper than the vote has the best score."""
+    worth = LossDifference(-0.06, (-0.1, -0.02), 0.1)
+    choice = {"is_decided": False, "best_score": "plain", "lost": LossDifference(0.06, (0.02, 0.1), 0.1)}
+    lines = verdict(details("vote", {**choice, "next_cheaper": "plain", "worth": worth}))
+    assert [line.partition(":")[0] for line in lines if "plain is" in line] == ["Best score"]
+    assert "as far as so few rows tell" in "\n".join(lines)
