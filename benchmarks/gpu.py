@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -159,8 +160,12 @@ def shared(device: torch.device, seconds: float) -> dict[str, float]:
             assert process.stdout
             while process.stdout.readline().strip() not in ("ready", ""):  # "" where it has ended
                 pass
-        said = [process.communicate("go\n")[0].split() for process in processes]
-        found[str(count)] = sum(float(words[-1]) for words in said if words)
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = [process.communicate()[0].split() for process in processes]
+        found[str(count)] = sum(float(words[-1]) for words in said) if all(said) else math.nan  # one of them ended early
     return found
 
 

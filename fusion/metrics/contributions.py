@@ -18,7 +18,7 @@ from fusion.predictions import Floats, Labels
 from fusion.results import Contribution
 
 MOST_EXACT = 12  # members, whose 4,096 votes are all counted
-MOST_NUMBERS = 10**9
+MOST_NUMBERS = 250_000_000  # probabilities, over all votes: a few seconds
 EVALUATIONS = 12  # of the NLL, in which a temperature is found
 TOLERANCE = 0.01  # of log T: it changes the NLL by less than its last digit that is shown
 ORDERS = 200  # about as many are drawn for more members

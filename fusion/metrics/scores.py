@@ -15,6 +15,7 @@ from fusion.results import Gain, Interval, LossDifference, Metric, Scores
 DRAWS = 2000
 FEW_VALUES = 16
 FEWEST_ROWS = 500  # that are judged by, however long it takes
+FEWEST_OF_A_CLASS = 10  # rows, by which the spread of its accuracy is known
 BINS = 15
 TWO_SIDED, POWER = 1.959964, 0.841621  # standard errors, of a test at 5 % and of a power of 80 %
 
@@ -178,25 +179,31 @@ def simultaneous_errors(losses: Mapping[str, Floats], best: str) -> float:
     return max(TWO_SIDED, float(np.percentile((means * np.sqrt(rows) / spread).max(1), 95)))
 
 
-def is_at_chance(probabilities: Floats, labels: Labels) -> bool:
+def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1) -> bool:
     """Return whether (n, C) probabilities are not surely (5 %, one-sided) better than knowing how frequent each class is.
 
     Three things would show that they are: more right answers than by always naming the commonest class; a higher mean accuracy of
     the classes than that; or a lower NLL than that of the frequencies. A rare class may be known well without the first of them.
+    By a class of few rows, the second can't be told.
+
+    Args:
+        probabilities: (n, C).
+        labels: (n,).
+        candidates: Of how many candidates this is asked, any of which may seem to be better by chance.
     """
     from scipy.stats import binomtest, norm
 
-    frequencies = np.bincount(labels) / len(labels)
+    counts = np.bincount(labels)
+    frequencies = counts / len(labels)
     if frequencies.max() == 1:  # where there is one class, nothing can be seen
         return True
     right = int((probabilities.argmax(1) == labels).sum())
     p_values = [float(binomtest(right, len(labels), float(frequencies.max()), alternative="greater").pvalue)]
     of_frequencies = -np.log(frequencies[labels])
-    guessed = np.full(len(labels), 1 - 1 / np.count_nonzero(frequencies))
-    for gained in (
-        guessed - row_losses(probabilities, labels, "balanced_accuracy"),
-        of_frequencies - row_losses(probabilities, labels, "nll"),
-    ):
+    gains = [of_frequencies - row_losses(probabilities, labels, "nll")]
+    if counts[counts > 0].min() >= FEWEST_OF_A_CLASS:
+        gains.append(1 - 1 / np.count_nonzero(counts) - row_losses(probabilities, labels, "balanced_accuracy"))
+    for gained in gains:
         error = standard_error(gained)
         p_values.append(float(norm.sf(gained.mean() / error)) if error else 1.0)
-    return min(p_values) >= 0.05 / len(p_values)
+    return min(p_values) >= 0.05 / (3 * candidates)

@@ -167,11 +167,11 @@ class Choice(FusionResult):
         metric: The metric of the team.
         rows: Number of *fuse* rows.
         is_decided: False where the rows are too few to choose by.
-        is_at_chance: Whether even the best score is not surely better than naming the most frequent class.
+        is_at_chance: Whether no candidate is surely better than knowing how frequent each class is.
         best_score: Name of the candidate with the best score.
         equal: Names of those that are not surely worse than that one, the cheapest first.
         lost: How much more the recommended candidate loses than the best score.
-        next_cheaper: Name of the dearest candidate that is cheaper than the recommended one; None where none is cheaper.
+        next_cheaper: Name of the best candidate that is cheaper than the recommended one; None where none is cheaper.
         worth: How much more that one loses than the recommended one.
         detectable: The smallest difference between candidates that so many rows can show, by the metric.
         detectable_accuracy: The same in accuracy.

@@ -53,12 +53,12 @@ def recommend(
     if is_decided:
         chosen = cheapest
     cheaper = [name for name in worthwhile if _is_cheaper(efforts[name], efforts[chosen])]
-    rivals = _rivals(chosen, losses, equal, cheaper)
+    rivals = _rivals(chosen, losses, [name for name in equal if name in worthwhile], cheaper)
     return chosen, Choice(
         metric=metric,
         rows=len(labels),
         is_decided=is_decided,
-        is_at_chance=all(is_at_chance(fusion.nested, labels) for fusion in fitted.values()),
+        is_at_chance=all(is_at_chance(fusion.nested, labels, len(fitted)) for fusion in fitted.values()),
         best_score=best,
         equal=equal,
         lost=loss_difference(losses[chosen], losses[best], errors),
@@ -85,8 +85,8 @@ def cheapest_first(members: Sequence[str], efforts: Mapping[str, Effort]) -> lis
 def _rivals(chosen: str, losses: Mapping[str, Floats], equal: Sequence[str], cheaper: Sequence[str]) -> list[str]:
     """Return the candidates whose difference from the chosen one says what the rows can show; the chosen one if there are none.
 
-    They are those that are not surely worse than the best; else the next cheaper one; else the next best one. A candidate that
-    answers as the chosen one on every row says nothing.
+    They are those that are not surely worse than the best, and worth their cost; else the next cheaper one; else the next best
+    one. A candidate that answers as the chosen one on every row says nothing.
     """
     differing = [name for name in losses if not np.array_equal(losses[name], losses[chosen])]
     by_score = sorted(differing, key=lambda name: float(losses[name].mean()))
@@ -131,11 +131,12 @@ def why_chosen(chosen: str, choice: Choice, efforts: Mapping[str, Effort], membe
     metric, rows = METRIC_NAMES[choice.metric], f"the {choice.rows:,} fuse rows"
     if not choice.is_decided and chosen in FUSIONS and FUSIONS[chosen].learns_nothing:
         return f"{rows} are too few to choose by, and {chosen} learns nothing from them"
+    is_close = any(_is_cheaper(efforts[name], efforts[chosen]) for name in choice.equal)
     if chosen != choice.best_score:
         best = f"{choice.best_score}, which has the best {metric} on {rows}"
-        return f"it is the cheapest candidate that is not surely worse than {best}"
+        rest = ", and that nothing cheaper outscores" if is_close else ""
+        return f"it is the cheapest candidate that is not surely worse than {best}{rest}"
     rest = "nothing is cheaper"
     if choice.next_cheaper:
-        is_close = any(_is_cheaper(efforts[name], efforts[chosen]) for name in choice.equal)
         rest = f"what is cheaper is surely worse{', or worse than something cheaper still' if is_close else ''}"
     return f"it has the best {metric} on {rows}, and {rest}"

@@ -21,12 +21,10 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     """Show the MLflow UI of this home, on this machine only. Ctrl-C ends it."""
     from orchestrator.home import Home
     from orchestrator.tracking.server import SAFE
-    from workers.tracking.database import ensure_database
 
     place = Home(home)
     if not place.database.is_file():
         raise UserInputError(f"{home}: no runs yet. `conclave sweep` makes some.")
-    ensure_database(place.database)  # which re-points a home that was moved
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
     hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]

@@ -155,7 +155,7 @@ class RayExecutor:
             try:
                 if self._waits_for(actor, answer := actor.call.remote(function, *arguments)):
                     return cast(Answer, self.ray.get(answer))
-                reason = f"no sign of life for {self.heartbeat.seconds:g} s"
+                reason = "it gave no sign of life in time"
             except self.ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except self.ray.exceptions.RayError as error:

@@ -16,7 +16,7 @@ from fusion.results import Candidate, FusionDetails, Gain, HardRow, SuspectLabel
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.outlook import next_step_rows
-from orchestrator.reporting.verdict import abstention_text, verdict
+from orchestrator.reporting.verdict import abstention_text, diversity_text, money_text, verdict
 from orchestrator.results import FusionSummary, MemberState, SweepSummary
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
                 "inference": f"{row.compute_cost or row.inference_cost:.2f}x",
                 "seconds": f"{row.inference_ms:.2f} ms",
                 "per_point": "" if row.cost_per_point is None else f"{row.cost_per_point:.1f}x",
-                "money": ", ".join(f"{kind} {amount:.2f}" for kind, amount in row.money.items()),
+                "money": ", ".join(f"{kind} {money_text(amount)}" for kind, amount in row.money.items()),
                 "matched": _matched(row),
                 "chosen": row.chosen,
                 "recommended": "yes" if name == details.recommended else "",
@@ -129,6 +129,8 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         team=plan.team,
         summary=summary,
         details=details,
+        diversity=diversity_text(details),
+        money=money_text,
         rows=table_rows(summary.members, details),
         verdict=verdict(details),
         pictures=embedded,

@@ -79,6 +79,8 @@ def difference_text(metric: Metric, value: float, interval: tuple[float, float])
 def _best_score(details: FusionDetails, choice: Choice) -> str:
     """Compare the best score with the best value."""
     best, chosen = (details.candidates[name] for name in (choice.best_score, details.recommended))
+    if not choice.lost.difference:
+        return f"Best score: {choice.best_score} is as good. {_price(best, chosen)}"
     lost = difference_text(choice.metric, choice.lost.difference, choice.lost.interval)
     doubt = "" if choice.is_decided else ", as far as so few rows tell"
     if choice.lost.interval[0] <= 0:
@@ -149,7 +151,7 @@ def _evidence(choice: Choice) -> str:
     if choice.detectable == 0 and choice.detectable_accuracy == 0:  # of one member, all fusions are that member
         return "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
     smallest = choice.detectable_accuracy if choice.metric == "nll" else choice.detectable
-    smallest = max(smallest, FEWEST_DIFFERING / choice.rows)
+    smallest = min(1.0, max(smallest, FEWEST_DIFFERING / choice.rows))
     if not choice.is_decided:
         advice = "Bring more images, or set more of them apart as fuse rows."
         return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"

@@ -38,14 +38,5 @@ class GuessLimiter:
         now = self.clock()
         count, last = self._wrong.pop(address, (0, now))
         self._wrong[address] = (count + 1 if now - last < FORGOTTEN else 1, now)
-        self._forget()
-
-    def take_back(self, address: str) -> None:
-        """Take one wrong password of an address back: it was right."""
-        count, last = self._wrong.pop(address, (0, 0.0))
-        if count > 1:
-            self._wrong[address] = (count - 1, last)
-
-    def _forget(self) -> None:
         if len(self._wrong) > MOST_ADDRESSES:  # the one that was wrong longest ago
             del self._wrong[next(iter(self._wrong))]

@@ -98,8 +98,9 @@ class MemberRuns:
         while run := self.tracking.find_training(self.experiment, planned.signature):
             self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
         if run := self.ids.pop(planned.signature, None):
-            ended = StatusEntry(run=run, status="KILLED", time=now_ms(), tags=RESTARTED)  # a driver may have left it running
-            self.tracking.send([TagsEntry(run=run, tags=RESTARTED), ended])
+            self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
+            if self.tracking.status(run) in UNFINISHED:  # a driver that was killed left it
+                self.tracking.send([StatusEntry(run=run, status="KILLED", time=now_ms(), tags=RESTARTED)])
         planned.artifact.delete()
         TrainingFolder.of(planned.job).remove_checkpoints()
 

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from orchestrator.tracking.guesses import GuessLimiter
 
@@ -55,6 +56,7 @@ class PasswordGate:
     limiter: GuessLimiter = field(default_factory=GuessLimiter)
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     _right: dict[bytes, float] = field(default_factory=dict)  # digests of right credentials, and until when they count
+    _checks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # of addresses that wait for one
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Answer a request, or hand it on."""
@@ -77,15 +79,22 @@ class PasswordGate:
         if self._right.get(digest, 0.0) > time.monotonic():
             return None
         address = str((scope.get("client") or ("", 0))[0])
+        lock = self._checks.setdefault(address, asyncio.Lock())
+        async with lock:  # one after another: what the first one shows counts for the others
+            return await self._refusal_of(given, digest, address)
+
+    async def _refusal_of(self, given: str, digest: bytes, address: str) -> tuple[int, str, dict[str, str]] | None:
+        """Return the same of a password that was not right within the last minute. One of an address is looked at at a time."""
+        if self._right.get(digest, 0.0) > time.monotonic():
+            return None
         was_right = self._right.pop(digest, None) is not None  # nobody's guesses keep out who was in
         if not was_right and (wait := self.limiter.seconds_to_wait(address)):
             seconds = math.ceil(wait)
             return 429, f"Too many wrong passwords. Try again in {seconds} s.", {"retry-after": str(seconds)}
         account, password = _account(given)
-        self.limiter.add_wrong(address)  # until it is known: others of the same moment are counted before any is looked at
         if not await asyncio.to_thread(self.is_right, account, password):
+            self.limiter.add_wrong(address)
             return _no_password()
-        self.limiter.take_back(address)
         if len(self._right) >= MOST_REMEMBERED:
             self._right.clear()
         self._right[digest] = time.monotonic() + REMEMBERED

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
@@ -78,8 +78,9 @@ def environment_uri() -> str:
     for name, value in zip(names, account, strict=True):
         if value:
             os.environ[name] = value
-    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name not in SECRETS])
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name not in SECRETS], safe="/")
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # also without a host, as for a socket
+    return f"{place}?{query}" if query else place
 
 
 def _account_in(uri: str, source: str) -> tuple[str, str] | None:
@@ -88,18 +89,20 @@ def _account_in(uri: str, source: str) -> tuple[str, str] | None:
     Raises:
         UserInputError: If it can't be told where they end. The message does not have them.
     """
-    parts = urlsplit(uri)
     try:
-        _ = parts.port
+        parts = urlsplit(uri)
+        is_known = parts.scheme.partition("+")[0] in ACCOUNTS
+        _ = parts.port if is_known else None  # others have no ports: databricks://PROFILE:PREFIX
     except ValueError:
         raise UserInputError(
             f"{source}: the address has no host with a port before its first /. In a user or a password, write /, ?, # and @ as "
             "%2F, %3F, %23 and %40."
         ) from None
-    query = dict(parse_qsl(parts.query)) if parts.netloc else {}
-    user, password = parts.username or query.get("user"), parts.password or query.get("password")
+    query = dict(parse_qsl(parts.query)) if is_known else {}
+    user = query.get("user") if parts.username is None else unquote(parts.username)
+    password = query.get("password") if parts.password is None else unquote(parts.password)
     is_token = parts.scheme in ("http", "https") and bool(parts.username)
-    return (unquote(user or ""), unquote(password or "")) if password is not None or is_token else None
+    return (user or "", password or "") if password is not None or is_token else None
 
 
 def _absolute(uri: str, folder: Path, source: str) -> str:
@@ -111,7 +114,7 @@ def _absolute(uri: str, folder: Path, source: str) -> str:
     database = path_of(uri)
     if database is None or database.is_absolute():
         return uri
-    if unusable := [letter for letter in "?%#" if letter in str(folder)]:
+    if unusable := [letter for letter in "?%" if letter in str(folder)]:
         raise UserInputError(
             f"{source}: it counts from {folder}, whose path holds {unusable[0]!r}, which the address of a SQLite database can't "
             "hold. Use a folder of another name."

@@ -241,8 +241,12 @@ class SweepRuns:
             if run.run == self.parent:
                 if self.ended and run.status != self.ended[0]:  # a clock was set back
                     self.outbox.status(self.parent, self.ended[0], later_than(run.since), self.ended[1])
-            elif run.status in UNFINISHED and run.is_empty:  # made twice, because an answer got lost
-                self.tracking.delete_run(run.run)
+            elif run.status in UNFINISHED and run.is_empty and not self._has_children(run.run):
+                self.tracking.delete_run(run.run)  # made twice, because an answer got lost
+
+    def _has_children(self, run: str) -> bool:
+        """Return whether a sweep's run has others below it: it is of another sweep then, as of a copied home."""
+        return bool(self.tracking.children(self.members.experiment, run))
 
     def _save(self, fingerprint: Fingerprint | None = None, results: Mapping[str, str] | None = None) -> None:
         root = self.plan.team.data.root

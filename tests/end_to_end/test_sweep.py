@@ -623,7 +623,7 @@ def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any
         ({"method": "vote", "out": "nowhere/x.onnx"}, "its folder is not there"),
         ({"method": "vote", "out": "x.json"}, "name the model itself .onnx"),
         ({"method": "student"}, "student was left out: no student was trained for exactly these members"),
-        ({"method": "stakc"}, "not in this sweep"),
+        ({"method": "stakc"}, "unknown fusion"),
     )
     before = snapshot(Path())
     for words, expected in cases:

@@ -134,6 +134,7 @@ def test_what_costs_no_less_than_a_better_one_is_never_taken() -> None:
     assert "stack" in choice.equal
     assert "cascade" not in choice.equal
     assert (chosen, choice.next_cheaper) == ("weighted", "cascade")
+    assert choice.detectable < 0.2, "the stack, which is out of question, is no measure of what the rows can show"
     assert why_chosen(chosen, choice, costs, given.names).endswith("is surely worse, or worse than something cheaper still")
 
 
@@ -209,3 +210,15 @@ def test_a_cascade_is_paid_for_by_the_rows_that_ask() -> None:
     assert sum(asked) == pytest.approx(counts.mean())
     assert list(asked) == sorted(asked, reverse=True)
     assert len(networks.used(fusion)) == 3
+
+
+def test_a_rare_class_that_was_guessed_by_luck_is_no_knowledge() -> None:
+    """One rare row that is guessed right has no spread, and would seem to be surely known."""
+    found = 0
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        labels = np.zeros(60, int)
+        labels[0] = 1
+        rare = np.where(draw.random(60) < 0.3, 0.6, 0.4)
+        found += not is_at_chance(np.stack([1 - rare, rare], 1), labels)
+    assert found <= 8

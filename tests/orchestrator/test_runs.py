@@ -296,5 +296,22 @@ def test_a_run_that_is_trained_afresh_is_left_ended(tmp_path: Path) -> None:
     before = one.ids[made.of_member("m-2")[0].signature]
     one.outbox.status(before, "RUNNING", 1000, {"state": "running"})
     flush_outbox(one.outbox, one.tracking)
-    opened(made, tmp_path, restart=("m-2",))
+    finished_run = one.ids[made.of_member("m-1")[0].signature]
+    one.outbox.status(finished_run, "FINISHED", 1000, {"state": "done"})
+    flush_outbox(one.outbox, one.tracking)
+    opened(made, tmp_path, restart=("m-1", "m-2"))
     assert state_of(one, before) == ("KILLED", "restarted")
+    assert state_of(one, finished_run) == ("FINISHED", "restarted"), "and one that was finished stays so"
+
+
+def test_the_run_of_a_copied_homes_sweep_is_no_double(tmp_path: Path) -> None:
+    """Copies of a home have one identifier, and may begin at once on one server."""
+    made = planned(TEAM, tmp_path)
+    one = opened(made, tmp_path)
+    identifier = one.place.folder.identifier()
+    tags = {"team": "t", "role": "sweep", "state": "running", "folder": identifier}
+    other = one.tracking.create_run(one.members.experiment, "t", tags)
+    one.tracking.create_run(one.members.experiment, "m", {"sweep": other, "state": "running"}, other)
+    one.mark_failed()
+    assert one.flush(30) == 0
+    assert other in [run.run for run in one.tracking.sweeps_of(one.members.experiment, identifier)]

@@ -145,3 +145,29 @@ def test_guesses_of_one_moment_are_counted_before_any_is_looked_at() -> None:
     asyncio.run(all_at_once())
     assert served.looked_at <= FREE
     assert statuses.count(429) >= 50 - FREE
+
+
+def test_right_passwords_of_one_moment_are_all_let_in() -> None:
+    """As of a browser's connections, or of trainers that start together."""
+    served = Served()
+
+    def slowly(account: str, password: str) -> bool:
+        time.sleep(0.05)
+        return password == "right"
+
+    served.gate.is_right = slowly
+    statuses: list[int] = []
+
+    async def ask() -> None:
+        headers = [(b"host", b"lab:5000"), (b"authorization", b"Basic " + base64.b64encode(b"admin:right"))]
+
+        async def send(message: dict[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+
+        await served.gate({"type": "http", "path": RUNS, "headers": headers, "client": ("10.0.0.7", 1)}, None, send)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(ask() for _ in range(20)))
+
+    asyncio.run(all_at_once())
+    assert statuses.count(200) == 20

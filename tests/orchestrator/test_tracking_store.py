@@ -104,6 +104,8 @@ def test_a_password_in_a_team_file_is_refused_and_not_repeated(tmp_path: Path) -
         (f"http://{SECRET}@lab:5000", "http://lab:5000", (SECRET, None)),
         (f"http://u:{SECRET}@[::1]:5000/x", "http://[::1]:5000/x", ("u", SECRET)),
         (f"postgresql://lab/db?user=u&password={SECRET}", "postgresql://lab/db", ("u", SECRET)),
+        (f"postgresql://u:{SECRET}@/db?host=/sock", "postgresql:///db?host=/sock", ("u", SECRET)),
+        (f"postgresql:///db?password={SECRET}", "postgresql:///db", (None, SECRET)),
         (f"postgresql://lab/db?sslmode=require&password={SECRET}", "postgresql://lab/db?sslmode=require", (None, SECRET)),
     ],
 )
@@ -124,7 +126,9 @@ def test_an_account_is_found_wherever_an_address_holds_it(
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", [f"http://admin:{SECRET}/b@lab:5000", f"http://admin:{SECRET}#b@lab", "http://lab:5000x"])
+@pytest.mark.parametrize(
+    "given", [f"http://admin:{SECRET}/b@lab:5000", f"http://admin:{SECRET}#b@lab", "http://lab:5000x", "http://[::1"]
+)
 def test_an_address_that_can_t_be_taken_apart_is_refused_without_its_words(
     given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +142,24 @@ def test_an_address_that_can_t_be_taken_apart_is_refused_without_its_words(
         assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a%20b", "a?b", "a#b"])
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
 def test_a_database_beside_a_team_file_is_not_put_elsewhere(name: str, tmp_path: Path) -> None:
     team = tmp_path / name / "team.yaml"
     with pytest.raises(UserInputError, match="the address of a SQLite database can't hold"):
         resolve_tracking_uri(TrackingSpec(uri="sqlite:///runs.db"), team, Home(tmp_path), print)
+
+
+def test_an_address_without_an_account_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("databricks", "databricks://scope:prefix", "http://h", "sqlite:////tmp/a/b.db?timeout=5", ""):
+        monkeypatch.setenv(TRACKING_URI, uri)
+        assert environment_uri() == uri
+
+
+def test_an_escaped_password_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "")
+    monkeypatch.setenv(TRACKING_URI, "postgresql+psycopg2://u:a%2541b@h/db?sslmode=require")
+    assert environment_uri() == "postgresql+psycopg2://h/db?sslmode=require"
+    assert os.environ["PGPASSWORD"] == "a%41b"
+    monkeypatch.setenv(TRACKING_URI, "postgresql://h/db?password=a%2541b")
+    assert environment_uri() == "postgresql://h/db"
+    assert os.environ["PGPASSWORD"] == "a%41b"

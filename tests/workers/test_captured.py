@@ -259,10 +259,34 @@ def test_adamw_is_told_of_a_capture_and_of_nothing_else() -> None:
     with step._warming_up():
         assert not optimizer.param_groups[0]["capturable"], "it would warn of each step"
     assert optimizer.param_groups[0]["capturable"]
-    with pytest.raises((NotCapturedError, AssertionError, RuntimeError)):
-        step._capture()  # there is no GPU, or nothing to capture
+    failing = patch("workers.training.captured.capture", side_effect=NotCapturedError("no"))
+    with patch("torch.cuda.CUDAGraph"), failing, pytest.raises(NotCapturedError):
+        step._capture()
     assert not optimizer.param_groups[0]["capturable"]
     assert step.graph is None
+
+
+def test_a_network_that_replaces_its_buffers_is_put_back_and_not_captured() -> None:
+    """A graph would read the buffer that was there when it was made."""
+
+    class Moving(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return self.linear(x - self.mean)
+
+    network = Moving()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    step = CapturedStep(WeakMethod(network.forward), network, optimizer, mixes=False)  # type: ignore[arg-type]
+    with pytest.raises(NotCapturedError, match="replaces its buffers"), step._warming_up():
+        network(torch.ones(4, 3))
+    assert torch.equal(network.mean, torch.zeros(3))
 
 
 class MixesAtTimes(Augmentation):
@@ -315,6 +339,8 @@ def test_nothing_of_a_training_stays_once_nobody_has_it(calls: list[float]) -> N
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("the tokenizer ran out of memory slots"), False),
         (RuntimeError("operation not permitted when stream is capturing"), False),
         (ValueError("out of memory"), False),
     ],
@@ -324,6 +350,8 @@ def test_too_little_memory_is_told_from_other_errors_also_behind_one_that_follow
     other = RuntimeError("the capture was not ended in order")
     other.__context__ = error
     assert is_out_of_memory(other) == expected
+    error.__cause__ = error
+    assert is_out_of_memory(error) == expected
 
 
 @pytest.fixture

@@ -201,3 +201,18 @@ def test_a_database_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
         ensure_database(ours)
     with contextlib.closing(sqlite3.connect(ours)) as connection:
         assert connection.execute("SELECT name FROM registered_models").fetchall() == [("kept",)]
+
+
+def test_a_database_with_tables_of_others_too_is_migrated_with_them(tmp_path: Path) -> None:
+    """As of a plugin, or of accounts."""
+    ours = tmp_path / "mlflow.db"
+    TrackingClient(f"sqlite:///{ours}").experiment("e", None)
+    with contextlib.closing(sqlite3.connect(ours)) as connection, connection:
+        connection.execute("CREATE TABLE plugin (name TEXT)")
+        connection.execute("INSERT INTO plugin VALUES ('kept')")
+        [revision] = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    assert database._is_worth_keeping(ours)
+    ensure_database(ours)
+    with contextlib.closing(sqlite3.connect(ours)) as connection:
+        assert connection.execute("SELECT name FROM plugin").fetchall() == [("kept",)]
+    assert revision

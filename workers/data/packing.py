@@ -119,7 +119,7 @@ def _put_in_place(work: Path, target: Path) -> None:
         target.rename(replaced[-1] / "store")
     for folder in reversed(replaced):
         if (folder / "store" / "splits").is_dir() and not (work / "splits").exists():
-            (folder / "store" / "splits").rename(work / "splits")
+            shutil.copytree(folder / "store" / "splits", work / "splits")
     sync_folder(work)
     work.rename(target)
     sync_folder(target.parent)

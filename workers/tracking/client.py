@@ -260,6 +260,11 @@ class TrackingClient:
         return str(self.client.get_run(run).info.experiment_id)
 
     @_in_words
+    def status(self, run: str) -> str:
+        """Return MLflow's word for the status of a run."""
+        return str(self.client.get_run(run).info.status)
+
+    @_in_words
     def find_training(self, experiment: str, signature: str) -> str | None:
         """Return a run of the experiment that holds the finished training with this signature, or None."""
         runs = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)

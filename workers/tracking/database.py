@@ -116,14 +116,15 @@ def _is_worth_keeping(database: Path) -> bool:
         return False
     with _opened(database) as connection:
         tables = {table for table in _tables(connection) if not table.startswith(PASSING)}
-        if foreign := sorted(tables - _mlflows_tables()):
+        others = sorted(tables - _mlflows_tables())  # of a plugin, of accounts, of a newer MLflow; or it is no MLflow's at all
+        if others and not {"experiments", "runs"} <= tables:
             raise CorruptFileError(
-                f"{database}: this database is not MLflow's (it has the table {foreign[0]}), and is left as it is. "
+                f"{database}: this database is not MLflow's (it has the table {others[0]}), and is left as it is. "
                 "Name another file for the tracking store."
             )
         filled = [table for table in tables - MADE_BY_MLFLOW if connection.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone()]
         has_experiments = "experiments" in tables and connection.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] > 1
-        is_used = bool(filled or has_experiments)
+        is_used = bool(others or filled or has_experiments)
         if is_used and _revision(connection) is None:
             raise CorruptFileError(
                 f"{database}: it holds runs, but its tables are not whole. Move it elsewhere: the next sweep makes a new one, "
@@ -137,9 +138,9 @@ def _mlflows_tables() -> set[str]:
     from mlflow.store.db.base_sql_model import Base
     from mlflow.store.model_registry.dbmodels import models as registry
     from mlflow.store.tracking.dbmodels import models as tracking
+    from mlflow.store.workspace.dbmodels import models as workspaces
 
-    assert registry
-    assert tracking  # importing them is what fills the metadata
+    assert all((registry, tracking, workspaces))  # importing them is what fills the metadata
     return {*Base.metadata.tables, "alembic_version"}
 
 

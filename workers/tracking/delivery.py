@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
 BATCH = 50  # entries that are sent at once, at most
-SLOW_SECONDS = 0.5  # that a batch may take, where there is an end: smaller ones follow, because none is broken off
 
 
 def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: float | None = None) -> int:
@@ -48,8 +47,10 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
             _send_one_by_one(outbox, tracking, batch)
         outbox.mark_sent(batch[-1][1])
         count += len(batch)
-        is_slow = until is not None and time.monotonic() - began > SLOW_SECONDS
-        size = max(1, size // 2) if is_slow else min(BATCH, 2 * size)
+        size = min(BATCH, 2 * size)
+        if until is not None:  # none is broken off, so as many as the time is enough for
+            each = (time.monotonic() - began) / len(batch)
+            size = max(1, min(size, int((until - time.monotonic()) / max(each, 1e-3))))
     return count
 
 

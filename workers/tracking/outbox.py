@@ -66,9 +66,10 @@ class Outbox:
     def remove_leftovers(home: Path, names: Iterable[str]) -> None:
         """Remove what the owners of these outboxes were writing when they were killed."""
         owned = set(names)
-        for stale in (home / FOLDER).glob(".*.sent.*"):
-            if stale.name[1:].rpartition(".sent.")[0] in owned:
-                stale.unlink(missing_ok=True)
+        for kind in (".sent.", ".jsonl."):
+            for stale in (home / FOLDER).glob(f".*{kind}*"):
+                if stale.name[1:].rpartition(kind)[0] in owned:
+                    stale.unlink(missing_ok=True)
 
     @property
     def uri(self) -> str:

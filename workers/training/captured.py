@@ -126,11 +126,13 @@ class CapturedStep:
     @contextmanager
     def _warming_up(self) -> Iterator[None]:
         """Surround the steps before the capture. Raises NotCapturedError where they draw on the host: a graph would not."""
-        before = _host_draws()
+        before, there = _host_draws(), dict(_named(self.network))
         with unchanged(self.network, self.optimizer):
             yield
             if _host_draws() != before:
                 raise NotCapturedError("the network draws random numbers on the host")
+            if any(tensor is not there.get(name) for name, tensor in _named(self.network)):
+                raise NotCapturedError("the network replaces its buffers, in the place of writing into them")
         self._let_capture(True)
 
     def _let_capture(self, capturable: bool) -> None:
@@ -193,20 +195,23 @@ def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
     State of the optimizer that came in between is zero then. Zero is what the fused optimizers start from: their first step comes
     to the same.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    weights = [tensor.detach().clone() for tensor in tensors]
+    weights = {name: (tensor, tensor.detach().clone()) for name, tensor in _named(network)}
     state = {(parameter, name): value.clone() for parameter, name, value in _tensors(optimizer)}
-    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
+    devices = {tensor.device for tensor, _ in weights.values() if tensor.is_cuda}
     try:
         with torch.random.fork_rng(list(devices)):
             yield
     finally:
         with torch.no_grad():
-            for tensor, weight in zip(tensors, weights, strict=True):
-                tensor.copy_(weight)
+            for name, tensor in _named(network):
+                tensor.copy_(weights[name][1])
             for parameter, name, value in _tensors(optimizer):
                 before = state.get((parameter, name))
                 value.zero_() if before is None else value.copy_(before)
+
+
+def _named(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
