@@ -121,12 +121,21 @@ def test_a_count_of_sent_bytes_that_can_t_be_true_loses_no_entry(kept: str, tmp_
     assert len(outbox.unsent()) == 2, "sending an entry twice does no harm"
 
 
-def test_lines_that_can_t_be_read_are_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [(b'{"run"', b'{"run'), (b'"step": 1', b'"step": 3'), (b"0.25", b"0.75")])
+def test_a_line_that_was_changed_is_not_sent_and_counted(before: bytes, after: bytes, tmp_path: Path) -> None:
     outbox = Outbox.open(tmp_path, "o", "http://server")
-    outbox.tags("r", {"a": "1"})
-    assert outbox.unreadable() == 0
-    outbox.path.write_bytes(outbox.path.read_bytes().replace(b'{"run"', b'{"run'))
-    assert outbox.unreadable() == 1
+    outbox.metrics("r", {"loss": 0.25}, 1, 1000)
+    assert (outbox.unreadable(), len(outbox.unsent())) == (0, 1)
+    assert outbox.path.read_bytes().count(before) == 1
+    outbox.path.write_bytes(outbox.path.read_bytes().replace(before, after))
+    assert (outbox.unreadable(), len(outbox.unsent())) == (1, 0)
+
+
+def test_lines_of_an_earlier_version_have_no_checksum_and_are_read(tmp_path: Path) -> None:
+    outbox = Outbox.open(tmp_path, "o", "http://server")
+    with outbox.path.open("a") as file:
+        file.write('{"run": "r", "tags": {"a": "1"}}\n')
+    assert [entry for entry, _ in outbox.unsent()] == [TagsEntry(run="r", tags={"a": "1"})]
 
 
 def test_a_slow_store_is_left_soon_after_the_time_is_over(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from workers.tracking.entries import (
 VERSION = 1
 OWN_STORE = "home"  # in the place of the URI of the home's own store
 FOLDER = "spool"
+CHECKSUM = "crc32"  # name of a line's checksum among its values
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Outbox:
         outbox = cls.in_home(home, name)
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
         cls.remove_leftovers(home, [name])
-        header = json.dumps({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION})
+        header = _line({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION})
         if not outbox.path.exists():
-            write_bytes(outbox.path, header.encode() + b"\n", "spool")
+            write_bytes(outbox.path, header, "outbox")
         elif not outbox.uri:  # its first line is damaged
             outbox._append(header)
         return outbox
@@ -140,10 +142,9 @@ class Outbox:
             return 0
 
     def _add(self, entry: Entry) -> None:
-        self._append(json.dumps(entry.model_dump()))
+        self._append(_line(entry.model_dump()))
 
-    def _append(self, text: str) -> None:
-        line = text.encode() + b"\n"
+    def _append(self, line: bytes) -> None:
         with open(self.path, "a+b") as file:
             if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
                 line = b"\n" + line
@@ -179,13 +180,25 @@ class Outbox:
                 yield values, offset
 
 
+def _line(values: dict[str, object]) -> bytes:
+    """Return a line of a file, with its checksum."""
+    return json.dumps({**values, CHECKSUM: _checksum(values)}).encode() + b"\n"
+
+
+def _checksum(values: dict[str, object]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
 def _values(line: bytes) -> dict[str, object] | None:
-    """Return what a line holds, or None where it is damaged."""
+    """Return what a line holds, or None where it is damaged. Lines of earlier versions have no checksum."""
     try:
         values = json.loads(line)
     except ValueError:
         return None
-    return values if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    checksum = values.pop(CHECKSUM, None)
+    return values if checksum is None or checksum == _checksum(values) else None
 
 
 def _last_byte(handle: int, size: int) -> bytes:
