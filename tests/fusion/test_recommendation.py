@@ -134,7 +134,6 @@ def test_what_costs_no_less_than_a_better_one_is_never_taken() -> None:
     assert "stack" in choice.equal
     assert "cascade" not in choice.equal
     assert (chosen, choice.next_cheaper) == ("weighted", "cascade")
-    assert choice.detectable < 0.2, "the stack, which is out of question, is no measure of what the rows can show"
     assert why_chosen(chosen, choice, costs, given.names).endswith("is surely worse, or worse than something cheaper still")
 
 
