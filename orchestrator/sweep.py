@@ -141,8 +141,9 @@ def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
     except CorruptFileError:  # which is made again
         return False
     is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
-    is_same = state is not None and state.fingerprint == plan.fingerprint()
-    return is_complete and is_same and (not state or not state.results or state.results == folder.result_digests())
+    if not is_complete or state is None or state.fingerprint != plan.fingerprint():
+        return False
+    return not state.results or state.results == folder.result_digests()  # earlier versions kept no digests
 
 
 def _same_data(one: Store, other: Store) -> bool:

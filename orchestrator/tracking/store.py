@@ -87,7 +87,7 @@ def _account_in(uri: str, source: str) -> tuple[str, str] | None:
     """Return the user and the password that an address holds, or None where it holds neither.
 
     Raises:
-        UserInputError: If it can't be told where they end. The message does not have them.
+        UserInputError: If it can't be told where they end, or there is a name alone. The message does not have them.
     """
     try:
         parts = urlsplit(uri)
@@ -101,8 +101,9 @@ def _account_in(uri: str, source: str) -> tuple[str, str] | None:
     query = dict(parse_qsl(parts.query)) if is_known else {}
     user = query.get("user") if parts.username is None else unquote(parts.username)
     password = query.get("password") if parts.password is None else unquote(parts.password)
-    is_token = parts.scheme in ("http", "https") and bool(parts.username)
-    return (user or "", password or "") if password is not None or is_token else None
+    if password is None and parts.username and parts.scheme in ("http", "https"):  # MLflow takes no name alone
+        raise UserInputError(f"{source}: the address holds a name without a password. Give a token by MLFLOW_TRACKING_TOKEN.")
+    return None if password is None else (user or "", password)
 
 
 def _absolute(uri: str, folder: Path, source: str) -> str:

@@ -101,7 +101,6 @@ def test_a_password_in_a_team_file_is_refused_and_not_repeated(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "uri", "account"),
     [
-        (f"http://{SECRET}@lab:5000", "http://lab:5000", (SECRET, None)),
         (f"http://u:{SECRET}@[::1]:5000/x", "http://[::1]:5000/x", ("u", SECRET)),
         (f"postgresql://lab/db?user=u&password={SECRET}", "postgresql://lab/db", ("u", SECRET)),
         (f"postgresql://u:{SECRET}@/db?host=/sock", "postgresql:///db?host=/sock", ("u", SECRET)),
@@ -147,6 +146,14 @@ def test_a_database_beside_a_team_file_is_not_put_elsewhere(name: str, tmp_path:
     team = tmp_path / name / "team.yaml"
     with pytest.raises(UserInputError, match="the address of a SQLite database can't hold"):
         resolve_tracking_uri(TrackingSpec(uri="sqlite:///runs.db"), team, Home(tmp_path), print)
+
+
+def test_a_token_in_the_place_of_a_name_is_refused_with_the_variable_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow would not use it, once it stands in a variable for names."""
+    monkeypatch.setenv(TRACKING_URI, f"http://{SECRET}@lab:5000")
+    with pytest.raises(UserInputError, match="Give a token by MLFLOW_TRACKING_TOKEN") as caught:
+        environment_uri()
+    assert SECRET not in str(caught.value)
 
 
 def test_an_address_without_an_account_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
