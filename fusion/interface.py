@@ -92,13 +92,20 @@ class FusionMethod(ABC):
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the fusion, and return it."""
 
-    def fit_parts(self, inputs: FusionInputs, parts: Sequence[Labels]) -> list[Self]:
-        """Return one like this, which is not fitted yet, fitted on each of some parts of the *fuse* rows.
+    def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:
+        """Return one like this, which is not fitted yet, fitted on all *fuse* rows, and then one without each fold of them.
 
-        Nested cross-validation asks for that. A fusion that can fit all parts at once, and sooner, overrides it.
+        Nested cross-validation asks for that. A fusion that can fit all of them at once, and sooner, overrides it.
+
+        Args:
+            inputs: What it may learn from.
+            folds: The rows of each fold. Each *fuse* row is in one of them.
         """
-        rows = len(inputs.fuse.labels)
-        return [copy.copy(self).fit(inputs if len(part) == rows else inputs.with_fuse(part)) for part in parts]
+        import numpy as np  # commands that only list fusions do without
+
+        rows = np.arange(len(inputs.fuse.labels))
+        without = [np.setdiff1d(rows, fold, assume_unique=True) for fold in folds]
+        return [copy.copy(self).fit(inputs), *(copy.copy(self).fit(inputs.with_fuse(part)) for part in without)]
 
     @abstractmethod
     def predict_proba(self, predictions: Predictions) -> Floats:

@@ -1,21 +1,19 @@
-"""Choose the penalty of a head by cross-validation. With many rows, all folds are solved together and share the inputs."""
+"""Choose the penalty of a head by cross-validation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from fusion.fitting.joint_folds import JointFolds, Splits, calibrated
-from fusion.fitting.row_space import RowSpaceFolds
+from fusion.fitting.blocks import Splits
 from fusion.fitting.shrinkage import Head, ShrinkageProblem
 from fusion.predictions import Floats, Inputs, Labels
 
 PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
 PATIENCE = 2
-FEW_ROWS = 1000  # up to which each fold is solved in coordinates of its own rows
 
 
 class Folds(Protocol):
@@ -26,24 +24,6 @@ class Folds(Protocol):
 
     def losses(self) -> Floats:
         """Return the NLL of each row, (n,), by the head that was fitted without it."""
-
-
-class HeadFolds(Folds, Protocol):
-    """The problems of all folds of a head, each of which may have a penalty of its own."""
-
-    def solve(self, penalty: float | Floats) -> None:
-        """Solve for a penalty, or for one of each fold, from the last solution on."""
-
-    def begin_near(self, others: Any, groups: Sequence[Labels]) -> None:
-        """Begin each fold near the solutions of a group of folds of the same rows, where that saves steps."""
-
-    def losses_by_fold(self) -> list[Floats]:
-        """Return the NLL of each row that a fold holds out, by its head."""
-        ...
-
-    def heads(self) -> list[Head]:
-        """Return the head (C, D), (C,) of each fold, on raw inputs."""
-        ...
 
 
 @dataclass
@@ -63,13 +43,15 @@ class PenaltySearch:
         """Whether no weaker penalty is to be tried."""
         return self._worse == PATIENCE
 
-    def add(self, penalty: float, losses: Floats) -> None:
-        """Add what a penalty came to; nothing where the search is over."""
+    def add(self, penalty: float, losses: Floats) -> bool:
+        """Add what a penalty came to, and return whether it is the best one by now. Nothing is added to a search that is over."""
         if self.is_over:
-            return
+            return False
         self.losses[penalty] = losses
         total = float(losses.sum())
-        self._lowest, self._worse = (total, 0) if total < self._lowest else (self._lowest, self._worse + 1)
+        is_best = total < self._lowest
+        self._lowest, self._worse = (total, 0) if is_best else (self._lowest, self._worse + 1)
+        return is_best
 
 
 def cross_validated(folds: Folds, penalties: Sequence[float] = PENALTIES) -> dict[float, Floats]:
@@ -88,41 +70,6 @@ def cross_validated(folds: Folds, penalties: Sequence[float] = PENALTIES) -> dic
         if search.is_over:
             break
     return search.losses
-
-
-def solve_parts(x: Inputs, y: Labels, starts: Sequence[Head], parts: Sequence[Labels]) -> list[tuple[float, Head]]:
-    """Choose a penalty by cross-validation, and fit a head by it, on each of several parts of the rows; all of them at once.
-
-    Args:
-        x: (n, D) inputs.
-        y: (n,) labels.
-        starts: The head that each part starts from.
-        parts: The rows of each part.
-
-    Returns:
-        The penalty and the head (C, D), (C,) of each part.
-    """
-    inner = [[(rows[fitted], rows[held_out]) for fitted, held_out in shuffled_splits(len(rows))] for rows in parts]
-    owners = np.array([part for part, splits in enumerate(inner) for _ in splits])
-    kind: type[RowSpaceFolds] | type[JointFolds] = RowSpaceFolds if len(x) <= FEW_ROWS else JointFolds
-    folds: HeadFolds = kind(x, y, [starts[part] for part in owners], [split for splits in inner for split in splits])
-    searches = [PenaltySearch() for _ in parts]
-    for penalty in PENALTIES:
-        folds.solve(penalty)
-        losses = folds.losses_by_fold()
-        for part, search in enumerate(searches):
-            search.add(penalty, np.concatenate([[], *(losses[fold] for fold in np.flatnonzero(owners == part))]))
-        if all(search.is_over for search in searches):
-            break
-    penalties = [best_penalty(search.losses) for search in searches]
-    heads = [calibrated(start, x, y, rows) for start, rows in zip(starts, parts, strict=True)]
-    if moved := [part for part, penalty in enumerate(penalties) if np.isfinite(penalty)]:
-        final: HeadFolds = kind(x, y, [starts[part] for part in moved], [(parts[part], parts[part][:0]) for part in moved])
-        final.begin_near(folds, [np.flatnonzero(owners == part) for part in moved])
-        final.solve(np.array([penalties[part] for part in moved]))
-        for part, head in zip(moved, final.heads(), strict=True):
-            heads[part] = head
-    return list(zip(penalties, heads, strict=True))
 
 
 def best_penalty(losses: Mapping[float, Floats]) -> float:

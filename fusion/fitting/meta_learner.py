@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from fusion.fitting.blocks import Splits
 from fusion.fitting.cross_validation import PENALTIES, Folds, SeparateFolds, best_penalty, cross_validated, shuffled_splits
-from fusion.fitting.joint_folds import JointFolds, Splits
+from fusion.fitting.joint_folds import JointFolds
 from fusion.fitting.logistic import fit_logistic
 from fusion.fitting.shrinkage import Head, MemberWeightsProblem, ShrinkageProblem, solve_head
 from fusion.interface import FusionMethod, NetworkOutputs, Trainings

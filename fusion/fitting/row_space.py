@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion.fitting.joint_folds import Splits, calibrated
-from fusion.fitting.shrinkage import SMALLEST_SCALE, Head
+from fusion.fitting.blocks import Splits
+from fusion.fitting.shrinkage import SMALLEST_SCALE, Head, calibrated
 from fusion.predictions import Floats, Inputs, Labels, log_softmax, softmax
 
 OPTIONS = {"maxiter": 300, "ftol": 1e-11, "gtol": 1e-7}
@@ -91,14 +91,11 @@ class RowSpaceFolds:
         self.count = len(y)
         self.folds = [RowSpaceFold(x, y, start, *split) for start, split in zip(starts, splits, strict=True)]
 
-    def solve(self, penalty: float | Floats) -> None:
-        """Solve for a finite penalty, or for one of each fold, from the last solution on. An infinite penalty changes nothing."""
-        for fold, of_fold in zip(self.folds, np.broadcast_to(penalty, len(self.folds)), strict=True):
-            if np.isfinite(of_fold):
-                fold.solve(float(of_fold))
-
-    def begin_near(self, others: RowSpaceFolds, groups: Sequence[Labels]) -> None:
-        """Do nothing: folds have coordinates of their own, and few steps to take."""
+    def solve(self, penalty: float) -> None:
+        """Solve for a finite penalty, from the last solution on. An infinite penalty changes nothing."""
+        if np.isfinite(penalty):
+            for fold in self.folds:
+                fold.solve(penalty)
 
     def losses(self) -> Floats:
         """Return the NLL of each row, (n,), by the head that was fitted without it; 0 for a row that no fold holds out."""
@@ -111,6 +108,6 @@ class RowSpaceFolds:
         """Return the NLL of each row that a fold holds out, by its head."""
         return [fold.losses() for fold in self.folds]
 
-    def heads(self) -> list[Head]:
-        """Return the head (C, D), (C,) of each fold, on raw inputs."""
-        return [fold.head() for fold in self.folds]
+    def head(self, fold: int) -> Head:
+        """Return the head (C, D), (C,) of a fold, on raw inputs."""
+        return self.folds[fold].head()

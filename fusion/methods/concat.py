@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import penalty_in_words, solve_parts
-from fusion.fitting.shrinkage import Head, ShrinkageProblem, solve_head
+from fusion.fitting.cross_validation import PENALTIES, penalty_in_words, shuffled_splits
+from fusion.fitting.nested_heads import NestedHeads
+from fusion.fitting.shrinkage import Head
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import calibrated_losses, temperatures
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, softmax
@@ -25,15 +27,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
 
-FOLDS = 5  # by which each part chooses its penalty
-MOST_NUMBERS = 30_000_000  # of logits of all folds that are solved at once: a quarter of a gigabyte, a few times
-
 
 @FUSIONS.register
 class Concat(FusionMethod):
     """A linear head on concatenated features.
 
-    Attributes after fit: `coef_` (C, sum of D_m) and `intercept_` (C,) on raw features, `penalty_`, `start_`.
+    Attributes after fit: `coef_` (C, sum of D_m) and `intercept_` (C,) on raw features, `penalty_`.
 
     Args:
         penalty: The penalty; chosen by cross-validation where left out.
@@ -48,44 +47,39 @@ class Concat(FusionMethod):
     coef_: Floats
     intercept_: Floats
     penalty_: float
-    start_: Head
 
     def __init__(self, penalty: float | None = None) -> None:
         self.penalty = penalty
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head on *fuse*. Raises ConclaveError where a member has no linear head."""
-        rows = np.arange(len(inputs.fuse.labels))
-        vars(self).update(vars(self.fit_parts(inputs, [rows])[0]))
+        folds = [held_out for _, held_out in shuffled_splits(len(inputs.fuse.labels))]
+        vars(self).update(vars(self._with(*self._heads(inputs, folds).of_all_rows())))
         return self
 
-    def fit_parts(self, inputs: FusionInputs, parts: Sequence[Labels]) -> list[Self]:
-        """Return one fitted on each part. As many are solved at once as memory allows."""
+    def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:
+        """Return one fitted on all rows, and then one fitted without each fold. They share most of the work."""
+        return [self._with(*one) for one in self._heads(inputs, folds).nested()]
+
+    def _heads(self, inputs: FusionInputs, folds: Sequence[Labels]) -> NestedHeads:
+        """Return the problem of the head, with its rows in the order of the folds."""
         if not inputs.heads:
             raise ConclaveError("concat needs members that end in a Linear head.")
-        x: Inputs = np.concatenate(inputs.fuse.features, axis=1)
-        y = inputs.fuse.labels
-        light = replace(inputs, fuse=replace(inputs.fuse, features=()))  # a start needs no features
-        starts = [averaging_head(light.with_fuse(rows)) for rows in parts]
-        at_once = max(1, MOST_NUMBERS // (FOLDS * inputs.fuse.logits[0].size))
-        fitted: list[Self] = []
-        for first in range(0, len(parts), at_once):
-            some = slice(first, first + at_once)
-            solved = self._solved(x, y, starts[some], parts[some])
-            fitted += [self._with(start, *one) for start, one in zip(starts[some], solved, strict=True)]
-        return fitted
+        fuse = inputs.fuse
+        order = np.concatenate(folds) if folds else np.arange(len(fuse.labels))
+        light = replace(inputs, fuse=replace(fuse, features=()))  # a start needs no features
+        return NestedHeads(
+            x=np.concatenate([features[order] for features in fuse.features], axis=1),
+            y=fuse.labels[order],
+            start_of=lambda rows: averaging_head(light.with_fuse(order[rows])),
+            folds=[np.arange(first, last) for first, last in pairwise(np.cumsum([0, *map(len, folds)]))],
+            penalties=PENALTIES if self.penalty is None else [self.penalty],
+        )
 
-    def _solved(self, x: Inputs, y: Labels, starts: Sequence[Head], parts: Sequence[Labels]) -> list[tuple[float, Head]]:
-        """Return the penalty and the head of each part."""
-        if self.penalty is None:
-            return solve_parts(x, y, starts, parts)
-        problems = [ShrinkageProblem(x[rows], y[rows], start) for start, rows in zip(starts, parts, strict=True)]
-        return [(self.penalty, solve_head(problem, self.penalty)) for problem in problems]
-
-    def _with(self, start: Head, penalty: float, head: Head) -> Self:
+    def _with(self, penalty: float, head: Head) -> Self:
         """Return one like this with a fitted head."""
         made = copy.copy(self)
-        made.start_, made.penalty_ = start, penalty
+        made.penalty_ = penalty
         made.coef_, made.intercept_ = head
         return made
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Self
 
 import numpy as np
-from sklearn.model_selection import KFold
 
+from fusion.fitting.cross_validation import shuffled_splits
 from fusion.interface import FUSIONS, FusionMethod, by_order
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
@@ -77,9 +77,8 @@ def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: Fusio
         make_method: Returns an unfitted method.
         inputs: What the fusion may learn from.
     """
-    fuse, rows = inputs.fuse, np.arange(len(inputs.fuse.labels))
-    splits = list(KFold(min(5, len(rows)), shuffle=True, random_state=1).split(rows))
-    method, *without = make_method().fit_parts(inputs, [rows, *(fitted for fitted, _ in splits)])
+    fuse, splits = inputs.fuse, shuffled_splits(len(inputs.fuse.labels))
+    method, *without = make_method().fit_nested(inputs, [held_out for _, held_out in splits])
     nested = np.zeros(fuse.logits.shape[1:])
     for inner, (fitted, held_out) in zip(without, splits, strict=True):
         nested[held_out] = apply_temperature(inner.predict_proba(fuse.take(held_out)), _last_stage(inner, fuse.take(fitted)))

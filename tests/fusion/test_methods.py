@@ -16,13 +16,14 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from fusion.fitting.cross_validation import SeparateFolds, cross_validated, shuffled_splits
+from fusion.fitting.blocks import blocks_of
+from fusion.fitting.coordinates import Directions
+from fusion.fitting.cross_validation import PENALTIES, SeparateFolds, cross_validated, shuffled_splits
 from fusion.fitting.joint_folds import JointFolds
 from fusion.fitting.logistic import fit_logistic
 from fusion.fitting.meta_learner import meta_features
 from fusion.fitting.row_space import RowSpaceFolds
 from fusion.fitting.shrinkage import MemberWeightsProblem, ShrinkageProblem
-from fusion.interface import FusionMethod
 from fusion.methods.cascade import Cascade
 from fusion.methods.concat import Concat, averaging_head
 from fusion.methods.stack import Stack
@@ -288,55 +289,105 @@ def test_of_few_rows_each_fold_is_solved_to_its_optimum(width: int) -> None:
             patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
             alone.solve(penalty)
         assert ours.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
-    for (coef, intercept), losses, (_, held_out) in zip(ours.heads(), ours.losses_by_fold(), splits, strict=True):
+    for (coef, intercept), losses, (_, held_out) in zip(
+        map(ours.head, range(len(splits))), ours.losses_by_fold(), splits, strict=True
+    ):
         logits = x[held_out].astype(float) @ coef.T + intercept
         assert nll(softmax(logits), y[held_out]) == pytest.approx(losses.mean(), abs=1e-6), "the head says the same"
 
 
 @pytest.mark.parametrize("few_rows", [0, 1000])
-def test_a_nested_concat_is_what_each_of_its_parts_comes_to_alone(few_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All folds of all parts at once, against one part after another: the same penalties, and the same answers."""
-    monkeypatch.setattr("fusion.fitting.cross_validation.FEW_ROWS", few_rows)
-    given = inputs(n=900, oof=0)
-    rows = np.arange(900)
-    parts = [rows, *(rows[rows % 5 != k] for k in range(5))]
-    at_once, alone = Concat().fit_parts(given, parts), FusionMethod.fit_parts(Concat(), given, parts)
-    assert [one.penalty_ for one in at_once] == [one.penalty_ for one in alone]
-    for one, other in zip(at_once, alone, strict=True):
-        losses = [nll(method.predict_proba(given.fuse), given.fuse.labels) for method in (one, other)]
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_nested_concat_is_what_each_of_its_heads_comes_to_alone(
+    few_rows: int, alike: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against each penalty solved by itself: that of a part has the lowest NLL on its folds, each held out in turn."""
+    monkeypatch.setattr("fusion.fitting.nested_heads.FEW_ROWS", few_rows)
+    given = replace(inputs(n=600, oof=0), alike=alike)
+    rows = np.random.default_rng(3).permutation(600)
+    folds = [np.sort(rows[first : first + 150]) for first in range(0, 600, 150)]
+    found = Concat().fit_nested(given, folds)
+    assert len(found) == 5
+    tried = PENALTIES[: 2 + max(PENALTIES.index(one.penalty_) for one in found)]
+    for one, left_out in zip(found, [None, *range(4)], strict=True):
+        inner = [fold for number, fold in enumerate(folds) if number != left_out]
+        part = np.concatenate(inner)
+        totals = [sum(lost_without(given, np.setdiff1d(part, fold), fold, penalty) for fold in inner) for penalty in tried]
+        assert one.penalty_ == tried[int(np.argmin(totals))]
+        alone = Concat(one.penalty_).fit(given.with_fuse(np.sort(part)))
+        losses = [nll(method.predict_proba(given.fuse), given.fuse.labels) for method in (one, alone)]
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert len({one.penalty_ for one in at_once} - {np.inf}) >= 1, "some of them moved from their start"
+    assert {one.penalty_ for one in found} - {np.inf}, "some of them moved from their start"
 
 
-def test_parts_that_do_not_fit_into_memory_together_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = inputs(n=400, oof=0)
-    parts = [np.arange(400), np.arange(300)]
-    together = Concat().fit_parts(given, parts)
-    monkeypatch.setattr("fusion.methods.concat.MOST_NUMBERS", 1)
-    apart = Concat().fit_parts(given, parts)
+def lost_without(given: FusionInputs, fitted: np.ndarray, held_out: np.ndarray, penalty: float) -> float:
+    """The NLL of some rows by a concat of other rows."""
+    rows = given.fuse.take(held_out)
+    return len(held_out) * nll(Concat(penalty).fit(given.with_fuse(fitted)).predict_proba(rows), rows.labels)
+
+
+def test_heads_that_do_not_fit_into_memory_together_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, folds = inputs(n=1200, oof=0), [np.arange(first, first + 240) for first in range(0, 1200, 240)]
+    together = Concat().fit_nested(given, folds)
+    monkeypatch.setattr("fusion.fitting.joint_folds.MOST_NUMBERS", 1)
+    apart = Concat().fit_nested(given, folds)
     assert [one.penalty_ for one in together] == [one.penalty_ for one in apart]
     assert all(np.allclose(a.coef_, b.coef_, atol=1e-3) for a, b in zip(together, apart, strict=True))
 
 
-def test_where_many_steps_are_needed_the_folds_are_solved_in_other_coordinates_to_the_same_optimum() -> None:
-    """As of features that are nearly all the same direction: those of networks that were hardly trained."""
+@pytest.mark.parametrize("most_parameters", [2500, 0])
+@pytest.mark.parametrize("exact", [np.float32, np.float64])
+def test_few_steps_lead_to_the_minimum_of_inputs_that_differ_along_few_directions(
+    most_parameters: int, exact: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As features do of networks that were hardly trained: nearly all are the same direction."""
+    monkeypatch.setattr("fusion.fitting.coordinates.MOST_PARAMETERS", most_parameters)
     draw = np.random.default_rng(0)
     y = draw.integers(0, CLASSES, 1200)
     common, own = draw.normal(size=(1200, 1)), draw.normal(size=(1200, 60)) * np.logspace(0, -2, 60)
     of_class = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 60))
-    x = (common * 5 + own @ draw.normal(size=(60, 60)) + of_class * 0.3).astype(np.float32)
+    x: np.ndarray = (common * 5 + own @ draw.normal(size=(60, 60)) + of_class * 0.3).astype(exact)
     start, splits = (np.zeros((CLASSES, 60)), np.zeros(CLASSES)), shuffled_splits(1200)
     joint, alone = (
         JointFolds(x, y, [start] * len(splits), splits),
         SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits),
     )
+    evaluations = list[int]()
     for penalty in (0.3, 0.1):
-        joint.solve(penalty)
         with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("scipy.optimize.minimize", partial(counted, minimize, evaluations))
+            joint.solve(penalty)
             patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
             alone.solve(penalty)
         assert joint.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
-    assert joint.coordinates is not None, "the first penalty took many steps"
+    assert max(evaluations) <= (15 if most_parameters else 40), "plain coordinates take a hundred"
+
+
+def counted(minimize: Callable[..., Any], evaluations: list[int], *given: Any, **keys: Any) -> Any:
+    result = minimize(*given, **keys)
+    evaluations.append(result.nfev)
+    return result
+
+
+def test_coordinates_and_their_opposite_bring_moves_back() -> None:
+    draw = np.random.default_rng(0)
+    x, moves = draw.normal(size=(200, 40)), draw.normal(size=(3, CLASSES, 41))
+    directions = Directions.of(x, np.zeros(40), np.ones(40), softmax(draw.normal(size=(200, CLASSES))))
+    there = directions.coordinates(softmax(draw.normal(size=(200, CLASSES))), 0.1)
+    assert np.abs(there.moves(there.deltas(moves)) - moves).max() < 1e-9
+    assert np.sum(there.gradient(moves) * moves) == pytest.approx(np.sum(moves * there.deltas(moves)))
+
+
+def test_rows_of_the_same_folds_become_neighbours_and_ordered_ones_stay() -> None:
+    rows = np.arange(12)
+    splits = [(rows[rows % 3 != k], rows[rows % 3 == k]) for k in range(3)]
+    order, blocks = blocks_of(splits, 12)
+    assert order.tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+    assert [(block.rows.start, block.rows.stop) for block in blocks] == [(0, 4), (4, 8), (8, 12)]
+    for k, block in enumerate(blocks):
+        assert set(block.fitted_by) == {0, 1, 2} - {k}
+        assert block.held_out_by.tolist() == [k]
+    assert blocks_of([(np.arange(4, 12), np.arange(4))], 12)[0].tolist() == rows.tolist()
 
 
 def minimize_fully(minimize: Callable[..., Any], *given: Any, **keys: Any) -> Any:
