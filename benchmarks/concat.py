@@ -96,5 +96,13 @@ def read(folder: Path) -> FusionInputs:
     return FusionInputs(Predictions(logits, features, labels), None, np.zeros(0, np.int64), heads, alike=False)
 
 
+def read_test(folder: Path) -> Predictions:
+    """The members' *test* outputs."""
+    kept, rows = [np.load(folder / f"{name}.npz") for name in MEMBERS], np.load(folder / "rows.npz")
+    logits: Floats = np.stack([one["test_logits"].astype(np.float64) for one in kept])
+    features = tuple(one["test_features"].astype(np.float32) for one in kept)
+    return Predictions(logits, features, rows["labels"][rows["test"]].astype(np.int64))
+
+
 if __name__ == "__main__":
     main()

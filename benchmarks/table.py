@@ -7,7 +7,8 @@ read here, for the table.
 
     python -m benchmarks.table train [FIT ...]     # plain, "plain fold 0", ...; all that is missing where left out
     python -m benchmarks.table cost                # seconds an image of each recipe, interleaved
-    python -m benchmarks.table concat              # concat's probabilities, which need features: after `train`, where it ran
+    python -m benchmarks.table concat [FEATURES]   # concat's probabilities, which need features: after `train`, where it ran,
+                                                   # or by benchmarks/concat.py's folder of features
     python -m benchmarks.table                     # results/table.json and the table on screen
 """
 
@@ -26,13 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.concat import read, read_test
 from benchmarks.kept import KeptFits, save_small
 from benchmarks.machine import describe, write_result
 from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
 from fusion.metrics.calibration import log_probabilities
 from fusion.metrics.diversity import diversity
-from fusion.predictions import LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
+from fusion.predictions import FusionInputs, LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
@@ -149,22 +151,28 @@ class KeptFusion(Concat):
         return self.on_test
 
 
-def concat() -> None:
-    """Fit concat on the members' features; keep its nested probabilities on *fuse* and those on *test*."""
-    plan, parts = planned()
-    root = {planned.member.name: planned.artifact for planned in plan.members if planned.job.fold is None}
-    members = [member.name for member in plan.team.members]
-    full = {name: root[name].root for name in members}
-    labels = np.asarray(plan.store.labels)
-    team = load_predictions(full, {}, LabelledRows(plan.store.classes, labels, parts.folds, parts.fit))
-    fitted = fit_fusion("concat", Concat, team.inputs)
+def concat(features: Path | None = None) -> None:
+    """Fit concat on features, of the trainings or of a folder; keep its nested probabilities, and those on *test*."""
+    members = [member.name for member in config.load_team(TEAM).members]
+    inputs, test = (read(features), read_test(features)) if features else trained_inputs(members)
+    fitted = fit_fusion("concat", Concat, inputs)
     arrays = {
         "fuse": log_probabilities(fitted.nested).astype(np.float16),
-        "test": log_probabilities(fitted.predict_proba(team.test)).astype(np.float16),
+        "test": log_probabilities(fitted.predict_proba(test)).astype(np.float16),
     }
     assert isinstance(fitted.method, Concat)
     save_small(CONCAT, {"penalty": fitted.method.penalty_, "members": members, **arrays})
     print(f"concat: penalty {fitted.method.penalty_:g}")
+
+
+def trained_inputs(members: Sequence[str]) -> tuple[FusionInputs, Predictions]:
+    """What concat learns from, and the predictions on *test*, of the trainings."""
+    plan, parts = planned()
+    root = {planned.member.name: planned.artifact for planned in plan.members if planned.job.fold is None}
+    full = {name: root[name].root for name in members}
+    labels = np.asarray(plan.store.labels)
+    team = load_predictions(full, {}, LabelledRows(plan.store.classes, labels, parts.folds, parts.fit))
+    return team.inputs, team.test
 
 
 def fuse() -> None:
@@ -225,7 +233,14 @@ def head_size(fusion: FittedFusion) -> int:
 
 def main() -> None:
     word, *more = [*sys.argv[1:], "fuse"] if len(sys.argv) < 2 else sys.argv[1:]
-    {"train": lambda: train(more), "fit": lambda: fit(more[0]), "cost": cost, "concat": concat, "fuse": fuse}[word]()
+    by_word = {
+        "train": lambda: train(more),
+        "fit": lambda: fit(more[0]),
+        "cost": cost,
+        "concat": lambda: concat(*map(Path, more)),
+        "fuse": fuse,
+    }
+    by_word[word]()
 
 
 if __name__ == "__main__":
