@@ -30,12 +30,13 @@ class FoldedConv(nn.Module):
         super().__init__()
         self.matrix: Tensor
         self.bias: Tensor | None
+        after = range(conv.side_after(side))
+        self.shape = (conv.out_channels, len(after), len(after))
         with torch.no_grad():
-            inputs = torch.eye(conv.in_channels * side * side).view(-1, conv.in_channels, side, side)
-            columns = F.conv2d(inputs, conv.weight, None, conv.stride, conv.padding)
-            self.shape = columns.shape[1:]
-            self.register_buffer("matrix", columns.flatten(1).T.contiguous())
-            spread = None if conv.bias is None else conv.bias.repeat_interleave(self.shape[1] * self.shape[2])
+            # for each pixel of the result, the taps that meet a pixel of the map
+            taps = [conv.weight[:, :, 1 - i : 1 - i + side, 1 - j : 1 - j + side].flatten(1) for i in after for j in after]
+            self.register_buffer("matrix", torch.stack(taps, 1).flatten(0, 1))
+            spread = None if conv.bias is None else conv.bias.repeat_interleave(len(taps))
             self.register_buffer("bias", spread)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from fusion.selection.networks import CandidateNetworks
 from workers.config.specs import MemberSpec
 from workers.models.build import build
 from workers.models.network import Network
+from workers.models.small_conv import SmallConv2d
 from workers.training.augmentation import to_float
 
 CLASSES = 3
@@ -146,6 +147,15 @@ def test_frozen_for_inference_it_is_the_same_function_without_batch_norms(networ
     assert FoldedConv in kinds[0]
     assert Wild in kinds[3], "kept as it is"
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the original is untouched"
+
+
+@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_folded_convolution_is_the_convolution(side: int, stride: int) -> None:
+    conv, x = SmallConv2d(5, 7, 3, stride, 1), torch.randn(4, 5, side, side)
+    with torch.no_grad():
+        expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias, stride, 1)
+        assert torch.allclose(FoldedConv(conv, side)(x), expected, atol=1e-6)
 
 
 def test_an_exported_model_that_abstains_gives_the_sets_and_the_disagreement_of_the_fusion(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class SmallConv2d(nn.Conv2d):
         side = self.small_side(x)
         if not side:
             return super().forward(x)
-        side_after = 1 if self.stride[0] == 2 else side
+        side_after = self.side_after(side)
         # of the kernel the taps that meet a pixel of the map, for each pixel of the result; channels last, as all lies in memory
         weight = self.weight.permute(0, 2, 3, 1)
         taps = [
@@ -38,6 +38,10 @@ class SmallConv2d(nn.Conv2d):
         """Return the side of a square map of one or two pixels per side, and 0 for any other map."""
         height, width = x.shape[-2:]
         return width if height == width and width <= 2 else 0
+
+    def side_after(self, side: int) -> int:
+        """Return the side of the result, for a map of one or two pixels per side."""
+        return 1 if self.stride[0] == 2 else side
 
 
 class StridedConv2d(nn.Conv2d):
