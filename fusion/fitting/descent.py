@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 EXACT = 2e-11  # nats that the objective of a head may be above its minimum, on average
 MOST_STEPS, LAST_STEPS = 200, 8
 PAST_STEPS = 10  # that L-BFGS remembers, each by two vectors
-Objective = Callable[
-    [Floats], tuple[float, Floats]
-]  # moves (K, C, D + 1) of K heads -> the sum of their objectives, its gradient
+# From moves (K, C, D + 1) of K heads: the sum of their objectives, and its gradient.
+Objective = Callable[[Floats], tuple[float, Floats]]
 
 
 def come_near(objective: Objective, moves: Floats, there: Coordinates, within: float) -> Floats:
@@ -37,7 +36,7 @@ def come_near(objective: Objective, moves: Floats, there: Coordinates, within: f
 
     turned = _Turned(objective, there, moves.shape)
 
-    def stop_in_time(intermediate_result: OptimizeResult) -> None:
+    def stop_in_time(intermediate_result: OptimizeResult) -> None:  # SciPy knows a callback of this kind by the argument's name
         if turned.above <= within:
             raise StopIteration
 
