@@ -13,6 +13,7 @@ import numpy as np
 from fusion.predictions import Floats, Inputs
 
 MOST_DIRECTIONS, FEWEST_DIRECTIONS = 48, 8
+ENOUGH_ROWS = 5000  # to know a Hessian well enough
 MOST_PARAMETERS = 1000  # of one Hessian for all classes; where it had more, all classes have the same small one
 
 
@@ -22,11 +23,13 @@ class Directions:
 
     Attributes:
         vectors: (r, D) orthonormal.
-        along: (n, r + 1) what each row measures along them, and ones for the intercept.
+        along: (rows, r + 1) what each of some rows measures along them, and ones for the intercept.
+        every: Which rows these are: each of so many.
     """
 
     vectors: Floats
     along: Floats
+    every: int
 
     @classmethod
     def of(cls, x: Inputs, mean: Floats, scale: Floats, probabilities: Floats) -> Directions:
@@ -40,16 +43,19 @@ class Directions:
         """
         from sklearn.utils.extmath import randomized_svd
 
+        every = max(1, len(x) // ENOUGH_ROWS)
+        x, probabilities = x[::every], probabilities[::every]
         z = (x - mean.astype(np.float32)) / scale.astype(np.float32)
         unsure = np.sqrt((probabilities * (1 - probabilities)).mean(1))
         weighted = z * unsure[:, None].astype(np.float32)
         of_each = MOST_PARAMETERS // probabilities.shape[1] - 1
         count = min(of_each, MOST_DIRECTIONS) if of_each >= FEWEST_DIRECTIONS else MOST_DIRECTIONS
         _, _, vectors = randomized_svd(weighted, min(count, *x.shape), n_iter=3, random_state=0)
-        return cls(np.asarray(vectors, dtype=np.float64), np.column_stack([z @ vectors.T, np.ones(len(z))]))
+        return cls(np.asarray(vectors, dtype=np.float64), np.column_stack([z @ vectors.T, np.ones(len(z))]), every)
 
     def coordinates(self, probabilities: Floats, penalty: float) -> Coordinates:
         """Return coordinates for a penalty, where the rows have about these probabilities (n, C)."""
+        probabilities = probabilities[:: self.every]
         classes, size = probabilities.shape[1], self.along.shape[1]
         if classes * size > MOST_PARAMETERS:
             hessian = self._moments((probabilities * (1 - probabilities)).mean(1))
