@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusion.fitting.blocks import Splits
-from fusion.fitting.shrinkage import SMALLEST_SCALE, Head, calibrated
+from fusion.fitting.shrinkage import SMALLEST_SCALE, Head
+from fusion.metrics.calibration import fit_temperature
 from fusion.predictions import Floats, Inputs, Labels, log_softmax, softmax
 
 OPTIONS = {"maxiter": 300, "ftol": 1e-11, "gtol": 1e-7}
@@ -29,7 +30,9 @@ class RowSpaceFold:
     """
 
     def __init__(self, x: Inputs, y: Labels, start: Head, fitted: Labels, held_out: Labels) -> None:
-        self.coef, self.intercept = calibrated(start, x, y, fitted)
+        coef, intercept = start
+        temperature = fit_temperature(x[fitted] @ coef.T + intercept, y[fitted])
+        self.coef, self.intercept = coef / temperature, intercept / temperature
         self.x, self.y, self.fitted, self.held_out = x, y, fitted, held_out
         rows = x[fitted]
         self.mean = rows.mean(0, dtype=np.float64)

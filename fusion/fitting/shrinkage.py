@@ -21,13 +21,6 @@ def solve_head(problem: ShrinkageProblem, penalty: float) -> Head:
     return problem.head(problem.solve(penalty, np.zeros(problem.shape)))
 
 
-def calibrated(start: Head, x: Inputs, y: Labels, rows: Labels) -> Head:
-    """Return a head at the temperature that suits these rows."""
-    coef, intercept = start
-    temperature = fit_temperature(x[rows] @ coef.T + intercept, y[rows])
-    return coef / temperature, intercept / temperature
-
-
 class ShrinkageProblem:
     """The objective on one set of rows.
 
