@@ -335,13 +335,14 @@ def test_heads_that_do_not_fit_into_memory_together_come_to_the_same(monkeypatch
     assert all(np.allclose(a.coef_, b.coef_, atol=1e-3) for a, b in zip(together, apart, strict=True))
 
 
-@pytest.mark.parametrize("most_parameters", [2500, 0])
+@pytest.mark.parametrize(("most_parameters", "enough_rows"), [(1000, 5000), (1000, 400), (0, 5000)])
 @pytest.mark.parametrize("exact", [np.float32, np.float64])
 def test_few_steps_lead_to_the_minimum_of_inputs_that_differ_along_few_directions(
-    most_parameters: int, exact: type, monkeypatch: pytest.MonkeyPatch
+    most_parameters: int, enough_rows: int, exact: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As features do of networks that were hardly trained: nearly all are the same direction."""
     monkeypatch.setattr("fusion.fitting.coordinates.MOST_PARAMETERS", most_parameters)
+    monkeypatch.setattr("fusion.fitting.coordinates.ENOUGH_ROWS", enough_rows)
     draw = np.random.default_rng(0)
     y = draw.integers(0, CLASSES, 1200)
     common, own = draw.normal(size=(1200, 1)), draw.normal(size=(1200, 60)) * np.logspace(0, -2, 60)
@@ -360,7 +361,7 @@ def test_few_steps_lead_to_the_minimum_of_inputs_that_differ_along_few_direction
             patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
             alone.solve(penalty)
         assert joint.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
-    assert max(evaluations) <= (15 if most_parameters else 40), "plain coordinates take a hundred"
+    assert max(evaluations) <= 15
 
 
 def counted(minimize: Callable[..., Any], evaluations: list[int], *given: Any, **keys: Any) -> Any:
