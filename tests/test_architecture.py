@@ -32,6 +32,19 @@ def test_a_trainer_imports_neither_mlflow_nor_sklearn_before_its_first_step() ->
     assert found.stdout.strip() == "['torch', 'ray']", found.stdout + found.stderr
 
 
+def test_neither_the_check_of_a_recipe_nor_a_training_imports_torchs_compiler_or_torchvision() -> None:
+    """They take each process more than a second. Torch's optimizers import its compiler, to tell it to keep out."""
+    code = (
+        "import sys; from tests.factories import fitted, member; from workers.models.build import build\n"
+        "from workers.runtime.recipe_check import why_untrainable\n"
+        "assert why_untrainable(lambda: build(member(), 10, 32), 32, 10) is None\n"
+        "fitted(); fitted(member(optimizer={'kind': 'adamw'}))\n"
+        "print('HEAVY', [m for m in ('torch._dynamo', 'torchvision', 'sympy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "HEAVY []" in found.stdout, found.stdout + found.stderr
+
+
 def test_no_source_loads_a_pickle() -> None:
     """The one unpickler reads torchvision's CIFAR files, and refuses everything but arrays."""
     for path in [p for package in PACKAGES for p in (ROOT / package).rglob("*.py")]:

@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 # ImageNet's channel statistics: fixed, so that nothing is estimated from rows that a training may not see, and right for
 # weights trained elsewhere.
@@ -39,6 +38,35 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         return cast(Tensor, self.head(self.features(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions with a shortcut around them (He et al. 2015, arXiv:1512.03385): (N, P, H, W) -> (N, O, H', W').
+
+    Its keys and outputs are those of torchvision's block. It stands here because importing torchvision takes a process more than
+    a second, most of it for torch's compiler.
+
+    Args:
+        planes: Channels that come in, P.
+        out: Channels that go out, O.
+        stride: Stride of the first convolution.
+        downsample: Brings what comes in to the size of what goes out; None where it has that size.
+    """
+
+    def __init__(self, planes: int, out: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(planes, out, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's maps."""
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return cast(Tensor, self.relu(out))
 
 
 class SmallResNet(nn.Module):

@@ -13,6 +13,7 @@ from workers.training.augmentation import augment, make_augmentations
 from workers.training.objective import Objective
 
 IMAGES, CLASSES = 2, 3
+SMALL_PARAMETERS, SMALL_SIDE = 25_000_000, 256  # of a network and its images: two of them take less than half a second
 
 
 def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
@@ -48,15 +49,16 @@ def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
 def why_untrainable(build: Callable[[], nn.Module], image_size: int, classes: int) -> str | None:
     """Run one forward and one backward pass on two images. Return what goes wrong, or None.
 
-    Only shapes are computed first, which takes no time however large the network is. What fails there is tried in earnest: a
-    network of the user's own may need real numbers.
+    Of a large network only shapes are computed first, which takes little time however large it is. What fails there is tried in
+    earnest: a network of the user's own may need real numbers. A small one is tried in earnest at once, because torch needs more
+    than a second to import what computes shapes.
 
     Args:
         build: Returns the network.
         image_size: Side of the images in pixels.
         classes: Number of classes.
     """
-    for device in ("meta", "cpu"):
+    for device in ("cpu",) if _is_small(build, image_size) else ("meta", "cpu"):
         try:
             network = build().to(device).train()
             logits = network(torch.zeros(IMAGES, 3, image_size, image_size, device=device))
@@ -68,6 +70,11 @@ def why_untrainable(build: Callable[[], nn.Module], image_size: int, classes: in
         else:
             return None
     return problem
+
+
+def _is_small(build: Callable[[], nn.Module], image_size: int) -> bool:
+    numbers = sum(p.numel() for p in build().parameters() if not nn.parameter.is_lazy(p))
+    return image_size <= SMALL_SIDE and numbers <= SMALL_PARAMETERS
 
 
 def problems_of_training(train: TrainSpec) -> Iterator[str]:

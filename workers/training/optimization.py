@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoc
 
 def make_optimizer(recipe: MemberSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for the parameters of a network."""
+    _leave_the_compiler_out()
     return recipe.optimizer.make(network.parameters())
 
 
@@ -47,16 +49,35 @@ def take_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
 
     On a CPU, torch's fused optimizers copy each tensor in channels_last, which takes as long as the update. So they are shown the
     same memory as if its axes were in plain order. Elements are updated one by one: the result is the same.
+
+    Torch's `step` first tells its compiler to keep out, and imports it for that, which takes a process more than a second. So the
+    function within is called.
     """
-    shown = [p for group in optimizer.param_groups for p in group["params"] if _is_copied(p)] if _is_fused(optimizer) else []
+    is_fused = _is_fused(optimizer)
+    shown = [p for group in optimizer.param_groups for p in group["params"] if is_fused and _is_copied(p)]
     for parameter in shown:
         _reorder(optimizer, parameter, TO_PLAIN)
     try:
-        optimizer.step()
+        if is_fused:
+            with torch.no_grad():
+                inspect.unwrap(type(optimizer).step)(optimizer)
+        else:
+            optimizer.step()
     finally:
         for parameter in shown:
             _reorder(optimizer, parameter, TO_CHANNELS_LAST)
     optimizer.zero_grad(set_to_none=True)
+
+
+def _leave_the_compiler_out() -> None:
+    """Let torch's optimizers do without its compiler, which they would import to tell it to keep out.
+
+    Torch keeps what it has told so beside each function, under this name. Where it is kept elsewhere, the compiler is imported.
+    """
+    base = torch.optim.Optimizer
+    for method in (base.add_param_group, base.zero_grad, base.state_dict, base.load_state_dict):
+        function = inspect.unwrap(method)
+        function.__dict__.setdefault("__dynamo_disable", function)
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:

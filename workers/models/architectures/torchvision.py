@@ -50,7 +50,6 @@ class Torchvision(ArchitectureSource):
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
         """Return the network; `width` and `stem` of the member change ResNets."""
-        import torchvision
         from torch import nn
 
         from workers.models.network import SmallResNet
@@ -62,6 +61,8 @@ class Torchvision(ArchitectureSource):
         elif spec.width != 64:
             raise UserInputError(f"member {spec.name}: width changes {' and '.join(sorted(SCALABLE))} only, not {name}.")
         else:
+            import torchvision  # only now: it takes more than a second
+
             network = torchvision.models.get_model(name, weights=None, **_options(name, classes, image_size))
         if is_small and name in RESNETS:
             stem = nn.Conv2d(3, cast(nn.Conv2d, network.conv1).out_channels, 3, padding=1, bias=False)
