@@ -28,6 +28,7 @@ AWAY_SECONDS = 10.0  # for which a cluster's head may not answer
 LOOK_SECONDS = 2.0  # between two looks at a cluster's head
 WATCH_SECONDS = 0.5  # between two looks at whether Ray is there, while it does something for us
 ENDING_SECONDS = 15.0  # that Ray may take to disconnect
+UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # of a Node: its dashboard, autoscaler and log forwarder
 LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
     "RAY_prestart_worker_first_driver": "0",  # processes that no trainer takes: each wants an environment of its own
@@ -97,6 +98,7 @@ class Connection:
         if self.address:
             options |= {"address": self.address}
         else:
+            _start_only_what_is_used()
             options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(self.folder.session) if self.folder else None}
         self.ray.init(**options)
@@ -230,6 +232,17 @@ def probe(address: str, source: str = "--address") -> None:
     except (OSError, ValueError):
         without = f"leave {source} out" if source.startswith("-") else f"unset {source}"
         raise UserInputError(f"{source} {address}: nobody answers there. Start Ray there, or {without}.") from None
+
+
+def _start_only_what_is_used() -> None:
+    """Let a local Ray begin without the processes that nobody here asks: a second or more, and 200 MB.
+
+    Ray has no options for it. Where a later Ray starts them under other names, they are started.
+    """
+    from ray._private.node import Node
+
+    for name in UNUSED:
+        setattr(Node, name, lambda self, **_: None)
 
 
 def _quiet() -> None:

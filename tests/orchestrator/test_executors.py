@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.cluster.connection import Connection
@@ -64,6 +65,14 @@ def run(executor: Executor, one: Job) -> tuple[list[Event], Outcome]:
                 return events, item
             events.append(item)
     raise AssertionError("no outcome came")
+
+
+@pytest.mark.slow
+def test_a_local_ray_has_no_process_that_nobody_asks(connection: Connection) -> None:
+    """No dashboard, no autoscaler and no forwarder of logs: they made it start in four seconds instead of two or three."""
+    of_ray = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert [sum(name in words for words in of_ray) for name in ("gcs_server", "raylet/raylet ")] == [1, 1]
+    assert [words for words in of_ray for name in ("dashboard/dashboard.py", "monitor.py") if name in words] == []
 
 
 def test_a_job_ends_in_one_outcome_after_its_events(executor: Executor, jobs: list[Job]) -> None:
