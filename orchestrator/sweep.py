@@ -17,6 +17,7 @@ from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.outcomes import Outcome
 from orchestrator.execution.preflight import check_recipes
 from orchestrator.execution.scheduler import Scheduler
+from orchestrator.fusing.handover import MODULES, fuse
 from orchestrator.fusing.interim import InterimReporter
 from orchestrator.fusing.request import make_request
 from orchestrator.fusing.steps import FILE, follow
@@ -42,7 +43,6 @@ STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
 AWAY_SECONDS = 30.0  # for which a tracking store that went away is asked again
 INTERRUPTED_FLUSH_SECONDS = 2.0
-FUSION_STEP = "orchestrator.fusing.step"  # the module, which is heavy to import
 EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
 
@@ -306,7 +306,7 @@ class _ActiveSweep:
             tracking_uri=self.place.uri,
             runs_of=self.runs.members.of_job,
             why_closed=budget.why_exhausted,
-            when_all_run=lambda: executor.prepare_on_head(FUSION_STEP),
+            when_all_run=lambda: executor.prepare_on_head(MODULES),
         )
         executor.prepare(todo, options.say)
         outcomes = scheduler.run(todo)
@@ -314,8 +314,6 @@ class _ActiveSweep:
         return outcomes
 
     def _fuse(self, members: Mapping[str, MemberState]) -> FusionDetails:
-        from orchestrator.fusing.step import fuse  # only now: nothing before needs what it imports
-
         request = make_request(self.plan, members, self.place.folder, self.runs)
         with follow(self.place.folder.logs / FILE, self.options.say):
             return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)

@@ -73,8 +73,8 @@ class Executor(Protocol):
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and leave, and wait for `seconds` at most."""
 
-    def prepare_on_head(self, module: str) -> None:
-        """Get ready for a call of a function of this module, so that the call has less to wait for."""
+    def prepare_on_head(self, modules: Sequence[str]) -> None:
+        """Get ready for a call of a function that needs these modules, so that the call has less to wait for."""
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function on the machine of the driver, in a process that can compute, and return its result."""

@@ -52,7 +52,7 @@ class InlineExecutor:
         """Forget the submitted job."""
         self._submitted = None
 
-    def prepare_on_head(self, module: str) -> None:
+    def prepare_on_head(self, modules: Sequence[str]) -> None:
         """Do nothing: what is called here is imported when it is called."""
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:

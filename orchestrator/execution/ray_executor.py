@@ -135,12 +135,12 @@ class RayExecutor:
         self._begin(())  # nothing of what was there is known to this Ray
         return True
 
-    def prepare_on_head(self, module: str) -> None:
-        """Begin the fusion actor, where there is none: it imports the module of what it will be asked."""
+    def prepare_on_head(self, modules: Sequence[str]) -> None:
+        """Begin the fusion actor, where there is none: it imports what it will need."""
         from workers.runtime.actor import FusionActor
 
         if self.fusion_actor is None:
-            self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(module)
+            self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(tuple(modules))
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises.
@@ -150,7 +150,7 @@ class RayExecutor:
         self.connection.check()
         self.pool.drop_idle()
         for _ in range(FUSION_TRIES):
-            self.prepare_on_head(function.__module__)
+            self.prepare_on_head([function.__module__])
             actor, self.fusion_actor = self.fusion_actor, None
             try:
                 if self._waits_for(actor, answer := actor.call.remote(function, *arguments)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hypothesis import given
@@ -37,7 +37,7 @@ class RoomFor(Executor):
 
     def stop(self, seconds: float) -> None: ...
 
-    def prepare_on_head(self, module: str) -> None: ...
+    def prepare_on_head(self, modules: Sequence[str]) -> None: ...
 
     def call_on_head(self, function: Any, *arguments: Any) -> Any: ...
 

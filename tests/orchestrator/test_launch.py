@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -49,7 +49,7 @@ class Fake:
 
     def stop(self, seconds: float) -> None: ...
 
-    def prepare_on_head(self, module: str) -> None: ...
+    def prepare_on_head(self, modules: Sequence[str]) -> None: ...
 
     def call_on_head(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)

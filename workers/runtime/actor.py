@@ -7,6 +7,7 @@ import os
 import platform
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,11 +192,11 @@ class FusionActor:
     """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`.
 
     Args:
-        module: A module that it imports before it takes a call: the fusion step's.
+        modules: What it imports before it takes a call.
     """
 
-    def __init__(self, module: str) -> None:
-        import_all([module])
+    def __init__(self, modules: Sequence[str]) -> None:
+        import_all(modules)
 
     def heartbeat(self) -> int:
         """Give a sign of life: the process id."""
