@@ -235,7 +235,7 @@ def probe(address: str, source: str = "--address") -> None:
 
 
 def _start_only_what_is_used() -> None:
-    """Let a local Ray begin without the processes that nobody here asks: a second or more, and 200 MB.
+    """Let a local Ray begin without the processes that nobody here asks: more than a second, and 160 MB.
 
     Ray has no options for it. Where a later Ray starts them under other names, they are started.
     """
