@@ -28,10 +28,10 @@ class ArtifactLocation:
 
     def download(self, uri: str | None) -> Path:
         """Return a local folder that holds the artifact: the home's, or one from the tracking store `uri`."""
-        from workers.tracking.client import TrackingClient  # imports MLflow
-
         if MemberArtifact(self.root).done or not (uri and self.run):
             return self.root
+        from workers.tracking.client import TrackingClient  # imports MLflow, so only where it is asked
+
         folder = TrackingClient(uri).download(self.run, "fit")
         return folder.parent if folder and MemberArtifact(folder.parent).done else self.root
 

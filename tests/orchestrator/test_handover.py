@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from orchestrator.fusing.request import ArtifactLocation
+from workers.storage.artifacts import MemberArtifact
+
 ROOT = Path(__file__).parents[2]
 FEW = 150  # modules that may still be imported on the way: about 1,200 would be, if nothing was imported early
 
@@ -28,6 +33,12 @@ def fuse(request):
 sweep.fuse = fuse
 sweep_inline(Path(sys.argv[1]), Path(sys.argv[2]))
 """
+
+
+def test_mlflow_is_not_imported_for_what_is_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "workers.tracking.client", None)  # whoever imports it fails
+    monkeypatch.setattr(MemberArtifact, "done", True)
+    assert ArtifactLocation("run", tmp_path).download("sqlite:///store.db") == tmp_path
 
 
 def test_the_driver_imports_nothing_of_the_fusion_step_and_its_actor_nearly_all_of_it_early(
