@@ -49,7 +49,7 @@ bench: install
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.roofline
 	$(BIN)/python -m benchmarks.sweep
-	$(BIN)/python -m benchmarks.overhead 3
+	$(BIN)/python -m benchmarks.overhead 2
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.fusion
 	$(BIN)/python -m benchmarks.inference
