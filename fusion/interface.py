@@ -153,6 +153,14 @@ class FusionMethod(ABC):
         """
         return Description()
 
+    def doubts(self, name: str) -> list[str]:
+        """Return sentences on why its gain may not carry over; nobody is told where rows that it never saw show the gain.
+
+        Args:
+            name: Its name.
+        """
+        return []
+
     def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
         """Return sentences on what may be wrong with it.
 

@@ -105,6 +105,10 @@ class LinearStack(FusionMethod):
         """Return probabilities (n, C)."""
         return softmax(meta_features(predictions.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
+    def doubts(self, name: str) -> list[str]:
+        """Return a sentence where it was fitted on few rows."""
+        return [f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over."] if self.few_rows_ else []
+
     def as_seen(self, predictions: Predictions) -> Predictions:
         """Return the predictions as the head sees them."""
         return predictions

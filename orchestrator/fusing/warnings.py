@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 
-from fusion.fitting.meta_learner import FEW_ROWS, LinearStack
 from fusion.metrics.scores import is_at_chance, loss_difference, row_losses
 from fusion.predictions import TeamPredictions
 from fusion.selection.fitting import FittedFusion, left_out
@@ -44,7 +43,8 @@ def warn(
     for name, fusion in fitted.items():
         if name not in team.names:
             inputs = team.inputs if fusion.members is None else team.inputs.only(fusion.members)
-            warnings += _fitted_on_few(name, fitted, team)
+            if (doubts := fusion.method.doubts(name)) and not _surely_gains(name, fitted, team):
+                warnings += doubts
             warnings += fusion.method.warnings(name, inputs)
             warnings += _worse_than_the_vote(name, fitted, team)
     return warnings
@@ -70,16 +70,12 @@ def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | Non
     return f"{name} still improved by {points * 100:.1f} points in its last {epochs}: train it for longer."
 
 
-def _fitted_on_few(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:
-    """Return a sentence where a stack was fitted on few rows, unless *fuse* rows that it never saw show that it gains."""
-    method, labels = fitted[name].method, team.inputs.fuse.labels
-    if not (isinstance(method, LinearStack) and method.few_rows_):
-        return []
-    if "vote" in fitted:
-        mine, of_vote = (row_losses(fitted[which].nested, labels) for which in (name, "vote"))
-        if loss_difference(mine, of_vote).interval[1] < 0:
-            return []
-    return [f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over."]
+def _surely_gains(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> bool:
+    """Return whether *fuse* rows that a fusion never saw show that it is better than the vote."""
+    if "vote" not in fitted:
+        return False
+    mine, of_vote = (row_losses(fitted[which].nested, team.inputs.fuse.labels) for which in (name, "vote"))
+    return loss_difference(mine, of_vote).interval[1] < 0
 
 
 def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:

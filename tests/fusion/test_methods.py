@@ -214,8 +214,9 @@ def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
 
 
 def test_blending_warns_of_few_rows() -> None:
-    assert Stack(penalty=1.0).fit(inputs(oof=0)).few_rows_
-    assert not Stack(penalty=1.0).fit(inputs(oof=5000)).few_rows_
+    told = "stack was fitted on fewer than 5,000 rows: its gain may not carry over."
+    assert Stack(penalty=1.0).fit(inputs(oof=0)).doubts("stack") == [told]
+    assert Stack(penalty=1.0).fit(inputs(oof=5000)).doubts("stack") == []
 
 
 def geometric(one: Predictions) -> np.ndarray:

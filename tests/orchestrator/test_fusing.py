@@ -80,6 +80,18 @@ def test_a_fusion_that_is_surely_worse_than_the_vote_is_flagged() -> None:
     assert text.startswith("weighted is surely less often right than the vote: on ")
 
 
+def test_a_doubt_is_told_unless_rows_that_the_fusion_never_saw_show_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = team(rows=2000)
+    fitted = fit_all(given, ("vote", "weighted"))
+    monkeypatch.setattr(type(fitted["weighted"].method), "doubts", lambda self, name: [f"{name} may not carry over."])
+    fitted["weighted"] = replace(fitted["weighted"], nested=fitted["vote"].nested)
+    assert warn(given, fitted, ("vote", "weighted"), {}) == ["weighted may not carry over."]
+    right = np.full_like(fitted["vote"].nested, 0.01)
+    right[np.arange(len(right)), given.inputs.fuse.labels] = 1
+    fitted["weighted"] = replace(fitted["weighted"], nested=right)
+    assert warn(given, fitted, ("vote", "weighted"), {}) == []
+
+
 @pytest.mark.parametrize(
     ("accuracies", "is_told"),
     [([0.3, 0.5, 0.6, 0.7], True), ([0.3, 0.89, 0.9, 0.9], False), ([0.9], False), ([0.9, 0.905], False)],
