@@ -41,6 +41,7 @@ def test_mlflow_is_not_imported_for_what_is_in_the_home(tmp_path: Path, monkeypa
     assert ArtifactLocation("run", tmp_path).download("sqlite:///store.db") == tmp_path
 
 
+@pytest.mark.slow
 def test_the_driver_imports_nothing_of_the_fusion_step_and_its_actor_nearly_all_of_it_early(
     team_file: Path, tmp_path: Path
 ) -> None:
