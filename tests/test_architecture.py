@@ -32,6 +32,22 @@ def test_a_trainer_imports_neither_mlflow_nor_sklearn_before_its_first_step() ->
     assert found.stdout.strip() == "['torch', 'ray']", found.stdout + found.stderr
 
 
+def test_a_team_of_networks_that_are_sure_to_work_is_checked_and_handed_over_without_torch(team_file: Path) -> None:
+    """Importing torch takes a driver three seconds. On a machine with a GPU it is asked for the GPU's name."""
+    code = (
+        "import sys; from pathlib import Path; from orchestrator.config.loader import load_team\n"
+        "from orchestrator.execution.preflight import check_recipes\n"
+        f"check_recipes(load_team(Path({str(team_file)!r})), ())\n"
+        "import orchestrator.execution.ray_executor\n"
+        "from workers.runtime import environment\n"
+        "environment.DRIVERS = ()\n"
+        "environment.environment()\n"
+        "print('TORCH', 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "TORCH False" in found.stdout, found.stdout + found.stderr
+
+
 def test_neither_the_check_of_a_recipe_nor_a_training_imports_torchs_compiler_or_torchvision() -> None:
     """They take each process more than a second. Torch's optimizers import its compiler, to tell it to keep out."""
     code = (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
-OF_THE_DRIVER = ("workers.tracking.client", "workers.runtime.recipe_check", "orchestrator.reporting.plots")  # MLflow, PyTorch
+OF_THE_DRIVER = ("workers.tracking.client", "orchestrator.reporting.plots")  # the first is MLflow
 
 
 def inline_executor(team: Team, folder: SweepFolder) -> Executor:

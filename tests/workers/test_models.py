@@ -1,5 +1,6 @@
 """Networks: torchvision's own, their stems and heads, and the weights that they may start from."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from tests.factories import CPU, member
 from workers.errors import UserInputError
-from workers.models.architectures.torchvision import KNOWN
+from workers.models.architectures.torchvision import KNOWN, SCALABLE
 from workers.models.build import build
 from workers.models.network import has_linear_head, memory_format
 from workers.runtime.recipe_check import why_untrainable
@@ -91,6 +92,15 @@ def test_a_network_that_does_not_fit_the_images_is_noticed_without_training(arch
     recipe = member(arch=arch, width=64, stem="auto")
     found = why_untrainable(lambda: build(recipe, 5, size), size, 5)
     assert found is None if why is None else why in str(found)
+
+
+@pytest.mark.parametrize("stem", ["auto", "imagenet", "cifar"])
+@pytest.mark.parametrize("arch", sorted(SCALABLE))
+def test_what_nobody_tries_works_whatever_the_recipe_and_the_images(arch: str, stem: str) -> None:
+    for width, size in ((4, 8), (64, 8), (4, 33), (20, 64)):
+        recipe = member(arch=arch, width=width, stem=stem)
+        assert why_untrainable(partial(build, recipe, 5, size), size, 5) is None
+        assert has_linear_head(build(recipe, 5, size))
 
 
 def test_a_network_that_needs_real_numbers_is_tried_with_them() -> None:

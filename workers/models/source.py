@@ -39,6 +39,13 @@ class ArchitectureSource(ABC):
             UserInputError: If the network cannot be built as asked.
         """
 
+    def is_sure(self, name: str) -> bool:
+        """Return whether a network can be built and trained whatever the recipe and the images, and ends in a Linear layer.
+
+        Nobody tries it before a sweep then. It is called without torch, which takes seconds to import.
+        """
+        return False
+
     def module(self, name: str) -> str | None:
         """Return the Python module whose code the network's weights depend on, for the signature; None for a library's."""
         return None

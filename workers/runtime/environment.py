@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -17,19 +20,21 @@ DISTRIBUTION = "conclave-ensembles"
 PACKAGES = ("conclave", "fusion", "orchestrator", "workers")
 DEVICE_FACTS = ("cuda", "driver", "device")
 MISSING = "missing"
+DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))  # one of them is there where a machine has a GPU; the second is WSL's
 Environment = Mapping[str, str]
 
 
 @lru_cache
 def environment() -> Environment:
     """Return the versions of Python, of required packages and of our own code; and the GPU with its driver, if there is one."""
-    import torch
-
     facts = {"python": platform.python_version(), "code": _code_digest()}
     facts |= {requirement.name: installed for requirement, installed in requirements()}
-    facts["torch"] = torch.__version__
-    if torch.cuda.is_available():
-        facts |= {"cuda": str(torch.version.cuda), "driver": _driver_version(), "device": torch.cuda.get_device_name(0)}
+    facts["torch"] = _torch_version()
+    if "torch" in sys.modules or any(path.exists() for path in DRIVERS):
+        import torch  # only now: it takes seconds
+
+        if torch.cuda.is_available():
+            facts |= {"cuda": str(torch.version.cuda), "driver": _driver_version(), "device": torch.cuda.get_device_name(0)}
     if fault_point("environment.probe") == "other":
         facts["torch"] = "0.0.0"
     return facts
@@ -54,6 +59,16 @@ def requirements() -> Iterator[tuple[Requirement, str]]:
                 yield requirement, version(requirement.name)
             except PackageNotFoundError:
                 yield requirement, MISSING
+
+
+def _torch_version() -> str:
+    """Return torch.__version__, which names the build too, as torch's own file has it: importing torch takes seconds."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return MISSING
+    text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    found = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)
+    return found.group(1) if found else version("torch")
 
 
 def _code_digest() -> str:

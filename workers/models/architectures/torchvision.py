@@ -21,7 +21,7 @@ RESNETS = frozenset(
     "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
     "wide_resnet50_2 wide_resnet101_2".split()
 )
-SCALABLE = frozenset({"resnet18", "resnet34"})  # `width` changes these
+SCALABLE = frozenset({"resnet18", "resnet34"})  # `width` changes these, which are built of our own blocks
 OTHERS = frozenset(
     "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 "
     "densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
@@ -47,6 +47,10 @@ class Torchvision(ArchitectureSource):
         if name not in KNOWN:
             nearest = difflib.get_close_matches(name, sorted(KNOWN), 1)
             raise ValueError(f"unknown network {name!r}" + (f"; the nearest known is {nearest[0]}" if nearest else ""))
+
+    def is_sure(self, name: str) -> bool:
+        """Return whether the network is one of ours."""
+        return name in SCALABLE
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
         """Return the network; `width` and `stem` of the member change ResNets."""
