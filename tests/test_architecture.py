@@ -13,6 +13,13 @@ PACKAGES = ("conclave", "orchestrator", "fusion", "workers")
 HEAVY = ("torch", "ray", "mlflow", "sklearn")
 
 
+def _printed_by(code: str, folder: Path = ROOT) -> str:
+    """What a fresh Python prints that runs this code."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("command", [["--help"], ["validate", "TEAM"], ["plan", "TEAM"], ["sweep", "--help"]])
 def test_light_commands_import_neither_torch_nor_ray_nor_mlflow(command: list[str], team_file: Path) -> None:
     arguments = [str(team_file) if a == "TEAM" else a for a in command]
@@ -21,15 +28,13 @@ def test_light_commands_import_neither_torch_nor_ray_nor_mlflow(command: list[st
         f"try: cli.main()\nexcept SystemExit as e: assert not e.code\n"
         f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=team_file.parent, check=False)
-    assert "HEAVY []" in found.stdout, found.stdout + found.stderr
+    assert "HEAVY []" in _printed_by(code, team_file.parent)
 
 
 def test_a_trainer_imports_neither_mlflow_nor_sklearn_before_its_first_step() -> None:
     modules = "workers.runtime.actor, workers.tracking.job_run, workers.runtime.training_job"
     code = f"import {modules}, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert found.stdout.strip() == "['torch', 'ray']", found.stdout + found.stderr
+    assert _printed_by(code).strip() == "['torch', 'ray']"
 
 
 def test_a_team_of_networks_that_are_sure_to_work_is_checked_and_handed_over_without_torch(team_file: Path) -> None:
@@ -44,8 +49,7 @@ def test_a_team_of_networks_that_are_sure_to_work_is_checked_and_handed_over_wit
         "environment.environment()\n"
         "print('TORCH', 'torch' in sys.modules)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert "TORCH False" in found.stdout, found.stdout + found.stderr
+    assert "TORCH False" in _printed_by(code)
 
 
 def test_neither_the_check_of_a_recipe_nor_a_training_imports_torchs_compiler_or_torchvision() -> None:
@@ -57,8 +61,7 @@ def test_neither_the_check_of_a_recipe_nor_a_training_imports_torchs_compiler_or
         "fitted(); fitted(member(optimizer={'kind': 'adamw'}))\n"
         "print('HEAVY', [m for m in ('torch._dynamo', 'torchvision', 'sympy') if m in sys.modules])"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert "HEAVY []" in found.stdout, found.stdout + found.stderr
+    assert "HEAVY []" in _printed_by(code)
 
 
 def test_no_source_loads_a_pickle() -> None:

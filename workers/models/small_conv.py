@@ -69,7 +69,7 @@ class _Taps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         outputs, channels, *kernel = ctx.shape
-        taps = gradient.view(ctx.side_after, ctx.side_after, outputs, ctx.side, ctx.side, channels)
+        taps = gradient.reshape(ctx.side_after, ctx.side_after, outputs, ctx.side, ctx.side, channels)
         result = gradient.new_zeros((outputs, *kernel, channels), dtype=ctx.dtype)
         (i, j, rows, columns), *others = reversed(_met(ctx.side, ctx.side_after))
         result[:, rows, columns] = taps[i, j]

@@ -67,8 +67,8 @@ def _torch_version() -> str:
     if spec is None or spec.origin is None:
         return MISSING
     text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
-    found = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)
-    return found.group(1) if found else version("torch")
+    line = re.search(r"^__version__ = ['\"](.+)['\"]", text, re.MULTILINE)
+    return line.group(1) if line else version("torch")
 
 
 def _code_digest() -> str:
