@@ -220,15 +220,20 @@ class Place:
         """The folder of a member's full fit."""
         return next(p.parent for p in self.home.glob("jobs/*/member.txt") if p.read_text() == member)
 
+    def beside(self, text: str) -> Place:
+        """Another team of the same folder and home, for a command while this place's sweep runs: its output is kept apart."""
+        return Place(self.folder, text, label="other-")
+
     def start(self, *arguments: str, **env: Any) -> Running:
         """`conclave sweep` in a session of its own, its output in out.txt and err.txt."""
+        self._clear_output()
         if self.prepared:
             prepare_home(self.home)
         words = ["sweep", self.team.name, "--home", "home", "--json", *arguments]
         if "--inline" in arguments:
             self.process = self._fork(_command, words, self.env(**env))
             return self.process
-        with open(self.out, "w") as out, open(self.err, "w") as err:
+        with open(self.out, "a") as out, open(self.err, "a") as err:
             command = [sys.executable, "-m", "conclave", *words]
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=self.env(**env), stdout=out, stderr=err, text=True, start_new_session=True
@@ -236,12 +241,17 @@ class Place:
         return self.process
 
     def _fork(self, function: Callable[..., None], argument: Any, env: dict[str, str]) -> Forked:
-        for path in (self.out, self.err):
-            path.write_text("")
+        self._clear_output()
         where = (str(self.folder), env, str(self.out), str(self.err))
         process = _warm().Process(target=function, args=(where, argument))
         process.start()
         return Forked(process)
+
+    def _clear_output(self) -> None:
+        """Empty the two files that a command writes to. Two commands at once would write over each other's words there."""
+        assert self.process is None or self.process.poll() is not None, "this place's sweep still runs: use `beside`"
+        for path in (self.out, self.err):
+            path.write_text("")
 
     def sweep(self, *arguments: str, code: int = 0, **env: Any) -> dict[str, Any]:
         """The whole command; gives its summary ({} where it printed none)."""

@@ -172,9 +172,9 @@ def test_two_sweeps_at_once_are_told_apart_and_a_dead_holders_lock_is_free(place
     until = time.monotonic() + 240
     while not place.happened() and time.monotonic() < until:
         time.sleep(0.1)
-    second = place.sweep("--inline", code=2)
-    assert second == {}
-    assert f"running already (process {first.pid}" in place.said()
+    second = place.beside(place.text)
+    assert second.sweep("--inline", code=2) == {}
+    assert f"running already (process {first.pid}" in second.said()
     first.kill()
     first.wait()
     same(place.sweep("--inline"), undisturbed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,7 +100,7 @@ def test_an_average_asked_for_later_is_trained_for_and_what_is_done_stays(
 
 
 def test_two_sweeps_at_once_share_the_trainings_that_both_ask_for(
-    place_of: Callable[[str], Place], whole: dict[str, Any], tmp_path: Path
+    place_of: Callable[[str], Place], whole: dict[str, Any]
 ) -> None:
     """One asks for avg alone, the other for avg and its average: neither disturbs the other."""
     place = place_of(TEAM)
@@ -112,8 +111,7 @@ def test_two_sweeps_at_once_share_the_trainings_that_both_ask_for(
         .replace("student: {epochs: 3, seed: 4}\n", "")
     )
     place.start("--inline")
-    (place.folder / "alone.yaml").write_text(alone)
-    place.command("sweep", "alone.yaml", "--home", "home", "--inline", "--json")
+    place.beside(alone).sweep("--inline")
     assert place.process is not None
     assert place.process.wait(timeout=240) == 0, place.said()
     same(place.sweep("--inline"), whole, MEMBERS)
