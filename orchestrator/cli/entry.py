@@ -9,14 +9,13 @@ import errno
 import gc
 import io
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cluster_commands, label_commands, result_commands, team_commands, tracking_commands
+from orchestrator.cli import cluster_commands, interrupts, label_commands, result_commands, team_commands, tracking_commands
 from workers.errors import ConclaveError
 
 app = typer.Typer(
@@ -52,9 +51,7 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+    interrupts.listen()
     for stream in (sys.stdout, sys.stderr):  # a file's name that the terminal can't show is escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -102,10 +99,6 @@ def _about_file(error: OSError) -> str:
         return f"the system refuses something ({said}). Run again; what is finished is kept"
     hint = "Move what is there elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "See who may use it"
     return f"{error.filename}: {said[0].lower()}{said[1:]}. {hint}, and run again; what is finished is kept"
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(text: str, code: int, error: BaseException | None = None) -> None:
