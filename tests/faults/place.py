@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -83,6 +84,7 @@ class Forked:
     """A forked process in the manner of subprocess.Popen."""
 
     process: Any
+    err: Path
 
     @property
     def pid(self) -> int:
@@ -95,7 +97,9 @@ class Forked:
         self.process.join(timeout)
         code = self.poll()
         if code is None:
-            raise subprocess.TimeoutExpired("conclave", timeout or 0)
+            os.kill(self.pid, signal.SIGUSR2)  # it writes where each of its threads is
+            time.sleep(1)
+            raise AssertionError(f"it runs after {timeout} s:\n{self.err.read_text()}")
         return code
 
     def kill(self) -> None:
@@ -115,6 +119,7 @@ def _enter(folder: str, env: dict[str, str], out: str, err: str) -> None:
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR2)
     from workers.training import checkpoint_policy
 
     checkpoint_policy.CHEAP_SECONDS = 60.0  # so that a busy machine writes as many checkpoints as an idle one
@@ -245,7 +250,7 @@ class Place:
         where = (str(self.folder), env, str(self.out), str(self.err))
         process = _warm().Process(target=function, args=(where, argument))
         process.start()
-        return Forked(process)
+        return Forked(process, self.err)
 
     def _clear_output(self) -> None:
         """Empty the two files that a command writes to. Two commands at once would write over each other's words there."""
