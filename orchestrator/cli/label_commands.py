@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, HomeDir, SweepName, check_writable, new_file, write_csv
+from orchestrator.cli.options import DEFAULT_HOME, ForSpreadsheet, HomeDir, SweepName, check_writable, new_file, write_csv
 
 app = typer.Typer()
 HEADER = ("id", "part", "label", "guess", "probability_wrong", "probability_of_guess", "probability_of_label")
@@ -19,6 +19,7 @@ def labels(
     target: Annotated[
         Path | None, typer.Option("--csv", help="The CSV file to write, with all images that are in doubt.")
     ] = None,
+    spreadsheet: ForSpreadsheet = False,
     top: Annotated[int, typer.Option(min=1, help="How many images to show.")] = 20,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
@@ -48,5 +49,5 @@ def labels(
         print("The images that the members trained on were not judged: that needs fold trainings (data.folds, and a stack).")
     if target:
         with new_file("--csv", target) as file:
-            write_csv(file, [HEADER, *rows])
+            write_csv(file, [HEADER, *rows], spreadsheet)
         print(f"{target} is written.")

@@ -22,7 +22,11 @@ HomeDir = Annotated[
 ]
 DataPath = Annotated[Path | None, typer.Option("--data", help="A folder or an archive to use instead of data.root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+ForSpreadsheet = Annotated[
+    bool, typer.Option("--spreadsheet", help="Put a ' before a cell that a spreadsheet would take for a formula.")
+]
 DEFAULT_HOME = Path("conclave-runs")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
 
 
 def check_writable(option: str, path: Path) -> None:
@@ -32,11 +36,16 @@ def check_writable(option: str, path: Path) -> None:
         raise UserInputError(f"{option} {path}: {problem}. Name a file.")
 
 
-def write_csv(file: TextIO, rows: Iterable[Sequence[str]]) -> None:
-    """Write rows one by one, so that any number of them fits into memory."""
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]], for_spreadsheet: bool) -> None:
+    """Write rows one by one, so that any number of them fits into memory; for a spreadsheet, none of whose cells it computes."""
     import csv
 
-    csv.writer(file, lineterminator="\n").writerows(rows)
+    csv.writer(file, lineterminator="\n").writerows(map(_harmless, rows) if for_spreadsheet else rows)
+
+
+def _harmless(row: Sequence[str]) -> list[str]:
+    """Return a row none of whose cells a spreadsheet takes for a formula."""
+    return [f"'{cell}" if cell.startswith(FORMULAS) else cell for cell in row]
 
 
 @contextmanager

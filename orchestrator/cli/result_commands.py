@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, HomeDir, SweepName, check_writable, new_file, write_csv
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, ForSpreadsheet, HomeDir, SweepName, check_writable, new_file, write_csv
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import SweepFolder
 
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
 app = typer.Typer()
 FUSE_COLUMNS = ("name", "accuracy", "nll", "gain", "train", "inference", "recommended")
 
@@ -73,9 +72,7 @@ def predict(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Let torch import the modules that the model's .json names.")
     ] = False,
-    spreadsheet: Annotated[
-        bool, typer.Option("--spreadsheet", help="Put a ' before a cell that a spreadsheet would take for a formula.")
-    ] = False,
+    spreadsheet: ForSpreadsheet = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Predict the class probabilities of images. The output is CSV: file, class, probability."""
@@ -91,12 +88,12 @@ def predict(
     output = _output(predictor.classes, top, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
     predictions = _not_empty(scores.follow(predictor.predictions(images, refuse if strict else skipped)))
-    rows = map(_harmless, output.rows(predictions)) if spreadsheet else output.rows(predictions)
+    rows = output.rows(predictions)
     if out is None:
-        write_csv(sys.stdout, rows)
+        write_csv(sys.stdout, rows, spreadsheet)
     else:
         with new_file("--out", out) as file:
-            write_csv(file, rows)
+            write_csv(file, rows, spreadsheet)
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
@@ -117,11 +114,6 @@ def _output(classes: Sequence[str], top: int | None, submission: Path | None) ->
     if submission:
         return Submission(classes, submission)
     return BestClasses(classes, top) if top else AllClasses(classes)
-
-
-def _harmless(row: Sequence[str]) -> list[str]:
-    """Return a row none of whose cells a spreadsheet takes for a formula."""
-    return [f"'{cell}" if cell.startswith(FORMULAS) else cell for cell in row]
 
 
 class _Skipped:

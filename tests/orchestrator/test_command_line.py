@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import inspect
+import io
 import os
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from fusion.export.fused_model import Combiner, FusedModel
 from fusion.export.onnx_export import ModelCard, export_model, load_model
 from fusion.export.onnx_session import torch_form
 from fusion.methods.vote import Vote
+from orchestrator.cli import label_commands, result_commands
+from orchestrator.cli.options import write_csv
 from tests.factories import TEAM
 from tests.inputs import flat
 from workers.config.specs import MemberSpec
@@ -101,6 +105,15 @@ def test_a_spreadsheet_computes_no_cell(foreign: Path) -> None:
     assert plain[1][1] == "=1+1"
     assert sheet[1][1] == "'=1+1"
     assert [row[2] for row in plain] == [row[2] for row in sheet]
+
+
+def test_each_command_that_writes_a_table_can_write_it_for_a_spreadsheet() -> None:
+    """And `write_csv` makes every command that comes decide."""
+    for command in (result_commands.predict, label_commands.labels):
+        assert inspect.signature(command).parameters["spreadsheet"].default is False
+    file = io.StringIO()
+    write_csv(file, [["a", "-b"], ["@c", "d,e"]], for_spreadsheet=True)
+    assert file.getvalue() == "a,'-b\n'@c,\"d,e\"\n"
 
 
 def test_prediction_sets_are_refused_of_a_model_that_flips(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "report": (("tiny", "--home", "home"), 0, "report.html"),
     "fuse": (("tiny", "--home", "home", "--method", "vote"), 0, "vote"),
     "export": (("tiny", "--home", "home", "--method", "vote", "--out", "vote.onnx"), 0, "vote.onnx"),
-    "labels": (("tiny", "--home", "home", "--csv", "suspects.csv"), 0, "suspects.csv is written"),
+    "labels": (("tiny", "--home", "home", "--csv", "suspects.csv", "--spreadsheet"), 0, "suspects.csv is written"),
     "predict": (("home/sweeps/tiny/fused.onnx", "photo.png"), 0, "photo.png,"),
     "sync": (("--home", "home"), 0, ""),
     "doctor": ((), 0, "PyTorch"),
