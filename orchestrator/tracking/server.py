@@ -20,6 +20,7 @@ from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
 from workers.tracking.database import HOME_DATABASE, ensure_database
 
+MOST_WORKERS = 4  # MLflow's own number; each imports all of MLflow
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable, as are the two of clients: MLFLOW_TRACKING_USERNAME, _PASSWORD
 SHORTEST = 12
@@ -136,6 +137,7 @@ class Server:
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
         words = [sys.executable, "-m", "orchestrator.tracking.server_app", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
+        words += ["--workers", str(min(MOST_WORKERS, os.cpu_count() or 1))]
         words += ["--uvicorn-opts=--no-proxy-headers"]  # else a client on this machine names any address as its own
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
