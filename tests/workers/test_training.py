@@ -31,7 +31,7 @@ from workers.training.optimization import learning_rate
 from workers.training.steps import Stepper
 from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
-from workers.training.trainer import Trainer
+from workers.training.trainer import Trainer, all_finite
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_others() -> None:
@@ -355,6 +355,28 @@ def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatc
 def test_nan_stops_the_member_at_once() -> None:
     with pytest.raises(DivergedError, match="epoch 1"):
         fitted(member(optimizer={"kind": "sgd", "lr": 1e30}))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_found_and_large_ones_are_none(bad: float) -> None:
+    weights = [torch.ones(3, 4), torch.full((5,), 3e38), torch.full((5,), -3e38), torch.ones(2, dtype=torch.bfloat16)]
+    assert not weights[1].sum().isfinite(), "its sum overflows"
+    assert all_finite(weights)
+    for weight in weights:
+        broken = [weight.clone() if other is weight else other for other in weights]
+        broken[[other is weight for other in weights].index(True)].view(-1)[1] = bad
+        assert not all_finite(broken)
+    assert not all_finite([torch.tensor([float("inf"), -float("inf")])])
+
+
+def test_no_step_on_a_cpu_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, torch keeps each seed for a GPU that may come later, and formats the stack for it."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    fitted(epochs=1)
+    of_one_epoch = len(seeds)
+    fitted(epochs=3)
+    assert len(seeds) == 2 * of_one_epoch
 
 
 def test_early_stopping_uses_rows_of_its_own() -> None:

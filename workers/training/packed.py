@@ -122,7 +122,7 @@ class PackStepper(Stepper):
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step of every lane on its `rows` (L, n). Return mean losses and numbers of right answers, (L,)."""
-        torch.manual_seed(derive_seed(self.seeds[0], epoch, step, "dropout"))
+        self._seed_network(derive_seed(self.seeds[0], epoch, step, "dropout"))
         batches = [self._augmented(epoch, step, own_rows, seed) for own_rows, seed in zip(rows, self.seeds, strict=True)]
         x, targets = torch.stack([x for x, _ in batches]).contiguous(), [targets for _, targets in batches]
         loss, correct = torch.zeros(self.lanes, device=self.device), torch.zeros(self.lanes, device=self.device)

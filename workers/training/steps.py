@@ -131,13 +131,20 @@ class Stepper:
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
-        torch.manual_seed(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
+        self._seed_network(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
         x, labels = self._augmented(epoch, step, rows, self.seed)
         weights = self._weights(rows)
         x = x.contiguous(memory_format=self.format)
         loss, correct = self._captured_update(x, labels, weights, self._rate(epoch, step))
         self.averages.on_step_end(self.network)
         return loss, correct
+
+    def _seed_network(self, seed: int) -> None:
+        """Seed what a network draws from in a step, as dropout does."""
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats the stack too, for a GPU that may come later
+        else:
+            torch.manual_seed(seed)
 
     def _captured_update(self, x: Tensor, labels: Labels, weights: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
         """Update the weights by a batch, as one CUDA graph where that can be."""

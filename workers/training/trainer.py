@@ -28,6 +28,13 @@ from workers.training.task import Publish, TrainingResult, TrainingTask
 LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
 
 
+@torch.no_grad()
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether every value is finite. Where a sum is, its values are; another sum may have overflowed."""
+    sums = torch.stack([tensor.sum() for tensor in tensors]).isfinite()
+    return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 class Trainer:
     """Keeps the loop of one training: epochs, measurements, checkpoints, and the members that it makes on its way.
 
@@ -127,7 +134,7 @@ class Trainer:
             if device.type == "cpu" or step % LOOK_EVERY == 0:
                 self._after_step(step + 1, loss, correct, began)
         totals = self.group.all_reduce(*loss, *correct)
-        if not (all(map(math.isfinite, totals)) and all(bool(p.isfinite().all()) for p in stepper.network.parameters())):
+        if not (all(map(math.isfinite, totals)) and all_finite(list(stepper.network.parameters()))):
             raise DivergedError(f"the loss or a weight is not finite after epoch {epoch + 1}")
         seconds, images = time.perf_counter() - began, stepper.count * stepper.batch
         return [
