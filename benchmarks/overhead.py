@@ -3,7 +3,8 @@
 Twelve equal fits (three members, three folds) of ResNet18 on digits, so long that the sweep takes about MINUTES (10). The same
 fits are made bare, without Ray, MLflow, checkpoints and artifacts: half of them before the sweep, half after it, as many at once
 as there are cores. Their durations packed on the cores are the peer; the sweep is counted from its first fit's first step to its
-last fit's end.
+last fit's end. As the machine's speed changes meanwhile, the durations are those at the speed that it had during the sweep
+(`benchmarks.speedometer`); `overhead_by_the_clock` is without that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from statistics import median
 import torch
 
 from benchmarks.machine import describe, write_result
+from benchmarks.speedometer import Speedometer
 from orchestrator.cluster.machines import trainer_environment
 from orchestrator.config import loader as config
 from orchestrator.planning.plan import Plan, Planner
@@ -81,6 +83,13 @@ def bare_at_once(team: Path, home: Path, labels: list[str]) -> list[float]:
     return [seconds for process in started for seconds in json.loads(process.communicate()[0].splitlines()[-1])]
 
 
+def bare_half(team: Path, home: Path, labels: list[str], speedometer: Speedometer) -> tuple[list[float], float]:
+    """Seconds of these fits, and the machine's speed meanwhile."""
+    began = time.time()
+    seconds = bare_at_once(team, home, labels)
+    return seconds, speedometer.speed(began, time.time())
+
+
 def packed(seconds: list[float]) -> float:
     """When the last of these ends, each begun on the core that is free first, the longest first."""
     free = [0.0] * CORES
@@ -89,24 +98,23 @@ def packed(seconds: list[float]) -> float:
     return max(free)
 
 
-def swept(team: Path, home: Path) -> tuple[float, float]:
-    """Seconds from the first fit's first step to the last fit's end, and of the whole command."""
+def swept(team: Path, home: Path) -> float:
+    """Seconds of the whole command."""
     began = time.time()
     command = [sys.executable, "-m", "conclave", "sweep", str(team), "--home", str(home)]
     subprocess.run(command, capture_output=True, check=True)
-    whole = time.time() - began
-    return spread(home), whole
+    return time.time() - began
 
 
-def spread(home: Path) -> float:
-    """Seconds from the first fit's first step to the last fit's end."""
+def spread(home: Path) -> tuple[float, float]:
+    """When the first fit's first step began, and when the last fit ended."""
     manifests = list(home.glob("jobs/*/fit/manifest.json"))
     firsts = [json.loads(path.read_text())["history"][0] for path in manifests]
-    return max(path.stat().st_mtime for path in manifests) - min(float(e["time"] / 1000 - e["seconds"]) for e in firsts)
+    return min(float(e["time"] / 1000 - e["seconds"]) for e in firsts), max(path.stat().st_mtime for path in manifests)
 
 
 def main(minutes: float) -> None:
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, Speedometer() as speedometer:
         folder = Path(work)
         team = folder / "team.yaml"
         team.write_text(TEAM.format(epochs=TRIED))
@@ -114,19 +122,23 @@ def main(minutes: float) -> None:
         tried = median(bare_at_once(team, folder / "bare", labels[:CORES]))
         epochs = max(TRIED, round(TRIED * minutes * 60 * CORES / (len(labels) * tried)))
         team.write_text(TEAM.format(epochs=epochs))
-        seconds = bare_at_once(team, folder / "bare", labels[::2])
-        span, whole = swept(team, folder / "home")
-        seconds += bare_at_once(team, folder / "bare", labels[1::2])
-    best = packed(seconds)
+        before, speed_before = bare_half(team, folder / "bare", labels[::2], speedometer)
+        whole = swept(team, folder / "home")
+        after, speed_after = bare_half(team, folder / "bare", labels[1::2], speedometer)
+        began, ended = spread(folder / "home")
+        span, speed = ended - began, speedometer.speed(began, ended)
+    best = packed([s * speed_before / speed for s in before] + [s * speed_after / speed for s in after])
     result = {
         "minutes": minutes,
         "fits": len(labels),
         "epochs": epochs,
-        "bare_seconds": seconds,
+        "bare_seconds": [*before, *after],
+        "speed": {"before": speed_before / speed, "sweep": 1.0, "after": speed_after / speed},
         "bare_packed_seconds": best,
         "sweep_seconds": span,
         "whole_command_seconds": whole,
         "overhead": span / best - 1,
+        "overhead_by_the_clock": span / packed([*before, *after]) - 1,
         "goal": GOAL if minutes >= GOAL_MINUTES else None,
     }
     write_result(f"overhead-{minutes:g}", f"python -m benchmarks.overhead {minutes:g}", result)

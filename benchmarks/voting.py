@@ -58,7 +58,8 @@ def ours(team: Path, home: Path) -> tuple[float, dict[str, Any]]:
     subprocess.run(command, capture_output=True, check=True)
     details = Home(home).sweep("voting").details()
     assert details is not None
-    return spread(home), {name: row.test.model_dump() for name, row in details.candidates.items() if row.test}
+    began, ended = spread(home)
+    return ended - began, {name: row.test.model_dump() for name, row in details.candidates.items() if row.test}
 
 
 def theirs(store: Store, parts: Split, seconds: float) -> tuple[float, int, dict[str, Any]]:
