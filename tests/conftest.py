@@ -17,8 +17,10 @@ settings.register_profile("conclave", deadline=None)  # on a busy machine an exa
 settings.load_profile("conclave")
 # Folders of what takes long: whole sweeps, faults and clusters. `make test` leaves them out, and `make test-all` runs them.
 SLOW = ("cluster", "end_to_end", "faults")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; what the tests start would inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What the tests start would inherit that one is ignored, as SIGINT is in a shell's background job, and SIGHUP under nohup.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
