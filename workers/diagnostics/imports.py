@@ -10,7 +10,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-LOW, LOWEST = 10, 19  # how much lower a priority is: a tenth of what a core gives to others; and the last of all
+# How much lower a priority is, and the lowest of all. Beside another process a core gives it a tenth, and three tenths where the
+# other one is a worker of Ray's, which has a low priority already.
+LOW, LOWEST = 10, 19
 
 
 def import_all(modules: Sequence[str]) -> None:
