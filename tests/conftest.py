@@ -17,7 +17,7 @@ settings.register_profile("conclave", deadline=None)  # on a busy machine an exa
 settings.load_profile("conclave")
 # Folders of what takes long: whole sweeps, faults and clusters. `make test` leaves them out, and `make test-all` runs them.
 SLOW = ("cluster", "end_to_end", "faults")
-# What the tests start would inherit that one is ignored, as SIGINT is in a shell's background job, and SIGHUP under nohup.
+# Where a signal is ignored, what the tests start would ignore it too: SIGINT in a shell's background job, SIGHUP under nohup.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)

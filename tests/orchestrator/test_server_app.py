@@ -6,11 +6,13 @@ import asyncio
 import base64
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.tracking.guesses import FREE, LONGEST, GuessLimiter
+from orchestrator.tracking.server import Server
 from orchestrator.tracking.server_app import PasswordGate, find_locations
 
 RUNS = "/api/2.0/mlflow/runs/search"
@@ -54,6 +56,15 @@ class Served:
 
         asyncio.run(self.gate(scope, None, send))
         return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, "1"), (2, "2"), (64, "4")])
+def test_a_server_has_a_worker_a_core_and_at_most_four(
+    cores: int, workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    words = Server(tmp_path, "127.0.0.1", 5000, None).command()
+    assert words[words.index("--workers") + 1] == workers
 
 
 def test_wrong_passwords_are_slowed_down_and_right_ones_are_not() -> None:
