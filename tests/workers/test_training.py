@@ -362,9 +362,9 @@ def test_a_weight_that_is_not_finite_is_found_and_large_ones_are_none(bad: float
     weights = [torch.ones(3, 4), torch.full((5,), 3e38), torch.full((5,), -3e38), torch.ones(2, dtype=torch.bfloat16)]
     assert not weights[1].sum().isfinite(), "its sum overflows"
     assert all_finite(weights)
-    for weight in weights:
-        broken = [weight.clone() if other is weight else other for other in weights]
-        broken[[other is weight for other in weights].index(True)].view(-1)[1] = bad
+    for number in range(len(weights)):
+        broken = [weight.clone() for weight in weights]
+        broken[number].view(-1)[1] = bad
         assert not all_finite(broken)
     assert not all_finite([torch.tensor([float("inf"), -float("inf")])])
 
