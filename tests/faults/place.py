@@ -122,7 +122,7 @@ def _enter(folder: str, env: dict[str, str], out: str, err: str) -> None:
     faulthandler.register(signal.SIGUSR2)
     from workers.training import checkpoint_policy
 
-    checkpoint_policy.CHEAP_SECONDS = 60.0  # so that a busy machine writes as many checkpoints as an idle one
+    checkpoint_policy.FREE_SECONDS = 60.0  # so that a busy machine writes as many checkpoints as an idle one
 
 
 def _command(where: tuple[str, dict[str, str], str, str], arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import pytest
 import torch
 
 from tests.factories import job, record
+from workers.config.specs import TrainSpec
+from workers.diagnostics.waiting import wait_until
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import Checkpoints
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import download_training
+from workers.tracking.entries import Entry, MetricsEntry
 from workers.tracking.job_run import JobRun
 
 
@@ -101,3 +105,29 @@ def test_a_fit_that_rotted_on_its_way_is_not_taken(tracked: tuple[TrackingClient
         path.write_bytes(path.read_bytes()[:-1])
     assert not download_training(taken, *tracked)
     assert not taken.done
+
+
+def test_epochs_that_follow_each_other_fast_are_sent_together(
+    tracked: tuple[TrackingClient, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sending takes the training's own core. What is left at the end is sent at once."""
+    monkeypatch.setattr("workers.tracking.job_run.MOST_BEHIND_SECONDS", 600)
+    sent: list[list[int]] = []
+    send = TrackingClient.send
+
+    def watched(self: TrackingClient, entries: Sequence[Entry]) -> None:
+        time.sleep(0.5)  # so that the share of the time is used up for a minute and more
+        send(self, entries)
+        if steps := [entry.step for entry in entries if isinstance(entry, MetricsEntry)]:
+            sent.append(steps)
+
+    monkeypatch.setattr(TrackingClient, "send", watched)
+    one = job("a").model_copy(update={"home": tmp_path, "train": TrainSpec(epochs=5)})
+    run = JobRun(one, tracked[0].uri, (tracked[1],))
+    for epoch in range(5):
+        run.on_epoch_end(epoch, [{"fuse/loss": 1.0, "time": float(epoch)}])
+        assert wait_until(lambda: bool(sent), 60, 0.1)
+        time.sleep(0.2)  # in which it could send an epoch of its own
+    run.close()
+    assert sent == [[1], [2, 3, 4, 5]]
+    assert len(tracked[0].client.get_metric_history(tracked[1], "fuse/loss")) == 5

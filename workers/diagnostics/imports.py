@@ -5,14 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import os
-import sys
-import threading
 from collections.abc import Sequence
-
-# How much lower a priority is, and the lowest of all. Beside another process a core gives it a tenth, and three tenths where the
-# other one is a worker of Ray's, which has a low priority already.
-LOW, LOWEST = 10, 19
 
 
 def import_all(modules: Sequence[str]) -> None:
@@ -30,20 +23,3 @@ def import_all(modules: Sequence[str]) -> None:
         gc.freeze()
     finally:
         gc.enable()
-
-
-def import_behind(modules: Sequence[str]) -> None:
-    """Import modules as `import_all` does, but let everything else that computes on this machine go first.
-
-    A priority can't be raised again, and on Linux each thread has its own. So a thread imports, and this one waits for it.
-    """
-
-    def work() -> None:
-        if sys.platform == "linux":
-            own = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, own, min(os.getpriority(os.PRIO_PROCESS, own) + LOW, LOWEST))
-        import_all(modules)
-
-    thread = threading.Thread(target=work, name="imports")
-    thread.start()
-    thread.join()

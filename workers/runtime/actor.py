@@ -17,7 +17,7 @@ import ray
 
 from workers.config.job import Job
 from workers.diagnostics import faults
-from workers.diagnostics.imports import import_all, import_behind
+from workers.diagnostics.imports import import_all
 from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, NotArrivedError
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.gpu_probe import Sharing, probe_gpu
@@ -192,11 +192,11 @@ class FusionActor:
     """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`.
 
     Args:
-        modules: What it imports before it takes a call. The last trainings go first.
+        modules: What it imports before it takes a call.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
-        import_behind(modules)
+        import_all(modules)
 
     def heartbeat(self) -> int:
         """Give a sign of life: the process id."""

@@ -45,10 +45,10 @@ def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o6
     try:
         with os.fdopen(handle, "wb") as file:
             fault_point(f"{point}.opened")
-            file.write(content[: len(content) // 2])
+            file.write(memoryview(content)[: len(content) // 2])
             file.flush()
             fault_point(f"{point}.half")
-            file.write(content[len(content) // 2 :])
+            file.write(memoryview(content)[len(content) // 2 :])
             file.flush()
             fault_point(f"{point}.fsync")
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from itertools import groupby
 from pathlib import Path
@@ -101,6 +101,7 @@ class TrackingClient:
     """A tracking store, by its URI."""
 
     uri: str
+    _epochs: dict[str, set[int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # that runs have, by run
 
     @cached_property
     def client(self) -> Any:
@@ -208,19 +209,27 @@ class TrackingClient:
 
     def _send_metrics(self, run: str, entries: Sequence[MetricsEntry]) -> None:
         """Send metrics. The first point of a step counts: an epoch that is trained again after a loss adds no second one."""
-        known = (
-            {e.step for e in self.client.get_metric_history(run, EPOCH_KEY)}
-            if any(EPOCH_KEY in entry.metrics for entry in entries)
-            else set()
-        )
+        epochs = {entry.step for entry in entries if EPOCH_KEY in entry.metrics}
+        known = self._epochs_of(run) if epochs else set()
         points = [
             Metric(key, value, entry.time, entry.step)
             for entry in entries
             if not (EPOCH_KEY in entry.metrics and entry.step in known)
             for key, value in entry.metrics.items()
         ]
-        for at in range(0, len(points), 500):
-            self.client.log_batch(run, metrics=points[at : at + 500])
+        try:
+            for at in range(0, len(points), 500):
+                self.client.log_batch(run, metrics=points[at : at + 500])
+        except Exception:  # nobody knows what arrived
+            self._epochs.pop(run, None)
+            raise
+        known |= epochs
+
+    def _epochs_of(self, run: str) -> set[int]:
+        """Return the epochs whose metrics a run has. The store is asked once; then this knows what it has sent."""
+        if run not in self._epochs:
+            self._epochs[run] = {point.step for point in self.client.get_metric_history(run, EPOCH_KEY)}
+        return self._epochs[run]
 
     def _send_one(self, entry: Entry) -> None:
         match entry:

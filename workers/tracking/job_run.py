@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
 LONGEST_PAUSE_SECONDS = 30.0
+LARGEST_SHARE = 0.005  # of the time that sending may take while a training is under way, for it takes the same core
+MOST_BEHIND_SECONDS = 5.0  # that the tracking store is behind the training for that reason
 PATIENCE_SECONDS = 5.0  # for the last entries of a job
 LEAVING_SECONDS = 60.0  # for the last checkpoint of a job that was told to stop; a spot machine has two minutes
 DELIVERY_SECONDS = 1800.0  # that a job waits for a tracking store that must have everything
@@ -40,7 +42,10 @@ TEACHER_MISSING = "the training {}, which this one learns from, is neither here 
 
 
 class Sender(threading.Thread):
-    """Sends outboxes in the background, with pauses that grow while the store is away."""
+    """Sends outboxes in the background, with pauses that grow while the store is away.
+
+    It gathers the metrics of several epochs where they follow each other faster than they can be sent at little cost.
+    """
 
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
         super().__init__(daemon=True, name="conclave-sender")
@@ -56,6 +61,7 @@ class Sender(threading.Thread):
 
         tracking, pause = TrackingClient(self.outboxes[0].uri), 0.5
         while True:
+            began = time.monotonic()
             try:
                 for outbox in self.outboxes:
                     flush_outbox(outbox, tracking)
@@ -64,6 +70,7 @@ class Sender(threading.Thread):
                 pause = 0.5
                 if self.ending.is_set() and not (self.upload or any(outbox.unsent() for outbox in self.outboxes)):
                     return
+                self.ending.wait(min((time.monotonic() - began) / LARGEST_SHARE, MOST_BEHIND_SECONDS))
                 self.wake.wait(1.0)
                 self.wake.clear()
             except Exception:  # whatever a network and a server can do: it stays in the outboxes
