@@ -56,6 +56,7 @@ class RayExecutor:
         self.pool = TrainerPool(self.connection, self.machines, self.strict, self.disk, list(trainers))
         self.supervisor = Supervisor(self.pool, self.heartbeat)
         self.fusion_actor: Any = None
+        self.modules: tuple[str, ...] = ()
 
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why no machine can hold the job, or None where one can, or may still come."""
@@ -136,11 +137,20 @@ class RayExecutor:
         return True
 
     def prepare_on_head(self, modules: Sequence[str]) -> None:
-        """Begin the fusion actor, where there is none: it imports what it will need."""
+        """Begin the fusion actor, where there is none and a core is free: it imports what it will need.
+
+        Where none is free until the call comes, it begins then, with these modules.
+        """
+        self.modules = tuple(modules)
+        busy = Size.sum([Size(0, 0), *(trainer.shape.size for trainer, _ in self.pool.busy())])
+        if busy.cpus < self.machines.total().cpus:
+            self._begin_fusion_actor()
+
+    def _begin_fusion_actor(self) -> None:
         from workers.runtime.actor import FusionActor
 
         if self.fusion_actor is None:
-            self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(tuple(modules))
+            self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(self.modules)
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
         """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises.
@@ -150,7 +160,7 @@ class RayExecutor:
         self.connection.check()
         self.pool.drop_idle()
         for _ in range(FUSION_TRIES):
-            self.prepare_on_head([function.__module__])
+            self._begin_fusion_actor()
             actor, self.fusion_actor = self.fusion_actor, None
             try:
                 if self._waits_for(actor, answer := actor.call.remote(function, *arguments)):

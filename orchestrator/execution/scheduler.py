@@ -12,7 +12,7 @@ from orchestrator.execution.job_queue import JobQueue
 from orchestrator.execution.outcomes import Cause, Outcome
 from workers.config.job import Job
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Scheduler:
         tracking_uri: The tracking store that jobs write to, if any.
         runs_of: Returns the runs of a job's members in the tracking store, in their order; none where it is away.
         why_closed: Returns why no further job may start, or None. Jobs that run already end in any case.
-        when_all_run: Is called each time that no job waits any more, and some still run.
+        when_all_run: Is called now and then while no job waits any more, and some still run.
     """
 
     executor: Executor
@@ -50,8 +50,8 @@ class Scheduler:
                 running.add(job.key)
                 self.executor.submit(job, self.tracking_uri, self.runs_of(job))
                 self.on_event(Event(job, "started"))
-                if not queue:
-                    self.when_all_run()
+            if running and not queue:
+                self.when_all_run()
             for item in self.executor.poll(POLL_SECONDS) if running else ():
                 if isinstance(item, Event):
                     self.on_event(item)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from orchestrator.execution.backends import OF_THE_DRIVER, RayBackend
 from workers.config.resources import Resources
-from workers.diagnostics.imports import LOW, LOWEST, import_all, import_behind
+from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
 
 
@@ -37,19 +35,6 @@ def test_pythons_collector_rests_for_the_imports_alone(tmp_path: Path, monkeypat
     import_all(["broken_for_preload_again", "looks_for_preload"])
     assert sys.modules["looks_for_preload"].was_enabled is False
     assert gc.isenabled()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
-def test_what_may_wait_is_imported_at_a_low_priority_which_nothing_else_gets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "import os, threading\npriority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())\n"
-    (tmp_path / "low_for_preload.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    import_behind(["low_for_preload"])
-    assert sys.modules["low_for_preload"].priority == min(before + LOW, LOWEST)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_a_cluster_is_asked_for_nothing_before_there_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from orchestrator.cluster.connection import Connection
+from orchestrator.cluster.machines import Size
 from orchestrator.execution.executor import Event, Executor
 from orchestrator.execution.inline_executor import InlineExecutor
 from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
@@ -103,6 +105,21 @@ def test_a_function_is_called_on_the_head_and_raises_what_it_raises(executor: Ex
     assert executor.call_on_head(os.path.join, "a", "b") == os.path.join("a", "b")
     with pytest.raises(ZeroDivisionError):
         executor.call_on_head(divmod, 1, 0)
+
+
+@pytest.mark.slow
+def test_the_fusion_actor_begins_early_where_a_core_is_free(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports for ten seconds, which would hold up the last trainings."""
+    made = RayExecutor(connection)
+    cores = made.machines.total().cpus
+    for cpus, begins in ((cores, False), (cores - 0.5, True)):
+        size = Size(0, cpus)
+        monkeypatch.setattr(made.pool, "busy", lambda size=size: [(SimpleNamespace(shape=SimpleNamespace(size=size)), None)])
+        made.prepare_on_head(["colorsys"])
+        assert (made.fusion_actor is not None) == begins
+    monkeypatch.undo()
+    assert made.call_on_head(eval, "'colorsys' in __import__('sys').modules"), "in the actor, which has imported it"
+    made.close()
 
 
 def test_a_stopped_executor_can_be_closed_twice(executor: Executor, jobs: list[Job]) -> None:
