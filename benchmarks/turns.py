@@ -80,8 +80,7 @@ class Side:
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                kind = self.used[process][0] if process in self.used else _kind(process.cmdline())
-                self.used[process] = kind, times.user + times.system
+                self.used[process] = _kind(process.cmdline()), times.user + times.system
         total = Counter[str]()
         for kind, seconds in self.used.values():
             total[kind] += seconds  # type: ignore[assignment]  # typeshed has them for whole numbers only
@@ -89,8 +88,11 @@ class Side:
 
     def processor(self, began: float, ended: float) -> Counter[str]:
         """Return the processor seconds of each kind of process between two times, to a second or so."""
-        first, last = (min(self.looks, key=lambda look, when=when: abs(look[0] - when))[1] for when in (began, ended))
-        return last - first
+
+        def nearest(when: float) -> Counter[str]:
+            return min(self.looks, key=lambda look: abs(look[0] - when))[1]
+
+        return nearest(ended) - nearest(began)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all its processes, those included that one of them starts meanwhile."""
