@@ -26,14 +26,32 @@ from workers.config.specs import MemberRecord
 from workers.data.splits import Split
 from workers.data.store import Store
 
+BYTES = ".bytes"  # behind the name of an array of float16 whose bytes were sorted
+
 
 def save_small(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write an .npz with LZMA, which np.load reads as it does any other: 3 % smaller, in a repository with a limit."""
+    """Write an .npz that is as small as it can be, in a repository with a limit; `load_small` reads it.
+
+    It is packed with LZMA, and of numbers in float16 all first bytes come before all second ones: 10 % smaller than usual.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, values in arrays.items():
-            content = io.BytesIO()
-            np.save(content, np.asarray(values), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), content.getvalue(), zipfile.ZIP_LZMA)
+            content, array = io.BytesIO(), np.asarray(values)
+            is_half = array.dtype == np.float16
+            if is_half:
+                array = np.ascontiguousarray(np.moveaxis(np.ascontiguousarray(array)[..., None].view(np.uint8), -1, 0))
+            np.save(content, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}{BYTES if is_half else ''}.npy"), content.getvalue(), zipfile.ZIP_LZMA)
+
+
+def load_small(path: Path) -> dict[str, Any]:
+    """Return the arrays of a file that `save_small` wrote, by name."""
+    with np.load(path) as file:
+        arrays = dict(file.items())
+    for name in [name for name in arrays if name.endswith(BYTES)]:
+        parts = np.moveaxis(arrays.pop(name), 0, -1)
+        arrays[name.removesuffix(BYTES)] = np.ascontiguousarray(parts).view(np.float16)[..., 0]
+    return arrays
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class KeptFit:
         return len(self.record["history"])
 
     def __getitem__(self, name: str) -> Any:
-        return np.load(self.path)[name]
+        return load_small(self.path)[name]
 
     def logits(self, part: str) -> Floats:
         return self[f"{part}_logits"].astype(np.float64)  # type: ignore[no-any-return]
@@ -106,7 +124,7 @@ class KeptFits:
 
     def gathered(self, team: Team, per_image: Mapping[str, float]) -> tuple[TeamPredictions, dict[str, TrainingCost]]:
         """Members whose full fit is kept; those with all fold fits have OOF outputs. `per_image`: each training's seconds."""
-        rows = np.load(self.folder / "rows.npz")
+        rows = load_small(self.folder / "rows.npz")
         labels, folds = rows["labels"].astype(np.int64), rows["folds"].astype(np.int64)
         full = {m.name: self.of(m.name) for m in team.members if self.of(m.name).is_there}
         fold_fits = self._fold_fits(tuple(full), team.data.folds)

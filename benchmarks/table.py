@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.concat import read, read_test
-from benchmarks.kept import KeptFits, save_small
+from benchmarks.kept import KeptFits, load_small, save_small
 from benchmarks.machine import describe, write_result
 from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
@@ -178,9 +178,10 @@ def trained_inputs(members: Sequence[str]) -> tuple[FusionInputs, Predictions]:
 def fuse() -> None:
     team, seconds = gathered()
     fitted = fit_all(team, [name for name in FUSIONS.own_names() if name != "concat"])
-    if CONCAT.is_file() and list(np.load(CONCAT)["members"]) == list(team.names):
-        fuse_rows, test_rows = (softmax(np.load(CONCAT)[part].astype(float)) for part in ("fuse", "test"))
-        kept = KeptFusion(test_rows, float(np.load(CONCAT)["penalty"]))
+    stored = load_small(CONCAT) if CONCAT.is_file() else {}
+    if list(stored.get("members", ())) == list(team.names):
+        fuse_rows, test_rows = (softmax(stored[part].astype(float)) for part in ("fuse", "test"))
+        kept = KeptFusion(test_rows, float(stored["penalty"]))
         fitted["concat"] = FittedFusion("concat", kept, 1.0, fuse_rows)
     costs = candidate_efforts(team, fitted)
     chosen, choice = recommend(team, fitted, costs)
@@ -227,7 +228,7 @@ def candidate_efforts(team: TeamPredictions, fitted: Mapping[str, FittedFusion])
 def head_size(fusion: FittedFusion) -> int:
     """The coefficients of a fusion's head, each of which is a multiply-add; concat's are those of all features."""
     if isinstance(fusion.method, Concat):
-        return CLASSES * FEATURES * len(np.load(CONCAT)["members"])
+        return CLASSES * FEATURES * len(load_small(CONCAT)["members"])
     return int(np.size(getattr(fusion.method, "coef_", ())))
 
 
