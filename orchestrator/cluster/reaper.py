@@ -37,6 +37,7 @@ def main() -> None:
     """Watch the driver, and clean up after it."""
     driver, folder = int(sys.argv[1]), Path(sys.argv[2])
     known: Known = {}
+    _add(known, _below(driver))
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         _add(known, _below(driver))
     if sys.stdin.readline().strip() != END and _is_first(folder):
