@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,3 +133,36 @@ def test_epochs_that_follow_each_other_fast_are_sent_together(
     run.close()
     assert sent == [[1], [2, 3, 4, 5]]
     assert len(tracked[0].client.get_metric_history(tracked[1], "fuse/loss")) == 5
+
+
+def test_a_run_is_asked_once_for_its_epochs_and_again_where_nobody_knows_what_arrived(
+    tracked: tuple[TrackingClient, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking, run = tracked
+    asked, clock = list[str](), itertools.count()
+    history, log_batch = tracking.client.get_metric_history, tracking.client.log_batch
+
+    def cut_off(*given: Any, **named: Any) -> None:
+        log_batch(*given, **named)
+        raise ConnectionError("it arrived, and the answer got lost")
+
+    def send(*epochs: int) -> None:
+        """Send epochs, each at a time of its own: a point that is there already would not be there twice."""
+        tracking.send([MetricsEntry(run=run, metrics={"train/loss": 1.0}, step=epoch, time=next(clock)) for epoch in epochs])
+
+    def watched(*given: Any) -> Any:
+        asked.append(given[1])
+        return history(*given)
+
+    monkeypatch.setattr(tracking.client, "get_metric_history", watched)
+    send(1)
+    send(2, 3)
+    send(3, 4)  # the third one was trained again
+    assert asked == ["train/loss"]
+    monkeypatch.setattr(tracking.client, "log_batch", cut_off)
+    with pytest.raises(ConnectionError):
+        send(5)
+    monkeypatch.setattr(tracking.client, "log_batch", log_batch)
+    send(5, 6)
+    assert len(asked) == 2
+    assert [point.step for point in history(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
