@@ -64,14 +64,15 @@ class Side:
         return None not in codes
 
     def run(self) -> None:
-        """Let it run for a turn, or until its end, and stop it."""
+        """Let it run for a turn, or until its end, and stop it. What still tidies up after its end is left to do so."""
         began = time.time()
         self.signal(signal.SIGCONT)
         while time.time() - began < self.turn_seconds and not self.is_over():
             time.sleep(0.05)
             if time.time() - (self.looks[-1][0] if self.looks else 0.0) > LOOK_SECONDS:
                 self._look(list(self.used))
-        self.signal(signal.SIGSTOP)
+        if not self.is_over():
+            self.signal(signal.SIGSTOP)
         self.windows.append((began, time.time()))
         self._look(self._processes())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.turns import Side, take_turns
+from workers.diagnostics.waiting import wait_until
 
 # Tells the time now and then, in a process below the one that is started.
 CLOCK = """
@@ -44,3 +45,11 @@ def test_a_program_that_fails_ends_the_other_one(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no data"):
         take_turns([failing, waiting])
     assert waiting.started[0].wait(timeout=60) != 0
+
+
+def test_what_tidies_up_after_a_program_is_not_left_stopped(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    tidying = f"import pathlib, time; time.sleep(1); pathlib.Path({str(late)!r}).touch()"
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {tidying!r}], start_new_session=True)"
+    take_turns([Side([[sys.executable, "-c", program]], tmp_path / "a", 5.0)])
+    assert wait_until(late.exists, 30)
