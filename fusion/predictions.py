@@ -121,13 +121,13 @@ class TeamPredictions:
     test_rows: Labels
 
 
-def softmax(logits: Floats) -> Floats:
+def softmax(logits: Inputs) -> Floats:
     """Return the softmax over the last axis."""
     exp = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(exp / exp.sum(-1, keepdims=True))
 
 
-def log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: Inputs) -> Floats:
     """Return the logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -1,1 +1,1 @@
-"""What several fusions are fitted with: linear heads that shrink towards a start, and the meta-learner of stacks."""
+"""Linear heads that shrink towards a start, and the choice of their penalty."""

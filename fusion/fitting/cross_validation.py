@@ -1,119 +1,118 @@
-"""Choose the penalty of a head by cross-validation."""
+"""Choose the penalty of a head by cross-validation, and judge that choice by nested cross-validation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import combinations
 
 import numpy as np
 
-from fusion.fitting.blocks import Splits
-from fusion.fitting.shrinkage import Head, ShrinkageProblem
-from fusion.predictions import Floats, Inputs, Labels
+from fusion.fitting.heads import Head, HeadProblem, Split
+from fusion.predictions import Floats, Labels
 
 PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
-PATIENCE = 2
-
-
-class Folds(Protocol):
-    """The problems of all folds."""
-
-    def solve(self, penalty: float) -> None:
-        """Solve for a penalty, from the last solution on."""
-
-    def losses(self) -> Floats:
-        """Return the NLL of each row, (n,), by the head that was fitted without it."""
+PATIENCE = 2  # penalties without a better NLL, after which none is tried
+Choice = tuple[int, ...]  # the folds that are left out of a fit
 
 
 @dataclass
-class PenaltySearch:
-    """Penalties that were tried, from the strongest down, until the NLL got no better PATIENCE times.
+class CrossValidatedHead:
+    """A head with the penalty that cross-validation chose.
 
     Attributes:
-        losses: The NLL of each row, (n,), by a head that was fitted without it, for each penalty.
+        penalty: The penalty with the lowest cross-validated NLL.
+        head: The head that it gives, fitted on all rows that were not left out.
+        nll: Cross-validated NLL by penalty, in nats per row, in the order in which penalties were tried.
     """
 
-    losses: dict[float, Floats] = field(default_factory=dict)
-    _lowest: float = np.inf
-    _worse: int = 0
+    penalty: float = np.inf
+    head: Head = (np.zeros((0, 0)), np.zeros(0))
+    nll: dict[float, float] = field(default_factory=dict)
 
     @property
     def is_over(self) -> bool:
-        """Whether no weaker penalty is to be tried."""
-        return self._worse == PATIENCE
+        """Whether the NLL got no better PATIENCE times."""
+        return len(self.nll) - 1 - list(self.nll).index(self.penalty) >= PATIENCE if self.nll else False
 
-    def add(self, penalty: float, losses: Floats) -> bool:
-        """Add what a penalty came to, and return whether it is the best one by now. Nothing is added to a search that is over."""
+    def add(self, penalty: float, losses: Floats, problem: HeadProblem) -> None:
+        """Take another penalty, weaker than those before, if the search is not over.
+
+        Args:
+            penalty: The penalty.
+            losses: (n,) NLL of each row by a head that was fitted without it; empty if there are no folds.
+            problem: The problem of all rows, solved for the penalty.
+        """
         if self.is_over:
-            return False
-        self.losses[penalty] = losses
-        total = float(losses.sum())
-        is_best = total < self._lowest
-        self._lowest, self._worse = (total, 0) if is_best else (self._lowest, self._worse + 1)
-        return is_best
+            return
+        self.nll[penalty] = float(losses.mean()) if len(losses) else 0.0
+        if len(self.nll) == 1 or self.nll[penalty] < self.nll[self.penalty]:
+            self.penalty, self.head = penalty, problem.head()
 
 
-def cross_validated(folds: Folds, penalties: Sequence[float] = PENALTIES) -> dict[float, Floats]:
-    """Return the NLL of each row, (n,), by a head that was fitted without it, for each penalty that was tried.
+def fit_heads(
+    problem_of: Callable[[Split], HeadProblem],
+    count: int,
+    folds: Sequence[Labels],
+    penalties: Sequence[float],
+    is_nested: bool = False,
+) -> list[CrossValidatedHead]:
+    """Fit a head to all rows and, for nested cross-validation, to the rows without each fold.
 
-    Each weaker penalty starts from the solution of the one before it, in the same fold: they are close together.
+    The heads without one fold choose the penalty for all rows. The heads without two folds choose it for the rows without one
+    of them. So each head serves several times: 5 folds need 16 heads instead of 36. Each weaker penalty starts from the solution
+    of the one before it.
 
     Args:
-        folds: The problems of all folds.
-        penalties: Penalties to try, the strongest first.
+        problem_of: Returns the problem that fits some rows and holds out others.
+        count: Number of rows.
+        folds: The rows of each fold. Each row is in exactly one of them; there are none if there is a single row.
+        penalties: Penalties to choose from, the strongest first.
+        is_nested: Whether to fit the heads without each fold, too.
+
+    Returns:
+        The head of all rows, and then the heads without each fold if `is_nested`.
     """
-    search = PenaltySearch()
+    wanted = _choices(len(folds), int(is_nested))
+    tried = _choices(len(folds), len(wanted[-1]) + 1)
+    every = np.arange(count)
+    held_out = {choice: np.concatenate([every[:0], *(folds[fold] for fold in choice)]) for choice in tried}
+    problems = {choice: problem_of((np.setdiff1d(every, rows), rows)) for choice, rows in held_out.items()}
+    found = {choice: CrossValidatedHead() for choice in wanted}
     for penalty in penalties:
-        folds.solve(penalty)
-        search.add(penalty, folds.losses())
-        if search.is_over:
+        losses = {choice: _losses_by_row(problems[choice], penalty, held_out[choice], count) for choice in tried}
+        for choice, best in found.items():
+            judges = {fold: tuple(sorted({*choice, fold})) for fold in range(len(folds)) if fold not in choice}
+            judged = [losses[judge][folds[fold]] for fold, judge in judges.items() if judge in losses]
+            best.add(penalty, np.concatenate([np.zeros(0), *judged]), problems[choice])
+        if all(best.is_over for best in found.values()):
             break
-    return search.losses
+    return list(found.values())
 
 
-def best_penalty(losses: Mapping[float, Floats]) -> float:
-    """Return the strongest of the penalties with the lowest cross-validated NLL."""
-    return min(losses, key=lambda penalty: (losses[penalty].sum(), -penalty))
+def _losses_by_row(problem: HeadProblem, penalty: float, held_out: Labels, count: int) -> Floats:
+    """Solve a problem for a penalty; return its NLL of the held-out rows, (n,), and 0 for the others."""
+    problem.solve(penalty)
+    losses = np.zeros(count)
+    losses[held_out] = problem.losses()
+    return losses
 
 
-def penalty_in_words(penalty: float) -> str:
+def _choices(folds: int, most: int) -> list[Choice]:
+    """Return each choice of at most `most` folds that leaves a fold over, smallest choices first."""
+    sizes = range(min(most, max(folds - 1, 0)) + 1)
+    return [choice for size in sizes for choice in combinations(range(folds), size)]
+
+
+def describe_penalty(penalty: float) -> str:
     """Return what a chosen penalty means, for the report."""
     return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
 
 
-def shuffled_splits(rows: int) -> Splits:
-    """Return five folds, or as many as there are rows; none of a single row, by which nothing can be judged."""
+def shuffled_splits(rows: int) -> list[Split]:
+    """Return five folds, or one per row if there are fewer rows; none for a single row, which cannot be held out."""
     from sklearn.model_selection import KFold
 
     if rows < 2:
         return []
     return list(KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)))
-
-
-class SeparateFolds:
-    """Folds that are solved one after another: for problems of few parameters.
-
-    Args:
-        kind: The class of the problems.
-        x: (n, D) inputs.
-        y: (n,) labels.
-        start: The head to start from.
-        splits: Fitted rows and held-out rows of each fold.
-    """
-
-    def __init__(self, kind: type[ShrinkageProblem], x: Inputs, y: Labels, start: Head, splits: Splits) -> None:
-        self.x, self.y, self.splits = x, y, splits
-        self.problems = [kind(x[fitted], y[fitted], start) for fitted, _ in splits]
-        self.deltas = [np.zeros(problem.shape) for problem in self.problems]
-
-    def solve(self, penalty: float) -> None:
-        """Solve for a penalty, from the last solution on."""
-        self.deltas = [problem.solve(penalty, delta) for problem, delta in zip(self.problems, self.deltas, strict=True)]
-
-    def losses(self) -> Floats:
-        """Return the NLL of each row, (n,), by the head that was fitted without it."""
-        losses = np.zeros(len(self.y))
-        for problem, delta, (_, held_out) in zip(self.problems, self.deltas, self.splits, strict=True):
-            losses[held_out] = problem.losses(delta, self.x[held_out], self.y[held_out])
-        return losses

@@ -1,8 +1,8 @@
 """Concatenate the members' features under one linear head, fitted on *fuse*.
 
 The head starts as the block-concatenation of the members' own heads (W_m / M), which is exactly the mean of their logits, and
-is penalised for the distance to that start. An infinite penalty, one of the candidates, is the logit vote. Where recipes differ
-there is a second logit vote, of members at their own temperatures; the one with the lower NLL is the start.
+is penalised for its distance from that start. An infinite penalty, one of the candidates, is the logit vote. If recipes differ,
+there is a second logit vote, of members at their own temperatures; the vote with the lower NLL is the start.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import PENALTIES, penalty_in_words, shuffled_splits
-from fusion.fitting.nested_heads import NestedHeads
-from fusion.fitting.shrinkage import Head
+from fusion.fitting.cross_validation import PENALTIES, describe_penalty, fit_heads, shuffled_splits
+from fusion.fitting.heads import Head, MatrixProblem, Split
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import calibrated_losses, temperatures
 from fusion.predictions import Floats, FusionInputs, Inputs, Labels, Predictions, softmax
@@ -33,9 +31,6 @@ class Concat(FusionMethod):
     """A linear head on concatenated features.
 
     Attributes after fit: `coef_` (C, sum of D_m) and `intercept_` (C,) on raw features, `penalty_`.
-
-    Args:
-        penalty: The penalty; chosen by cross-validation where left out.
     """
 
     description = "one linear head on all members' features"
@@ -48,40 +43,31 @@ class Concat(FusionMethod):
     intercept_: Floats
     penalty_: float
 
-    def __init__(self, penalty: float | None = None) -> None:
-        self.penalty = penalty
-
     def fit(self, inputs: FusionInputs) -> Self:
-        """Fit the head on *fuse*. Raises ConclaveError where a member has no linear head."""
+        """Fit the head on *fuse*. Raises ConclaveError if a member has no linear head."""
         folds = [held_out for _, held_out in shuffled_splits(len(inputs.fuse.labels))]
-        vars(self).update(vars(self._with(*self._heads(inputs, folds).of_all_rows())))
-        return self
+        return self._fitted(inputs, folds, is_nested=False)[0]
 
     def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:
         """Return one fitted on all rows, and then one fitted without each fold. They share most of the work."""
-        return [self._with(*one) for one in self._heads(inputs, folds).nested()]
+        return self._fitted(inputs, folds, is_nested=True)
 
-    def _heads(self, inputs: FusionInputs, folds: Sequence[Labels]) -> NestedHeads:
-        """Return the problem of the head, with its rows in the order of the folds."""
+    def _fitted(self, inputs: FusionInputs, folds: Sequence[Labels], is_nested: bool) -> list[Self]:
         if not inputs.heads:
             raise ConclaveError("concat needs members that end in a Linear head.")
         fuse = inputs.fuse
-        order = np.concatenate(folds) if folds else np.arange(len(fuse.labels))
+        x, y = np.concatenate(fuse.features, axis=1), fuse.labels
         light = replace(inputs, fuse=replace(fuse, features=()))  # a start needs no features
-        return NestedHeads(
-            x=np.concatenate([features[order] for features in fuse.features], axis=1),
-            y=fuse.labels[order],
-            start_of=lambda rows: averaging_head(light.with_fuse(order[rows])),
-            folds=[np.arange(first, last) for first, last in pairwise(np.cumsum([0, *map(len, folds)]))],
-            penalties=PENALTIES if self.penalty is None else [self.penalty],
-        )
 
-    def _with(self, penalty: float, head: Head) -> Self:
-        """Return one like this with a fitted head."""
-        made = copy.copy(self)
-        made.penalty_ = penalty
-        made.coef_, made.intercept_ = head
-        return made
+        def problem_of(split: Split) -> MatrixProblem:
+            return MatrixProblem(x, y, averaging_head(light.with_fuse(split[0])), split, len(inputs.heads))
+
+        fitted = []
+        for best in fit_heads(problem_of, len(y), folds, PENALTIES, is_nested):
+            method = copy.copy(self)
+            method.penalty_, (method.coef_, method.intercept_) = best.penalty, best.head
+            fitted.append(method)
+        return fitted
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
@@ -90,7 +76,7 @@ class Concat(FusionMethod):
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the penalty."""
-        return Description(penalty_in_words(self.penalty_))
+        return Description(describe_penalty(self.penalty_))
 
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the head: (C, sum of D_m) and (C,)."""

@@ -1,50 +1,169 @@
 """Stack: a multinomial logistic regression on the members' out-of-fold log-probabilities of all *fit* rows.
 
-Each member has one temperature for its out-of-fold logits and one for its full training, so that both speak alike. The penalty
-pulls the weights towards uniform averaging, so an unreliable stack falls back to a calibrated vote. It fits a full matrix where
-there are ten rows per parameter, else one weight per member. Without fold trainings it is blending on *fuse*.
+Each member has one temperature for its out-of-fold logits and one for its full training, so that both are equally confident. The
+penalty pulls the weights towards uniform averaging, so an unreliable stack falls back to a calibrated vote. It fits a full matrix
+if there are ten rows per parameter, else one weight per member. Without fold trainings it is blending on *fuse*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from fusion.fitting.cross_validation import penalty_in_words
-from fusion.fitting.meta_learner import FEW_ROWS, LinearStack, fit_head
-from fusion.interface import FUSIONS, Description
-from fusion.metrics.calibration import temperatures
-from fusion.predictions import FusionInputs, Predictions
+import numpy as np
+
+from fusion.fitting.cross_validation import PENALTIES, describe_penalty, fit_heads, shuffled_splits
+from fusion.fitting.heads import Head, HeadProblem, MatrixProblem, Split, WeightsProblem
+from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs, Trainings
+from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
+from fusion.metrics.scores import bootstrap
+from fusion.predictions import Floats, FusionInputs, Labels, Predictions, log_softmax, softmax
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from torch import Tensor
+
+FEW_ROWS = 5000
+ROWS_PER_PARAMETER = 10
+MATERIAL_NATS = 0.005  # a smaller gain on out-of-fold rows promised nothing
+WEAKER_PENALTIES = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
+
+
+@dataclass(frozen=True)
+class StackHead:
+    """A head on (n, M * C) log-probabilities.
+
+    Attributes:
+        head: Coefficients (C, M * C) and intercept (C,).
+        penalty: The penalty that cross-validation chose.
+        form: "matrix", or "weights" for one weight per member.
+        rows: Number of rows that it was fitted on.
+        gained: Cross-validated gain over uniform averaging, in nats per row.
+    """
+
+    head: Head
+    penalty: float
+    form: str
+    rows: int
+    gained: float
+
+
+def fit_stack_head(predictions: Predictions, folds: Labels | None) -> StackHead:
+    """Fit the head of a stack.
+
+    Args:
+        predictions: Predictions to learn from.
+        folds: (n,) the fold of each row, which cross-validation reuses; None to draw folds.
+    """
+    x, y = meta_features(predictions.logits, temperatures(predictions)).astype(np.float32), predictions.labels
+    members, _, classes = predictions.logits.shape
+    is_matrix = len(y) >= ROWS_PER_PARAMETER * classes * (members * classes + 1)
+    start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
+
+    def problem_of(split: Split) -> HeadProblem:
+        return MatrixProblem(x, y, start, split, members) if is_matrix else WeightsProblem(x, y, start, split)
+
+    splits = [held_out for _, held_out in shuffled_splits(len(y))]
+    parts = splits if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
+    best = fit_heads(problem_of, len(y), parts, WEAKER_PENALTIES)[0]
+    return StackHead(
+        head=best.head,
+        penalty=best.penalty,
+        form="matrix" if is_matrix else "weights",
+        rows=len(y),
+        gained=best.nll[np.inf] - best.nll[best.penalty],
+    )
 
 
 @FUSIONS.register
-class Stack(LinearStack):
-    """The stack. Attributes after fit, beside those of all stacks: `penalty_`, `form_`.
+class Stack(FusionMethod):
+    """A linear head on log-probabilities at the members' temperatures.
 
-    Args:
-        penalty: The penalty; chosen by cross-validation where left out.
+    Attributes after fit: `temperatures_` (M,), `coef_` (C, M * C), `intercept_` (C,), `penalty_`, `form_`, `few_rows_`, and
+    `gained_`: nats per row over uniform averaging, on out-of-fold rows that the head was not fitted on.
     """
 
     description = "a logistic regression on out-of-fold log-probabilities, which shrinks towards averaging"
     order = 60
+    stored_name = "Meta"
+    pays_for: ClassVar[tuple[Trainings, ...]] = ("full", "folds")
+    learns_from_folds = True
 
-    def __init__(self, penalty: float | None = None) -> None:
-        self.penalty = penalty
+    @classmethod
+    def members_of(cls, inputs: FusionInputs) -> tuple[int, ...] | None:
+        """Return the members with fold trainings; all if none has any, because it is blending then."""
+        return inputs.with_oof or None
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head on out-of-fold predictions, and the members' temperatures on *fuse*."""
         self.temperatures_ = temperatures(inputs.fuse)
-        oof, folds, penalty = inputs.oof, inputs.folds, self.penalty
-        if oof is None:
-            head = fit_head(inputs.fuse, None, penalty)
-        else:
-            head = oof.once(("stack", penalty), lambda: fit_head(oof, folds, penalty))
-        self.coef_, self.intercept_ = head.coef, head.intercept
-        self.penalty_, self.form_, self.few_rows_ = head.penalty, head.form, head.rows < FEW_ROWS
-        self.gained_ = float((head.uniform - head.losses).mean())
+        oof, folds = inputs.oof, inputs.folds
+        fitted = fit_stack_head(inputs.fuse, None) if oof is None else oof.once("stack", lambda: fit_stack_head(oof, folds))
+        self.coef_, self.intercept_ = fitted.head
+        self.penalty_, self.form_, self.gained_ = fitted.penalty, fitted.form, fitted.gained
+        self.few_rows_ = fitted.rows < FEW_ROWS
         return self
+
+    def predict_proba(self, predictions: Predictions) -> Floats:
+        """Return probabilities (n, C)."""
+        return softmax(meta_features(predictions.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the form of the head, and the penalty."""
         form = "a full matrix" if self.form_ == "matrix" else "one weight per member"
-        return Description(f"{form}; {penalty_in_words(self.penalty_)}")
+        return Description(f"{form}; {describe_penalty(self.penalty_)}")
+
+    def doubts(self, name: str) -> list[str]:
+        """Return a sentence if it was fitted on few rows."""
+        return [f"{name} was fitted on fewer than {FEW_ROWS:,} rows: its gain may not carry over."] if self.few_rows_ else []
+
+    def as_seen(self, predictions: Predictions) -> Predictions:
+        """Return the predictions that the head takes."""
+        return predictions
+
+    def leak_warning(self, name: str, fuse: Predictions) -> str | None:
+        """Warn if the gain on out-of-fold rows is missing on *fuse*: fold trainings and full trainings differ then.
+
+        *fuse* rows were held out from the head, from fold trainings and from full trainings alike. Both sides are calibrated.
+
+        Args:
+            name: Name of the stack.
+            fuse: Predictions on *fuse*, of the members that the stack uses.
+        """
+        losses = calibrated_losses(log_probabilities(self.predict_proba(fuse)), fuse.labels)
+        gain = calibrated_losses(uniform_log_probabilities(self.as_seen(fuse)), fuse.labels) - losses
+        low, high = bootstrap(gain)
+        if self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
+            return None
+        return (
+            f"{name} gains {self.gained_:.4f} nats over uniform averaging on out-of-fold rows but {gain.mean():+.4f} "
+            f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over."
+        )
+
+    def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
+        """Warn of a gain that does not carry over from out-of-fold rows to *fuse*."""
+        leak = self.leak_warning(name, inputs.fuse) if inputs.with_oof else None
+        return [leak] if leak else []
+
+    def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
+        """Return the head (C, M * C) and (C,), and the temperatures (M,)."""
+        return {"coef": self.coef_, "intercept": self.intercept_, "temperatures": self.temperatures_}
+
+    @staticmethod
+    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
+        """Return the log-softmax of the head on log-probabilities."""
+        x = (outputs.logits / arrays["temperatures"][:, None, None]).log_softmax(2).clamp(min=float(np.log(TINY)))
+        return (x.permute(1, 0, 2).flatten(1) @ arrays["coef"].T + arrays["intercept"]).log_softmax(1)
+
+
+def uniform_log_probabilities(predictions: Predictions) -> Floats:
+    """Return the mean of the members' log-probabilities, each at its own temperature: (n, C)."""
+    x = meta_features(predictions.logits, temperatures(predictions))
+    return np.asarray(x.reshape(len(x), len(predictions.logits), -1).mean(1))
+
+
+def meta_features(logits: Floats, temperatures: Floats) -> Floats:
+    """Return log-probabilities, bounded below: logits (M, n, C) and temperatures (M,) -> (n, M * C)."""
+    scaled = np.maximum(log_softmax(logits / temperatures[:, None, None]), np.log(TINY))
+    return np.concatenate(list(scaled), axis=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fusion.predictions import Floats, Labels, Predictions, log_softmax, softmax
+from fusion.predictions import Floats, Inputs, Labels, Predictions, log_softmax, softmax
 
 TINY = 1e-12
 # A weak prior on log T (standard deviation 0.5): worth two rows, so it only matters where a few rows, all classified
@@ -26,7 +26,7 @@ def log_probabilities(probabilities: Floats) -> Floats:
     return np.asarray(np.log(np.maximum(probabilities, TINY)))
 
 
-def fit_temperature(logits: Floats, labels: Labels, tolerance: float = 1e-6) -> float:
+def fit_temperature(logits: Inputs, labels: Labels, tolerance: float = 1e-6) -> float:
     """Return the temperature in [1/20, 20] with the lowest NLL of softmax(logits / T), under a weak prior on log T.
 
     Args:

@@ -631,8 +631,8 @@ def test_export_says_what_it_can_t_write_or_make(done: tuple[Path, dict[str, Any
         with pytest.raises(UserInputError, match=expected):
             result_commands.export("tiny", **options, home=Path("home"))
     assert snapshot(Path()) == before
-    result_commands.export("tiny", method="stack_plain", out=Path("plain.onnx"), home=Path("home"))
-    assert Path("plain.onnx").is_file(), "any fusion, whether the team file names it or not"
+    result_commands.export("tiny", method="vote_logits", out=Path("logits.onnx"), home=Path("home"))
+    assert Path("logits.onnx").is_file(), "any fusion, whether the team file names it or not"
 
 
 def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(

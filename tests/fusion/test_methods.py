@@ -1,40 +1,24 @@
 """Each fusion against an independent oracle or a hand-made case with a known answer. All in float64."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.ensemble import StackingClassifier, VotingClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.ensemble import VotingClassifier
 from sklearn.metrics import brier_score_loss, log_loss
-from sklearn.model_selection import PredefinedSplit
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
 
-from fusion.fitting.blocks import blocks_of
-from fusion.fitting.coordinates import Directions
-from fusion.fitting.cross_validation import PENALTIES, SeparateFolds, cross_validated, shuffled_splits
-from fusion.fitting.joint_folds import JointFolds
-from fusion.fitting.logistic import fit_logistic
-from fusion.fitting.meta_learner import meta_features
-from fusion.fitting.row_space import RowSpaceFolds
-from fusion.fitting.shrinkage import MemberWeightsProblem, ShrinkageProblem
 from fusion.methods.cascade import Cascade
 from fusion.methods.concat import Concat, averaging_head
 from fusion.methods.stack import Stack
 from fusion.methods.stack_bag import StackBag
-from fusion.methods.stack_plain import PlainStack
 from fusion.methods.vote import Vote
 from fusion.methods.vote_logits import VoteLogits
 from fusion.methods.weighted import Weighted, greedy, optimal
 from fusion.metrics import scores as score
-from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll, temperatures
-from fusion.predictions import FusionInputs, Predictions, TeamPredictions, log_softmax, softmax, weighted_mean
+from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax, weighted_mean
 from fusion.selection.fitting import fit_all, fit_fusion
 from tests.factories import CLASSES, table
 
@@ -83,19 +67,6 @@ def test_vote_is_sklearns_soft_voting() -> None:
     members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.fuse.logits)]
     oracle = VotingClassifier(members, voting="soft").fit(rows, given.fuse.labels).predict_proba(rows)
     assert np.abs(Vote().fit(given).predict_proba(given.fuse) - oracle).max() < 1e-12
-
-
-def test_plain_stack_is_sklearns_stacking() -> None:
-    """The same folds, the same log + LogisticRegression pipeline: equal to 1e-6 with four classes."""
-    given = inputs()
-    assert given.oof is not None
-    rows = np.arange(600)[:, None]
-    members = [(str(i), Given(softmax(logits))) for i, logits in enumerate(given.oof.logits)]
-    final = make_pipeline(FunctionTransformer(np.log), LogisticRegression(C=1.0, solver="newton-cholesky", tol=1e-10))
-    oracle = StackingClassifier(members, final, cv=PredefinedSplit(given.folds), stack_method="predict_proba")
-    oracle.fit(rows, given.oof.labels)
-    ours = PlainStack().fit(given).predict_proba(given.oof)
-    assert np.abs(ours - oracle.predict_proba(rows)).max() < 1e-6
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -151,7 +122,7 @@ def test_uniform_weights_stay_where_nothing_beats_them() -> None:
 def test_two_rows_are_enough_to_fit_on() -> None:
     """As 25 images leave: nested cross-validation then fits on a single row."""
     given = inputs(n=2, oof=0)
-    for name in ("weighted", "concat", "stack", "stack_plain"):
+    for name in ("weighted", "concat", "stack"):
         fitted = fit_all(gathered(given, table(10)), (name,))[name]
         assert np.isfinite(fitted.nested).all()
 
@@ -170,27 +141,23 @@ def test_concat_starts_as_the_mean_of_logits() -> None:
 
 
 @pytest.mark.parametrize("penalty", [float("inf"), 1e9])
-def test_concat_with_a_large_penalty_is_the_calibrated_logit_vote(penalty: float) -> None:
+def test_concat_with_a_large_penalty_is_the_calibrated_logit_vote(penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion.methods.concat.PENALTIES", (penalty,))
     given = inputs()
     mean = given.fuse.logits.mean(0)
     expected = softmax(mean / fit_temperature(mean, given.fuse.labels))
-    assert np.abs(Concat(penalty).fit(given).predict_proba(given.fuse) - expected).max() < 1e-6
+    assert np.abs(Concat().fit(given).predict_proba(given.fuse) - expected).max() < 1e-6
 
 
-def test_concat_of_differing_recipes_is_no_worse_than_the_vote_of_logits() -> None:
+def test_concat_of_differing_recipes_is_no_worse_than_the_vote_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """One member is timid, the strongest of them: its logits say little unless its temperature is heard."""
     made = table(2000, skill=(2.5, 0.5, 0.5))
     timid = Predictions(made.logits * np.array([0.15, 1, 1])[:, None, None], (), made.labels)
     fuse, heads = with_features(timid)
     given = FusionInputs(fuse, None, np.zeros(0, int), heads, alike=False)
-    hearing, ours = VoteLogits().fit(given).predict_proba(fuse), Concat(float("inf")).fit(given).predict_proba(fuse)
+    monkeypatch.setattr("fusion.methods.concat.PENALTIES", (np.inf,))
+    hearing, ours = VoteLogits().fit(given).predict_proba(fuse), Concat().fit(given).predict_proba(fuse)
     assert np.abs(ours - apply_temperature(hearing, fit_temperature(log_probabilities(hearing), fuse.labels))).max() < 1e-3
-
-
-def test_concat_lowers_its_objective_and_stays_near_its_start() -> None:
-    given = inputs(n=800)
-    fitted = [nll(Concat(p).fit(given).predict_proba(given.fuse), given.fuse.labels) for p in (0.01, 1.0, float("inf"))]
-    assert fitted[0] < fitted[1] < fitted[2]
 
 
 def test_stack_beats_vote_where_a_member_confuses_two_classes() -> None:
@@ -207,16 +174,15 @@ def test_stack_beats_vote_where_a_member_confuses_two_classes() -> None:
 def test_a_class_missing_from_the_rows_to_fit_keeps_its_column() -> None:
     given = inputs(oof=0)
     kept = np.flatnonzero(given.fuse.labels != 2)
-    plain, stack = (m.fit(given.with_fuse(kept)).predict_proba(given.fuse) for m in (PlainStack(), Stack()))
-    assert plain.shape == stack.shape == (200, CLASSES)
-    assert plain[:, 2].max() < 1e-6
+    stack = Stack().fit(given.with_fuse(kept)).predict_proba(given.fuse)
+    assert stack.shape == (200, CLASSES)
     assert np.isfinite(stack).all()
 
 
 def test_blending_warns_of_few_rows() -> None:
     told = "stack was fitted on fewer than 5,000 rows: its gain may not carry over."
-    assert Stack(penalty=1.0).fit(inputs(oof=0)).doubts("stack") == [told]
-    assert Stack(penalty=1.0).fit(inputs(oof=5000)).doubts("stack") == []
+    assert Stack().fit(inputs(oof=0)).doubts("stack") == [told]
+    assert Stack().fit(inputs(oof=5000)).doubts("stack") == []
 
 
 def geometric(one: Predictions) -> np.ndarray:
@@ -227,9 +193,11 @@ def geometric(one: Predictions) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [100, 2000])
-def test_stack_with_a_large_penalty_is_uniform_averaging(rows: int) -> None:
+@pytest.mark.parametrize("penalty", [1e9, np.inf])
+def test_stack_with_a_large_penalty_is_uniform_averaging(rows: int, penalty: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion.methods.stack.WEAKER_PENALTIES", (np.inf, penalty))
     given = inputs(n=rows, oof=0)
-    assert np.abs(Stack(penalty=1e9).fit(given).predict_proba(given.fuse) - geometric(given.fuse)).max() < 1e-5
+    assert np.abs(Stack().fit(given).predict_proba(given.fuse) - geometric(given.fuse)).max() < 1e-5
 
 
 def test_stack_takes_one_weight_a_member_below_ten_rows_a_parameter() -> None:
@@ -242,166 +210,12 @@ def test_stack_takes_one_weight_a_member_below_ten_rows_a_parameter() -> None:
     assert np.abs(weights - weights[:, :1]).max() < 1e-12
 
 
-@pytest.mark.parametrize("rows", [120, 1200])
-def test_stack_minimises_its_objective(rows: int) -> None:
-    """Against a general solver without our gradient."""
-    one = table(rows)
-    x = meta_features(one.logits, temperatures(one))
-    start_ = (np.tile(np.eye(CLASSES), 3) / 3, np.zeros(CLASSES))
-    problem = (ShrinkageProblem if rows > 520 else MemberWeightsProblem)(x, one.labels, start_)
-    ours = problem.solve(0.1, np.zeros(problem.shape))
-
-    def objective(flat: np.ndarray) -> float:
-        delta = flat.reshape(problem.shape)
-        coef, intercept = problem.head(delta)
-        return nll(softmax(x @ coef.T + intercept), one.labels) + 0.1 * float((delta**2).sum())
-
-    oracle = minimize(objective, np.zeros(ours.size), method="BFGS", options={"maxiter": 30} if rows > 520 else {})
-    assert objective(ours.ravel()) <= oracle.fun + 1e-6
-
-
-@pytest.mark.parametrize("kind", [JointFolds, RowSpaceFolds])
-def test_folds_come_to_what_each_comes_to_alone(kind: type[JointFolds] | type[RowSpaceFolds]) -> None:
-    """The same held-out NLL within 1e-6, penalty by penalty."""
-    given = inputs(n=900, oof=0)
-    x, y = np.concatenate(given.fuse.features, axis=1), given.fuse.labels
-    start, splits = averaging_head(given), shuffled_splits(900)
-    at_once = cross_validated(kind(x, y, [start] * len(splits), splits))
-    alone = cross_validated(SeparateFolds(ShrinkageProblem, x, y, start, splits))
-    assert list(at_once) == list(alone)
-    for penalty, losses in at_once.items():
-        assert losses.mean() == pytest.approx(alone[penalty].mean(), abs=1e-6)
-    assert len(at_once) > 2
-
-
-@pytest.mark.parametrize("width", [30, 300])
-def test_of_few_rows_each_fold_is_solved_to_its_optimum(width: int) -> None:
-    """With fewer features than rows and with more of them, most of which say the same."""
-    draw = np.random.default_rng(0)
-    y = draw.integers(0, CLASSES, 90)
-    said = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 8)) + draw.normal(size=(90, 8))
-    x = (said @ draw.normal(size=(8, width)) + draw.normal(size=(90, width)) * 0.01 + 3).astype(np.float32)
-    start, splits = (draw.normal(size=(CLASSES, width)) / width, draw.normal(size=CLASSES)), shuffled_splits(90)
-    ours = RowSpaceFolds(x, y, [start] * len(splits), splits)
-    alone = SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits)
-    for penalty in (1.0, 0.1):
-        ours.solve(penalty)
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
-            alone.solve(penalty)
-        assert ours.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
-    for (coef, intercept), losses, (_, held_out) in zip(
-        map(ours.head, range(len(splits))), ours.losses_by_fold(), splits, strict=True
-    ):
-        logits = x[held_out].astype(float) @ coef.T + intercept
-        assert nll(softmax(logits), y[held_out]) == pytest.approx(losses.mean(), abs=1e-6), "the head says the same"
-
-
-@pytest.mark.parametrize("few_rows", [0, 1000])
-@pytest.mark.parametrize("alike", [True, False])
-def test_a_nested_concat_is_what_each_of_its_heads_comes_to_alone(
-    few_rows: int, alike: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against each penalty solved by itself: that of a part has the lowest NLL on its folds, each held out in turn."""
-    monkeypatch.setattr("fusion.fitting.nested_heads.FEW_ROWS", few_rows)
-    given = replace(inputs(n=600, oof=0), alike=alike)
-    rows = np.random.default_rng(3).permutation(600)
-    folds = [np.sort(rows[first : first + 150]) for first in range(0, 600, 150)]
-    found = Concat().fit_nested(given, folds)
-    assert len(found) == 5
-    tried = PENALTIES[: 2 + max(PENALTIES.index(one.penalty_) for one in found)]
-    for one, left_out in zip(found, [None, *range(4)], strict=True):
-        inner = [fold for number, fold in enumerate(folds) if number != left_out]
-        part = np.concatenate(inner)
-        totals = [sum(lost_without(given, np.setdiff1d(part, fold), fold, penalty) for fold in inner) for penalty in tried]
-        assert one.penalty_ == tried[int(np.argmin(totals))]
-        alone = Concat(one.penalty_).fit(given.with_fuse(np.sort(part)))
-        losses = [nll(method.predict_proba(given.fuse), given.fuse.labels) for method in (one, alone)]
-        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert {one.penalty_ for one in found} - {np.inf}, "some of them moved from their start"
-
-
-def lost_without(given: FusionInputs, fitted: np.ndarray, held_out: np.ndarray, penalty: float) -> float:
-    """The NLL of some rows by a concat of other rows."""
-    rows = given.fuse.take(held_out)
-    return len(held_out) * nll(Concat(penalty).fit(given.with_fuse(fitted)).predict_proba(rows), rows.labels)
-
-
-def test_heads_that_do_not_fit_into_memory_together_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, folds = inputs(n=1200, oof=0), [np.arange(first, first + 240) for first in range(0, 1200, 240)]
-    together = Concat().fit_nested(given, folds)
-    monkeypatch.setattr("fusion.fitting.joint_folds.MOST_NUMBERS", 1)
-    apart = Concat().fit_nested(given, folds)
-    assert [one.penalty_ for one in together] == [one.penalty_ for one in apart]
-    assert all(np.allclose(a.coef_, b.coef_, atol=1e-3) for a, b in zip(together, apart, strict=True))
-
-
-@pytest.mark.parametrize(("most_parameters", "enough_rows"), [(1000, 5000), (1000, 400), (0, 5000)])
-@pytest.mark.parametrize("exact", [np.float32, np.float64])
-def test_few_steps_lead_to_the_minimum_of_inputs_that_differ_along_few_directions(
-    most_parameters: int, enough_rows: int, exact: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As features do of networks that were hardly trained: nearly all are the same direction."""
-    monkeypatch.setattr("fusion.fitting.coordinates.MOST_PARAMETERS", most_parameters)
-    monkeypatch.setattr("fusion.fitting.coordinates.ENOUGH_ROWS", enough_rows)
-    draw = np.random.default_rng(0)
-    y = draw.integers(0, CLASSES, 1200)
-    common, own = draw.normal(size=(1200, 1)), draw.normal(size=(1200, 60)) * np.logspace(0, -2, 60)
-    of_class = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 60))
-    x: np.ndarray = (common * 5 + own @ draw.normal(size=(60, 60)) + of_class * 0.3).astype(exact)
-    start, splits = (np.zeros((CLASSES, 60)), np.zeros(CLASSES)), shuffled_splits(1200)
-    joint, alone = (
-        JointFolds(x, y, [start] * len(splits), splits),
-        SeparateFolds(ShrinkageProblem, x.astype(float), y, start, splits),
-    )
-    evaluations = list[int]()
-    for penalty in (0.3, 0.1):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("scipy.optimize.minimize", partial(counted, minimize, evaluations))
-            joint.solve(penalty)
-            patched.setattr("scipy.optimize.minimize", partial(minimize_fully, minimize))
-            alone.solve(penalty)
-        assert joint.losses().mean() == pytest.approx(alone.losses().mean(), abs=1e-6)
-    assert max(evaluations) <= 15
-
-
-def counted(minimize: Callable[..., Any], evaluations: list[int], *given: Any, **keys: Any) -> Any:
-    result = minimize(*given, **keys)
-    evaluations.append(result.nfev)
-    return result
-
-
-def test_coordinates_and_their_opposite_bring_moves_back() -> None:
-    draw = np.random.default_rng(0)
-    x, moves = draw.normal(size=(200, 40)), draw.normal(size=(3, CLASSES, 41))
-    directions = Directions.of(x, np.zeros(40), np.ones(40), softmax(draw.normal(size=(200, CLASSES))))
-    there = directions.coordinates(softmax(draw.normal(size=(200, CLASSES))), 0.1)
-    assert np.abs(there.moves(there.deltas(moves)) - moves).max() < 1e-9
-    assert np.sum(there.gradient(moves) * moves) == pytest.approx(np.sum(moves * there.deltas(moves)))
-
-
-def test_rows_of_the_same_folds_become_neighbours_and_ordered_ones_stay() -> None:
-    rows = np.arange(12)
-    splits = [(rows[rows % 3 != k], rows[rows % 3 == k]) for k in range(3)]
-    order, blocks = blocks_of(splits, 12)
-    assert order.tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
-    assert [(block.rows.start, block.rows.stop) for block in blocks] == [(0, 4), (4, 8), (8, 12)]
-    for k, block in enumerate(blocks):
-        assert set(block.fitted_by) == {0, 1, 2} - {k}
-        assert block.held_out_by.tolist() == [k]
-    assert blocks_of([(np.arange(4, 12), np.arange(4))], 12)[0].tolist() == rows.tolist()
-
-
-def minimize_fully(minimize: Callable[..., Any], *given: Any, **keys: Any) -> Any:
-    return minimize(*given, **{**keys, "options": {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-14, "gtol": 1e-9}})
-
-
 def test_a_bag_speaks_as_the_mean_of_its_fold_fits() -> None:
     given = inputs(n=600, oof=0)
     noisy = given.fuse.logits[:, None] + np.random.default_rng(5).normal(size=(3, 4, 600, CLASSES))
     bagged_ = replace(given, fuse=replace(given.fuse, folds=noisy))
     mean = Predictions(np.log(softmax(noisy).mean(1)), (), given.fuse.labels)
-    bag, stack = StackBag(penalty=1.0).fit(bagged_), Stack(penalty=1.0).fit(replace(given, fuse=mean))
+    bag, stack = StackBag().fit(bagged_), Stack().fit(replace(given, fuse=mean))
     assert np.abs(bag.predict_proba(bagged_.fuse) - stack.predict_proba(mean)).max() < 1e-9
 
 
@@ -456,17 +270,16 @@ def test_a_stack_whose_full_fits_are_too_sure_is_not_flagged() -> None:
     assert stack.leak_warning("stack", given.fuse) is None
 
 
-def test_plain_stack_and_bag_are_guarded_too() -> None:
+def test_a_bagged_stack_is_guarded_too() -> None:
     honest = inputs(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
     assert honest.oof is not None
     swapped = honest.oof.logits.copy()
     swapped[0] = swapped[0][:, [1, 0, 2, 3]]
     folds = np.repeat(honest.fuse.logits[:, None], 2, 1)
     misled = replace(honest, oof=Predictions(swapped, (), honest.oof.labels), fuse=replace(honest.fuse, folds=folds))
-    for kind in (PlainStack, StackBag):
-        flagged = kind().fit(misled).leak_warning("it", misled.fuse)
-        assert flagged is not None
-        assert flagged.startswith("it gains")
+    flagged = StackBag().fit(misled).leak_warning("it", misled.fuse)
+    assert flagged is not None
+    assert flagged.startswith("it gains")
 
 
 def test_vote_of_logits_is_their_mean_where_recipes_are_alike() -> None:
@@ -546,16 +359,3 @@ def test_nested_predictions_never_saw_their_row() -> None:
     fitted = fit_fusion("memory", Memory, given)
     assert nll(fitted.predict_proba(given.fuse), given.fuse.labels) < 0.1
     assert np.allclose(fitted.nested, 1 / CLASSES)
-
-
-def test_a_plain_regression_of_many_rows_is_scikit_learns() -> None:
-    predictions = table(3000, members=5, skill=(1.5, 1.4, 1.3, 1.2, 1.1))
-    x, y = meta_features(predictions.logits, np.ones(5)), predictions.labels
-    model = LogisticRegression(solver="newton-cholesky", max_iter=100, tol=1e-10).fit(x, y)
-    coef, intercept = fit_logistic(x, y, softmax(predictions.logits).mean(0))
-    expected, found = (
-        log_softmax(x @ c.T + b)[np.arange(len(y)), y] for c, b in ((model.coef_, model.intercept_), (coef, intercept))
-    )
-    assert abs(expected.mean() - found.mean()) < 1e-6
-    assert np.abs(expected - found).max() < 1e-3
-    assert np.abs(coef - model.coef_).max() < 1e-3

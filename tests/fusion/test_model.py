@@ -16,7 +16,7 @@ from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.onnx_session import create_session
 from fusion.interface import FUSIONS
 from fusion.methods.cascade import Cascade
-from fusion.methods.stack_plain import PlainStack
+from fusion.methods.stack import Stack
 from fusion.methods.vote import Vote
 from fusion.metrics.conformal import disagreement, prediction_sets, set_scores
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
@@ -87,9 +87,9 @@ def test_a_high_temperature_is_the_same_as_a_module(networks: list[Network]) -> 
     """A stack of few rows that is far too sure: what its classes have beyond twelve digits counts for nothing in both."""
     images = torch.randint(0, 255, (60, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
     table = outputs(networks, images)
-    stack = PlainStack().fit(FusionInputs(table, None, np.zeros(0, int), ()))
+    stack = Stack().fit(FusionInputs(table, None, np.zeros(0, int), ()))
     stack.coef_ = stack.coef_ * 200
-    fusion = FittedFusion("stack_plain", stack, 8.0, np.zeros((60, CLASSES)))
+    fusion = FittedFusion("stack", stack, 8.0, np.zeros((60, CLASSES)))
     assert stack.predict_proba(table).min() < 1e-20
     with torch.inference_mode():
         ours = assemble(fusion, CandidateNetworks(networks))(images).numpy()

@@ -29,7 +29,7 @@ name: golden
 data: {dataset: digits, folds: 2}
 train: {epochs: 2, batch_size: 64, ema: 0.9}
 defaults: {arch: "own:Net", optimizer: {kind: sgd, lr: 0.05}, augment: [crop]}
-fusion: [student, cascade, vote, vote_logits, weighted, stack, stack_plain, concat, stack_bag]
+fusion: [student, cascade, vote, vote_logits, weighted, stack, concat, stack_bag]
 prices: {spot: 0.2}
 members:
   - {name: a}
