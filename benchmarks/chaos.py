@@ -72,7 +72,7 @@ class Tally:
 
 
 def team_text(draw: random.Random, name: str = "tiny", seed: int = 0, uri: str = "") -> str:
-    """A random small team: plain members, and one that is a search, makes several members, or is a pack; a student at times."""
+    """A random small team: plain members, and one that is a search, or makes several members; a student at times."""
     folds = draw.choice([0, 0, 2])
     fusion = draw.choice(["vote", "vote, weighted", "vote, stack" if folds else "vote_logits"])
     more = draw.choice(
@@ -80,7 +80,7 @@ def team_text(draw: random.Random, name: str = "tiny", seed: int = 0, uri: str =
             "",
             "snapshots: 2",
             "average: ema",
-            "count: 2, packed: true",
+            "count: 2",
             "search: {trials: 3, epochs: 2, lr: [0.01, 0.3]}",
         ]
     )

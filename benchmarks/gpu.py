@@ -11,7 +11,7 @@ In images a second, ResNet18 at 32 x 32 pixels in bfloat16 (auto):
 - `usual`: torchvision's network, autocast, the batch on the device already, the loss read at each step.
 
 Beside them: the share of a large matrix product's speed that the bound reaches, several trainings that share the GPU as
-processes, packs, outputs a second, and whether a training that was stopped and resumed has the weights of an undisturbed one.
+processes, outputs a second, and whether a training that was stopped and resumed has the weights of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from workers.runtime.training_job import use_deterministic_kernels
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
 from workers.training.evaluation import predict_outputs
-from workers.training.packed import Pack, PackStepper
 from workers.training.steps import Stepper
 from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
@@ -105,7 +104,7 @@ def replay(stepper: Stepper, order: torch.Tensor) -> Callable[[int], object]:
     if stepper.captured is not None and stepper.captured.graph is not None:
         graph = stepper.captured.graph
         return lambda _: graph.replay()
-    x, labels = stepper._augmented(0, 0, order[: stepper.batch], 1)
+    x, labels = stepper._augmented(0, 0, order[: stepper.batch])
     x = x.contiguous(memory_format=stepper.format)
     return lambda _: stepper._update(x, labels, None)
 
@@ -132,21 +131,6 @@ def matrix_product(device: torch.device) -> float:
     side = 8192 if device.type == "cuda" else 512
     a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
     return rate(lambda _: a @ a, 2 * side**3, device, 0.3)
-
-
-def packs(device: torch.device, seconds: float) -> dict[str, float]:
-    """Images a second, together: one network of width 16, and four of them packed."""
-    alone = MemberSpec.model_validate({"name": "m", "seed": 1, "width": 16, "augment": ("flip", "crop")})
-    packed = alone.model_copy(update={"count": 4, "packed": (1, 2, 3, 4)})
-    batch = 128 if device.type == "cuda" else 4
-    settings, found = TrainSpec(epochs=1, batch_size=batch), {}
-    one = Stepper(build(alone, CLASSES, SIDE).train(), task(alone, settings, device, 8 * batch), batch)
-    four = Pack([build(alone.model_copy(update={"seed": seed}), CLASSES, SIDE) for seed in packed.packed]).train()
-    many = PackStepper(four, task(packed, settings, device, 8 * batch), batch)
-    for name, stepper, lanes in (("one", one, 1), ("four packed", cast(Stepper, many), 4)):
-        order = stepper.order(0)
-        found[name] = rate(lambda step, s=stepper, o=order: s.take(0, step % 8, o), batch * lanes, device, seconds)  # type: ignore[misc]
-    return found
 
 
 def shared(device: torch.device, seconds: float) -> dict[str, float]:
@@ -228,9 +212,9 @@ def main() -> None:
     for stem, batch in ROWS if is_gpu else (("imagenet", 4),):
         row = result["images a second"][f"{stem}, batch {batch}"] = speeds(stem, batch, device, seconds)
         print(f"{stem}, batch {batch}: " + ", ".join(f"{name} {value:,.4g}" for name, value in row.items()), flush=True)
-    result |= {"packs": packs(device, seconds), "sharing": shared(device, seconds), "outputs": outputs(device, seconds)}
+    result |= {"sharing": shared(device, seconds), "outputs": outputs(device, seconds)}
     result["resumed alike"] = is_resumed_alike(device)
-    print(json.dumps({name: result[name] for name in ("packs", "sharing", "outputs", "resumed alike")}, indent=1))
+    print(json.dumps({name: result[name] for name in ("sharing", "outputs", "resumed alike")}, indent=1))
     if is_gpu:
         name = torch.cuda.get_device_name(device).lower().replace(" ", "-")
         write_result(f"gpu-{name}", "python -m benchmarks.gpu", {"device": torch.cuda.get_device_name(device), **result})

@@ -28,7 +28,7 @@ from benchmarks.train import BATCH, CLASSES, SIDE, STEPS, roof, spec
 from orchestrator.cluster.machines import trainer_environment
 from workers.models.build import build
 from workers.training.evaluation import resolve_precision
-from workers.training.optimization import make_optimizer, take_optimizer_step
+from workers.training.optimization import make_optimizer
 
 ROUNDS = 5
 COPIED = 64 * 2**20  # elements of a float32 tensor, more than any cache holds
@@ -119,7 +119,8 @@ def _step(stem: str) -> tuple[Callable[[], None], dict[str, int]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = network(x)
         F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
-        take_optimizer_step(optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     counted: Counter[str] = Counter()
     modules = {nn.BatchNorm2d: "batch norm", nn.ReLU: "ReLU"}

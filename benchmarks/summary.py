@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 Row = tuple[str, str, str, str, str]
-NAMES = {"compiled": "the same with train.compile", "packed": "the same, two packed members per process"}
+NAMES = {"compiled": "the same with train.compile"}
 STEMS = {"imagenet": "torchvision's stem", "cifar": "3x3 stem"}
 
 

@@ -104,10 +104,9 @@ class _EpochPrinter(JobProgress):
         super().__init__()
         self.label = label
 
-    def on_epoch_end(self, epoch: int, metrics: Sequence[dict[str, float]]) -> None:
+    def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
         super().on_epoch_end(epoch, metrics)
-        own = metrics[0]
-        print(f"{self.label}: epoch {epoch + 1}  fuse {own['fuse/accuracy']:.2%}  {own['seconds']:.0f} s", flush=True)
+        print(f"{self.label}: epoch {epoch + 1}  fuse {metrics['fuse/accuracy']:.2%}  {metrics['seconds']:.0f} s", flush=True)
 
 
 def cost() -> None:

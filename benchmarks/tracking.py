@@ -37,14 +37,14 @@ def member(job: Job, uri: str, run: str, answers: Any) -> None:
     """As a trainer tells its run: the training thread sleeps in the place of an epoch."""
     fit_run = JobRun(job, uri, (run,))
     values = dict.fromkeys(METRICS, 0.5)
-    fit_run.on_resume([[]])
-    fit_run.on_epoch_end(0, [{**values, "time": round(time.time() * 1000)}])
+    fit_run.on_resume([])
+    fit_run.on_epoch_end(0, {**values, "time": round(time.time() * 1000)})
     time.sleep(10)  # MLflow's imports and the first connection are no epoch's
     held, busy = [], time.process_time()
     for epoch in range(1, EPOCHS + 1):
         time.sleep(PAUSE)
         began = time.perf_counter()
-        fit_run.on_epoch_end(epoch, [{**values, "time": round(time.time() * 1000)}])
+        fit_run.on_epoch_end(epoch, {**values, "time": round(time.time() * 1000)})
         held.append(1000 * (time.perf_counter() - began))
     time.sleep(PAUSE)
     answers.put((median(held), max(held), 1000 * (time.process_time() - busy) / EPOCHS))

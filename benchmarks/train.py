@@ -1,13 +1,12 @@
 """Training speed, all members at once on all cores, against what people run today; on CIFAR-10's shapes, interleaved.
 
     python -m benchmarks.train [STEM]      # results/train-STEM.json, and the figures on screen; both stems where left out
-    python -m benchmarks.train ways        # `compiled` and `packed` too, which take four minutes more
+    python -m benchmarks.train ways        # `compiled` too, which takes two minutes more
     python -m benchmarks.train leg common imagenet   # one leg: prints its figures as JSON
 
 Legs: `common`, the usual script (torchvision transforms a sample, DataLoader with two workers, float32); `torchensemble`, its
 VotingClassifier's own fit over the same loader; `ours`, a trainer process a core; `bare`, forward, backward and step on one
-constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`; `packed`, ours with two members
-a process, `packed`. Each is told in images a second over all members.
+constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`. Each is told in images a second over all members.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ from workers.models.build import build
 from workers.models.network import Network
 from workers.training.augmentation import augment, make_augmentations
 from workers.training.evaluation import predict_outputs, resolve_precision
-from workers.training.optimization import make_optimizer, take_optimizer_step
-from workers.training.packed import Pack
+from workers.training.optimization import make_optimizer
 from workers.training.task import TrainingData, TrainingTask
 from workers.training.train import train
 
@@ -44,7 +42,7 @@ BATCH, CLASSES, SIDE = 128, 10, 32
 ROUNDS = 3
 CORES = os.cpu_count() or 1
 STEPS = {"imagenet": 10, "cifar": 3}  # a leg's measured steps a process, after a quarter as many to warm up
-WAYS = ("compiled", "packed")  # legs of the first round alone, where they are asked for: neither has a goal
+WAYS = ("compiled",)  # legs of the first round alone, if they are asked for: they have no goal
 LEGS = ("common", "torchensemble", "ours", "bare", *WAYS)
 GOALS = {"imagenet": {"common": 2.2, "roof": 0.55}, "cifar": {"common": 3.0, "roof": 0.85}}
 FULL = ("flip", "crop", "rotate", "cutout", "color", "erase", "mixup")
@@ -146,10 +144,6 @@ def compiled(stem: str) -> float:
     return sum(_processes("compile", stem))
 
 
-def packed(stem: str) -> float:
-    return sum(_processes("pack", stem))
-
-
 def _processes(what: str, stem: str) -> list[float]:
     """A process of one thread a core, all at once."""
     command = [sys.executable, "-m", "benchmarks.train", what, stem]
@@ -158,22 +152,15 @@ def _processes(what: str, stem: str) -> list[float]:
     return [float(process.communicate()[0]) for process in started]
 
 
-def one(stem: str, compile: bool = False, lanes: int = 1) -> float:
-    """A member, or `lanes` of a pack, by the trainer's own `train`: the second epoch's rate."""
+def one(stem: str, compile: bool = False) -> float:
+    """A member by the trainer's own `train`: the second epoch's rate."""
     torch.set_num_threads(1)
     images, labels = synthetic(STEPS[stem] * BATCH)
-    rows, seeds = torch.arange(len(images)), tuple(range(1, lanes + 1))
+    rows = torch.arange(len(images))
     data, member = TrainingData(images, labels, rows, rows[:BATCH]), spec(stem)
-    if lanes > 1:
-        member = member.model_copy(update={"packed": seeds})
     settings = TrainSpec.model_validate({"epochs": 2, "batch_size": BATCH, "compile": compile})
-
-    def make() -> Network:
-        networks = [build(member.model_copy(update={"seed": seed}), CLASSES, SIDE) for seed in seeds]
-        return Pack(networks) if member.packed else networks[0]
-
     task = TrainingTask(data, member, settings, member.members, torch.device("cpu"))
-    return lanes * float(train(make, task).history[1]["train/images_per_second"])
+    return float(train(lambda: build(member, CLASSES, SIDE), task).history[1]["train/images_per_second"])
 
 
 def constant(stem: str) -> float:
@@ -189,7 +176,8 @@ def constant(stem: str) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = network(x)
         F.cross_entropy(logits.float(), y).backward()  # type: ignore[no-untyped-call]
-        take_optimizer_step(optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         times.append(time.perf_counter() - began)
     return BATCH * STEPS[stem] / sum(times[STEPS[stem] :])
 
@@ -297,12 +285,11 @@ def _ratios(stem: str, rates: dict[str, float]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    every: dict[str, Callable[[str], float]] = dict(zip(LEGS, (common, torchensemble, ours, bare, compiled, packed), strict=True))
+    every: dict[str, Callable[[str], float]] = dict(zip(LEGS, (common, torchensemble, ours, bare, compiled), strict=True))
     inner: dict[str, Callable[[str], float]] = {
         "one": one,
         "constant": constant,
         "compile": lambda stem: one(stem, compile=True),
-        "pack": lambda stem: one(stem, lanes=2),
     }
     if words[:1] == ["leg"]:
         print(json.dumps({"images_per_second": every[words[1]](words[2])}))

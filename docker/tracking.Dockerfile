@@ -1,4 +1,4 @@
-# The team's tracking server: MLflow behind accounts, on a PostgreSQL of its own, on another one, or on a SQLite file. Neither torch nor Ray is in it.
+# The team's tracking server: MLflow behind accounts, on PostgreSQL or on a SQLite file. Neither torch nor Ray is in it.
 #
 #     docker build -f docker/tracking.Dockerfile -t conclave-tracking .
 ARG BASE=docker.io/library/debian:bookworm-20250520-slim
@@ -13,7 +13,7 @@ COPY fusion /usr/src/conclave/fusion
 COPY workers /usr/src/conclave/workers
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates postgresql python3 python3-venv \
+    && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 --shell /bin/bash conclave \
     && install --directory --owner conclave --group conclave /srv/tracking \

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.errors import ConclaveError
-from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact, class_order
 from workers.storage.training_record import TrainingRecord
 
@@ -227,12 +226,12 @@ class _Loader:
         return Predictions(np.stack(logits).astype(np.float64), (), self.rows.labels[self.rows.fit_rows])
 
     def _of_folds(self, part: str) -> Floats | None:
-        """Return the fold trainings' logits on *fuse* or *test*, (M, K, n, C). Those of early versions have none."""
+        """Return the fold trainings' logits on *fuse* or *test*, (M, K, n, C)."""
         rows = self.row_numbers[part]
         by_member: dict[str, list[Floats]] = {}
         for name in self.names:
             parts = [MemberArtifact(folder).outputs() for folder in self.folds.get(name, ())]
-            if parts and all(legacy.has_fold_outputs(outputs, part) for outputs in parts):
+            if parts:
                 order = self.class_order[name]
                 by_member[name] = [
                     outputs[f"{part}_logits"].numpy()[_positions(outputs[f"{part}_rows"].numpy(), rows, name)][:, order]

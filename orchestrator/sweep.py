@@ -308,7 +308,6 @@ class _ActiveSweep:
             why_closed=budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(MODULES),
         )
-        executor.prepare(todo, options.say)
         outcomes = scheduler.run(todo)
         interim.close()
         return outcomes

@@ -14,7 +14,6 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"  # a loss or a weight is not finite
     ENVIRONMENT = "environment"  # the machine computes with other versions
     PREEMPTED = "preempted"  # the machine went away
-    CROWDED = "crowded"  # the trainings that share a GPU take more than its memory
     STOPPED = "stopped"  # somebody asked for it; a checkpoint is written
 
 
@@ -50,12 +49,6 @@ class EnvironmentMismatchError(ConclaveError):
 
 class DeviceMemoryError(ConclaveError):
     """Not even two images at a time fit into the device's memory."""
-
-
-class GpuCrowdedError(ConclaveError):
-    """The trainings that share a GPU take more than its memory. With fewer of them it may do."""
-
-    kind = FailureKind.CROWDED
 
 
 class PreemptedError(ConclaveError):

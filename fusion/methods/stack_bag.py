@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
 from fusion.interface import FUSIONS, NetworkOutputs
 from fusion.methods.stack import Stack
 from fusion.metrics.calibration import TINY, log_probabilities
@@ -35,12 +33,9 @@ class StackBag(Stack):
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
         """Return a reason where a fold training has no predictions on *fuse*."""
-        folds = inputs.fuse.folds
-        if inputs.with_oof and folds is not None and not np.isnan(folds[list(inputs.with_oof)]).any():
+        if inputs.with_oof:
             return None
-        if not inputs.with_oof:
-            return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
-        return "fold trainings of an early version have no outputs on fuse and test; train them afresh"
+        return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head, and the bags' temperatures on *fuse*."""

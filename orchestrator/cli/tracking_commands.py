@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -43,7 +42,6 @@ def server(
     allow: Annotated[
         list[str] | None, typer.Option(help="A host name that clients may use, NAME:PORT. Repeat the option for several.")
     ] = None,
-    postgres: Annotated[Path | None, typer.Option(help="Run a PostgreSQL in this folder, created at the first start.")] = None,
     background: Annotated[
         bool, typer.Option("--background", help="Return once the server answers. Its log is in the home.")
     ] = False,
@@ -55,9 +53,9 @@ def server(
     from orchestrator.home import Home
     from orchestrator.tracking.server import Server
 
-    tracking_server = Server(Home(home).path, host, port, database, artifacts, tuple(allow or ()), postgres)
+    tracking_server = Server(Home(home).path, host, port, database, artifacts, tuple(allow or ()))
     if not background:
-        raise typer.Exit(tracking_server.run())
+        tracking_server.start()
     words = [word for word in sys.argv[1:] if word != "--background"]
     tracking_server.in_background([sys.executable, "-m", "conclave", *words])
     print(f"The server answers on port {port}; its log is {home / 'server.log'}.")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from orchestrator.cluster.connection import Connection
-from orchestrator.cluster.gpu_sharing import GpuSharing
 from workers.config.job import Job
 from workers.config.resources import Labels, Resources
 from workers.errors import ConclaveError
@@ -19,7 +18,6 @@ REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of
 REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first
 ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that is Ray's own, of the head alone
 GPUS_COME = "CONCLAVE_GPUS_COME"  # set where an autoscaler brings machines with GPUs, of which there is none yet
-RAYS_UNITS = 10**4  # parts of a GPU that Ray tells apart
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # glibc would give a step's memory back to the system, and take it again page by page, zeroed: seven of a hundred images a second.
 # One heap for all threads, for the others are too small to hold a batch's tensors. Other C libraries read none of these.
@@ -29,11 +27,6 @@ KEPT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), 
 def trainer_environment(threads: int) -> dict[str, str]:
     """Return the environment variables of a trainer's process that computes with `threads` threads."""
     return dict.fromkeys(THREADS, str(threads)) | KEPT_MEMORY
-
-
-def part_of(gpus: float, trainings: int) -> float:
-    """Return the part of `gpus` that one of so many trainings has, in the units that Ray counts in, so that all fit."""
-    return math.floor(gpus / trainings * RAYS_UNITS) / RAYS_UNITS
 
 
 class Size(NamedTuple):
@@ -125,7 +118,6 @@ class Machines:
         refused: Sizes that the autoscaler brings nothing for, and since when.
         looked_at: When they were looked up last.
         lost_at: When a machine was lost last, or when Ray was first asked and had none.
-        sharing: How many trainings share a GPU.
     """
 
     connection: Connection
@@ -136,7 +128,6 @@ class Machines:
     refused: dict[Size, float] = field(default_factory=dict)  # what the autoscaler brings nothing for, and since when
     looked_at: float = -1.0
     lost_at: float = -math.inf
-    sharing: GpuSharing = field(default_factory=GpuSharing)
 
     def look(self) -> Machines:
         """Look up the machines, where the last look is more than a second ago.
@@ -165,29 +156,17 @@ class Machines:
                 self.lost_at = self.looked_at
         return self
 
-    def size_for(self, wanted: Resources, trainings: int = 1) -> Size:
-        """Return the size of what is wanted.
-
-        Where nothing is said of GPUs and machines have some, or will have, it is one GPU, or a part of one.
-
-        Args:
-            wanted: What is wanted.
-            trainings: How many share a GPU, where nothing is said of GPUs.
-        """
+    def size_for(self, wanted: Resources) -> Size:
+        """Return the GPUs and CPUs of these resources: one GPU if they name none and machines have some, or will have."""
         has_gpus = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
-        gpus = wanted.gpus_where(has_gpus)
-        return Size(part_of(gpus, trainings) if wanted.gpus is None else gpus, wanted.cpus)
-
-    def _size(self, job: Job) -> Size:
-        return self.size_for(job.recipe.resources, self.sharing.of(job).trainings)
+        return Size(wanted.gpus_where(has_gpus), wanted.cpus)
 
     def shape(self, job: Job) -> Shape:
         """Return the shape of the trainer that a job needs."""
-        wanted = job.recipe.resources
-        return Shape(*self._size(job), job.train.threads, wanted.labels, wanted.processes)
+        return self.shape_for(job.recipe.resources, job.train.threads)
 
     def shape_for(self, wanted: Resources, threads: int) -> Shape:
-        """Return the shape of a trainer with these resources and nobody beside it, which computes with `threads` threads."""
+        """Return the shape of a trainer with these resources that computes with `threads` threads."""
         return Shape(*self.size_for(wanted), threads, wanted.labels, wanted.processes)
 
     def total(self, wanted: Resources | None = None) -> Size:
@@ -198,7 +177,7 @@ class Machines:
     def fit(self, job: Job) -> bool:
         """Return whether some machine that is there could hold the job."""
         wanted = job.recipe.resources
-        size = self._size(job)
+        size = self.size_for(wanted)
         return any(m.size.holds(size) and wanted.preference(m.labels) is not None for m in self.look().available)
 
     def until(self, job: Job, since: float) -> float:
@@ -215,7 +194,7 @@ class Machines:
         if wait_minutes is not None:
             end = since + wait_minutes * 60
         elif self.look().is_scaled:
-            end = self.refused.get(self._size(job), math.inf) + REFUSED_SECONDS
+            end = self.refused.get(self.size_for(job.recipe.resources), math.inf) + REFUSED_SECONDS
         else:
             end = since
         return max(end, self.lost_at + REPLACED_SECONDS)
@@ -233,6 +212,6 @@ class Machines:
         elif self.is_scaled:
             more = ", and the autoscaler brings none that is larger"
         return (
-            f"UNSCHEDULABLE: asks for {self._size(job)} on one machine{with_labels}; "
+            f"UNSCHEDULABLE: asks for {self.size_for(job.recipe.resources)} on one machine{with_labels}; "
             f"{there}{more}. Lower `resources`, or add a machine."
         )

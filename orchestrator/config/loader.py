@@ -22,7 +22,6 @@ from orchestrator.config.yaml_document import Document, KeyPath, dotted
 from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
 from workers.errors import UserInputError
-from workers.storage import legacy
 
 # What a team must share, and why: a member that sets one of these is refused.
 _SAME_ROWS = "fusion compares members row by row, so all must see the same rows"
@@ -37,6 +36,9 @@ SENTENCES = {  # in the place of pydantic's own, by the type of the error
     "dict_type": "expected a mapping of keys",
     "tuple_type": "expected a list",
     "bool_type": "expected true or false",
+}
+REMOVED = {
+    "packed": "packed members were removed: trained one by one, they are faster on a CPU and as fast on a GPU. Leave it out",
 }
 MOST_SHOWN = 50  # problems
 Problems = list[tuple[int, str]]  # line in the file, sentence
@@ -65,20 +67,18 @@ def resolve_team(document: Document, data: Path | None = None) -> Team:
     Raises:
         UserInputError: With every error at once.
     """
-    problems = [(document.line(place), text) for place, text in legacy.removed_settings(document.values)]
     try:
-        file = TeamFile.model_validate(legacy.without_removed(document.values))
+        file = TeamFile.model_validate(document.values)
     except ValidationError as error:
-        raise _refusal(document, [*problems, *(_problem(document, details) for details in error.errors())]) from None
+        raise _refusal(document, [_problem(document, details) for details in error.errors()]) from None
     resolution = Resolution(file, document.path.resolve().parent, data)
     if (members := resolution.number_of_members()) > MOST_MEMBERS:
         text = f"members: {members} of them; a team has {MOST_MEMBERS} at most"
-        raise _refusal(document, [*problems, (document.line(("members",)), text)])
+        raise _refusal(document, [(document.line(("members",)), text)])
     if (trainings := members * (1 + file.data.folds)) > MOST_TRAININGS:
         text = f"members: {members} with {file.data.folds} folds are {trainings:,} trainings; the most is {MOST_TRAININGS:,}"
-        raise _refusal(document, [*problems, (document.line(("members",)), text)])
-    problems += _problems_of_members(document, resolution)
-    if problems:
+        raise _refusal(document, [(document.line(("members",)), text)])
+    if problems := list(_problems_of_members(document, resolution)):
         raise _refusal(document, problems)
     team = resolution.team()
     if problems := list(_broken_rules(document, team, resolution)):
@@ -149,6 +149,8 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
 
 def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
     """Return why a key may not stand where it stands, and what may."""
+    if key in REMOVED:
+        return REMOVED[key]
     is_of_a_member = len(where) == 3 and where[0] == "members"
     if (is_of_a_member or where[:-1] in (("defaults",), ("student",))) and key in SHARED:
         section, reason = SHARED[key]

@@ -17,7 +17,7 @@ from workers.config.recipe import OPTIMIZER
 from workers.config.specs import DataSpec, MemberSpec, StudentSpec
 from workers.config.strict import Strict
 
-NOT_OF_A_RECIPE = ("name", "count", "packed", "snapshots", "cycles", "average", "search")  # keys that a student has none of
+NOT_OF_A_RECIPE = ("name", "count", "snapshots", "cycles", "average", "search")  # keys that a student has none of
 
 Values = dict[str, Any]  # the keys of an entry that are written
 
@@ -95,16 +95,12 @@ class Resolution:
         return [MemberSpec.model_validate(self._complete(values)) for values in self._copies(entry)]
 
     def _copies(self, entry: MemberEntry) -> Iterator[Values]:
-        """Expand `{name: seeds, count: 3}` to seeds-1, seeds-2 and seeds-3; where packed, to one training of all three."""
+        """Expand `{name: seeds, count: 3}` to seeds-1, seeds-2 and seeds-3."""
         values = _merge(self.defaults, _written(entry))
-        count, packed = values.pop("count", None), values.pop("packed", False)
+        count = values.pop("count", None)
         names = [entry.name] if count is None else [f"{entry.name}-{i + 1}" for i in range(count)]
-        copies = [{**values, "name": name, "seed": self._seed(values, name, i)} for i, name in enumerate(names)]
-        if packed:
-            yield {**copies[0], "name": entry.name, "packed": tuple(copy["seed"] for copy in copies)}
-            return
-        for copy in copies:
-            yield from _found(copy)
+        for i, name in enumerate(names):
+            yield from _found({**values, "name": name, "seed": self._seed(values, name, i)})
 
     def _seed(self, values: Values, name: str, copy: int) -> int:
         """Return the seed of a copy: those that are written follow one another, others derive from the names."""

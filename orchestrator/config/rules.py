@@ -128,26 +128,6 @@ def _search_of_several(team: Team, recipe: MemberSpec) -> Iterator[str]:
         yield "search finds recipes of one process, without snapshots and average"
 
 
-def _pack_of_one(team: Team, recipe: MemberSpec) -> Iterator[str]:
-    if len(recipe.packed) == 1:
-        yield "packed trains the copies of one member together; give the member a `count` of 2 or more"
-
-
-def _pack_beside_another(team: Team, recipe: MemberSpec) -> Iterator[str]:
-    hindrances = {
-        "snapshots": recipe.snapshots > 1,
-        "average": recipe.average is not None,
-        "search": recipe.search is not None,
-        "several processes a member": recipe.resources.processes > 1,
-        "train.ema": team.train.ema is not None,
-        "train.stop": team.train.stop is not None,
-        "train.clip": team.train.clip is not None,
-        "train.compile": team.train.compile is not None,
-    }
-    if recipe.packed and any(hindrances.values()):
-        yield f"packed doesn't go together with {', '.join(name for name, is_set in hindrances.items() if is_set)}"
-
-
 def _fewest_epochs(team: Team) -> int:
     return min(team.train.of_fold(fold).epochs for fold in (None, 0))
 
@@ -161,8 +141,6 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
     _average_beside_another,
     _batch_too_small_to_share,
     _search_of_several,
-    _pack_of_one,
-    _pack_beside_another,
 )
 
 

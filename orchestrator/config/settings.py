@@ -35,12 +35,7 @@ class Retries(Strict):
     oom: int | None = Field(2, ge=0, le=10**4)  # killed for the node's memory
 
     def allows(self, cause: str, times: int) -> bool:
-        """Return whether a training that failed `times` times for this cause is tried again.
-
-        One that a crowded GPU had no memory for always is: each time, fewer share the GPU, and at last it is alone.
-        """
-        if cause == "crowded":
-            return True
+        """Return whether a training that failed `times` times for this cause is tried again."""
         limit = {"errors": self.errors, "preemptions": self.preemptions, "oom": self.oom}[cause]
         return limit is None or times <= limit
 

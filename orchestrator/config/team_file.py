@@ -77,7 +77,6 @@ class RecipeEntry(Strict):
 class DefaultsEntry(RecipeEntry):
     """What all members have in common. A member's own keys win."""
 
-    packed: bool = Field(False, description="Whether copies by `count` are trained at once, in one process.")
     snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training, each of which ends in a member.")
     cycles: Cycles | None = Field(None, description="How long the cycles of snapshots are.")
     average: AverageEntry | None = Field(None, description="A second member, of weights averaged along the training.")

@@ -48,9 +48,6 @@ class Executor(Protocol):
     it usable again.
     """
 
-    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Decide what concerns all jobs, such as how many share a GPU, and tell the user."""
-
     def why_unschedulable(self, job: Job) -> str | None:
         """Return why the job can never run here, or None if it can."""
 

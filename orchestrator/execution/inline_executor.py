@@ -16,9 +16,6 @@ class InlineExecutor:
     def __init__(self) -> None:
         self._submitted: tuple[Job, str | None, tuple[str, ...]] | None = None
 
-    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Do nothing: one job runs at a time."""
-
     def why_unschedulable(self, job: Job) -> str | None:
         """Return None: this process takes every job."""
         return None

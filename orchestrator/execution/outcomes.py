@@ -13,7 +13,7 @@ from workers.runtime.job_result import Failure, JobResult
 Kind = Literal[
     "started", "working", "epoch", "published", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"
 ]
-Cause = Literal["errors", "preemptions", "oom", "crowded"]
+Cause = Literal["errors", "preemptions", "oom"]
 
 REASON_CHARACTERS = 300
 MACHINE_GONE = "its machine went away"
@@ -71,8 +71,6 @@ def _meaning(failure: Failure, is_leaving: bool) -> tuple[Kind, str, Cause | Non
             return "failed", MACHINE_GONE, "preemptions"
         case FailureKind.STOPPED if is_leaving:
             return "failed", MACHINE_LEAVES, "preemptions"
-        case FailureKind.CROWDED:
-            return "failed", failure.sentence, "crowded"
         case FailureKind.DIVERGED:
             return "diverged", failure.sentence, None
         case FailureKind.UNEXPECTED:

@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from orchestrator.cluster.connection import Connection
-from orchestrator.cluster.gpu_sharing import kind_of
 from orchestrator.cluster.machines import ON_HEAD, Machines, Size
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.outcomes import Outcome
-from orchestrator.execution.sharing_trials import Alike, alternatives
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
-from workers.runtime.gpu_probe import Sharing
 from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
@@ -76,28 +73,6 @@ class RayExecutor:
         if self.machines.is_scaled:
             return sum(assignment.heartbeat is None for _, assignment in busy) < MOST_WAITING
         return not self.machines.fit(job)
-
-    def prepare(self, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
-        """Find out how many trainings share a GPU, for jobs that leave it open, where more of them wait than there are GPUs."""
-        for alike in alternatives(self.machines, jobs):
-            say(f"{alike.job.label}: trying how many such trainings share a GPU")
-            sharing = self._probe(alike)
-            self.machines.sharing.known[kind_of(alike.job)] = sharing
-            say(sharing.sentence)
-
-    def _probe(self, alike: Alike) -> Sharing:
-        from workers.runtime.actor import probe_sharing
-
-        self.pool.drop_idle()  # whose cores the trial may need
-        task = untyped(probe_sharing).options(**self.machines.shape(alike.job).options())
-        answer = task.remote(alike.job, alike.most, self.pool.localizer)
-        try:
-            while not self.ray.wait([answer], timeout=HEARTBEAT_SECONDS)[0]:
-                self.connection.check()
-            return cast(Sharing, self.ray.get(answer))
-        except self.ray.exceptions.RayError as error:
-            self.connection.check()
-            return Sharing(1, f"it could not be tried: {first_line(error)}")
 
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Start a job in an idle trainer, or in a new one."""

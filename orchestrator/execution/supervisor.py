@@ -90,8 +90,6 @@ class Supervisor:
             raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same there, or set `environment: warn`.")
         is_leaving = trainer.state is TrainerState.LEAVING
         outcome = outcome_of_result(assignment.job, result, is_leaving)
-        if outcome.cause == "crowded" and trainer.shape == self.machines.shape(assignment.job):  # or it was lowered since
-            self.machines.sharing.lower(assignment.job)
         if is_leaving and result.failure and result.failure.kind is FailureKind.STOPPED:
             self.pool.drop(trainer)
         else:

@@ -72,7 +72,7 @@ class TrainerPool:
         """
         from workers.runtime.actor import Placement
 
-        trainer.assign(job, tracking, Placement(self.localizer, trainer.shape.gpus, self.machines.sharing.of(job)))
+        trainer.assign(job, tracking, Placement(self.localizer, trainer.shape.gpus))
 
     def drop(self, trainer: TrainerHandle) -> None:
         """End a trainer."""
@@ -127,7 +127,7 @@ def begin_trainer(shape: Shape) -> TrainerHandle:
 def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) -> list[TrainerHandle]:
     """Begin trainers for what comes first, as many as the machines have room for at once.
 
-    It ends where labels are wanted, and where it is still to be found out how many trainings share a GPU.
+    It stops at the first training that wants labels.
 
     Args:
         machines: The machines.
@@ -136,8 +136,7 @@ def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) 
     total, begun = machines.total(), list[TrainerHandle]()
     for resources, threads in wanted:
         shape = machines.shape_for(resources, threads)
-        is_open = resources.gpus is None and shape.gpus > 0
-        if is_open or shape.labels or not total.holds(Size.sum([shape.size, *(trainer.shape.size for trainer in begun)])):
+        if shape.labels or not total.holds(Size.sum([shape.size, *(trainer.shape.size for trainer in begun)])):
             break
         begun.append(begin_trainer(shape))
     return begun

@@ -118,17 +118,16 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 class _Reports(TrainingCallback):
     """Reports each epoch to Tune, those before an interruption too."""
 
-    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
+    def on_resume(self, history: Sequence[Epoch]) -> None:
         """Report the epochs of a checkpoint."""
-        for epoch, metrics in enumerate(histories[0]):
-            self.on_epoch_end(epoch, [metrics])
+        for epoch, metrics in enumerate(history):
+            self.on_epoch_end(epoch, metrics)
 
-    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
         """Report an epoch."""
         from ray import tune
 
-        [own] = metrics
-        point = {"loss": own[LOSS], "accuracy": own[ACCURACY], "seconds": own["seconds"]}
+        point = {"loss": metrics[LOSS], "accuracy": metrics[ACCURACY], "seconds": metrics["seconds"]}
         tune.report({"epoch": epoch + 1, **point})
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.errors import CorruptFileError, UserInputError
-from workers.storage import legacy
 
 if TYPE_CHECKING:
     from fusion.results import FusionDetails
@@ -121,7 +120,7 @@ def _plan_of(home: Path, name: str) -> Plan:
     state = folder.state()
     assert state is not None  # `existing` saw it
     origin, written = Path(state.team_file), read_document(folder.team)
-    document = Document(origin, legacy.without_removed(written.values), written.root)
+    document = Document(origin, written.values, written.root)
     team = resolve_team(document, Path(state.data) if state.data else None)
     store = Store(Path(home, "data", state.store)) if state.store else find_store(team.data, home)
     if store is None or not (store.folder / "store.json").is_file():

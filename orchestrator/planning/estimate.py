@@ -17,7 +17,7 @@ CORE = 1.0e11
 GPU = 2.5e12  # a third of what a T4 can do in float32
 STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
 MEASURED, ROUGH = "measured on trainings that are done here", "rough: from the network's size alone"
-Kind = tuple[str, int, str, int, int]
+Kind = tuple[str, int, str, int]
 
 
 def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
@@ -229,10 +229,9 @@ class _Rates:
         size = self.plan.store.size
         is_small_stem = job.recipe.stem == "cifar" or (job.recipe.stem == "auto" and size < 64)
         flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)
-        lanes = max(1, len(job.recipe.packed))
-        return lanes * flops * (job.recipe.width / 64) ** 2 / self.speed / job.recipe.resources.processes
+        return flops * (job.recipe.width / 64) ** 2 / self.speed / job.recipe.resources.processes
 
 
 def _kind(job: Job) -> Kind:
     recipe = job.recipe
-    return recipe.arch, recipe.width, recipe.stem, recipe.resources.processes, len(recipe.packed)
+    return recipe.arch, recipe.width, recipe.stem, recipe.resources.processes

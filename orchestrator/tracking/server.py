@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.tracking.database import Database
 from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
@@ -38,40 +36,18 @@ class Server:
         database: postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out.
         artifacts: A folder, or s3://BUCKET/PATH; a folder of the home where left out.
         allow: Names, with port, by which clients may call it.
-        postgres: The folder of a PostgreSQL of its own, in the place of `database`.
     """
 
     home: Path
     host: str
     port: int
-    database: str | None = None  # postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out
-    artifacts: str | None = None  # a folder or s3://BUCKET/PATH; a folder of the home where left out
-    allow: Sequence[str] = ()  # the names, with port, by which clients may call it
-    postgres: Path | None = None  # the folder of a PostgreSQL of its own, in the place of `database`
-
-    def run(self) -> int:
-        """Run the server until it is told to end; return its exit code. Raises UserInputError before anything is written."""
-        if self.postgres is None:
-            self.start()
-        assert self.postgres
-        server = self._own()
-        server.check()
-        with Database(self.postgres).running():
-            server.write()
-            process = subprocess.Popen(server.command(), env={**os.environ, **server.env()})
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda number, frame: process.send_signal(number))
-            return process.wait()
-
-    def _own(self) -> Server:
-        """Return the same server on the database of its own, where it is to have one."""
-        if self.postgres and self.database:
-            raise UserInputError("--postgres brings a database of its own; it doesn't go together with --database.")
-        return replace(self, postgres=None, database=Database(self.postgres).uri) if self.postgres else self
+    database: str | None = None
+    artifacts: str | None = None
+    allow: Sequence[str] = ()
 
     def in_background(self, words: Sequence[str]) -> None:
         """Start the same command without us, and come back once it answers. Raises ConclaveError where it does not."""
-        self._own().check()
+        self.check()
         self.home.mkdir(parents=True, exist_ok=True)
         log = self.home / "server.log"
         if self._answers():
@@ -135,14 +111,13 @@ class Server:
         """Return MLflow's command line."""
         artifacts = self.artifacts or str((self.home / "artifacts").absolute())
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
-        words = [sys.executable, "-m", "orchestrator.tracking.server_app", "--host", self.host]
+        words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
         words += ["--workers", str(min(MOST_WORKERS, os.cpu_count() or 1))]
-        words += ["--uvicorn-opts=--no-proxy-headers"]  # else a client on this machine names any address as its own
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
     def env(self) -> Mapping[str, str]:
-        """Return MLflow's environment. Secrets go this way: everybody on the machine can read a command line."""
+        """Return MLflow's environment. It holds the secrets, because everybody on the machine can read a command line."""
         return {
             **SAFE,
             "MLFLOW_BACKEND_STORE_URI": self.database or f"sqlite:///{self.home.absolute()}/mlflow.db",
@@ -155,6 +130,6 @@ class Server:
         database = self.database or f"sqlite:///{self.home.absolute()}/server-users.db"
         escaped = database.replace("%", "%%")  # which means one % in such a file
         return f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n" + (
-            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "authorization_function = orchestrator.tracking.server_auth:authenticate\n"
             "auth_cache_ttl_seconds = 60\n"  # else each request hashes its password anew
         )

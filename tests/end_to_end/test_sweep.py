@@ -356,26 +356,6 @@ def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pyte
     assert len(epochs) == 12
 
 
-def test_members_of_a_pack_are_trained_once_and_cost_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = TEAM.replace("{name: a}", "{name: a, count: 3, packed: true}").replace("  - {name: b, seed: 5}\n", "")
-    (tmp_path / "team.yaml").write_text(text)
-    epochs: list[str] = []
-    whole = Trainer._train_epoch
-
-    def counted(self: Trainer, *given: Any) -> Any:
-        epochs.append(self.recipe.name)
-        return whole(self, *given)
-
-    monkeypatch.setattr(Trainer, "_train_epoch", counted)
-    summary = inline(tmp_path / "team.yaml", tmp_path / "home").summary
-    assert list(summary.members) == ["a-1", "a-2", "a-3"]
-    assert (summary.trained, set(epochs), len(epochs)) == (9, {"a"}, 6), "a full fit and two fold fits of two epochs"
-    assert len({m.weights_sha256 for m in summary.members.values()}) == 3
-    assert summary.fusions["vote"].train_cost == pytest.approx(3.0), "three shares of one training"
-    assert not list((tmp_path / "home").glob("jobs/*/checkpoint"))
-    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 0
-
-
 def test_averaged_weights_are_a_member_that_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = QUICK.replace("{name: a}", "{name: a, average: {kind: swa, last: 1.0}}").replace("  - {name: b, seed: 5}\n", "")
     (tmp_path / "team.yaml").write_text(text)

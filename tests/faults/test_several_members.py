@@ -21,9 +21,8 @@ student: {epochs: 3, seed: 4}
 members:
   - {name: cyc, seed: 1, snapshots: 3}
   - {name: avg, seed: 2, average: {kind: swa, last: 0.5}}
-  - {name: pack, seed: 3, count: 2, packed: true}
 """
-MEMBERS = ("cyc.1", "cyc.2", "cyc.3", "avg", "avg.swa", "pack-1", "pack-2")
+MEMBERS = ("cyc.1", "cyc.2", "cyc.3", "avg", "avg.swa")
 # An epoch has twenty steps; the cycles end after two, four and six epochs.
 KILLS = (
     "fit.step@cyc:10:kill",
@@ -34,9 +33,6 @@ KILLS = (
     "fit.step@avg:70:kill",
     "artifact.publish@avg:1:kill",
     "artifact.publish@avg:2:kill",
-    "fit.step@pack:70:kill",
-    "artifact.publish@pack:2:kill",
-    "artifact.published@pack:1:kill",
     "fit.step@student:30:kill",
 )
 

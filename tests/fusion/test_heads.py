@@ -31,9 +31,9 @@ def test_a_head_reaches_the_minimum_of_its_objective(kind: type[HeadProblem], ex
     logits = x @ start[0].T
     base = logits / fit_temperature(logits, y)
     if kind is MatrixProblem:
-        z, shape = (x - x.mean(0)) / x.std(0), (CLASSES, members * CLASSES + 1)
+        z, shape = (x - x.mean(0)) / x.std(0), [CLASSES, members * CLASSES + 1]
     else:
-        z, shape = x.reshape(600, members, CLASSES) / x.std(), (members,)
+        z, shape = x.reshape(600, members, CLASSES) / x.std(), [members]
 
     def objective(flat: np.ndarray) -> float:
         d = flat.reshape(shape)

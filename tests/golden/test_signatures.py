@@ -38,7 +38,6 @@ TEAMS = {
     "snapshots": "version: 1\nname: golden\nmembers: [{name: cyclic, snapshots: 3}]\n",
     "cycles": "version: 1\nname: golden\nmembers: [{name: cyclic, snapshots: 3, cycles: {first: 0.6, rate: 0.5}}]\n",
     "averages": "version: 1\nname: golden\nmembers: [{name: a, average: swa}, {name: b, average: {kind: ema, decay: 0.9}}]\n",
-    "pack": "version: 1\nname: golden\nmembers: [{name: seeds, count: 3, packed: true, seed: 4}]\n",
     "student": HEAD + "fusion: [vote, student]\nstudent: {epochs: 3, temperature: 2, soft: 0.5, start: a}\n",
     "own network": "version: 1\nname: golden\ndata: {folds: 2}\nmembers: [{name: own, arch: 'own:net'}]\n",
     "weights": "version: 1\nname: golden\nmembers: [{name: a, weights: start.pt}, {name: b, arch: mobilenet_v3_small}]\n",

@@ -236,14 +236,7 @@ BAD = {
     "labels of nothing": (HEAD + ONE + "resources: {labels: [{}]}\n", 3, "labels of machines like"),
     "a student with a batch size": (HEAD + ONE + "fusion: [student]\nstudent: {batch_size: 5}\n", 4, "Set it under `train:`"),
     "a student with a name": (HEAD + ONE + "fusion: [student]\nstudent: {name: x}\n", 4, "leave it out"),
-    "a pack of one": (HEAD + "members: [{name: a, packed: true}]\n", 2, "a `count` of 2 or more"),
-    "a pack that is no yes": (HEAD + "members: [{name: a, count: 2, packed: 3}]\n", 2, "expected true or false"),
-    "a pack with snapshots": (HEAD + "members: [{name: a, count: 2, packed: true, snapshots: 2}]\n", 2, "with snapshots"),
-    "a pack that averages": (
-        HEAD + "train: {ema: 0.9}\nmembers: [{name: a, count: 2, packed: true}]\n",
-        3,
-        "packed doesn't go together with train.ema",
-    ),
+    "packed members": (HEAD + "members: [{name: a, count: 2, packed: true}]\n", 2, "packed members were removed"),
     "a student that begins from nobody": (HEAD + ONE + "fusion: [student]\nstudent: {start: x}\n", 4, "x is no member"),
     "a student that begins from another network": (
         HEAD + ONE + "fusion: [student]\nstudent: {start: a, width: 8}\n",

@@ -54,21 +54,6 @@ def test_an_average_leaves_the_signature_of_its_member_and_is_made_by_the_same_j
     assert [made.jobs[0].first_epoch(one) for one in (plain, swa)] == [0, 9], "nothing is trained for it"
 
 
-def test_members_trained_at_once_are_made_by_one_job_and_know_each_others_seeds(tmp_path: Path) -> None:
-    pack = BASE.replace("{name: a, seed: 1}", "{name: a, seed: 1, count: 3, packed: true}")
-    made = planned(pack, tmp_path)
-    assert [(job.label, job.recipe.packed, len(job.signatures)) for job in made.jobs] == [
-        ("a", (1, 2, 3), 3), ("a fold 0", (1, 2, 3), 3), ("a fold 1", (1, 2, 3), 3)
-    ]  # fmt: skip
-    assert [one.label for one in made.of_member("a-2")] == ["a-2", "a-2 fold 0", "a-2 fold 1"]
-    seeds = made.jobs[2].seeded_recipe.packed
-    assert len({*seeds}) == 3
-    assert not {*seeds} & {1, 2, 3}, "each fold's seeds are its own"
-    apart = signatures(pack.replace(", packed: true", ""), tmp_path)
-    assert apart == signatures(pack.replace("packed: true", "packed: false"), tmp_path)
-    assert not {*apart} & {one.signature for one in made.members}, "up to rounding is not bit for bit"
-
-
 def test_recipes_that_differ_in_their_names_alone_are_trained_once(tmp_path: Path) -> None:
     same = "{name: a, seed: 1}, {name: b, seed: 1}, {name: c, seed: 1, average: swa}, {name: d, seed: 1, average: ema}"
     made = planned(BASE.replace("{name: a, seed: 1}", same), tmp_path)

@@ -152,11 +152,11 @@ def test_a_trial_tells_its_score_each_epoch_and_goes_on_from_its_checkpoint(tmp_
         def __init__(self) -> None:
             self.losses, self.history = list[float](), list[dict[str, float]]()
 
-        def on_resume(self, histories: Sequence[list[dict[str, float]]]) -> None:
-            self.history = list(histories[0])
+        def on_resume(self, history: Sequence[dict[str, float]]) -> None:
+            self.history = list(history)
 
-        def on_epoch_end(self, epoch: int, metrics: Sequence[dict[str, float]]) -> None:
-            self.losses.append(metrics[0][trial.LOSS])
+        def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
+            self.losses.append(metrics[trial.LOSS])
 
     first, second = Scores(), Scores()
     trial.run_trial(one.job({"lr": 0.1}), first)

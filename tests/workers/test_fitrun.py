@@ -127,7 +127,7 @@ def test_epochs_that_follow_each_other_fast_are_sent_together(
     one = job("a").model_copy(update={"home": tmp_path, "train": TrainSpec(epochs=5)})
     run = JobRun(one, tracked[0].uri, (tracked[1],))
     for epoch in range(5):
-        run.on_epoch_end(epoch, [{"fuse/loss": 1.0, "time": float(epoch)}])
+        run.on_epoch_end(epoch, {"fuse/loss": 1.0, "time": float(epoch)})
         assert wait_until(lambda: bool(sent), 60, 0.1)
         time.sleep(0.2)  # in which it could send an epoch of its own
     run.close()

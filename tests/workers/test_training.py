@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from workers.config.job import derive_seed
 from workers.config.recipe import Augment, check_strength
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, GpuCrowdedError, TrainingStopped
+from workers.errors import CorruptFileError, DeviceMemoryError, DivergedError, TrainingStopped
 from workers.models.build import build
 from workers.models.network import Network
 from workers.storage.checkpoint_record import CheckpointRecord
@@ -139,7 +138,7 @@ def test_stochastic_weight_averaging_is_the_mean_of_the_last_epochs_with_batch_s
     ends: list[dict[str, Tensor]] = []
 
     class Ends(TrainingCallback):
-        def on_epoch_end(self, epoch: int, metrics: Sequence[dict[str, float]]) -> None:
+        def on_epoch_end(self, epoch: int, metrics: dict[str, float]) -> None:
             ends.append({k: v.clone() for k, v in fit.network.state_dict().items()})
 
     spec = member(augment=("flip",), average={"kind": "swa", "last": 0.5})
@@ -329,17 +328,6 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(tmp_path: Path, monkey
     assert len(result.history) == 3
     assert result.resumed_from == 1
     assert len(notes) == 2
-
-
-def test_out_of_memory_of_a_shared_gpu_changes_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*_: object) -> Tensor:
-        raise torch.OutOfMemoryError("raised by the test")
-
-    monkeypatch.setattr(Objective, "loss", no_memory)
-    spec = member()
-    task = TrainingTask(data(), spec, TrainSpec(epochs=1), tuple(spec.members), CPU, shares_gpu=True)
-    with pytest.raises(GpuCrowdedError):
-        train(lambda: build(spec, 3, 8), task)
 
 
 def test_a_device_too_small_for_one_image_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from tests.factories import data, digest, job, member, run_one
 from tests.inputs import flat, write_table
 from tests.workers.test_inputs import manifest
-from tests.workers.test_packed import RECIPES, alone, farthest, packed
 from workers.config.extensions import Labels
 from workers.config.specs import DataSpec, MemberSpec, StudentSpec, TrainSpec
 from workers.data.packing import pack_data
@@ -100,15 +99,6 @@ def test_the_label_of_a_row_of_weight_zero_counts_for_nothing(augment: tuple[str
     assert fitted_to(labels, weights, recipe) != fitted_to(wrong, weights, recipe)
     weights[::3] = 0
     assert fitted_to(labels, weights, recipe) == fitted_to(wrong, weights, recipe)
-
-
-def test_each_member_of_a_pack_weighs_rows_as_it_would_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = data()
-    weights = torch.rand(len(rows.labels), generator=torch.Generator().manual_seed(1))
-    plain = alone(8, tmp_path, epochs=1, **RECIPES["sgd"])
-    monkeypatch.setattr("tests.workers.test_packed.data", lambda: replace(rows, weights=weights))
-    ours, own = (one(8, tmp_path, epochs=1, **RECIPES["sgd"]) for one in (packed, alone))
-    assert farthest(ours, own) < 1e-5 < farthest(own, plain)
 
 
 def test_the_weights_of_a_manifest_reach_the_training(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ class Job(Strict):
 
     @property
     def seeded_recipe(self) -> MemberSpec:
-        """The recipe with the seeds of this training."""
-        return self.recipe.model_copy(update={"seed": self.seed, "packed": tuple(map(self.seed_of, self.recipe.packed))})
+        """The recipe with the seed of this training."""
+        return self.recipe.model_copy(update={"seed": self.seed})
 
     def seed_of(self, seed: int) -> int:
         """Return the seed for a member's seed: the same for a full training, a derived one for a fold training."""

@@ -120,15 +120,13 @@ class TrainedMember(Strict):
 
     Attributes:
         name: The member's name.
-        seed: Its seed; the members of a pack differ in it.
-        lane: Its position in a pack, from 0.
+        seed: Its seed.
         cycle: The cycle of snapshots that ends in it, from 1.
         averaged: Whether its weights are averaged along the training.
     """
 
     name: Name
     seed: int = Field(ge=0, lt=2**63)
-    lane: int = Field(0, ge=0)
     cycle: int = Field(1, ge=1)
     averaged: bool = False
 
@@ -141,7 +139,6 @@ class MemberSpec(Strict):
         snapshots: Number of cycles of the training, each of which ends in a member.
         cycles: How long the cycles are; of equal lengths where left out.
         average: How weights are averaged along the training, for a second member that costs no training of its own.
-        packed: Seeds of all members that are trained at once, in one process; empty where it trains one network.
         search: What to try, where the recipe is still to be found.
         pick: Which of the found recipes this is, from 1.
     """
@@ -159,7 +156,6 @@ class MemberSpec(Strict):
     snapshots: int = Field(1, ge=1, le=100)
     cycles: Cycles | None = None
     average: Average | None = None
-    packed: tuple[int, ...] = ()
     resources: Resources = Resources()
     search: SearchSpec | None = None
     pick: int = Field(1, ge=1)
@@ -172,13 +168,10 @@ class MemberSpec(Strict):
 
     @property
     def members(self) -> tuple[TrainedMember, ...]:
-        """The members that the training makes: NAME; or snapshots NAME.1, NAME.2; or NAME, NAME.swa; or a pack NAME-1, NAME-2."""
+        """The members that the training makes: NAME; or snapshots NAME.1, NAME.2; or NAME and NAME.swa."""
         if self.snapshots > 1:
             cycles = range(1, self.snapshots + 1)
             return tuple(TrainedMember(name=f"{self.name}.{cycle}", seed=self.seed, cycle=cycle) for cycle in cycles)
-        if self.packed:
-            lanes = enumerate(self.packed)
-            return tuple(TrainedMember(name=f"{self.name}-{lane + 1}", seed=seed, lane=lane) for lane, seed in lanes)
         plain = TrainedMember(name=self.name, seed=self.seed)
         if self.average is None:
             return (plain,)
@@ -202,8 +195,6 @@ class MemberSpec(Strict):
         if self.average and member.averaged:
             fields |= {"average": self.average.model_dump(mode="json"), "averaged": True}
             fields |= {"settled": "shuffled"} if isinstance(self.average, Swa) else {}
-        if self.packed:
-            fields["packed"] = list(self.packed)
         if self.search:
             fields |= {"search": self.search.model_dump(mode="json"), "pick": self.pick}
         return fields

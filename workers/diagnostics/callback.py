@@ -15,11 +15,11 @@ Epoch = dict[str, float]  # the metrics of one epoch
 class TrainingCallback:
     """Follows a training. The methods of this class do nothing; subclasses override what they need."""
 
-    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
-        """Called before the first step, with the epochs that a checkpoint brought, of each network that is trained at once."""
+    def on_resume(self, history: Sequence[Epoch]) -> None:
+        """Called before the first step, with the metrics of the epochs that a checkpoint brought."""
 
-    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
-        """Called after each epoch, counted from 0, once its checkpoint is written, with its metrics of each network."""
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
+        """Called with the metrics of each epoch, counted from 0, once its checkpoint is written."""
 
     def on_step_end(self) -> None:
         """Called after each optimizer step, as a sign of life."""

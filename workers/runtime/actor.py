@@ -20,7 +20,6 @@ from workers.diagnostics import faults
 from workers.diagnostics.imports import import_all
 from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, NotArrivedError
 from workers.runtime.environment import Environment, differences, environment
-from workers.runtime.gpu_probe import Sharing, probe_gpu
 from workers.runtime.heartbeat import Heartbeat, JobProgress
 from workers.runtime.job_result import Failure, JobResult
 from workers.runtime.job_runner import JobContext, run_job
@@ -83,12 +82,10 @@ class Placement:
     Attributes:
         localizer: Prepares the job for the trainer's machine.
         gpus: GPUs that the trainer has.
-        sharing: How many trainings share a GPU there.
     """
 
     localizer: JobLocalizer
     gpus: float
-    sharing: Sharing
 
 
 @ray.remote(max_restarts=0, max_concurrency=4)
@@ -114,17 +111,14 @@ class TrainerActor:
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
-            localizer, sharing = replace(placement.localizer, has_server=str(uri).startswith("http")), placement.sharing
+            localizer = replace(placement.localizer, has_server=str(uri).startswith("http"))
             if job.recipe.resources.processes > 1:
                 return self._run_distributed(job, JobContext(uri, runs), placement.gpus, localizer)
             try:
                 local_job, note, is_isolated = localizer(job)
             except ConclaveError as error:
                 return JobResult(Failure.of(error))
-            if sharing.trainings > 1:
-                note = "; ".join(filter(None, (note, sharing.sentence)))
-            context = JobContext(uri, runs, note, is_isolated, shares_gpu=sharing.trainings > 1)
-            return run_job(local_job, self.progress, context)
+            return run_job(local_job, self.progress, JobContext(uri, runs, note, is_isolated))
 
     def _run_distributed(self, job: Job, context: JobContext, gpus: float, localizer: JobLocalizer) -> JobResult:
         try:
@@ -167,12 +161,6 @@ def end_process(pid: int) -> None:
         process = psutil.Process(pid)
         if any(word.startswith("ray::") for word in process.cmdline()[:1]):
             process.kill()
-
-
-@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
-def probe_sharing(job: Job, most: int, localizer: JobLocalizer) -> Sharing:
-    """Find out how many trainings like a job, `most` at the most, share the GPU that this has. Raises ConclaveError, OSError."""
-    return probe_gpu(localizer(job)[0], most)
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own

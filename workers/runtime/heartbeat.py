@@ -53,16 +53,16 @@ class JobProgress(TrainingCallback):
     steps: int = 0
     stop_requested: bool = False
 
-    def on_resume(self, histories: Sequence[list[Epoch]]) -> None:
+    def on_resume(self, history: Sequence[Epoch]) -> None:
         """Take over the epochs of a checkpoint."""
-        if histories[0]:
-            self.epochs_done, self.metrics = len(histories[0]), histories[0][-1]
+        if history:
+            self.epochs_done, self.metrics = len(history), history[-1]
         if self.tracking_run:
-            self.tracking_run.on_resume(histories)
+            self.tracking_run.on_resume(history)
 
-    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
         """Count an epoch."""
-        self.epochs_done, self.metrics = epoch + 1, metrics[0]
+        self.epochs_done, self.metrics = epoch + 1, metrics
         if self.tracking_run:
             self.tracking_run.on_epoch_end(epoch, metrics)
 

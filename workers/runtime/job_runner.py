@@ -28,7 +28,6 @@ class JobContext:
         is_isolated: Whether nobody else sees this machine's disk, so that the runs must have everything before the job ends.
         device: The device to train on; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
-        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
     """
 
     uri: str | None = None
@@ -37,7 +36,6 @@ class JobContext:
     is_isolated: bool = False
     device: torch.device | None = None
     group: SingleProcess | None = None
-    shares_gpu: bool = False
 
 
 def run_job(job: Job, progress: JobProgress, context: JobContext | None = None) -> JobResult:
@@ -61,7 +59,7 @@ def run_job(job: Job, progress: JobProgress, context: JobContext | None = None) 
         if run:
             run.download_teachers()
             run.download_checkpoint()
-        training_job.train_job(job, progress, context.device, context.group, context.shares_gpu)
+        training_job.train_job(job, progress, context.device, context.group)
     except ConclaveError as error:
         if run and isinstance(error, TrainingStopped):
             run.leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -19,7 +19,6 @@ from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build, import_from
 from workers.models.network import Network
 from workers.models.restore import restore
-from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
@@ -28,9 +27,8 @@ from workers.storage.training_record import TrainingRecord
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.distillation import Teacher
 from workers.training.evaluation import predict_outputs
-from workers.training.packed import Pack
 from workers.training.task import TrainingData, TrainingResult, TrainingTask
-from workers.training.train import make_stepper, train
+from workers.training.train import train
 
 Weights = dict[str, torch.Tensor]
 STOP_FRACTION = 0.1  # of the *fit* rows, set apart for early stopping
@@ -41,7 +39,6 @@ def train_job(
     callback: TrainingCallback,
     device: torch.device | None = None,
     group: SingleProcess | None = None,
-    shares_gpu: bool = False,
 ) -> None:
     """Train a job, and publish an artifact for each of its members as soon as it is made. What is published stays.
 
@@ -52,7 +49,6 @@ def train_job(
         callback: Follows the training.
         device: The device; the first GPU, or the CPU, where left out.
         group: The processes that train together; this process alone where left out.
-        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
 
     Raises:
         ConclaveError: What `train` raises.
@@ -64,21 +60,9 @@ def train_job(
         for member in published if group.rank == 0 else ():
             callback.on_published(member, MemberArtifact.in_home(job.home, member.signature))
         if len(published) < len(job.members):
-            _JobTraining(job, device or default_device(), group, callback, shares_gpu).run(published)
+            _JobTraining(job, device or default_device(), group, callback).run(published)
             if group.rank == 0:
                 folder.remove_checkpoints()
-
-
-def stepping(job: Job, device: torch.device) -> tuple[Callable[[int], object], int]:
-    """Return what takes a step of a job's training, given the step's number, and the number of images of a step.
-
-    Nothing is written. The steps are those of the first epoch, over and over.
-    """
-    training = _JobTraining(job, device)
-    training.prepare()
-    stepper = make_stepper(training.network(), training.task(job.members), job.train.batch_size)
-    order = stepper.order(0)
-    return lambda step: stepper.take(0, step % stepper.count, order), stepper.batch * stepper.lanes
 
 
 def default_device() -> torch.device:
@@ -144,7 +128,6 @@ class _JobTraining:
     device: torch.device
     group: SingleProcess = SINGLE_PROCESS
     callback: TrainingCallback = field(default_factory=TrainingCallback)
-    shares_gpu: bool = False
 
     def __post_init__(self) -> None:
         self.folder = TrainingFolder.of(self.job)
@@ -161,7 +144,7 @@ class _JobTraining:
 
     def task(self, missing: tuple[JobMember, ...], checkpoints: Checkpoints | None = None) -> TrainingTask:
         """Return the task of making the missing members, once the data is loaded."""
-        job, settings = self.job, (checkpoints, self.callback, self.job.checkpoint_seconds, self.group, self.shares_gpu)
+        job, settings = self.job, (checkpoints, self.callback, self.job.checkpoint_seconds, self.group)
         return TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
 
     def run(self, published: Sequence[JobMember]) -> None:
@@ -169,17 +152,8 @@ class _JobTraining:
         job = self.job
         self.prepare()
         checkpoints = Checkpoints(self.folder.checkpoint, job.signatures[0], self.callback.note)
-        if self.group.rank == 0:
-            self._adopt(checkpoints)
-        self.group.all_reduce(0)  # the checkpoint is there for all from here on
         missing = tuple(member for member in job.members if member not in published)
         train(self.network, self.task(missing, checkpoints), self._publish)
-
-    def _adopt(self, checkpoints: Checkpoints) -> None:
-        """Go on from the checkpoints that an earlier version left for these members."""
-        pairs = zip(self.job.signatures, self.folder.artifacts, strict=True)
-        places = [(folder, owner) for owner, artifact in pairs for folder in legacy.checkpoint_folders(artifact.root)]
-        legacy.adopt_checkpoint(checkpoints, [Checkpoints(folder, owner, self.callback.note) for folder, owner in places])
 
     def _publish(self, member: TrainedMember, result: TrainingResult) -> None:
         """Compute the outputs of a member's network, and publish its artifact."""
@@ -192,11 +166,8 @@ class _JobTraining:
         self.callback.on_published(own, artifact)
 
     def network(self) -> Network:
-        """Build the network, with fresh weights or with those that a student begins from; all networks of a pack."""
+        """Build the network, with fresh weights or with those that a student begins from."""
         recipe, classes, size = self.job.seeded_recipe, self.store.classes, self.store.size
-        if recipe.packed:
-            lanes = [recipe.model_copy(update={"seed": seed}) for seed in recipe.packed]
-            return Pack([build(lane, len(classes), size) for lane in lanes])
         network = build(recipe, len(classes), size)
         if self.job.start:
             start = restore(MemberArtifact.in_home(self.job.home, self.job.start), classes, size)

@@ -12,10 +12,10 @@ from workers.diagnostics.callback import Epoch
 
 @dataclass
 class Sums:
-    """Sums over the steps of an unfinished epoch: the loss and the number of right answers of each lane."""
+    """Sums over the steps of an unfinished epoch: the loss, the number of right answers, and seconds."""
 
-    loss: list[float]
-    correct: list[float]
+    loss: float = 0.0
+    correct: float = 0.0
     seconds: float = 0.0
 
 
@@ -27,7 +27,7 @@ class CheckpointRecord(BaseModel):
         owner: What tells the training from others: the signature of its first member.
         epoch: Number of finished epochs.
         step: Number of finished steps of the epoch after them.
-        histories: Metrics of each finished epoch, of each lane.
+        history: Metrics of each finished epoch.
         micro_batch: Images per forward pass.
         sums: What the steps of the unfinished epoch summed up to, of each process.
         average: Settings of the average of the weights that the checkpoint holds; None where it holds none.
@@ -39,7 +39,7 @@ class CheckpointRecord(BaseModel):
     owner: str = ""
     epoch: int
     step: int = 0
-    histories: list[list[Epoch]] = Field(default_factory=list)
+    history: list[Epoch] = Field(default_factory=list)
     micro_batch: int = 0
     sums: list[Sums] = Field(default_factory=list)
     average: dict[str, JsonValue] | None = None

@@ -12,7 +12,6 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from workers.errors import CorruptFileError
-from workers.storage import legacy
 
 MANIFEST = "manifest.json"
 Record = TypeVar("Record", bound=BaseModel)
@@ -60,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
         raise CorruptFileError(f"{path}: damaged.")
-    if legacy.has_own_checksum(values) and values.pop("sha256") != _sha256(values):
+    if values.pop("sha256", None) != _sha256(values):
         raise CorruptFileError(f"{path}: damaged.")
     return Manifest(path, values["files"], values)
 

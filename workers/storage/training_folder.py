@@ -1,9 +1,6 @@
 """The files of a training that is under way: its checkpoints, and the locks of the artifacts that it will publish.
 
-    HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two checkpoints, beside the artifact of its first member
-
-Versions before 0.3 trained snapshots, averaged weights and packs as chains of trainings, each with a folder of its own.
-`workers/storage/legacy.py` knows what they left behind.
+HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two checkpoints, beside the artifact of its first member
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from filelock import Timeout
 from workers.config.job import Job
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import TrainingStopped
-from workers.storage import legacy
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
@@ -82,10 +78,8 @@ class TrainingFolder:
             self._clear()
 
     def remove_checkpoints(self) -> None:
-        """Remove all checkpoints, those of earlier versions too."""
-        for artifact in self.artifacts:
-            for folder in legacy.checkpoint_folders(artifact.root):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove all checkpoints."""
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def delete(self) -> None:
         """Remove the artifacts and the checkpoints."""

@@ -213,15 +213,15 @@ class JobRun:
         if incoming.exists():
             incoming.rename(self.folder.checkpoint)
 
-    def on_resume(self, histories: Sequence[Sequence[Epoch]]) -> None:
+    def on_resume(self, history: Sequence[Epoch]) -> None:
         """Start the runs of the members that are still to be made."""
         for run in self._unpublished():
-            run.start(histories[run.member.lane])
+            run.start(history)
 
-    def on_epoch_end(self, epoch: int, metrics: Sequence[Epoch]) -> None:
+    def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
         """Add the metrics of an epoch."""
         for run in self._unpublished():
-            run.add_epoch(epoch, metrics[run.member.lane])
+            run.add_epoch(epoch, metrics)
         self.sender.wake.set()
 
     def on_checkpoint(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 from collections.abc import Mapping
@@ -12,9 +11,6 @@ from torch import Tensor, nn
 
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.errors import ConclaveError
-
-TO_PLAIN, TO_CHANNELS_LAST = (0, 2, 3, 1), (0, 3, 1, 2)  # orders of the axes of a tensor in channels_last
-AXES = 4  # of what can lie in channels_last
 
 
 def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoch: int) -> float:
@@ -40,66 +36,7 @@ def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoc
 
 def make_optimizer(recipe: MemberSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Return the recipe's optimizer for the parameters of a network."""
-    _leave_the_compiler_out()
     return recipe.optimizer.make(network.parameters())
-
-
-def take_optimizer_step(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer update its parameters, and forget the gradients.
-
-    On a CPU, torch's fused optimizers copy each tensor in channels_last, which takes as long as the update. So they are shown the
-    same memory as if its axes were in plain order. Elements are updated one by one: the result is the same.
-
-    Torch's `step` first tells its compiler to keep out, and imports it for that, which takes a process more than a second. So the
-    function within is called.
-    """
-    is_fused = _is_fused(optimizer)
-    shown = [p for group in optimizer.param_groups for p in group["params"] if is_fused and _is_copied(p)]
-    for parameter in shown:
-        _reorder(optimizer, parameter, TO_PLAIN)
-    try:
-        if is_fused:
-            with torch.no_grad():
-                inspect.unwrap(type(optimizer).step)(optimizer)
-        else:
-            optimizer.step()
-    finally:
-        for parameter in shown:
-            _reorder(optimizer, parameter, TO_CHANNELS_LAST)
-    optimizer.zero_grad(set_to_none=True)
-
-
-def _leave_the_compiler_out() -> None:
-    """Let torch's optimizers do without its compiler, which they would import to tell it to keep out.
-
-    Torch keeps what it has told so beside each function, under this name. Where it is kept elsewhere, the compiler is imported.
-    """
-    base = torch.optim.Optimizer
-    for method in (base.add_param_group, base.zero_grad, base.state_dict, base.load_state_dict):
-        function = inspect.unwrap(method)
-        function.__dict__.setdefault("__dynamo_disable", function)
-
-
-def _is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    is_torchs = type(optimizer) in (torch.optim.SGD, torch.optim.AdamW)  # a subclass may look at the order of the axes
-    return is_torchs and bool(optimizer.defaults.get("fused"))
-
-
-def _is_copied(parameter: Tensor) -> bool:
-    """Return whether a parameter and its gradient lie in channels_last, on a CPU."""
-    gradient = parameter.grad
-    if gradient is None or parameter.device.type != "cpu" or parameter.dim() != AXES or parameter.is_contiguous():
-        return False
-    return all(tensor.permute(TO_PLAIN).is_contiguous() for tensor in (parameter, gradient))
-
-
-def _reorder(optimizer: torch.optim.Optimizer, parameter: Tensor, axes: tuple[int, ...]) -> None:
-    """Name the axes of a parameter, its gradient and its state in another order. Nothing in memory changes."""
-    gradient, parameter.grad = parameter.grad, None
-    parameter.data = parameter.data.permute(axes)
-    parameter.grad = None if gradient is None else gradient.permute(axes)
-    state = optimizer.state[parameter]
-    state.update({name: value.permute(axes) for name, value in state.items() if getattr(value, "ndim", 0) == AXES})
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -23,13 +23,13 @@ class Position:
     """Where a training is.
 
     Attributes:
-        histories: Metrics of each finished epoch, of each lane.
+        history: Metrics of each finished epoch.
         micro_batch: Images per forward pass.
         step: Number of finished steps of the current epoch.
         sums: What these steps summed up to, of each process.
     """
 
-    histories: list[list[Epoch]]
+    history: list[Epoch]
     micro_batch: int
     step: int = 0
     sums: Sequence[Sums] = ()
@@ -64,9 +64,9 @@ class SavedState:
             **({"best": self.stopping.best} if self.stopping.best else {}),
         }
         record = CheckpointRecord(
-            epoch=len(position.histories[0]),
+            epoch=len(position.history),
             step=position.step,
-            histories=position.histories,
+            history=position.history,
             micro_batch=position.micro_batch,
             sums=list(position.sums),
             average=self.averages.settings,
@@ -96,7 +96,7 @@ class SavedState:
             raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({first_line(error)})") from None
         self.stopping.best = state.tensors.get("best", {})
         record = state.record
-        return Position(record.histories, record.micro_batch, record.step, record.sums)
+        return Position(record.history, record.micro_batch, record.step, record.sums)
 
     def _usable(self, first_end: int) -> State | None:
         """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.

@@ -22,12 +22,12 @@ from workers.training.captured_augmentation import CapturedAugmentation, can_be_
 from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
-from workers.training.optimization import learning_rate, make_optimizer, take_optimizer_step
+from workers.training.optimization import learning_rate, make_optimizer
 from workers.training.task import TrainingTask
 
 
 class Stepper:
-    """Takes the optimizer steps of one network. Those of several networks at once are in workers/training/packed.py.
+    """Takes the optimizer steps of one network.
 
     Everything random derives from (seed, epoch, step), so a step is the same whichever came before it in this process.
 
@@ -46,8 +46,6 @@ class Stepper:
         count: Number of steps of an epoch; the ragged rest of its order is left out.
     """
 
-    lanes = 1  # how many networks are trained at once
-
     def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
         self.data, self.recipe, self.spec, self.group = task.data, task.recipe, task.spec, task.group
         self.seed, self.device, self.micro_batch = task.recipe.seed, task.device, micro_batch
@@ -56,7 +54,7 @@ class Stepper:
         self.batch = min(task.spec.batch_size * task.spec.accumulate, len(task.data.fit))
         self.count = len(task.data.fit) // self.batch
         self.precision = resolve_precision(task.spec.precision, task.device)
-        self.format = self._memory_format(network)
+        self.format = memory_format(network, self.device, self.precision)
         moved = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.network: Network = self.group.synchronize_batchnorm(moved)
         self.model = self.group.wrap(self.network)
@@ -68,9 +66,9 @@ class Stepper:
         self.optimizer = make_optimizer(task.recipe, self.network)
         self.averages = WeightAverages(self.network, task.recipe, task.spec, any(m.averaged for m in task.members))
 
-    def evaluated_networks(self) -> list[Network]:
-        """Return the network of each lane that is evaluated after an epoch."""
-        return [self.averages.evaluated(self.network)]
+    def evaluated_network(self) -> Network:
+        """Return the network that is evaluated after an epoch."""
+        return self.averages.evaluated(self.network)
 
     def averaged_network(self) -> Network:
         """Return the network with averaged weights that a second member has."""
@@ -79,7 +77,8 @@ class Stepper:
 
     def order(self, epoch: int) -> Tensor:
         """Return the rows of an epoch's steps, one after another: (n,)."""
-        return self._shuffled(epoch, self.seed)
+        order = self._generator(epoch, "order", "cpu")
+        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)].to(self.data.images.device)
 
     def rate(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step."""
@@ -94,11 +93,11 @@ class Stepper:
             rows: What `order` returned for the whole epoch.
 
         Returns:
-            The mean loss of the step's rows and the number of right answers; of each lane where there are several.
+            The mean loss of the step's rows and the number of right answers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(epoch, step)
-        return self._step(epoch, step, rows[..., step * self.batch : (step + 1) * self.batch])
+        return self._step(epoch, step, rows[step * self.batch : (step + 1) * self.batch])
 
     @cached_property
     def captured(self) -> CapturedStep | None:
@@ -126,13 +125,10 @@ class Stepper:
         rate = self.rate(epoch, step)
         return float(np.float32(rate)) if self.device.type in CAPTURING_DEVICES else rate
 
-    def _memory_format(self, network: Network) -> torch.memory_format:
-        return memory_format(network, self.device, self.precision)
-
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
         self._seed_network(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
-        x, labels = self._augmented(epoch, step, rows, self.seed)
+        x, labels = self._augmented(epoch, step, rows)
         weights = self._weights(rows)
         x = x.contiguous(memory_format=self.format)
         loss, correct = self._captured_update(x, labels, weights, self._rate(epoch, step))
@@ -172,28 +168,25 @@ class Stepper:
             correct += (logits.argmax(1) == labels.first[part]).sum()
         if self.spec.clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip)
-        take_optimizer_step(self.optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return loss, correct
 
-    def _augmented(self, epoch: int, step: int, rows: Tensor, seed: int) -> tuple[Tensor, Labels]:
+    def _augmented(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Labels]:
         images, labels = self.data.images[rows].to(self.device), self.data.labels[rows].to(self.device)
         if self.captured_augmentation is not None:
             try:
-                x, generator = self.captured_augmentation(images, derive_seed(seed, epoch, step))
+                x, generator = self.captured_augmentation(images, derive_seed(self.seed, epoch, step))
                 return mix(x, labels, self.augmentations, generator)
             except NotCapturedError as error:
                 self.captured_augmentation = None
                 self.note(f"its augmentations can't be one CUDA graph, and are applied kernel by kernel ({error})")
-        generator = self._generator(seed, epoch, step, self.device)
+        generator = self._generator(epoch, step, self.device)
         return mix(transform(images, self.augmentations, generator), labels, self.augmentations, generator)
 
     def _weights(self, rows: Tensor) -> Tensor | None:
         """Return what the loss of each row counts for, or None where all count alike."""
         return None if self.data.weights is None else self.data.weights[rows].to(self.device)
-
-    def _shuffled(self, epoch: int, seed: int) -> Tensor:
-        order = self._generator(seed, epoch, "order", "cpu")
-        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)].to(self.data.images.device)
 
     def _fit_images(self) -> Iterator[Tensor]:
         """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""
@@ -201,5 +194,5 @@ class Stepper:
         for part in torch.tensor_split(rows, math.ceil(len(rows) / self.spec.batch_size)):
             yield to_float(self.data.images[part].to(self.device)).contiguous(memory_format=self.format)
 
-    def _generator(self, seed: int, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
-        return torch.Generator(device).manual_seed(derive_seed(seed, epoch, purpose))
+    def _generator(self, epoch: int, purpose: object, device: torch.device | str) -> torch.Generator:
+        return torch.Generator(device).manual_seed(derive_seed(self.seed, epoch, purpose))

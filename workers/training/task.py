@@ -53,7 +53,6 @@ class TrainingTask:
         callback: Follows the training.
         checkpoint_seconds: Longest time without a checkpoint.
         group: The processes that train together.
-        shares_gpu: Whether other trainings may use the same GPU. Too little memory raises GpuCrowdedError then.
     """
 
     data: TrainingData
@@ -65,7 +64,6 @@ class TrainingTask:
     callback: TrainingCallback = field(default_factory=TrainingCallback)
     checkpoint_seconds: float = 300.0
     group: SingleProcess = SINGLE_PROCESS
-    shares_gpu: bool = False
 
 
 @dataclass

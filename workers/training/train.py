@@ -1,4 +1,4 @@
-"""Train a network, or a pack of several, with smaller micro-batches where the device has too little memory."""
+"""Train a network, with smaller micro-batches where the device has too little memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from workers.config.specs import TrainedMember
-from workers.errors import DeviceMemoryError, GpuCrowdedError
+from workers.errors import DeviceMemoryError
 from workers.models.network import Network
 from workers.training.memory import give_back, is_out_of_memory
-from workers.training.packed import Pack, PackStepper
 from workers.training.steps import Stepper
 from workers.training.task import Publish, TrainingResult, TrainingTask
 from workers.training.trainer import Trainer
@@ -19,8 +18,8 @@ from workers.training.trainer import Trainer
 def train(build_network: Callable[[], Network], task: TrainingTask, publish: Publish = lambda *_: None) -> TrainingResult:
     """Train from fresh weights, or from the newest checkpoint, and publish each member as it is made.
 
-    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. A
-    training that shares its GPU raises GpuCrowdedError instead. Each process of a group calls this alike; the first alone
+    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. Each
+    process of a group calls this alike; the first alone
     writes checkpoints and is followed by the callback.
 
     Args:
@@ -33,7 +32,6 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
 
     Raises:
         DivergedError: If the loss or a weight is no longer finite.
-        GpuCrowdedError: If the memory of a shared GPU is too small for all that share it.
         DeviceMemoryError: If not even two images at a time fit into the device's memory.
         CorruptFileError: If every checkpoint is damaged.
         TrainingStopped: If the callback asked the training to stop.
@@ -49,21 +47,14 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
     while True:
         left = replace(task, members=tuple(missing))
         try:
-            return Trainer(make_stepper(build_network(), left, micro_batch), left, publish_once).run()
+            return Trainer(Stepper(build_network(), left, micro_batch), left, publish_once).run()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         give_back(task.device)  # only now: the error's traceback held all tensors
-        if task.shares_gpu:
-            raise GpuCrowdedError("out of the memory of a GPU that several trainings share")
         if task.group.size > 1:  # the others are in the middle of the step
             raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size")
         if micro_batch <= 2:  # batch statistics need two images
             raise DeviceMemoryError("out of device memory even with two images at a time")
         micro_batch = math.ceil(micro_batch / 2)
         task.callback.note(f"out of device memory: micro-batch halved to {micro_batch}, the effective batch stays")
-
-
-def make_stepper(network: Network, task: TrainingTask, micro_batch: int) -> Stepper:
-    """Return what takes the optimizer steps of a network, or of a pack's networks."""
-    return PackStepper(network, task, micro_batch) if isinstance(network, Pack) else Stepper(network, task, micro_batch)

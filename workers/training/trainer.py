@@ -48,18 +48,13 @@ class Trainer:
         self.stepper, self.task, self.recipe, self.spec = stepper, task, task.recipe, task.spec
         self.group, self.callback, self.publish = task.group, task.callback, publish
         self.missing = list(task.members)
-        self.histories: list[list[Epoch]] = [[] for _ in range(stepper.lanes)]
+        self.history: list[Epoch] = []  # the metrics of each finished epoch
         self.stopping = EarlyStopping(task.spec.stop, task.data.stop is not None)
         self.policy = CheckpointPolicy(task.checkpoint_seconds)
         self.saved = SavedState(task.checkpoints, stepper.network, stepper.optimizer, stepper.averages, self.stopping)
         rows = {"fuse": task.data.watch, "stop": task.data.stop}
         watched = {name: numbers for name, numbers in rows.items() if numbers is not None}
         self.validate = Validation(task.data.images, task.data.labels, watched, task.device, stepper.precision)
-
-    @property
-    def history(self) -> list[Epoch]:
-        """The metrics of each finished epoch, of the first lane."""
-        return self.histories[0]
 
     def run(self) -> TrainingResult:
         """Train, and publish each member as it is made. Return the last one.
@@ -69,16 +64,16 @@ class Trainer:
         step, sums = self._resume()
         self.resumed_from = len(self.history)
         self.policy.start()
-        self.callback.on_resume(self.histories)
+        self.callback.on_resume(self.history)
         if step == 0:
             self._publish_members_before_the_end()  # of a training that was killed between its checkpoint and the artifact
         for epoch in range(self.resumed_from, self._last_epoch()):
             if self.stopping.is_over(self.history):
                 break
-            self._run_epoch(epoch, step, sums or self._no_sums())
+            self._run_epoch(epoch, step, sums or Sums())
             step, sums = 0, None
             self._publish_members_before_the_end()
-        self.stopping.restore_best(self.stepper.evaluated_networks()[0])
+        self.stopping.restore_best(self.stepper.evaluated_network())
         return [self._publish(member) for member in tuple(self.missing)][-1]
 
     def _last_epoch(self) -> int:
@@ -88,16 +83,14 @@ class Trainer:
     def _run_epoch(self, epoch: int, first_step: int, sums: Sums) -> None:
         """Train for an epoch, measure it, and write a checkpoint where a member is made or it is worth the time."""
         trained = self._train_epoch(epoch, first_step, sums)
-        validated = [self.validate(network) for network in self.stepper.evaluated_networks()]
-        now = {"time": float(round(time.time() * 1000))}
-        for history, *metrics in zip(self.histories, trained, validated, strict=True):
-            history.append(metrics[0] | metrics[1] | now)
+        validated = self.validate(self.stepper.evaluated_network())
+        self.history.append(trained | validated | {"time": float(round(time.time() * 1000))})
         self.stepper.averages.on_epoch_end(self.stepper.network, len(self.history))
-        self.stopping.track(self.history, self.stepper.evaluated_networks()[0])
+        self.stopping.track(self.history, self.stepper.evaluated_network())
         is_end = epoch + 1 in [self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing]
         if is_end or self.policy.is_due():
             self._save()
-        self.callback.on_epoch_end(epoch, [history[-1] for history in self.histories])
+        self.callback.on_epoch_end(epoch, self.history[-1])
 
     def _publish_members_before_the_end(self) -> None:
         """Publish the snapshots that this epoch ends. What ends with the training is published after the last epoch."""
@@ -107,21 +100,18 @@ class Trainer:
 
     def _publish(self, member: TrainedMember) -> TrainingResult:
         stepper = self.stepper
-        network = stepper.averaged_network() if member.averaged else stepper.evaluated_networks()[member.lane]
-        history = list(self.histories[member.lane])
+        network = stepper.averaged_network() if member.averaged else stepper.evaluated_network()
+        is_captured = stepper.captured is not None
         result = TrainingResult(
-            network, history, stepper.micro_batch, stepper.precision, self.resumed_from, stepper.captured is not None
+            network, list(self.history), stepper.micro_batch, stepper.precision, self.resumed_from, is_captured
         )
         self.publish(member, result)
         self.missing.remove(member)
         return result
 
-    def _no_sums(self) -> Sums:
-        return Sums([0.0] * self.stepper.lanes, [0.0] * self.stepper.lanes)
-
-    def _train_epoch(self, epoch: int, first_step: int, sums: Sums) -> list[Epoch]:
-        """Run the epoch's steps from `first_step` on; `sums` are those of the steps before. Return the metrics of each lane."""
-        stepper, device, lanes = self.stepper, self.task.device, self.stepper.lanes
+    def _train_epoch(self, epoch: int, first_step: int, sums: Sums) -> Epoch:
+        """Run the epoch's steps from `first_step` on; `sums` are those of the steps before. Return its metrics."""
+        stepper, device = self.stepper, self.task.device
         stepper.network.train()
         rows = stepper.order(epoch)
         loss, correct = torch.tensor(sums.loss, device=device), torch.tensor(sums.correct, device=device)
@@ -133,34 +123,29 @@ class Trainer:
             self.callback.on_step_end()
             if device.type == "cpu" or step % LOOK_EVERY == 0:
                 self._after_step(step + 1, loss, correct, began)
-        totals = self.group.all_reduce(*loss, *correct)
-        if not (all(map(math.isfinite, totals)) and all_finite(list(stepper.network.parameters()))):
+        total, right = self.group.all_reduce(loss, correct)
+        if not (math.isfinite(total) and all_finite(list(stepper.network.parameters()))):
             raise DivergedError(f"the loss or a weight is not finite after epoch {epoch + 1}")
         seconds, images = time.perf_counter() - began, stepper.count * stepper.batch
-        return [
-            {
-                "train/loss": total / stepper.count,
-                "train/accuracy": right / images,
-                "train/lr": stepper.rate(epoch, stepper.count - 1),
-                "train/images_per_second": images / seconds,
-                "seconds": seconds / lanes,  # what one lane costs
-            }
-            for total, right in zip(totals[:lanes], totals[lanes:], strict=True)
-        ]
+        return {
+            "train/loss": total / stepper.count,
+            "train/accuracy": right / images,
+            "train/lr": stepper.rate(epoch, stepper.count - 1),
+            "train/images_per_second": images / seconds,
+            "seconds": seconds,
+        }
 
     def _after_step(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
         """Check between two steps, all processes together, for a loss that is not finite, a stop, and an overdue checkpoint."""
-        lanes = self.stepper.lanes
-        by_process = self.group.all_gather(*loss, *correct, self.callback.should_stop(), self.policy.is_overdue())
-        *totals, stop, overdue = (sum(values) for values in zip(*by_process, strict=True))
-        for total in totals[:lanes]:
-            if not math.isfinite(total):
-                raise DivergedError(f"the loss is {total} in epoch {len(self.history) + 1}, up to step {step}")
+        by_process = self.group.all_gather(loss, correct, self.callback.should_stop(), self.policy.is_overdue())
+        total, _, stop, overdue = (sum(values) for values in zip(*by_process, strict=True))
+        if not math.isfinite(total):
+            raise DivergedError(f"the loss is {total} in epoch {len(self.history) + 1}, up to step {step}")
         if step == self.stepper.count and not stop:
             return  # the epoch's own checkpoint follows
         if stop or overdue:
             seconds = time.perf_counter() - began
-            self._save(step, [Sums(values[:lanes], values[lanes:-2], seconds) for values in by_process])
+            self._save(step, [Sums(values[0], values[1], seconds) for values in by_process])
         if stop:
             raise TrainingStopped(f"stopped in epoch {len(self.history) + 1} after step {step}; a checkpoint is written")
 
@@ -168,7 +153,7 @@ class Trainer:
         """Write a checkpoint after `step` steps of the current epoch (0 at its end), with each process's sums."""
         with self.policy.writing():
             if self.task.checkpoints and not self.group.rank:
-                self.saved.save(Position(self.histories, self.stepper.micro_batch, step, sums))
+                self.saved.save(Position(self.history, self.stepper.micro_batch, step, sums))
                 self.callback.on_checkpoint()
 
     def _resume(self) -> tuple[int, Sums | None]:
@@ -177,7 +162,7 @@ class Trainer:
         position = self.saved.restore(first_end)
         if position is None:
             return 0, None
-        self.histories = position.histories
+        self.history = position.history
         self.stepper.micro_batch = min(self.stepper.micro_batch, position.micro_batch)
         return position.step, position.sums[self.group.rank] if position.sums else None
 
