@@ -1,7 +1,7 @@
 """MLflow's SQLite database in a file: made whole or not at all, migrated on a copy, and moved together with its folder.
 
-MLflow makes its tables one by one, and never looks back: a process that is killed on the way, a full disk or a second process
-leave a file that no later command can use.
+MLflow makes its tables one by one: a process that is killed on the way, a full disk or a second process would leave a file that
+no later command can use.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -20,8 +22,7 @@ SCHEME = "sqlite:///"
 HOME_DATABASE = "mlflow.db"  # of a home
 LOCK_SECONDS = 120.0  # for another process to make the database, which takes ten
 BUSY_SECONDS = 30.0  # for a writer of another process
-MADE_BY_MLFLOW = {"alembic_version", "experiments", "workspaces"}  # tables with a row of its own in a fresh database
-PASSING = ("sqlite_", "_alembic_tmp_")  # with which names of SQLite's and Alembic's own tables begin
+OUT_OF_DATE = "out-of-date"  # in MLflow's error about the tables of an earlier version
 
 
 def path_of(uri: str) -> Path | None:
@@ -43,21 +44,20 @@ def artifacts_beside(database: Path) -> Path:
 
 
 def ensure_database(database: Path) -> None:
-    """Make the database, migrate it or re-point it, wherever that is needed. Several processes may call this at once.
-
-    Args:
-        database: The file.
+    """Make the database, or migrate it, and point it to the artifacts beside it. Several processes may call this at once.
 
     Raises:
-        ConclaveError: If it cannot be made, or is no database of MLflow's.
+        ConclaveError: If the file cannot be made, or is no database of MLflow's.
     """
     try:
-        if _is_current(database):
-            return
         database.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(database.with_name(f".{database.name}.lock"), timeout=LOCK_SECONDS):
-            if not _is_current(database):
-                _make_current(database)
+        if not _is_ready(database):
+            with file_lock(database.with_name(f".{database.name}.lock"), timeout=LOCK_SECONDS):
+                if not _is_ready(database):
+                    _make(database)
+        with _opened(database) as connection, connection:
+            for old in _moved_locations(connection, database):
+                _move_location(connection, old, artifacts_beside(database).as_uri())
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
             raise ConclaveError(
@@ -68,110 +68,71 @@ def ensure_database(database: Path) -> None:
         ) from None
 
 
-def _is_current(database: Path) -> bool:
-    """Return whether a database has the tables of this MLflow, and its artifacts where it lies itself."""
+def _is_ready(database: Path) -> bool:
+    """Return whether a database has the tables of this MLflow. Raises CorruptFileError if its tables are not MLflow's."""
     if not database.is_file():
         return False
     with _opened(database) as connection:
-        return _revision(connection) == _newest_revision() and not _moved_locations(connection, database)
+        tables = sorted(_tables(connection))
+    if tables and "alembic_version" not in tables:
+        raise CorruptFileError(
+            f"{database}: this database is not MLflow's (it has the table {tables[0]}), and is left as it is. "
+            "Name another file for the tracking store."
+        )
+    return bool(tables) and _is_current(database)
 
 
-def _make_current(database: Path) -> None:
-    """Make a database that `_is_current` says yes to. The caller holds the lock."""
-    new = database.with_name(f".{database.name}.new")
-    _remove(database.parent, new.name)  # what a process left that was killed
-    is_worth_keeping = _is_worth_keeping(database)
-    if is_worth_keeping and _is_migrated(database):
-        _move_locations(database)
-        return
+def _is_current(database: Path) -> bool:
+    """Return whether MLflow opens a database without a migration, creating the tables in a new file. Raises ConclaveError."""
+    import mlflow
+
     try:
-        if is_worth_keeping:
+        mlflow.MlflowClient(uri_of(database)).search_experiments(max_results=1)
+    except Exception as error:  # whatever SQLAlchemy and Alembic raise
+        if OUT_OF_DATE in str(error):
+            return False
+        raise ConclaveError(f"{database}: MLflow can't use this database ({_reason(error)}).") from None
+    return True
+
+
+def _make(database: Path) -> None:
+    """Put a database with the tables of this MLflow in place, with everything that the file holds. The caller has the lock."""
+    new = database.with_name(f".{database.name}.new")
+    _remove(new)  # a killed process left it
+    try:
+        if database.exists() and database.stat().st_size:
             with _opened(database) as source, contextlib.closing(sqlite3.connect(new)) as target:
                 source.backup(target)
-        _migrate(new, database)
+            _upgrade(new, database)
+        else:
+            _is_current(new)
         new.chmod(0o666 & ~UMASK)  # SQLite lets nobody else write
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(database)
+    except ConclaveError as error:  # its sentence names the new file
+        raise ConclaveError(str(error).replace(str(new), str(database))) from None
     finally:
-        _remove(database.parent, new.name)
-    for rest in ("-journal", "-wal", "-shm"):  # of what was there before, and no part of what is there now
-        database.with_name(database.name + rest).unlink(missing_ok=True)
+        _remove(new)
     sync_folder(database.parent)
-    _move_locations(database)
 
 
-def _remove(folder: Path, beginning: str) -> None:
-    for path in folder.glob(f"{beginning}*"):
+def _upgrade(new: Path, database: Path) -> None:
+    """Run MLflow's migration on a copy of a database."""
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri_of(new)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConclaveError(f"{database}: MLflow's migration failed ({last[:200]}); the file is left as it is.")
+
+
+def _remove(new: Path) -> None:
+    for path in new.parent.glob(f"{new.name}*"):
         path.unlink(missing_ok=True)
 
 
-def _is_worth_keeping(database: Path) -> bool:
-    """Return whether anybody put anything into a database, beside what MLflow puts in when it makes one.
-
-    Raises:
-        CorruptFileError: If it is not MLflow's; or it is, somebody put something in, and its tables were never finished.
-    """
-    if not database.exists():
-        return False
-    with _opened(database) as connection:
-        tables = {table for table in _tables(connection) if not table.startswith(PASSING)}
-        others = sorted(tables - _mlflows_tables())  # of a plugin, of accounts, of a newer MLflow; or it is no MLflow's at all
-        if others and not {"experiments", "runs"} <= tables:
-            raise CorruptFileError(
-                f"{database}: this database is not MLflow's (it has the table {others[0]}), and is left as it is. "
-                "Name another file for the tracking store."
-            )
-        filled = [table for table in tables - MADE_BY_MLFLOW if connection.execute(f'SELECT 1 FROM "{table}" LIMIT 1').fetchone()]
-        has_experiments = "experiments" in tables and connection.execute("SELECT COUNT(*) FROM experiments").fetchone()[0] > 1
-        is_used = bool(others or filled or has_experiments)
-        if is_used and _revision(connection) is None:
-            raise CorruptFileError(
-                f"{database}: it holds runs, but its tables are not whole. Move it elsewhere: the next sweep makes a new one, "
-                "and no training is lost."
-            )
-        return is_used
-
-
-def _mlflows_tables() -> set[str]:
-    """Return the names of the tables that MLflow makes, in this version and in earlier ones."""
-    from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.model_registry.dbmodels import models as registry
-    from mlflow.store.tracking.dbmodels import models as tracking
-    from mlflow.store.workspace.dbmodels import models as workspaces
-
-    assert all((registry, tracking, workspaces))  # importing them is what fills the metadata
-    return {*Base.metadata.tables, "alembic_version"}
-
-
-def _is_migrated(database: Path) -> bool:
-    with _opened(database) as connection:
-        return _revision(connection) == _newest_revision()
-
-
-def _migrate(new: Path, database: Path) -> None:
-    """Bring a database to the tables of this MLflow, or make them where the file is not there. It stands for `database`."""
-    from mlflow.store.db import utils
-
-    engine = utils.create_sqlalchemy_engine(f"{SCHEME}{new.absolute()}")
-    try:
-        if utils._all_tables_exist(engine):
-            utils._upgrade_db(engine)
-        else:
-            utils._initialize_tables(engine)
-    except Exception as error:  # whatever SQLAlchemy and Alembic raise
-        reason = first_line(getattr(error, "orig", None) or error)
-        raise ConclaveError(
-            f"{database}: MLflow's database can't be made ({reason}). Make room, or let the folder be written to."
-        ) from None
-    finally:
-        engine.dispose()
-
-
-def _newest_revision() -> str:
-    from mlflow.store.db.utils import _get_latest_schema_revision
-
-    return str(_get_latest_schema_revision())
+def _reason(error: Exception) -> str:
+    return first_line(getattr(error, "orig", None) or error)[:200]
 
 
 @contextlib.contextmanager
@@ -190,52 +151,41 @@ def _opened(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _tables(connection: sqlite3.Connection) -> set[str]:
-    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-
-
-def _revision(connection: sqlite3.Connection) -> str | None:
-    """Return the revision of the tables, or None where they were never finished."""
-    tables = _tables(connection)
-    if "alembic_version" not in tables or "runs" not in tables:
-        return None
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return str(row[0]) if row else None
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    return {name for (name,) in connection.execute(query)}
 
 
 def _moved_locations(connection: sqlite3.Connection, database: Path) -> list[str]:
-    """Return the folders of artifacts beside another place of this same database: it was moved or copied from there."""
+    """Return the artifact folders beside an earlier place of this database, which was moved or copied from there."""
     here = artifacts_beside(database)
-    sought = """SELECT DISTINCT artifact_location FROM experiments e WHERE EXISTS (SELECT 1 FROM runs r JOIN tags t
+    query = """SELECT DISTINCT artifact_location FROM experiments e WHERE EXISTS (SELECT 1 FROM runs r JOIN tags t
         ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id AND t.key = 'role' AND t.value = 'sweep')"""
-    locations = [str(location) for (location,) in connection.execute(sought)]
-    return [one for one in locations if _is_elsewhere(one, here)]
+    locations = [str(location) for (location,) in connection.execute(query)]
+    return [location for location in locations if _is_elsewhere(location, here)]
 
 
 def _is_elsewhere(location: str, here: Path) -> bool:
-    """Return whether a location is a folder that a home gave its experiment, of another home than this one."""
-    place = urlparse(location)
-    if place.scheme != "file":
+    """Return whether a location is the artifact folder of another home."""
+    uri = urlparse(location)
+    if uri.scheme != "file":
         return False
-    path = Path(unquote(place.path))
+    path = Path(unquote(uri.path))
     return path.name == here.name and path != here and path.resolve() != here.resolve()
 
 
-def _move_locations(database: Path) -> None:
-    """Make everything that lies beside the database be sought there."""
-    here = artifacts_beside(database).as_uri()
-    with _opened(database) as connection, connection:
-        for old in _moved_locations(connection, database):
-            for table, column in (
-                ("experiments", "artifact_location"),
-                ("runs", "artifact_uri"),
-                ("model_versions", "source"),
-                ("model_versions", "storage_location"),
-                ("logged_models", "artifact_location"),
-            ):
-                if table in _tables(connection):
-                    change = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
-                    values = (here, len(old) + 1, old, _as_pattern(old) + "/%")
-                    connection.execute(f"{change} WHERE {column} = ? OR {column} LIKE ? ESCAPE '!'", values)
+def _move_location(connection: sqlite3.Connection, old: str, new: str) -> None:
+    """Replace the URI of a folder of artifacts wherever the database has it, or a path below it."""
+    for table, column in (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("model_versions", "source"),
+        ("model_versions", "storage_location"),
+        ("logged_models", "artifact_location"),
+    ):
+        if table in _tables(connection):
+            change = f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+            values = (new, len(old) + 1, old, _as_pattern(old) + "/%")
+            connection.execute(f"{change} WHERE {column} = ? OR {column} LIKE ? ESCAPE '!'", values)
 
 
 def _as_pattern(text: str) -> str:
