@@ -18,7 +18,7 @@ from fusion.predictions import Floats, FusionInputs, Predictions, TeamPrediction
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost
 from fusion.selection.fitting import fit_all
-from orchestrator.fusing.steps import Steps
+from orchestrator.fusing.progress import Steps
 
 MEMBERS, CLASSES, WIDTH, FOLDS = 10, 10, 512, 5
 FIT, FUSE, TEST = 45_000, 5_000, 10_000

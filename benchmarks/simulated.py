@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from orchestrator.execution.executor import Event
 from orchestrator.execution.inline_executor import InlineExecutor
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from workers.config.job import Job
 
 

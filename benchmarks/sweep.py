@@ -23,7 +23,7 @@ from benchmarks.simulated import SimulatedExecutor
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.execution.executor import Executor
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner

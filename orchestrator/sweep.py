@@ -14,13 +14,12 @@ from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Answer, Executor, OnEvent
 from orchestrator.execution.job_logs import JobLogs
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.preflight import check_recipes
 from orchestrator.execution.scheduler import Scheduler
-from orchestrator.fusing.handover import MODULES, fuse
-from orchestrator.fusing.interim import InterimReporter
+from orchestrator.fusing import MODULES, fuse
+from orchestrator.fusing.progress import FILE, follow
 from orchestrator.fusing.request import make_request
-from orchestrator.fusing.steps import FILE, follow
 from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.planning.search import Search, resolve_recipes, run_no_search
@@ -297,8 +296,7 @@ class _ActiveSweep:
             return {}
         team, options = self.plan.team, self.options
         self.executor = executor = self.executor or options.make_executor(team, self.place.folder)
-        interim = InterimReporter(self.plan, options.on_event, options.say)
-        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, interim), options.began)
+        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, options.on_event), options.began)
         scheduler = Scheduler(
             executor=executor,
             retries=team.retries,
@@ -308,9 +306,7 @@ class _ActiveSweep:
             why_closed=budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(MODULES),
         )
-        outcomes = scheduler.run(todo)
-        interim.close()
-        return outcomes
+        return scheduler.run(todo)
 
     def _fuse(self, members: Mapping[str, MemberState]) -> FusionDetails:
         request = make_request(self.plan, members, self.place.folder, self.runs)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """Why a job failed. `Outcome` (orchestrator/execution/outcomes.py) says which kinds are worth another try."""
+    """Why a job failed. `Outcome` (orchestrator/execution/job_outcomes.py) says which kinds are worth another try."""
 
     UNEXPECTED = "unexpected"  # an exception that is none of ours: another try may succeed
     PERMANENT = "permanent"  # the same the next time: a damaged file, a mistake in a user's network

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from fusion.results.base import FusionResult, Interval, Metric
 
-StepKind = Literal["recipe", "seed", "epochs", "flips", "student"]
+StepKind = Literal["member", "flips"]
 
 
 class Pair(FusionResult):
@@ -79,45 +79,40 @@ class Contribution(FusionResult):
 
 
 class ExpectedGain(NamedTuple):
-    """What the vote is forecast to gain on rows that nobody trained on; above 0 it gets better.
+    """Expected gain of the vote on new rows; above 0 it gets better.
 
     Attributes:
-        mean: The mean gain, in accuracy or in nats.
+        mean: In accuracy or in nats.
         interval: Its interval at 95 %.
-        error: How far such forecasts are off on average for members that are there; None where that can't be seen.
     """
 
     mean: float
     interval: Interval
-    error: float | None = None
 
 
 class NextStep(FusionResult):
-    """What may be done next for a better vote, with what it is forecast to gain and what it costs.
+    """A step that may make the vote better, with its expected gain and its costs.
 
     Attributes:
-        kind: "recipe" for another member with a recipe of its own, "seed" for another seed of a recipe, "epochs" for half as
-            many epochs again of all members, "flips" for mirror images beside the images, "student" for a student of the members.
-        member: The member whose recipe gets another seed; None where the step is about no single one.
-        accuracy: The forecast in accuracy; None where nothing that was measured tells it.
-        nll: The same in nats per row.
+        kind: "member" for another training like those of the team, "flips" for mirror images beside the images.
+        accuracy: Expected gain in accuracy.
+        nll: Expected gain in nats per row.
         train_seconds: Training seconds that the step takes.
         compute_cost: Multiply-adds of an image afterwards, in those of the vote now.
         money: Price of the training, by kind of machine.
-        basis: What the forecast rests on, or why there is none, in words.
+        basis: How the gain is known, in words.
     """
 
     kind: StepKind
-    member: str | None = None
-    accuracy: ExpectedGain | None = None
-    nll: ExpectedGain | None = None
+    accuracy: ExpectedGain
+    nll: ExpectedGain
     train_seconds: float
     compute_cost: float
     money: dict[str, float] = Field(default_factory=dict)
     basis: str
 
-    def forecast(self, metric: Metric) -> ExpectedGain | None:
-        """Return the forecast by a metric."""
+    def gain(self, metric: Metric) -> ExpectedGain:
+        """Return the expected gain by a metric."""
         return self.nll if metric == "nll" else self.accuracy
 
 

@@ -25,7 +25,7 @@ def labels(
 ) -> None:
     """List the labels that are in doubt, the most doubtful first. Members judge only images that they did not train on."""
     from fusion.selection.doubts import find_suspects
-    from orchestrator.fusing.artifacts import Artifacts
+    from orchestrator.fusing.fitted_team import Artifacts
     from orchestrator.fusing.refit import build_request
     from orchestrator.reporting.tables import print_table
     from workers.data.store import Store

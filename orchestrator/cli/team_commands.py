@@ -181,7 +181,7 @@ def sweep(
         remote = _remote_sweep(on, home, data, tuple(restart or ()))
         raise typer.Exit(_sweep_on_cluster(team_file, remote, down, yes))
     from orchestrator.cli.screen import Screen
-    from orchestrator.execution.backends import RayBackend, inline_executor
+    from orchestrator.execution.ray_backend import RayBackend, inline_executor
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_summary
     from orchestrator.sweep import SweepOptions, run_sweep

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.cluster.private_folder import PrivateFolder
-from orchestrator.cluster.reapers import Reapers
+from orchestrator.cluster.reaper import end_session
 from workers.errors import ConclaveError, RayLostError, UserInputError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -71,7 +71,7 @@ class Connection:
     """
 
     def __init__(self, address: str | None, source: str = "--address") -> None:
-        self.address, self.folder, self.reapers = address, None, None
+        self.address, self.folder = address, None
         self.is_lost, self.looked_at, self.answered_at = False, 0.0, time.monotonic()
         if address:
             probe(address, source)
@@ -79,7 +79,6 @@ class Connection:
         else:
             self.folder = PrivateFolder.make()
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **LOCAL)
-            self.reapers = Reapers(self.folder.path)
         _quiet()
         import ray
         import ray.util.scheduling_strategies
@@ -112,7 +111,7 @@ class Connection:
         """End what is left of a local Ray, and start it again. Raises ConclaveError where it does not start."""
         self._disconnect()
         if self.folder:
-            self.folder.end_processes()
+            end_session(self.folder.path)
         try:
             self._connect()
         except Exception as error:  # as above
@@ -216,8 +215,8 @@ class Connection:
     def close(self) -> None:
         """Disconnect, and end a private Ray."""
         self._disconnect()
-        if self.reapers:
-            self.reapers.dismiss()
+        if self.folder:
+            self.folder.dismiss()
 
 
 def _shape(bundle: Mapping[str, float]) -> frozenset[tuple[str, float]]:

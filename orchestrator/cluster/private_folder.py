@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-import psutil
-
-from orchestrator.cluster.reaper import is_of_session
+from orchestrator.cluster.reaper import DISMISSED, OWNER, TOKEN, end_session
 from workers.errors import ConclaveError
 
 PREFIX = "clv-"
-LONGEST = 26  # characters of a folder's path in which Ray's sockets still fit the 103 that systems allow
-PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # in this order, where TMPDIR is too long, as under SLURM and on macOS
-OF_RAY = ("ray::", "/ray/")  # in the names of its processes
-BEGINNING_SECONDS = 60.0  # in which a driver writes that a folder is its own
-TOKEN, OWNER = "token", "owner"
+MAX_PATH = 26  # characters of a folder's path, so that Ray's sockets still fit the 103 that systems allow
+PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # tried in this order if TMPDIR is too long, as under SLURM and on macOS
 
 
 @dataclass(frozen=True)
 class PrivateFolder:
-    """A folder of mode 0700 for one local Ray.
+    """A folder of mode 0700 for one local Ray. Its driver holds a lock on it until it ends, however it ends.
 
     Attributes:
         path: The folder.
+        owner: The locked file.
     """
 
     path: Path
+    owner: TextIO
 
     @classmethod
     def make(cls) -> PrivateFolder:
-        """Make a folder with a new token, and remove those of drivers that are gone. Raises ConclaveError where none can be."""
-        cls.remove_abandoned()
-        folder = cls(_make_folder())
-        owner = psutil.Process()
-        (folder.path / OWNER).write_text(f"{owner.pid} {owner.create_time()} {pid_space()}", encoding="utf-8")
+        """Make a folder with a new token and a reaper, and remove those of dead drivers. Raises ConclaveError if none can be."""
+        with _only_one():
+            remove_abandoned()
+            path = _make_folder()
+            owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
+            fcntl.flock(owner, fcntl.LOCK_EX)
+        folder = cls(path, owner)
         folder.token.touch(mode=0o600)
         folder.token.write_text(secrets.token_hex(32), encoding="utf-8")
+        reaper = [sys.executable, str(Path(__file__).with_name("reaper.py")), str(path)]
+        subprocess.Popen(reaper, stdin=subprocess.DEVNULL, start_new_session=True)  # signals to our group do not reach it
+        atexit.register(folder.dismiss)
         return folder
 
     @property
@@ -55,28 +62,50 @@ class PrivateFolder:
         """The folder for Ray's session. Ray opens it to everybody, and nobody comes through the folder around it."""
         return self.path / "r"
 
-    def end_processes(self) -> None:
-        """End the processes of Ray that belong to the folder."""
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                is_ray = any(word in " ".join(process.cmdline()) for word in OF_RAY)
-                if is_ray and process.pid != os.getpid() and is_of_session(process, self.path):
-                    process.kill()
+    def dismiss(self) -> None:
+        """Tell the reaper that the driver ends by itself. A second call does nothing."""
+        if not self.owner.closed:
+            with contextlib.suppress(OSError):
+                (self.path / DISMISSED).touch()
+            self.owner.close()
 
-    @classmethod
-    def remove_abandoned(cls) -> None:
-        """Remove the folders of drivers that died together with their reaper, and end what still runs of their Rays."""
-        for place in _places():
-            for path in place.glob(f"{PREFIX}*"):
-                with contextlib.suppress(OSError):
-                    if path.is_dir() and path.lstat().st_uid == os.getuid() and not _has_owner(path):
-                        cls(path).end_processes()
-                        shutil.rmtree(path, ignore_errors=True)
+
+@contextlib.contextmanager
+def _only_one() -> Iterator[None]:
+    """Let one process at a time make folders or remove them: a folder that is just being made has no owner yet."""
+    lock = _places()[:1]
+    with contextlib.ExitStack() as stack:
+        if lock:
+            file = stack.enter_context(open(lock[0] / f"{PREFIX}{os.getuid()}.lock", "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of drivers that died together with their reaper, and end what still runs of their Rays."""
+    for place in _places():
+        for path in place.glob(f"{PREFIX}*/"):
+            with contextlib.suppress(OSError):
+                if path.lstat().st_uid == os.getuid() and not _has_owner(path):
+                    end_session(path)
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _has_owner(path: Path) -> bool:
+    """Return whether a driver or a reaper holds the lock of a folder."""
+    try:
+        with open(path / OWNER) as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _places() -> list[Path]:
     named = dict.fromkeys([tempfile.gettempdir(), *PLACES])
-    return [Path(name) for name in named if len(name) <= LONGEST and os.access(name, os.W_OK | os.X_OK)]
+    return [Path(name) for name in named if len(name) <= MAX_PATH and os.access(name, os.W_OK | os.X_OK)]
 
 
 def _make_folder() -> Path:
@@ -88,26 +117,5 @@ def _make_folder() -> Path:
             problem = str(error)
     raise ConclaveError(
         f"there is no room for Ray's sockets in {', '.join(PLACES)} ({problem}). Make room there, or set TMPDIR to a folder "
-        f"whose path has at most {LONGEST} characters."
+        f"whose path has at most {MAX_PATH} characters."
     )
-
-
-def pid_space() -> str:
-    """Return what tells the process ids of this container, or of the machine, from those of others that share the folder."""
-    try:
-        return f"{os.uname().nodename}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return os.uname().nodename
-
-
-def _has_owner(path: Path) -> bool:
-    """Return whether the driver of a folder runs, as far as can be told."""
-    try:
-        pid, created, space = (path / OWNER).read_text(encoding="utf-8").split()
-        return space != pid_space() or abs(psutil.Process(int(pid)).create_time() - float(created)) < 1
-    except psutil.NoSuchProcess:
-        return False
-    except (OSError, ValueError):  # nothing is written yet, or never was
-        return time.time() - path.stat().st_mtime < BEGINNING_SECONDS
-    except psutil.Error:
-        return True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from orchestrator.execution.outcomes import Kind, Outcome
+from orchestrator.execution.job_outcomes import Kind, Outcome
 from workers.config.job import Job
 
 

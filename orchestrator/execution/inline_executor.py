@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from orchestrator.execution.executor import Answer, Event
-from orchestrator.execution.outcomes import Outcome, outcome_of_result
+from orchestrator.execution.job_outcomes import Outcome, outcome_of_result
 from workers.config.job import Job
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 
 from orchestrator.execution.executor import Executor
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from workers.config.job import Job
 
 

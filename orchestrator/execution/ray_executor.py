@@ -11,7 +11,7 @@ from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import ON_HEAD, Machines, Size
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Answer, Event
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.config.settings import Retries
 from orchestrator.execution.executor import Event, Executor, OnEvent
+from orchestrator.execution.job_outcomes import Cause, Outcome
 from orchestrator.execution.job_queue import JobQueue
-from orchestrator.execution.outcomes import Cause, Outcome
 from workers.config.job import Job
 
 POLL_SECONDS = 1.0

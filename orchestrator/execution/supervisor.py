@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Event
-from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
+from orchestrator.execution.job_outcomes import Death, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.errors import EnvironmentMismatchError, FailureKind

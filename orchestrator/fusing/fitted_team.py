@@ -5,18 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusion.predictions import TeamPredictions
+import numpy as np
+
+from fusion.predictions import LabelledRows, TeamPredictions, load_predictions
 from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import CandidateNetworks
-from orchestrator.fusing.artifacts import Artifacts
+from orchestrator.fusing.progress import Steps
 from orchestrator.fusing.request import FusionRequest
-from orchestrator.fusing.steps import Steps
 from workers.config.specs import MemberSpec
+from workers.data.splits import get_split
 from workers.data.store import Store
 from workers.models.build import import_from
 from workers.models.network import Network
 from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Folders of finished trainings: each member's full one, its fold trainings, and the student's."""
+
+    full: dict[str, Path]
+    folds: dict[str, list[Path]]
+    student: Path | None
+
+    @classmethod
+    def of(cls, request: FusionRequest) -> Artifacts:
+        """Return the folders, downloaded where they are not in the home."""
+        return cls(
+            {name: location.download(request.uri) for name, location in request.full.items()},
+            {name: [location.download(request.uri) for location in places] for name, places in request.folds.items()},
+            request.student[1].download(request.uri) if request.student else None,
+        )
+
+    def predictions(self, request: FusionRequest) -> TeamPredictions:
+        """Return the predictions of the whole team."""
+        store = Store(request.store)
+        split = get_split(store, request.data, request.team_seed)
+        rows = LabelledRows(store.classes, np.asarray(store.labels), split.folds, split.fit)
+        return load_predictions(self.full, self.folds, rows, self.student)
 
 
 @dataclass(frozen=True)

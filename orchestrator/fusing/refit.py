@@ -136,8 +136,8 @@ def _plan_of(home: Path, name: str) -> Plan:
 
 def refit_fusions(request: FusionRequest) -> FusionDetails:
     """Fit the fusions and return what they come to. Nothing is written, so the sweep's own results stay as they are."""
+    from orchestrator.fusing.costs import all_cores
     from orchestrator.fusing.fitted_team import fit_team
-    from orchestrator.fusing.measurement import all_cores
     from orchestrator.fusing.step import evaluate_fusions
 
     with all_cores() as threads:

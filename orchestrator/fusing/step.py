@@ -25,13 +25,12 @@ from fusion.selection.doubts import find_suspects, measure_abstention
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import CandidateNetworks
 from fusion.selection.recommendation import best_single, recommend, why_chosen
-from orchestrator.fusing.costs import efforts, training_costs
+from orchestrator.fusing.costs import MOST_IMAGES, InferenceCost, all_cores, efforts, measure_inference, training_costs
 from orchestrator.fusing.fitted_team import FittedTeam, fit_team
-from orchestrator.fusing.measurement import MOST_IMAGES, InferenceCost, all_cores, measure_inference
 from orchestrator.fusing.next_steps import next_steps
+from orchestrator.fusing.progress import FILE, Steps
 from orchestrator.fusing.request import ExportOptions, FusionRequest
-from orchestrator.fusing.steps import FILE, Steps
-from orchestrator.fusing.warnings import still_improving, warn
+from orchestrator.fusing.warnings import warn
 from orchestrator.home import SweepFolder
 from workers.data.store import Store
 from workers.diagnostics.callback import Epoch
@@ -77,9 +76,7 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
     with steps.step("comparing"):
         details = _compared(request, fitted_team, inference)
     with steps.step("looking ahead"):
-        histories, rows = _histories(fitted_team), len(team.fuse_rows)
-        improving = [name for name in team.names if still_improving(name, histories[name], rows)]
-        return details.model_copy(update={"next_steps": next_steps(request, fitted_team, inference, improving)})
+        return details.model_copy(update={"next_steps": next_steps(request, fitted_team, inference)})
 
 
 def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> FusionDetails:

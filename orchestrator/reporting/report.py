@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fusion.results import Candidate, FusionDetails, Gain, HardRow, SuspectLabel, TestResults
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan
-from orchestrator.reporting.outlook import next_step_rows
+from orchestrator.reporting.next_steps import next_step_rows
 from orchestrator.reporting.verdict import abstention_text, diversity_text, money_text, verdict
 from orchestrator.results import FusionSummary, MemberState, SweepSummary
 

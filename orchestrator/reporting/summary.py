@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fusion.results import Candidate, FusionDetails, Scores
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan, PlannedMember
 from orchestrator.results import FusionSummary, Headline, MemberState, SweepSummary

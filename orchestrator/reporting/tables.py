@@ -33,7 +33,7 @@ def print_table(headers: list[str], rows: list[list[str]], marked: int | None = 
 def print_summary(home: Home, summary: SweepSummary) -> None:
     """Print a sweep's table, its verdict, and where its model and its report are."""
     from orchestrator.reporting import report
-    from orchestrator.reporting.outlook import next_steps_text
+    from orchestrator.reporting.next_steps import next_steps_text
     from orchestrator.reporting.verdict import contributions_text, diversity_text, doubts_text, verdict
 
     counts = f"{summary.trained} trainings were run now, {summary.reused} were done before"
@@ -66,7 +66,7 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
         *verdict(details),
         *diversity_text(details),
         *([contributions] if (contributions := contributions_text(details)) else ()),
-        *([outlook] if (outlook := next_steps_text(details)) else ()),
+        *([step] if (step := next_steps_text(details)) else ()),
         *doubts_text(details),
         *details.warnings,
         *(summary.data.warnings if summary.data else ()),

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
 from workers.tracking.delivery import download_training

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion.results import FusionDetails
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.planning.search import Search

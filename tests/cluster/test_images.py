@@ -88,7 +88,7 @@ def test_the_server_of_the_file_is_one_that_conclave_starts(compose: dict[str, A
 
 def test_the_notebooks_cells_run_on_a_finished_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from orchestrator import sweep as pipeline
-    from orchestrator.execution.backends import inline_executor
+    from orchestrator.execution.ray_backend import inline_executor
     from orchestrator.home import Home
 
     (tmp_path / "team.yaml").write_text(TEAM.replace("folds: 2", "folds: 0") + "fusion: [vote]\n")

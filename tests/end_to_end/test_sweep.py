@@ -26,7 +26,7 @@ from fusion.metrics.calibration import apply_temperature, log_probabilities, nll
 from fusion.predictions import softmax
 from orchestrator import sweep as pipeline
 from orchestrator.cli import entry, result_commands
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 from tests.factories import TEAM, snapshot
@@ -650,30 +650,20 @@ def test_an_exit_code_2_is_a_sentence(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["team.yaml"]
 
 
-def test_the_next_steps_follow_from_seeds_recipes_and_mirror_images(tmp_path: Path) -> None:
+def test_the_next_steps_are_another_member_and_mirror_images(tmp_path: Path) -> None:
     members = "  - {name: a}\n  - {name: b, optimizer: {kind: adamw, lr: 0.002}}\n  - {name: c, augment: []}\n"
     text = QUICK[: QUICK.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members
     (tmp_path / "team.yaml").write_text(text.replace("epochs: 2", "epochs: 1") + "fusion: [vote]\nprices: {spot: 2}\n")
     inline(tmp_path / "team.yaml", tmp_path / "home")
-    found = {step.kind: step for step in Home(tmp_path / "home").sweep("tiny").details().next_steps}
-    assert set(found) == {"recipe", "seed", "epochs", "flips", "student"}
-    assert found["recipe"].nll
-    assert found["recipe"].nll.error is not None, "three recipes are enough to check a forecast"
-    assert found["recipe"].compute_cost == pytest.approx(4 / 3, rel=1e-3)
-    assert found["recipe"].money["spot"] == pytest.approx(2 * found["recipe"].train_seconds / 3600)
-    assert found["seed"].nll is None, "there are no two seeds of a recipe"
-    assert found["flips"].train_seconds == 0
+    details = Home(tmp_path / "home").sweep("tiny").details()
+    assert details
+    member, flips = details.next_steps
+    assert (member.kind, flips.kind) == ("member", "flips")
+    assert member.compute_cost == pytest.approx(4 / 3, rel=1e-3)
+    assert member.money["spot"] == pytest.approx(2 * member.train_seconds / 3600)
+    assert flips.train_seconds == 0
     vote, flipped = (_exported_losses(tmp_path, *options) for options in ((), ("--flips",)))
-    assert found["flips"].nll
-    assert found["flips"].nll.mean == pytest.approx(vote - flipped, abs=1e-5)
-    two_seeds = text.replace("{name: c, augment: []}", "{name: a2, seed: 9}").replace("epochs: 2", "epochs: 1")
-    (tmp_path / "team.yaml").write_text(two_seeds + "fusion: [vote]\n")
-    inline(tmp_path / "team.yaml", tmp_path / "home")
-    steps = Home(tmp_path / "home").sweep("tiny").details().next_steps
-    [seed] = [step for step in steps if step.kind == "seed"]
-    assert seed.member == "a"
-    assert seed.nll is not None
-    assert "recipe" not in {step.kind for step in steps}, "one recipe that stands alone tells nothing of how recipes differ"
+    assert flips.nll.mean == pytest.approx(vote - flipped, abs=1e-5)
 
 
 def _exported_losses(folder: Path, *options: str) -> float:

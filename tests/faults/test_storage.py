@@ -17,7 +17,7 @@ import pytest
 
 from fusion.export.onnx_export import load_model
 from orchestrator import sweep as pipeline
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.home import Home
 from tests.factories import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, rewrite, same, weights

@@ -16,7 +16,7 @@ import onnx
 from safetensors import safe_open
 
 from orchestrator import sweep as pipeline
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.fusing import refit
 from orchestrator.fusing.fitted_team import fit_team
 from orchestrator.fusing.step import write_model

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from orchestrator import sweep as pipeline
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.home import Home
 
 GOLDEN = Path(__file__).with_name("weights.json")

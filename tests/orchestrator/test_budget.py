@@ -10,9 +10,9 @@ from orchestrator import sweep as pipeline
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
-from orchestrator.execution.backends import inline_executor
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Event
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.home import Home
 from tests.factories import TEAM, job
 from workers.errors import UserInputError

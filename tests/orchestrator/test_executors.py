@@ -16,7 +16,7 @@ from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import Size
 from orchestrator.execution.executor import Event, Executor
 from orchestrator.execution.inline_executor import InlineExecutor
-from orchestrator.execution.outcomes import Death, Outcome, outcome_of_death, outcome_of_result
+from orchestrator.execution.job_outcomes import Death, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.ray_executor import RayExecutor
 from orchestrator.planning.plan import Planner
 from tests.factories import TEAM, job, team_of

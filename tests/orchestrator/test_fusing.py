@@ -13,8 +13,8 @@ import torch
 from fusion.predictions import FusionInputs, TeamPredictions
 from fusion.selection.fitting import fit_all
 from fusion.selection.networks import CandidateNetworks
-from orchestrator.fusing.measurement import all_cores, measure_inference
-from orchestrator.fusing.steps import Steps, follow
+from orchestrator.fusing.costs import all_cores, measure_inference
+from orchestrator.fusing.progress import Steps, follow
 from orchestrator.fusing.warnings import still_improving, warn
 from tests.factories import CLASSES, member, table
 from workers.diagnostics.waiting import wait_until

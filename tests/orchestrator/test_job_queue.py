@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.execution.executor import Event, Executor
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.job_queue import JobQueue
-from orchestrator.execution.outcomes import Outcome
 from tests.factories import job
 from workers.config.job import Job
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.config.settings import Retries
 from orchestrator.execution.executor import Event
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.scheduler import Scheduler
 from tests.factories import job
 from workers.config.job import Job

@@ -1,91 +1,117 @@
-"""The reaper: it ends what belongs to a dead driver's session, and nothing else."""
+"""The reaper and the private folder: what a dead driver leaves is ended and removed, and nothing else."""
 
+from __future__ import annotations
+
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 from unittest.mock import Mock
 
 import psutil
+import pytest
 
-from orchestrator.cluster import reaper
+from orchestrator.cluster import private_folder
+from orchestrator.cluster.private_folder import MAX_PATH, PrivateFolder
 from orchestrator.cluster.reaper import is_of_session
 from workers.diagnostics.waiting import wait_until
 
-REAPER = Path(__file__).parents[2] / "orchestrator" / "cluster" / "reaper.py"
-SLEEP = "import time; time.sleep(60)"
 SENTENCE = "conclave: the command was ended from outside, or by Ray. What is finished is kept: run the same command again."
-DRIVER = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEP}']); {SLEEP}"
+SLEEP = "import time; time.sleep(60)"
+DRIVER = f"""
+import os, subprocess, sys, time
+from orchestrator.cluster.private_folder import PrivateFolder
+folder = PrivateFolder.make()
+os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder.token)
+started = subprocess.Popen([sys.executable, "-c", "{SLEEP}"])
+print(folder.path, started.pid, flush=True)
+"""
 
 
-def started_for(driver: int, folder: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, str(REAPER), str(driver), str(folder)]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def driver(*, dies: bool) -> subprocess.Popen[str]:
+    ending = "time.sleep(60)" if dies else "sys.exit(0)"
+    words = [sys.executable, "-c", DRIVER + ending]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_of_a_driver_that_ends_by_itself_it_says_nothing(tmp_path: Path) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", SLEEP])
-    reaper = started_for(driver.pid, tmp_path)
-    driver.kill()
-    driver.wait()
-    assert reaper.communicate("end\n", timeout=20)[1] == ""
+def place_and_child(process: subprocess.Popen[str]) -> tuple[Path, psutil.Process]:
+    assert process.stdout
+    path, pid = process.stdout.readline().split()
+    return Path(path), psutil.Process(int(pid))
 
 
-def test_of_two_reapers_whichever_is_left_speaks_and_both_together_say_it_once(tmp_path: Path) -> None:
-    """Somebody may kill one of them, and a moment later Ray the driver."""
-    for number, killed in enumerate((0, 1, None)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        driver = subprocess.Popen([sys.executable, "-c", SLEEP])
-        reapers = [started_for(driver.pid, folder) for _ in range(2)]
-        if killed is not None:
-            reapers[killed].kill()
-        driver.kill()
-        driver.wait()
-        said = [reaper.communicate(timeout=20)[1] for reaper in reapers]
-        assert sorted(said) == ["", f"{SENTENCE}\n"]
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-def test_it_ends_what_a_killed_driver_leaves_behind_and_nothing_else(tmp_path: Path) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER])
-    (tmp_path / "token").touch()
-    started, other = (
-        subprocess.Popen([sys.executable, "-c", SLEEP, str(tmp_path)], env={**os.environ, "RAY_AUTH_TOKEN_PATH": str(token)})
-        for token in (tmp_path / "token", tmp_path / "another" / "token")
-    )
+def test_what_a_killed_driver_leaves_is_ended_and_nothing_else() -> None:
+    environment = {**os.environ, "RAY_AUTH_TOKEN_PATH": "/another/token"}
+    other = subprocess.Popen([sys.executable, "-c", SLEEP], env=environment)
+    process = driver(dies=True)
     try:
-        while not (below := psutil.Process(driver.pid).children()):
-            time.sleep(0.05)
-        reaper = started_for(driver.pid, tmp_path)
-        time.sleep(1.5)
-        driver.kill()
-        driver.wait()
-        assert reaper.communicate(timeout=20)[1] == f"{SENTENCE}\n", "the driver had no chance to say anything"
-        assert reaper.returncode == 0
-        assert not below[0].is_running() or below[0].status() == psutil.STATUS_ZOMBIE, "seen below the driver while it lived"
-        assert started.wait(1) == -9, "knows the token"
-        assert other.poll() is None, "names the folder, and knows another token"
-        assert not tmp_path.exists()
+        path, child = place_and_child(process)
+        process.kill()
+        said = process.communicate(timeout=20)[1]
+        assert said == f"{SENTENCE}\n", "the driver had no chance to say anything"
+        assert wait_until(lambda: is_gone(child) and not path.exists(), 20)
+        assert other.poll() is None, "it knows another token"
     finally:
-        for process in (driver, started, other):
-            process.kill()
-            process.wait()
+        for one in (process, other):
+            one.kill()
+            one.wait()
 
 
-def test_whoever_reads_the_drivers_output_in_a_pipe_need_not_wait_for_it(tmp_path: Path) -> None:
-    driver = subprocess.Popen([sys.executable, "-c", SLEEP])
-    reaper = started_for(driver.pid, tmp_path)
-    driver.kill()
-    driver.wait()
-    assert reaper.stdin
-    assert reaper.stderr
-    with reaper.stdin as told:
-        told.write("end\n")
-    with reaper.stderr as heard:
-        assert heard.read() == ""
-    assert reaper.poll() is None, "it still looks for what the driver left behind"
-    assert reaper.wait(20) == 0
+def test_a_driver_that_ends_by_itself_leaves_nothing_and_nothing_is_said() -> None:
+    process = driver(dies=False)
+    path, child = place_and_child(process)
+    assert process.communicate(timeout=20)[1] == "", "whoever reads the output in a pipe need not wait for the reaper"
+    assert wait_until(lambda: is_gone(child) and not path.exists(), 20)
+
+
+def test_a_driver_that_died_together_with_its_reaper_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+    process = driver(dies=True)
+    path, child = place_and_child(process)
+    reapers = [p for p in psutil.process_iter(["cmdline"]) if str(path) in (p.info["cmdline"] or ())]
+    assert len(reapers) == 1
+    reapers[0].kill()
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: is_gone(reapers[0]), 5)
+    private_folder.remove_abandoned()  # another test at the same time may do it, too
+    assert wait_until(lambda: is_gone(child) and not path.exists(), 5)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = Path("/tmp", f"pf{os.getpid()}")
+    made.mkdir()
+    monkeypatch.setattr(private_folder, "PLACES", (str(made),))
+    monkeypatch.setattr(tempfile, "tempdir", f"/nowhere/{'long-' * 20}")
+    return made
+
+
+def test_only_the_folders_of_drivers_that_are_gone_are_removed(place: Path) -> None:
+    try:
+        mine = PrivateFolder.make()
+        assert mine.path.parent == place, "TMPDIR is too long"
+        assert len(str(mine.path)) <= MAX_PATH + 13
+        assert (mine.path.stat().st_mode & 0o777, mine.token.stat().st_mode & 0o777) == (0o700, 0o600)
+        for name in ("dead", "alive", "never-finished"):
+            (place / f"clv-{name}").mkdir()
+        (place / "clv-dead" / "owner").touch()
+        with open(place / "clv-alive" / "owner", "w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            second = PrivateFolder.make()
+            left = {path.name.removeprefix("clv-") for path in place.iterdir() if path.is_dir()}
+        assert left == {"alive", *(one.path.name.removeprefix("clv-") for one in (mine, second))}
+        for one in (mine, second):
+            one.dismiss()
+        assert wait_until(lambda: not any(one.path.exists() for one in (mine, second)), 20)
+    finally:
+        shutil.rmtree(place)
 
 
 def test_a_process_that_ends_while_it_is_looked_at_is_none_of_the_session(tmp_path: Path) -> None:
@@ -116,18 +142,3 @@ def test_ray_that_is_interrupted_while_it_starts_leaves_nothing_and_says_nothing
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "")
     assert wait_until(lambda: not Path(done.stdout.strip()).exists(), 20)
-
-
-def test_two_reapers_leave_each_other_alone(tmp_path: Path) -> None:
-    """One of them may be killed, and then the other one goes on."""
-    start = f"subprocess.Popen([sys.executable, {str(REAPER)!r}, *sys.argv[1:]])"
-    script = f"import subprocess, sys, time\n{start}\n{start}\ntime.sleep(60)"
-    words = [sys.executable, "-c", script, "1999999999", str(tmp_path)]  # as for a driver that is none of ours
-    with subprocess.Popen(words, stdin=subprocess.PIPE) as starter:
-        parent = psutil.Process(starter.pid)
-        try:
-            assert wait_until(lambda: sum(map(reaper._is_reaper, parent.children())) == 2, 20, 0.05)
-            assert list(reaper._below(starter.pid)) == []
-        finally:
-            for process in [*parent.children(), parent]:
-                process.kill()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fusion.results import TestResults as Measured
 from orchestrator import sweep as pipeline
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.home import Home
 from orchestrator.reporting.fonts import lettering
 from orchestrator.reporting.report import smallest_difference

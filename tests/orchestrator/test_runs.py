@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from orchestrator import sweep
-from orchestrator.execution.outcomes import Outcome
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan
 from orchestrator.sweep import SweepOptions, _PreparedSweep

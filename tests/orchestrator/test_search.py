@@ -13,7 +13,7 @@ from orchestrator import sweep as pipeline
 from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
-from orchestrator.execution.backends import inline_executor
+from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.execution.tuning import keeper, suggest
 from orchestrator.home import Home
 from orchestrator.planning import search

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from orchestrator.execution.outcomes import outcome_of_result
+from orchestrator.execution.job_outcomes import outcome_of_result
 from tests.factories import job
 from workers.errors import CorruptFileError, NotArrivedError, StoreAwayError
 from workers.runtime.job_result import Failure, JobResult

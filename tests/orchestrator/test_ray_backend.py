@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.backends import OF_THE_DRIVER, RayBackend
+from orchestrator.execution.ray_backend import OF_THE_DRIVER, RayBackend
 from workers.config.resources import Resources
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
