@@ -197,7 +197,7 @@ def _status(folder: Path) -> float:
     members = {one.member.name: [one.signature] for one in plan.members}
     Home(home).sweep("t").team.parent.mkdir(parents=True)
     state = SweepState(
-        team="t", team_file="t.yaml", tracking_uri="", experiment_id="", parent_run_id="", runs={}, members=members
+        team="t", team_file="t.yaml", store="", tracking_uri="", experiment_id="", parent_run_id="", runs={}, members=members
     )
     Home(home).sweep("t").keep_state(state)
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))

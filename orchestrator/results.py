@@ -88,7 +88,7 @@ class SweepSummary(BaseModel):
         tracking_uri: The tracking store.
         parent_run_id: The sweep's run there.
         unsent: Number of entries that the tracking store has yet to get.
-        data: What the data set is like; None in what an earlier version wrote.
+        data: What the data set is like; None for a sweep that was interrupted early.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -127,7 +127,7 @@ class Fingerprint(BaseModel):
         jobs: Signature of each training, by its label.
         fusion: Names of the fusions.
         quorum: Number of members that have to be done.
-        metric: What fusions are judged by; earlier versions wrote none.
+        metric: What fusions are judged by.
         prices: Price of one trainer for an hour, by kind of machine.
     """
 
@@ -136,7 +136,7 @@ class Fingerprint(BaseModel):
     jobs: dict[str, str]
     fusion: list[str]
     quorum: int
-    metric: Metric = "nll"
+    metric: Metric
     prices: dict[str, float] = Field(default_factory=dict)
 
 
@@ -148,7 +148,7 @@ class SweepState(BaseModel):
         team: Name of the team.
         team_file: Path of the team file that was swept.
         data: Folder or archive of the data; None for a data set that is downloaded.
-        store: Name of the folder of the packed data; earlier versions did not write it.
+        store: Name of the folder of the packed data.
         tracking_uri: The tracking store.
         experiment_id: Its experiment.
         parent_run_id: The sweep's own run.
@@ -156,16 +156,16 @@ class SweepState(BaseModel):
         members: Signatures of each member's trainings, the full one first.
         fingerprint: What the finished results rest on; None while the sweep is under way, or where it did not end.
         settings: The settings that the results rest on, flat, to tell people what changed between two runs.
-        results: SHA-256 of the model, the report and the outputs, by name; earlier versions did not write it.
+        results: SHA-256 of the model, the report and the outputs, by name; empty until the sweep is done.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     team: str
     team_file: str
     data: str | None = None
-    store: str | None = None
+    store: str
     tracking_uri: str
     experiment_id: str
     parent_run_id: str

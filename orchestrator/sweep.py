@@ -142,7 +142,7 @@ def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
     is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
     if not is_complete or state is None or state.fingerprint != plan.fingerprint():
         return False
-    return not state.results or state.results == folder.result_digests()  # earlier versions kept no digests
+    return state.results == folder.result_digests()
 
 
 def _same_data(one: Store, other: Store) -> bool:

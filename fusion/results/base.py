@@ -13,6 +13,6 @@ METRIC_NAMES: dict[Metric, str] = {"nll": "NLL", "accuracy": "accuracy", "balanc
 
 
 class FusionResult(BaseModel):
-    """Base of all results. Keys of other versions are passed over; what an earlier version did not write has a default."""
+    """Base of all results. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", serialize_by_alias=True, validate_by_name=True)

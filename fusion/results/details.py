@@ -18,27 +18,27 @@ class FusionDetails(FusionResult):
         version: Version of this form.
         recommended: Name of the recommended candidate.
         why: Why it is recommended, in words.
-        choice: How it was chosen; None in what earlier versions wrote.
+        choice: How it was chosen.
         best_single: Name of the best single member.
         classes: Class names in the order of the probabilities.
         rows: Number of rows of each part: *fit*, *fuse* and *test*.
         candidates: Every single member and every fusion by its name.
         diversity: How differently the members err.
-        contributions: What each member brings to the vote; empty in what earlier versions wrote, and without a vote.
-        next_steps: What may be done next, the most promising first; empty in what earlier versions wrote, and without a vote.
+        contributions: What each member brings to the vote; empty without a vote.
+        next_steps: What may be done next, the most promising first; empty without a vote.
         hardest: The rows that the recommended candidate finds hardest.
         suspects: The most suspect labels.
-        suspected: Number of labels that are probably wrong; None in what earlier versions wrote.
-        abstention: What prediction sets come to; None in what earlier versions wrote.
+        suspected: Number of labels that are probably wrong.
+        abstention: What prediction sets come to.
         warnings: Sentences on what may be wrong.
         parity: Largest difference between the exported model and the fusion; None where no model was exported.
-        seconds: Seconds of each step of fusing; empty in what earlier versions wrote.
+        seconds: Seconds of each step of fusing.
     """
 
     version: Literal[1] = 1
     recommended: str
     why: str
-    choice: Choice | None = None
+    choice: Choice
     best_single: str
     classes: list[str]
     rows: dict[str, int]
@@ -48,8 +48,8 @@ class FusionDetails(FusionResult):
     next_steps: list[NextStep] = Field(default_factory=list)
     hardest: list[HardRow]
     suspects: list[SuspectLabel] = Field(default_factory=list)
-    suspected: int | None = None
-    abstention: Abstention | None = None
+    suspected: int
+    abstention: Abstention
     warnings: list[str]
     parity: float | None = None
     seconds: dict[str, float] = Field(default_factory=dict)

@@ -44,6 +44,7 @@ class PrivateFolder:
             path = _make_folder()
             owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
             fcntl.flock(owner, fcntl.LOCK_EX)
+            print(os.getpid(), file=owner, flush=True)
         folder = cls(path, owner)
         folder.token.touch(mode=0o600)
         folder.token.write_text(secrets.token_hex(32), encoding="utf-8")

@@ -113,7 +113,7 @@ def _plan_of(home: Path, name: str) -> Plan:
     from orchestrator.home import Home
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
-    from workers.data.store import Store, find_store
+    from workers.data.store import Store
     from workers.data.store_checks import damaged_file
 
     folder = Home(home).existing(name)
@@ -122,10 +122,9 @@ def _plan_of(home: Path, name: str) -> Plan:
     origin, written = Path(state.team_file), read_document(folder.team)
     document = Document(origin, written.values, written.root)
     team = resolve_team(document, Path(state.data) if state.data else None)
-    store = Store(Path(home, "data", state.store)) if state.store else find_store(team.data, home)
-    if store is None or not (store.folder / "store.json").is_file():
-        folder_of_data = store.folder if store else f"{home}/data"
-        raise UserInputError(f"sweep {name}: its packed data is gone from {folder_of_data}. Run `conclave sweep` again.")
+    store = Store(Path(home, "data", state.store))
+    if not (store.folder / "store.json").is_file():
+        raise UserInputError(f"sweep {name}: its packed data is gone from {store.folder}. Run `conclave sweep` again.")
     if damaged := damaged_file(store):
         raise CorruptFileError(f"{store.folder / damaged}: damaged. `conclave sweep` packs the data again.")
     recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))

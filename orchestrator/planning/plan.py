@@ -104,8 +104,7 @@ class Plan:
 
     def settings(self) -> dict[str, str]:
         """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
-        metric = () if self.team.metric == "nll" else ("metric",)  # earlier versions had no other
-        named = {"seed", "train", "fusion", "quorum", *metric}
+        named = {"seed", "train", "fusion", "quorum", "metric"}
         team = self.team.model_dump(mode="json", include=named)
         student = [self.team.student] if self.team.student else []
         members = {recipe.name: recipe.fingerprint_fields() for recipe in (*self.team.members, *student)}

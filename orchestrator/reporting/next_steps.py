@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fusion.results import FusionDetails, Metric, NextStep
+from fusion.results import FusionDetails, NextStep
 from orchestrator.reporting.verdict import difference_text, money_text
 
 NAMES = {"member": "another member", "flips": "looking at each image and its mirror image"}
@@ -14,10 +14,9 @@ def next_steps_text(details: FusionDetails) -> str | None:
     Args:
         details: What the fusion step returned.
     """
-    metric: Metric = details.choice.metric if details.choice else "nll"
-    is_at_chance = details.choice is not None and details.choice.is_at_chance
+    metric = details.choice.metric
     best = max(details.next_steps, key=lambda step: step.gain(metric).interval[0], default=None)
-    if best is None or is_at_chance or best.gain(metric).mean <= 0:
+    if best is None or details.choice.is_at_chance or best.gain(metric).mean <= 0:
         return None
     gain = best.gain(metric)
     doubt = "" if gain.interval[0] > 0 else ", which may be chance"

@@ -15,8 +15,6 @@ def verdict(details: FusionDetails) -> list[str]:
         details: What the fusion step returned.
     """
     chosen, choice = details.recommended, details.choice
-    if choice is None:  # an earlier version chose
-        return [f"Use {chosen}: {details.why}.", *_on_test(details), _costs(chosen, details.candidates[chosen])]
     lines = [f"Use {chosen}: {details.why}."]
     if choice.is_at_chance:
         lines = [_at_chance(details, choice), *lines]
@@ -41,8 +39,7 @@ def contributions_text(details: FusionDetails) -> str | None:
 
 def diversity_text(details: FusionDetails) -> list[str]:
     """Return a sentence on how alike the members are; none where nothing was learned."""
-    is_at_chance = details.choice is not None and details.choice.is_at_chance
-    return [] if is_at_chance else [details.diversity.verdict]
+    return [] if details.choice.is_at_chance else [details.diversity.verdict]
 
 
 def doubts_text(details: FusionDetails) -> list[str]:
@@ -53,11 +50,9 @@ def doubts_text(details: FusionDetails) -> list[str]:
     return [f"{details.suspected:,} {which} probably wrong: `conclave labels SWEEP` lists them."]
 
 
-def abstention_text(details: FusionDetails) -> str | None:
-    """Return what the prediction sets of the recommended candidate come to; None where that was not worked out."""
+def abstention_text(details: FusionDetails) -> str:
+    """Return what the prediction sets of the recommended candidate come to."""
     found = details.abstention
-    if found is None:
-        return None
     where = "" if found.on_test is None else f" On the test rows, {found.on_test:.1%} of the sets hold the right class."
     sets = f"Prediction sets that hold the right class of {found.coverage:.0%} of new images have"
     return f"{sets} {found.mean_size:.2f} classes on average, and {found.certain:.0%} of them have just one.{where}"

@@ -31,7 +31,7 @@ def ended(place: Place, name: str) -> None:
 
 def folder_of(pid: int) -> Path:
     """The folder of a driver's Ray. Others are there too, of tests that run side by side."""
-    [folder] = [path.parent for path in Path("/tmp").glob("clv-*/owner") if path.read_text().startswith(f"{pid} ")]
+    [folder] = [path.parent for path in Path("/tmp").glob("clv-*/owner") if path.read_text().startswith(f"{pid}\n")]
     return folder
 
 

@@ -102,17 +102,16 @@ def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
 
 
 def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bool = True) -> Iterator[str]:
-    """Yield sentences on images that are there twice. A store of an earlier version has no digests to tell."""
-    digests, looks = store.digests, store.looks
-    if digests is None or looks is None:
-        return
+    """Yield sentences on images that are there twice."""
     part_of = np.full(len(store.labels), "", dtype="<U4")
     for name, rows in parts.items():
         part_of[rows] = name
-    equal = find_equal(digests)
+    equal = find_equal(store.digests)
     yield from _TwinReport(store, equal, part_of, "equal").sentences()
     if similar:
-        yield from _TwinReport(store, find_similar(looks, store.images, equal), part_of, "nearly equal").sentences()
+        yield from _TwinReport(
+            store, find_similar(store.perceptual_hashes, store.images, equal), part_of, "nearly equal"
+        ).sentences()
 
 
 @dataclass(frozen=True)

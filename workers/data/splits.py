@@ -12,18 +12,17 @@ import itertools
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass, fields
-from io import BytesIO
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
 from workers.config.specs import DataSpec
 from workers.data.store import Rows, Store
-from workers.errors import UserInputError
-from workers.storage.files import file_lock, write_bytes
-
-DIGEST = "digest"  # name of the digest among the arrays of a kept split
+from workers.errors import CorruptFileError, UserInputError
+from workers.storage.files import file_lock
+from workers.storage.state_file import read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,15 @@ class Split:
     folds: Rows
 
 
+class SplitRecord(BaseModel):
+    """The content of a split's file: see `Split`."""
+
+    fit: list[int]
+    fuse: list[int]
+    test: list[int]
+    folds: list[int]
+
+
 def get_split(store: Store, spec: DataSpec, seed: int) -> Split:
     """Return the kept split of a store, or make one from the team's seed and the data's digest.
 
@@ -58,48 +66,30 @@ def get_split(store: Store, spec: DataSpec, seed: int) -> Split:
 
 
 def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
-    """Write the split beside the store, for all who ask later. Raises UserInputError where the rows cannot be split."""
+    """Write the split beside the store, for all who ask later. Raises UserInputError if the rows cannot be split."""
     path = _split_path(store, spec, seed)
     path.parent.mkdir(exist_ok=True)
     with file_lock(path.parent / ".lock"):  # two teams of one home may begin at once
-        kept = _read(path)
-        if kept and _has_digest(path):
+        if _read(path):
             return
         for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold its lock
             unfinished.unlink()
-        content = BytesIO()
-        split = kept or _make_split(store, spec, seed)  # one of an earlier version gets a digest
-        np.savez_compressed(content, allow_pickle=False, **asdict(split), **{DIGEST: np.array(_digest(split))})
-        write_bytes(path, content.getvalue(), "split")
+        parts = {name: rows.tolist() for name, rows in asdict(_make_split(store, spec, seed)).items()}
+        write_state(path, SplitRecord(**parts))
 
 
 def _split_path(store: Store, spec: DataSpec, seed: int) -> Path:
     settings = [store.digest, seed, spec.fuse_fraction, spec.test_fraction, spec.folds]
-    return store.folder / "splits" / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:20]}.npz"
+    return store.folder / "splits" / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:20]}.json"
 
 
 def _read(path: Path) -> Split | None:
-    """Return a kept split, or None where it is missing or damaged: it can be made again."""
+    """Return a kept split, or None if it is missing or damaged: it can be made again."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            split = Split(*(arrays[part.name] for part in fields(Split)))
-            is_whole = DIGEST not in arrays or str(arrays[DIGEST]) == _digest(split)  # earlier versions wrote none
-            return split if is_whole else None
-    except Exception:  # a damaged archive raises whatever its damage leads to, and the split can be made again
+        record = read_state(path, SplitRecord, "")
+    except CorruptFileError:
         return None
-
-
-def _has_digest(path: Path) -> bool:
-    with np.load(path, allow_pickle=False) as arrays:
-        return DIGEST in arrays
-
-
-def _digest(split: Split) -> str:
-    """Return the digest of a split's rows: a file that was changed by hand is whole for NumPy."""
-    hasher = hashlib.sha256()
-    for part in fields(Split):
-        hasher.update(part.name.encode() + np.ascontiguousarray(getattr(split, part.name), dtype=np.int64).tobytes())
-    return hasher.hexdigest()
+    return None if record is None else Split(*(np.array(rows, dtype=np.int64) for rows in dict(record).values()))
 
 
 def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:

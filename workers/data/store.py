@@ -67,8 +67,7 @@ class Store:
         folder: The folder that holds `FILES`.
     """
 
-    FILES = ("images.npy", "labels.npy", "tested.npy", "ids.json", "store.json")
-    NEWER_FILES = ("rows.npz",)  # which earlier versions did not write
+    FILES = ("rows.npz", "images.npy", "labels.npy", "tested.npy", "ids.json", "store.json")
     folder: Path
 
     @cached_property
@@ -78,42 +77,40 @@ class Store:
             return StoreRecord.model_validate_json(path.read_bytes())
 
     @cached_property
-    def more(self) -> dict[str, NDArray[Any]]:
-        """The arrays of rows.npz by name, each with a row for each image; none in what an earlier version packed."""
-        if not (self.folder / "rows.npz").exists():
-            return {}
+    def row_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of rows.npz by name, each with an entry per image."""
         with _reading(self.folder / "rows.npz") as path, open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
     @property
     def validation(self) -> NDArray[np.bool_]:
         """(N,) bool: whether the data set itself sets the row apart for fitting fusions."""
-        return self.more.get("validation", np.zeros(len(self.tested), dtype=bool))
+        return self.row_arrays.get("validation", np.zeros(len(self.tested), dtype=bool))
 
     @property
     def groups(self) -> Rows | None:
         """(N,) int64: the group of each row, such as a patient, which no split may divide; None where there are none."""
-        return self.more.get("groups")
+        return self.row_arrays.get("groups")
 
     @property
     def folds(self) -> Rows | None:
         """(N,) int64: the fold that the data set itself gives each row, -1 for none; None where it gives none to any."""
-        return self.more.get("folds")
+        return self.row_arrays.get("folds")
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
         """(N,) float64: how much the loss of each row counts in training; None where all count alike."""
-        return self.more.get("weights")
+        return self.row_arrays.get("weights")
 
     @property
-    def digests(self) -> NDArray[np.uint64] | None:
-        """(N, 2) uint64: a digest of each row's pixels; None in what an earlier version packed."""
-        return self.more.get("digests")
+    def digests(self) -> NDArray[np.uint64]:
+        """(N, 2) uint64: a digest of each row's pixels."""
+        return self.row_arrays["digests"]
 
     @property
-    def looks(self) -> NDArray[np.uint64] | None:
-        """(N,) uint64: a perceptual hash of each row, equal for images that look nearly the same; None in earlier stores."""
-        return self.more.get("looks")
+    def perceptual_hashes(self) -> NDArray[np.uint64]:
+        """(N,) uint64: a perceptual hash of each row, equal for images that look nearly the same."""
+        return self.row_arrays["looks"]
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -162,8 +159,6 @@ class Store:
     def notes(self) -> list[str]:
         """Return what people should know of the data: how it was read, and which files were passed over."""
         notes = list(self.record.notes)
-        if self.record.skipped and not notes:  # an earlier version wrote no notes
-            notes = [f"{self.record.skipped:,} files are no images by their names; skipped"]
         notes += [f"left out: {text}" for text in self.bad[:MOST_SHOWN]]
         return notes + ([f"and {len(self.bad) - MOST_SHOWN} more"] if len(self.bad) > MOST_SHOWN else [])
 
@@ -190,7 +185,7 @@ def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mappi
     Args:
         hasher: The digest of the pixels.
         described: The id of each row, the class name of each row, whether each is set apart for testing, and the classes.
-        more: The arrays of rows.npz. Those that earlier versions did not have count only where they are there.
+        more: The arrays of rows.npz.
     """
     hasher.update(json.dumps(described).encode())
     for name in ("validation", "groups", "folds", "weights"):
@@ -204,7 +199,7 @@ def content_digest(store: Store) -> str:
     for start in range(0, len(store.images), 4096):
         hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
     labels = [store.classes[label] for label in store.labels]
-    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.more)
+    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.row_arrays)
     return hasher.hexdigest()
 
 

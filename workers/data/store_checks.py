@@ -17,8 +17,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from workers.data.store import Store, content_digest
-from workers.errors import CorruptFileError
+from workers.data.store import Store
 from workers.storage.files import write_bytes
 
 NAME = "checks.json"
@@ -61,13 +60,10 @@ def keep_checks(folder: Path) -> None:
 
 
 def damaged_file(store: Store) -> str | None:
-    """Return the name of a file of a store that does not hold what was packed, or None.
-
-    A store of an earlier version has no checksums: its pixels are compared with its digest once, and it gets some then.
-    """
+    """Return the name of a file of a store that does not hold what was packed, or None."""
     checks = _read(store.folder)
     if checks is None:
-        return _first_check(store)
+        return NAME
     names = {path.name for path in _files(store.folder)}
     if missing := sorted(checks.files.keys() - names):
         return missing[0]
@@ -78,20 +74,6 @@ def damaged_file(store: Store) -> str | None:
     return None if checks.digest == store.digest else "store.json"
 
 
-def _first_check(store: Store) -> str | None:
-    try:
-        digest = store.digest
-    except CorruptFileError:
-        return "store.json"
-    try:
-        is_whole = content_digest(store) == digest
-    except (CorruptFileError, OSError, ValueError, IndexError, KeyError):
-        is_whole = False
-    if is_whole:
-        keep_checks(store.folder)
-    return None if is_whole else "images.npy"
-
-
 def _read(folder: Path) -> StoreChecks | None:
     try:
         return StoreChecks.model_validate_json((folder / NAME).read_bytes())
@@ -100,7 +82,7 @@ def _read(folder: Path) -> StoreChecks | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for name in (*Store.NEWER_FILES, *Store.FILES) if (path := folder / name).is_file()]
+    return [path for name in Store.FILES if (path := folder / name).is_file()]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -80,10 +80,8 @@ def cache_folder() -> Path:
 
 def read_chunk(store: Path, name: str, offset: int) -> bytes:
     """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError where the name is none of a store's files."""
-    if name not in (*Store.FILES, *Store.NEWER_FILES):
+    if name not in Store.FILES:
         raise ConclaveError(f"{name}: not a file of a packed store")
-    if name in Store.NEWER_FILES and not (store / name).exists():
-        return b""
     with open(store / name, "rb") as file:
         file.seek(offset)
         return file.read(CHUNK_BYTES)
@@ -95,12 +93,10 @@ def _stream(store: Path, read: Read, digest: str) -> None:
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
     try:
-        for name in (*Store.NEWER_FILES, *Store.FILES):
+        for name in Store.FILES:
             with open(work / name, "wb") as file:
                 while chunk := read(name, file.tell()):
                     file.write(chunk)
-            if name in Store.NEWER_FILES and not (work / name).stat().st_size:
-                (work / name).unlink()  # an earlier version packed the data
         if (arrived := content_digest(Store(work))) != digest:
             raise NotArrivedError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
         keep_checks(work)

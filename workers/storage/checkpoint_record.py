@@ -35,7 +35,7 @@ class CheckpointRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     owner: str = ""
     epoch: int
     step: int = 0

@@ -1,35 +1,31 @@
-"""Read and seal the manifest of a folder of tensors: the record of what the folder holds, with its own checksum. No torch."""
+"""Read the manifest of a folder of tensors: the record of what the folder holds, and the checksums of its files. No torch."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from workers.errors import CorruptFileError
+from workers.storage.state_file import parse_record
 
 MANIFEST = "manifest.json"
+FILES = "files"  # key of the checksums of the files
 Record = TypeVar("Record", bound=BaseModel)
-
-
-def seal_manifest(manifest: Mapping[str, object]) -> bytes:
-    """Return the content of a manifest file: the manifest and its checksum, as JSON."""
-    return json.dumps({**manifest, "sha256": _sha256(manifest)}, indent=1, allow_nan=False).encode()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
         path: The manifest's file.
-        files: Checksum of each file of the folder, by its name.
-        values: All that the manifest says, the checksums of the files included.
+        files: SHA-256 of each file of the folder, by its name.
+        values: Everything in the manifest, sealed.
     """
 
     path: Path
@@ -37,16 +33,16 @@ class Manifest:
     values: Mapping[str, object]
 
     def parse(self, kind: type[Record]) -> Record:
-        """Return the record that the manifest holds. Raises CorruptFileError where it holds none of this kind."""
-        try:
-            return kind.model_validate_json(json.dumps(self.values))
-        except ValidationError as error:
-            place = ".".join(map(str, error.errors()[0]["loc"]))
-            raise CorruptFileError(f"{self.path}: it is not complete, or of another kind (at {place}).") from None
+        """Return the record that the manifest holds. Raises CorruptFileError if it holds another kind, or is damaged."""
+        return parse_record(self.path, self.values, kind, "")
+
+
+class _Files(BaseModel):
+    files: dict[str, str]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a folder, without its checksum.
+    """Return the manifest of a folder.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -56,14 +52,5 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        values = None
-    if not isinstance(values, dict) or not isinstance(values.get("files"), dict):
-        raise CorruptFileError(f"{path}: damaged.")
-    if values.pop("sha256", None) != _sha256(values):
-        raise CorruptFileError(f"{path}: damaged.")
-    return Manifest(path, values["files"], values)
-
-
-def _sha256(manifest: Mapping[str, object]) -> str:
-    """Return the digest of what a manifest says, not of how it is written."""
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()
+        raise CorruptFileError(f"{path}: damaged.") from None
+    return Manifest(path, parse_record(path, values, _Files, "").files, values)

@@ -1,4 +1,4 @@
-"""Read and write state files: records in JSON, with a checksum of themselves. A file of an earlier version has none."""
+"""Read and write records in JSON, each sealed with a checksum of its values. State files, manifests and outboxes share this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,19 +17,32 @@ CHECKSUM = "checksum"
 Record = TypeVar("Record", bound=BaseModel)
 
 
+def seal(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of JSON with their checksum, which covers what they say, not how they are written."""
+    plain = json.loads(json.dumps(values, allow_nan=False))
+    return {**plain, CHECKSUM: _checksum(plain)}
+
+
+def unseal(values: object) -> dict[str, Any] | None:
+    """Return the values that were sealed; None if they are anything else."""
+    if not isinstance(values, dict):
+        return None
+    plain = {key: value for key, value in values.items() if key != CHECKSUM}
+    return plain if values.get(CHECKSUM) == _checksum(plain) else None
+
+
 def write_state(path: Path, record: BaseModel) -> None:
     """Write a record, whole or not at all, with its checksum. Raises OSError."""
-    values = record.model_dump(mode="json")
-    write_json(path, {**values, CHECKSUM: _checksum(values)})
+    write_json(path, seal(record.model_dump(mode="json")))
 
 
 def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
-    """Return the record in a file, or None where there is no file.
+    """Return the record in a file, or None if there is no file.
 
     Args:
         path: The file.
-        kind: What it holds.
-        advice: What to do where it is damaged, in a sentence.
+        kind: The kind of record.
+        advice: What to do about a damaged file, in a sentence.
 
     Raises:
         CorruptFileError: If it is damaged, holds something else, or is a folder.
@@ -42,17 +55,35 @@ def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
         raise CorruptFileError(f"{path}: there is a folder in the place of this file. Move it elsewhere.") from None
     except ValueError:
         raise CorruptFileError(f"{path}: it can't be read. {advice}") from None
-    if not isinstance(values, dict):
-        raise CorruptFileError(f"{path}: it is not a JSON object. {advice}")
-    checksum = values.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(values):
+    return parse_record(path, values, kind, advice)
+
+
+def parse_record(path: Path, values: object, kind: type[Record], advice: str) -> Record:
+    """Return the record that sealed values hold.
+
+    Args:
+        path: Their file.
+        values: The values.
+        kind: The kind of record.
+        advice: What to do about a damaged file, in a sentence.
+
+    Raises:
+        CorruptFileError: If they are damaged, or were written before version 0.3.0.
+    """
+    version, known = values.get("version") if isinstance(values, dict) else None, kind.model_fields.get("version")
+    if known and isinstance(version, int) and version < known.default:
+        raise CorruptFileError(
+            f"{path}: written by a version of Conclave before 0.3.0, which this version does not open. "
+            "Give another --home; or open it with the version that wrote it."
+        )
+    if (plain := unseal(values)) is None:
         raise CorruptFileError(f"{path}: it was changed, or damaged: its checksum does not fit. {advice}")
     try:
-        return kind.model_validate_json(json.dumps(values))
+        return kind.model_validate_json(json.dumps(plain))
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"])) or "its start"
         raise CorruptFileError(f"{path}: it can't be read (at {place}). {advice}") from None
 
 
-def _checksum(values: Mapping[str, object]) -> str:
+def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ A folder holds one `NAME.safetensors` file per group of tensors, and a manifest,
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch import Tensor
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError
 from workers.storage.files import sync_folder, write_bytes
-from workers.storage.manifest import MANIFEST, Manifest, read_manifest, seal_manifest
+from workers.storage.manifest import FILES, MANIFEST, Manifest, read_manifest
+from workers.storage.state_file import seal
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 SUFFIX = ".safetensors"
@@ -41,7 +43,8 @@ def save_tensors(folder: Path, groups: Groups, record: BaseModel, point: str = "
         write_bytes(folder / f"{name}{SUFFIX}", content, point)
         files[f"{name}{SUFFIX}"] = hashlib.sha256(content).hexdigest()
     fault_point(f"{point}.manifest")
-    write_bytes(folder / MANIFEST, seal_manifest({**record.model_dump(mode="json"), "files": files}), f"{point}.manifest")
+    content = json.dumps(seal({**record.model_dump(mode="json"), FILES: files}), indent=1).encode()
+    write_bytes(folder / MANIFEST, content, f"{point}.manifest")
 
 
 def verify_folder(folder: Path) -> Manifest:

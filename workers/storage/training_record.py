@@ -37,9 +37,9 @@ class TrainingRecord(BaseModel):
         python: Version of Python.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier versions wrote more
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     signature: str
     member: MemberRecord
     train: dict[str, JsonValue]

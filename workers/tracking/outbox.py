@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from workers.storage.files import write_bytes
+from workers.storage.state_file import seal, unseal
 from workers.tracking.database import HOME_DATABASE, uri_of
 from workers.tracking.entries import (
     ENTRY,
@@ -32,7 +32,6 @@ from workers.tracking.entries import (
 VERSION = 1
 OWN_STORE = "home"  # in the place of the URI of the home's own store
 FOLDER = "spool"
-CHECKSUM = "crc32"  # name of a line's checksum among its values
 
 
 @dataclass(frozen=True)
@@ -182,23 +181,15 @@ class Outbox:
 
 def _line(values: dict[str, object]) -> bytes:
     """Return a line of a file, with its checksum."""
-    return json.dumps({**values, CHECKSUM: _checksum(values)}).encode() + b"\n"
-
-
-def _checksum(values: dict[str, object]) -> int:
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    return json.dumps(seal(values)).encode() + b"\n"
 
 
 def _values(line: bytes) -> dict[str, object] | None:
-    """Return what a line holds, or None where it is damaged. Lines of earlier versions have no checksum."""
+    """Return the values of a line, or None if it is damaged."""
     try:
-        values = json.loads(line)
+        return unseal(json.loads(line))
     except ValueError:
         return None
-    if not isinstance(values, dict):
-        return None
-    checksum = values.pop(CHECKSUM, None)
-    return values if checksum is None or checksum == _checksum(values) else None
 
 
 def _last_byte(handle: int, size: int) -> bytes:
