@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test test-all check guard bench chaos damage table lock
+.PHONY: install demo test test-all nightly coverage check guard bench chaos damage table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -17,14 +17,22 @@ demo: install
 	$(BIN)/conclave sweep examples/digits.yaml --home $(HOME_DIR)
 	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
 
-# A few minutes on two cores: unit tests, one whole sweep, a kill and resume, every command once; and the branch coverage.
+# At most six minutes on two cores: unit tests, one whole sweep, a kill and resume, every command once.
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not nightly"
+
+# The same with the branch coverage, which takes longer.
+coverage: install
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not nightly" --cov --cov-report=term:skip-covered
 
 # What `make test` leaves out: faults, clusters, whole sweeps. Files with whole sweeps come first, so that none is left for the end.
 # Much of it is waiting, so three share two cores.
 test-all: install
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow --durations 25
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "slow and not nightly" --durations 25
+
+# What is too long for CI: more kills, more sizes of the same. The GitHub workflow calls it every night.
+nightly: install coverage
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m nightly --durations 25
 
 # Outside CI, half an hour or more: random kills of random sweeps, and mutated team files. Writes benchmarks/results/chaos.json.
 chaos: install

@@ -6,7 +6,8 @@
 
 Legs: `common`, the usual script (torchvision transforms a sample, DataLoader with two workers, float32); `torchensemble`, its
 VotingClassifier's own fit over the same loader; `ours`, a trainer process a core; `bare`, forward, backward and step on one
-constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`. Each is told in images a second over all members.
+constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`. Each is in images a second
+over all members.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ class FakeStore(Store):
 
     digest = "0" * 64
     tested = np.zeros(10, dtype=bool)
-    more: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    row_arrays: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 def team_of(text: str) -> Team:

@@ -69,13 +69,6 @@ def test_as_many_trainers_begin_early_as_the_machines_hold_at_once(
     assert [trainer.shape.cpus for trainer in begin_trainers(machines, asked)] == wanted[:begun]
 
 
-def test_none_begins_early_where_it_is_open_how_many_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_pool, "begin_trainer", lambda shape: TrainerHandle(None, shape))
-    machines = Machines(cast(Any, None), available=[Machine(Size(1, 2), {})], looked_at=time.monotonic() + 60)
-    assert begin_trainers(machines, [(Resources(), 1)]) == []
-    assert len(begin_trainers(machines, [(Resources(gpus=1), 1)])) == 1
-
-
 def test_a_group_that_starts_is_never_taken_for_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may take longer to start than a trainer may be silent. So no sign of life counts before the first process's own."""
     monkeypatch.setattr(actor, "import_all", lambda modules: None)

@@ -26,7 +26,7 @@ import os, subprocess, sys, time
 from orchestrator.cluster.private_folder import PrivateFolder
 folder = PrivateFolder.make()
 os.environ["RAY_AUTH_TOKEN_PATH"] = str(folder.token)
-started = subprocess.Popen([sys.executable, "-c", "{SLEEP}"])
+started = subprocess.Popen([sys.executable, "-c", "{SLEEP}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 print(folder.path, started.pid, flush=True)
 """
 

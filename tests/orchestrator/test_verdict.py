@@ -134,12 +134,6 @@ def test_differences_in_accuracy_are_points() -> None:
     assert "nats" not in " ".join(lines)
 
 
-def test_what_an_earlier_version_chose_is_still_told() -> None:
-    old = details("vote", {}, why="vote has a lower NLL on fuse than plain").model_copy(update={"choice": None})
-    assert verdict(old)[0] == "Use vote: vote has a lower NLL on fuse than plain."
-    assert verdict(old)[-1].startswith("Beside the mean member, vote takes 3.00x")
-
-
 def fused(rows: int, names: str = "abc", metric: Metric = "nll", seconds: float = 60.0, **keys: Any) -> FusionDetails:
     """What the fusion step would say of drawn members of one cost; `seconds` is what each training was measured to take."""
     fuse, numbers = table(rows, members=len(names), **keys), np.arange(rows)

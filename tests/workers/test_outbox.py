@@ -131,13 +131,6 @@ def test_a_line_that_was_changed_is_not_sent_and_counted(before: bytes, after: b
     assert (outbox.unreadable(), len(outbox.unsent())) == (1, 0)
 
 
-def test_lines_of_an_earlier_version_have_no_checksum_and_are_read(tmp_path: Path) -> None:
-    outbox = Outbox.open(tmp_path, "o", "http://server")
-    with outbox.path.open("a") as file:
-        file.write('{"run": "r", "tags": {"a": "1"}}\n')
-    assert [entry for entry, _ in outbox.unsent()] == [TagsEntry(run="r", tags={"a": "1"})]
-
-
 def test_a_slow_store_is_left_soon_after_the_time_is_over(tmp_path: Path) -> None:
     """Metrics go in one request; tags each in one of its own."""
 

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def kept(store: Store) -> Path:
-    [path] = (store.folder / "splits").glob("*.npz")
+    [path] = (store.folder / "splits").glob("*.json")
     return path
 
 
@@ -111,7 +111,7 @@ def test_a_kept_split_holds_whatever_would_be_made_later(store: Store, monkeypat
     assert same(get_split(store, SPEC, 0), made)
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no archive"])
+@pytest.mark.parametrize("damage", [b"", b"{}", b"no JSON"])
 def test_a_kept_split_that_is_not_whole_is_made_again(damage: bytes, store: Store) -> None:
     made = get_split(store, SPEC, 0)
     keep_split(store, SPEC, 0)

@@ -1,7 +1,7 @@
-"""Walk a folder or an archive of files without ever extracting it: names and contents, safely.
+"""Read the files of a folder or an archive safely, without extracting the archive.
 
-An archive may hold no links and no `..`, and the number and the size of its files are bounded. An absolute name loses its leading
-slash, as with `tar` itself. A symlink loop in a folder is an error.
+Archives must not contain links or `..`, and the number and size of their files are limited. An absolute name loses its leading
+slash, as in `tar` itself. A symlink loop in a folder is an error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MAX_FILES = 20_000_000
 MAX_FILE_BYTES = 1 << 30
 MAX_BYTES = 1 << 42  # of a whole archive
 
-# (name with forward slashes, content): a path where the file lies on disk, else its bytes
+# (name with forward slashes, content): a path if the file is on disk, else its bytes
 Entry = tuple[str, bytes | Path]
 
 
 @dataclass(frozen=True)
 class Extent:
-    """A file in an open archive: where its bytes are, and how many.
+    """A file in an open archive, as a byte range.
 
     Attributes:
         archive: Path of the archive, for messages.
-        handle: An open file that has the bytes.
-        offset: Where they begin.
-        size: Their number.
+        handle: File descriptor to read from.
+        offset: Position of the first byte.
+        size: Number of bytes.
     """
 
     archive: Path
@@ -74,11 +74,11 @@ class ZippedFile:
         return self.reader.read(self.info)
 
 
-Content = Path | Extent | ZippedFile  # what is read only when it is needed
+Content = Path | Extent | ZippedFile  # read only when needed
 
 
 def read(content: bytes | Content) -> bytes | Path:
-    """Return the bytes of a file in an archive; the path of one on disk, and bytes, stay as they are.
+    """Return the bytes of a file in an archive. Paths and bytes are returned unchanged.
 
     Raises:
         UserInputError: If the archive is damaged.
@@ -97,13 +97,13 @@ def is_archive(path: Path) -> bool:
 
 
 def walk(root: Path) -> Iterator[Entry]:
-    """Yield every regular file below a folder or in an archive; those of a folder in the order of their names.
+    """Yield every regular file below a folder, sorted by name, or in an archive.
 
     Args:
         root: The folder or the archive.
 
     Yields:
-        The name with forward slashes, and the content: a path where the file lies on disk, else its bytes.
+        The name with forward slashes, and the content: a path if the file is on disk, else its bytes.
 
     Raises:
         UserInputError: If the archive or folder is damaged, or not safe to read.
@@ -121,16 +121,16 @@ def walk(root: Path) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def listed(root: Path, scratch: Path | None = None) -> Iterator[list[tuple[str, Content]]]:
-    """List every regular file below a folder or in an archive, before any is read. It is as safe as `walk`.
+    """List every regular file below a folder or in an archive before reading any, as safely as `walk`.
 
-    Of a compressed tar, which cannot be listed without reading all of it, the contents go to a temporary file on the way.
+    A compressed tar cannot be listed without reading all of it, so its contents are copied to a temporary file.
 
     Args:
         root: The folder or the archive.
-        scratch: Where the temporary file goes; the system's place for such where left out.
+        scratch: Folder for the temporary file; None for the system's temporary folder.
 
     Yields:
-        The names with forward slashes, and the contents, to be read while the context lasts.
+        Names with forward slashes, and contents that can be read while the context lasts.
 
     Raises:
         UserInputError: If the archive or folder is damaged, or not safe to read.
@@ -149,7 +149,7 @@ def listed(root: Path, scratch: Path | None = None) -> Iterator[list[tuple[str, 
 
 
 def _damaged(root: Path, error: Exception) -> UserInputError:
-    return UserInputError(f"{root}: not a readable archive ({error}). Make it again, or fetch it again.")
+    return UserInputError(f"{root}: not a readable archive ({error}). Create it or download it again.")
 
 
 def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Content]]:
@@ -158,7 +158,7 @@ def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Conten
 
 
 def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
-    """List a tar's files where they lie in it; where it is compressed or has sparse files, where they are copied to."""
+    """List a tar's files in place, or in a temporary copy if the tar is compressed or has sparse files."""
     try:
         file = stack.enter_context(path.open("rb"))
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -171,7 +171,7 @@ def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> 
 
 
 def _spooled(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
-    """Copy the files of a tar to a temporary file, from which they are read."""
+    """Copy the files of a tar to a temporary file, and list them there."""
     files: list[tuple[str, Content]] = []
     spool, offset = stack.enter_context(tempfile.TemporaryFile(dir=scratch)), 0  # noqa: SIM115  # the stack closes it
     for name, content in _tar(path):
@@ -231,7 +231,7 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[str, zi
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise UserInputError(f"{path}: {name} is a link; archives of images may hold none. Pack it without links.")
         if info.flag_bits & 1:
-            raise UserInputError(f"{path}: is protected by a password. Unpack it, and name the folder.")
+            raise UserInputError(f"{path}: is protected by a password. Unpack it, and use the folder.")
         if not info.is_dir():
             total = _bounded(info.file_size, total, name, path)
             yield name, info
@@ -256,7 +256,7 @@ def _printable(name: str, root: Path) -> str:
 
 
 def _bounded(size: int, before: int, name: str, archive: Path) -> int:
-    """Return the bytes that the entries so far unpack to, this one included."""
+    """Return the unpacked size of the entries so far, including this entry."""
     if size > MAX_FILE_BYTES:
         raise UserInputError(f"{archive}: {name} unpacks to {size:,} bytes; no image is that large. Remove it.")
     if before + size > MAX_BYTES:

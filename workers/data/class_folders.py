@@ -1,6 +1,6 @@
-"""Read images in one folder per class: find out from the names alone which folder is a part, a class, or only wrapped around.
+"""Read images in one folder per class, telling parts, classes and wrapper folders apart by their names.
 
-A layout that could be meant in two ways is refused. Nothing is guessed from a single file.
+Ambiguous layouts are rejected. Nothing is guessed from a single file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PARTS = {
     "testing": "test",
     "eval": "test",
 }
-FEWEST_REPEATED = 2  # subfolders that all top folders have in common before it is unclear which of the two are the classes
+FEWEST_REPEATED = 2  # if all top folders share this many subfolders, either level could be the classes
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class PlacedFile:
 
     Attributes:
         name: Name of the file within the data, with forward slashes.
-        id: The same without the folders that are only wrapped around everything.
-        label: Name of its class.
-        part: "train", "val", "test", or "" where the data has no parts.
+        id: The name without the wrapper folders.
+        label: Class name.
+        part: "train", "val", "test", or "" if the data has no parts.
     """
 
     name: str
@@ -52,14 +52,14 @@ class PlacedFile:
 
 @dataclass
 class Arrangement:
-    """Where the images are, and what they are.
+    """The classes and parts found in a folder tree.
 
     Attributes:
-        files: Every labelled image, in the order of the names that were given.
-        folders: The folder of each part that there is, by the part.
-        unlabelled: The parts that hold images without class folders, with the number of their images.
-        skipped: The files that are no images.
-        class_folders: The folders whose folders are the classes.
+        files: Every labelled image, in the order of the given names.
+        folders: Folder of each part.
+        unlabelled: Number of images in each part without class folders.
+        skipped: The files that are not images.
+        class_folders: The folders whose subfolders are the classes.
     """
 
     files: list[PlacedFile] = field(default_factory=list)
@@ -71,13 +71,13 @@ class Arrangement:
 
 @dataclass
 class _Folder:
-    """A folder of the tree that the names make up.
+    """A folder of the tree built from the file names.
 
     Attributes:
         path: Its path; "." at the top.
-        folders: The folders in it.
-        images: The images right in it.
-        others: The other files right in it.
+        folders: Its subfolders by name.
+        images: The images directly in it.
+        others: The other files directly in it.
     """
 
     path: PurePosixPath
@@ -106,22 +106,22 @@ class _Folder:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Which of the folders in it stand for which part of a data set, by their names."""
+        """The part of each subfolder whose name says that it is a part."""
         return _named_parts(list(self.folders))
 
 
 def arrange(names: Sequence[str], root: Path) -> Arrangement:
-    """Find the classes and parts of a data set by the names of its files.
+    """Find the classes and parts of a data set from its file names.
 
     Args:
         names: Names of all files, with forward slashes.
         root: The folder or the archive, for messages.
 
     Raises:
-        UserInputError: If the layout is not known, or could be meant in two ways.
+        UserInputError: If the layout is unknown or ambiguous.
     """
     found, top = Arrangement(), _Folder(PurePosixPath())
-    places: dict[str, tuple[_Folder, bool]] = {}  # of the folders that were seen: where they are, and whether they are leftovers
+    places: dict[str, tuple[_Folder, bool]] = {}  # by path: the folder, and whether it is a leftover
     for name in names:
         around, _, file = name.rpartition("/")
         if around not in places:
@@ -142,7 +142,7 @@ def arrange(names: Sequence[str], root: Path) -> Arrangement:
 
 
 def _place(top: _Folder, around: str) -> tuple[_Folder, bool]:
-    """Return the folder of this path, or the last one above it that is no leftover; and whether the path is within a leftover."""
+    """Return the folder of this path, or the one above a leftover, and whether the path is in a leftover."""
     folder = top
     for part in around.split("/") if around else ():
         if is_leftover(part):
@@ -152,7 +152,7 @@ def _place(top: _Folder, around: str) -> tuple[_Folder, bool]:
 
 
 def _unwrapped(folder: _Folder) -> _Folder:
-    """Return the folder below those that hold nothing but one other folder of folders."""
+    """Skip wrapper folders, which hold nothing but one subfolder without images directly in it."""
     while not folder.images and not folder.parts and len(inside := folder.with_images) == 1:
         [only] = inside.values()
         if only.images:
@@ -162,7 +162,7 @@ def _unwrapped(folder: _Folder) -> _Folder:
 
 
 def _named_parts(names: Sequence[str]) -> dict[str, str]:
-    """Return which of the names of folders stand for which part: `train`, and `training_set` where there is a `test_set` too."""
+    """Map folder names to parts: `train` always, `training_set` only next to a folder such as `test_set`."""
     exact = {name: PARTS[name.casefold()] for name in names if name.casefold() in PARTS}
     if exact:
         return exact
@@ -175,7 +175,7 @@ def _named_parts(names: Sequence[str]) -> dict[str, str]:
 
 
 def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
-    """Return class and part of each image by its name, where folders of `base` are parts."""
+    """Map each image name to its class and part, reading the folders of `base` as parts."""
     parts, labels = {name: base.folders[name] for name in base.parts}, dict[str, tuple[str, str]]()
     _refuse_strangers(base, parts, root)
     for name, folder in parts.items():
@@ -195,19 +195,19 @@ def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str,
 
 
 def _refuse_strangers(base: _Folder, parts: Mapping[str, _Folder], root: Path) -> None:
-    """Raise UserInputError for images beside the parts, which belong to none."""
+    """Raise UserInputError for images outside the parts."""
     for name, folder in base.with_images.items():
         if name not in parts:
             raise UserInputError(
                 f"{root}: the folder {folder.path} lies beside {next(iter(parts.values())).path}, which is a part of the data. "
-                f"{name} is no name of a part (those are train, val and test). Move it elsewhere, or rename it."
+                f"{name} is not the name of a part (train, val or test). Move it elsewhere, or rename it."
             )
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
 
 
 def _folder_of_classes(part: _Folder, others: Sequence[_Folder]) -> _Folder:
-    """Return the folder below a part that holds its classes: not one that is a class itself, as other parts show."""
+    """Return the folder of a part that holds its classes, not skipping folders that are classes in other parts."""
     known = {name for other in others for name in _unwrapped(other).with_images}
     return part if known & set(part.with_images) else _unwrapped(part)
 
@@ -224,7 +224,7 @@ def _check_part(folder: _Folder, classes: _Folder, part: str, root: Path) -> Non
 
 
 def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
-    """Return class and part of each image by its name, where every folder of `base` is a class, with all that is below it."""
+    """Map each image name to its class and part, reading each folder of `base`, at any depth, as a class."""
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
     for name, folder in base.folders.items():
@@ -239,9 +239,9 @@ def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement)
 
 
 def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
-    """Raise UserInputError where the folders below could be the classes as well.
+    """Raise UserInputError if the subfolders could be the classes as well.
 
-    That is so where all top folders that hold folders have the same ones, and where a folder below one of them is called a part.
+    That is the case if all top folders share subfolders, or if a subfolder has the name of a part.
     """
     for name, folder in classes.items():
         if named := _named_parts(list(_unwrapped(folder).with_images)):
@@ -264,10 +264,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def items_of_classes(layout: Layout) -> Iterator[Item]:
-    """Yield the images of a folder or an archive that has one folder per class, and tell the layout how it was read.
+    """Yield the images in one folder per class, and set the layout's notes, origins and skipped files.
 
     Raises:
-        UserInputError: If the layout of the folders is not known, or could be meant in two ways.
+        UserInputError: If the layout of the folders is unknown or ambiguous.
     """
     root = layout.root()
     content = dict(files := layout.open_files.enter_context(listed(root, layout.scratch)))
@@ -284,13 +284,13 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
     if "val" in labelled:
         becomes["val"] = layout.place_validation("test" in labelled, labelled["val"])
     layout.origins = {becomes[part]: f"the folder {folder}" for part, folder in labelled.items() if becomes[part]}
-    for file in sorted(found.files, key=lambda file: file.part == "val"):  # those of val/ come last, as they always did
+    for file in sorted(found.files, key=lambda file: file.part == "val"):  # val/ comes last, as in earlier versions
         if not file.part or becomes[file.part]:
             yield Item(file.id, file.label, becomes[file.part], content[file.name])
 
 
 def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
-    """Yield a sentence for each folder beside the classes that holds no file at all."""
+    """Yield a sentence for each empty folder next to the class folders."""
     for place in found.class_folders if root.is_dir() else ():
         for folder in sorted(path for path in (root / place).iterdir() if path.is_dir() and not is_leftover(path.name)):
             if not any(path.is_file() for path in folder.rglob("*")):
@@ -298,7 +298,7 @@ def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
 
 
 def count_images(root: Path) -> int | None:
-    """Return the number of images in a folder, or None for an archive, which would have to be read first."""
+    """Return the number of images in a folder, or None for an archive, which would have to be read in full."""
     if not root.is_dir():
         return None
     with listed(root) as files:

@@ -1,4 +1,4 @@
-"""Call a function on images in the background, by as many threads as pay."""
+"""Decode images in background threads, as many as pay off."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from statistics import median
 from types import TracebackType
 from typing import Generic, TypeVar
 
-SLICE = 32  # images a task: handing one over takes as long as decoding a small one
-SMALL = 0.5e-3  # seconds an image. What takes less is mostly Python, which runs in one thread at a time: two are slower than one
+SLICE = 32  # images per task: submitting a task takes as long as decoding a small image
+SMALL = 0.5e-3  # seconds per image. Faster decoding is mostly Python under the GIL: two threads are slower than one
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class Decoding(Generic[T, R]):
-    """Calls `function` on each of the items that it is given, in the background. Use it as a context manager.
+    """Applies `function` to items in background threads. Use it as a context manager.
 
     Args:
-        function: Decodes one item. What it raises is raised where its result is asked for.
+        function: Decodes one item. Its exceptions propagate to the caller.
     """
 
     def __init__(self, function: Callable[[T], R]) -> None:
         self.function = function
-        self.pool: ThreadPoolExecutor | None = None  # until it is known how long one takes
+        self.pool: ThreadPoolExecutor | None = None  # created once the first items are timed
 
     def __enter__(self) -> Decoding[T, R]:
         return self
@@ -36,7 +36,7 @@ class Decoding(Generic[T, R]):
             self.pool.shutdown(cancel_futures=True)
 
     def begin(self, items: Sequence[T]) -> Callable[[], list[R]]:
-        """Begin with these items. Return a function that waits for their results and returns them in order."""
+        """Start decoding these items. Return a function that waits for the results and returns them in order."""
         decoded = self._first(items[:SLICE]) if items and self.pool is None else []
         remaining = items[len(decoded) :]
         slices = [remaining[start : start + SLICE] for start in range(0, len(remaining), SLICE)]
@@ -44,7 +44,7 @@ class Decoding(Generic[T, R]):
         return lambda: [*decoded, *(result for future in futures for result in future.result())]
 
     def _first(self, items: Sequence[T]) -> list[R]:
-        """Decode at once, to see how long an item takes. The median counts, for the very first imports what it needs."""
+        """Decode right away, to time an item. Uses the median, because the first call also imports modules."""
         results, seconds = [], []
         for item in items:
             began = time.perf_counter()

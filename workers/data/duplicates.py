@@ -1,4 +1,4 @@
-"""Find images that are there twice: equal ones by a digest, and nearly equal ones by a perceptual hash."""
+"""Find duplicate images: equal images by digest, nearly equal images by perceptual hash."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-CELLS = 8  # on a side; each of the 64 is compared with the one to its right, the last of a row with the first
-NEARLY = 8.0  # mean difference of two images' pixels, of 255, below which they count as nearly the same
+CELLS = 8  # per side; each of the 64 cells is compared with its right neighbour, the last of a row with the first
+NEARLY = 8.0  # mean absolute pixel difference, out of 255, below which two images count as nearly equal
 
 
 def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Return the difference hash of images (N, S, S, 3): each bit says whether a cell is brighter than the one to its right.
+    """Return the difference hash of images (N, S, S, 3): a bit is 1 if a cell is brighter than its right neighbour.
 
-    Brightness is that of the green channel, which has most of it.
+    Brightness is approximated by the green channel, which dominates luminance.
     """
     size = images.shape[1]
     starts = np.arange(CELLS) * size // CELLS
@@ -26,24 +26,24 @@ def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Twins:
-    """Pairs of images that are there twice: (P,) row numbers each. An image that is there k times is in k - 1 pairs or more."""
+    """Pairs of duplicate images: (P,) row numbers each. k equal images make k - 1 pairs, each with the first."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
 
 def find_equal(digests: NDArray[np.uint64]) -> Twins:
-    """Return the pairs of rows with equal digests (N, 2): each row with the first one of its kind."""
+    """Pair each row with the first row that has the same digest (N, 2)."""
     return _with_the_first(np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1))
 
 
 def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Twins) -> Twins:
-    """Return the pairs of rows that look nearly the same: those of equal perceptual hashes whose pixels are close.
+    """Pair rows that look nearly the same: equal perceptual hashes and close pixels.
 
     Args:
         looks: (N,) perceptual hashes.
         images: (N, S, S, 3) uint8.
-        equal: The pairs that are equal, which are left out.
+        equal: Pairs of equal images, which are left out.
     """
     pairs = _with_the_first(np.unique(looks, return_inverse=True)[1].reshape(-1))
     known = set(zip(equal.first.tolist(), equal.second.tolist(), strict=True))
@@ -57,7 +57,7 @@ def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Tw
 
 
 def _with_the_first(kinds: NDArray[np.int64]) -> Twins:
-    """Return each row that has a kind which an earlier row has too, with the first row of that kind."""
+    """Pair each row with the first row of the same kind, leaving out those first rows."""
     first_of = np.full(int(kinds.max(initial=-1)) + 1, len(kinds), dtype=np.int64)
     np.minimum.at(first_of, kinds, np.arange(len(kinds)))
     rows = np.flatnonzero(first_of[kinds] != np.arange(len(kinds)))

@@ -1,4 +1,4 @@
-"""Decode one image file to a square uint8 RGB array. Training and `predict` share this. No torch."""
+"""Decode an image file to a square uint8 RGB array, for training and `predict`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
     | {".heic", ".heif", ".hif", ".avif"}
 )
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # by content; some of Pillow's others start programs
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # by content; some other Pillow formats start programs
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 89_478_485  # Pillow's own warning level; here it is an error
-FULL_DEPTH = 13  # bits; an image of 16 bits a pixel that uses fewer comes from a camera of 10 or 12
-FULL_RANGE = 65535  # of 16 bits
+FULL_DEPTH = 13  # bits; a 16-bit image that uses fewer comes from a 10- or 12-bit camera
+FULL_RANGE = 65535  # largest 16-bit value
 MAX_SAMPLE_VALUE = 281  # the TIFF tag in which a file declares its largest value
 
 Pixels = NDArray[np.uint8]
 
-# What a file that is no image is, by how it begins.
+# First bytes of common files that are not images, and what to call them.
 SIGNS = (
     (b"<!doctype html", "is an HTML page"),
     (b"<html", "is an HTML page"),
@@ -39,18 +39,18 @@ SIGNS = (
 
 
 class UnreadableImageError(Exception):
-    """One image can't be used; the text says why."""
+    """An image can't be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as it is trained on.
+    """A decoded image, ready for training.
 
     Attributes:
         pixels: (S, S, 3) uint8.
-        width: Width of the file's image in pixels.
-        height: Its height.
-        note: What people should know of how it was read; "" for nothing.
+        width: Width of the original image in pixels.
+        height: Height of the original image in pixels.
+        note: Remark for the user on how the image was read; "" for none.
     """
 
     pixels: Pixels
@@ -60,7 +60,7 @@ class DecodedImage:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file is an image by its extension."""
+    """Return whether a file name has an image extension."""
     stem, dot, extension = name.rpartition(".")
     return bool(stem and dot) and f".{extension.lower()}" in EXTENSIONS
 
@@ -71,7 +71,9 @@ def decode(content: bytes | Path, size: int) -> Pixels:
 
 
 def read_image(content: bytes | Path, size: int) -> DecodedImage:
-    """Decode an image fully: resize its shorter side to `size`, then cut out the centre. Of an animation, the first frame counts.
+    """Decode an image fully: resize its shorter side to `size`, then crop the centre.
+
+    Only the first frame of an animation is used.
 
     Args:
         content: The file's content, or its path.
@@ -84,7 +86,7 @@ def read_image(content: bytes | Path, size: int) -> DecodedImage:
         with _opened(content) as image:
             _check_size(image)
             width, height = image.size
-            image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size where that suffices
+            image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size if that suffices
             ImageOps.exif_transpose(image, in_place=True)
             rgb, note = _rgb(image)
             return DecodedImage(_square(rgb, size), width, height, note)
@@ -101,7 +103,7 @@ def read_image(content: bytes | Path, size: int) -> DecodedImage:
 
 
 def _opened(content: bytes | Path) -> Image.Image:
-    """Open an image by what is in it, whatever its file is called."""
+    """Open an image by its content, ignoring the file name."""
     formats: tuple[str, ...] = FORMATS
     if is_heif(_first_bytes(content)):
         _register_heif()
@@ -110,7 +112,7 @@ def _opened(content: bytes | Path) -> Image.Image:
 
 
 def is_heif(beginning: bytes) -> bool:
-    """Return whether a file is HEIF, which phones write as HEIC, by its first bytes."""
+    """Return whether the first bytes are those of a HEIF file (HEIC on phones)."""
     return beginning[4:8] == b"ftyp" and beginning[8:12] in HEIF_BRANDS
 
 
@@ -129,7 +131,7 @@ def _first_bytes(content: bytes | Path) -> bytes:
 
 
 def _what_it_is(content: bytes | Path) -> str:
-    """Say what a file is that is no image, as far as its beginning tells."""
+    """Describe a file that is not an image by its first bytes."""
     beginning = _first_bytes(content)
     if not beginning:
         return "is empty"
@@ -147,7 +149,7 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """Convert to RGB, and say how where that is not obvious."""
+    """Convert to RGB. Return the image and a note, which is "" if the conversion is obvious."""
     note = ""
     if image.mode.startswith("I"):
         image, note = _to_eight_bits(image)
@@ -157,11 +159,11 @@ def _rgb(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
-    """Scale integer pixels of more than 8 bits by the depth that the file declares, or else by the bits that they really use."""
+    """Scale integer pixels of more than 8 bits by the bit depth that the file declares, or else by the bits in use."""
     values = np.asarray(image).astype(np.int64)
     lowest, largest = int(values.min()), int(values.max())
     if lowest < 0 or largest > FULL_RANGE:
-        raise UnreadableImageError(f"has values from {lowest} to {largest}, which is no range of 8 to 16 bits; save it with one")
+        raise UnreadableImageError(f"has values from {lowest} to {largest}, outside the 16-bit range; save it with 8 or 16 bits")
     declared = _declared_maximum(image)
     depth = (declared or largest).bit_length()
     if depth >= FULL_DEPTH:
@@ -173,9 +175,9 @@ def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _declared_maximum(image: Image.Image) -> int | None:
-    """Return the largest value that an image's file declares, or None where it declares none."""
+    """Return the largest sample value that the image file declares, or None."""
     if image.format == "PPM":
-        return FULL_RANGE  # Pillow has scaled it by what the file declares
+        return FULL_RANGE  # Pillow has already scaled the values to 16 bits
     tags = getattr(image, "tag_v2", None)
     value = tags.get(MAX_SAMPLE_VALUE) if tags is not None else None
     value = value[0] if isinstance(value, tuple) and value else value

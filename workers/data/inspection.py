@@ -1,4 +1,4 @@
-"""Inspect a packed and split data set for people: what is in it, where each part came from, and what may be wrong with it."""
+"""Summarize a packed and split data set: its contents, the origin of each part, and possible problems."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from workers.errors import UserInputError
 
 PARTS = ("fit", "fuse", "test")
 MOST_SHOWN = 3
-FEW_TESTED = 5  # test rows of a class below which its accuracy says next to nothing
-IMBALANCED = 10.0  # times as many images in the largest class as in the smallest
+FEW_TESTED = 5  # test rows of a class below which its accuracy means little
+IMBALANCED = 10.0  # size ratio of the largest to the smallest class
 
 
 def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
@@ -53,17 +53,17 @@ def pack_and_check(
     on_progress: OnProgress = lambda rows, expected: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Store:
-    """Pack a data set where that was not done yet, if it can be split, and has no duplicates that the team refuses.
+    """Pack a data set unless it is packed already, and check its split and its duplicates.
 
     Args:
         spec: The data set.
-        seed: The team's seed, from which the split follows.
+        seed: The team's seed, which determines the split.
         home: The home.
-        on_progress: Is told how many rows are decoded.
-        say: Is told, in a line, of what was damaged and is packed again.
+        on_progress: Called with the number of rows decoded so far.
+        say: Called with a line of text if damaged data is packed again.
 
     Raises:
-        UserInputError: If the data cannot be used. Nothing is left on the disk then.
+        UserInputError: If the data cannot be used. Nothing is left on the disk.
     """
 
     def check(packed: Store) -> None:
@@ -75,13 +75,13 @@ def pack_and_check(
 def inspect_data(
     spec: DataSpec, seed: int, home: Path, on_progress: OnProgress = lambda rows, expected: None
 ) -> tuple[Store, DataSummary]:
-    """Pack a data set as `pack_and_check` does, and sum it up."""
+    """Pack a data set as `pack_and_check` does, and summarize it."""
     store = pack_and_check(spec, seed, home, on_progress)
     return store, summarize_data(store, spec, get_split(store, spec, seed))
 
 
 def refuse_duplicates(store: Store, spec: DataSpec, split: Split) -> None:
-    """Raise UserInputError where a team wants no images that are there twice, and there are some."""
+    """Raise UserInputError if data.duplicates is "error" and equal images are in different parts or classes."""
     if spec.duplicates != "error":
         return
     for warning in _warnings_of_duplicates(store, {"fit": split.fit, "fuse": split.fuse, "test": split.test}, similar=False):
@@ -89,7 +89,7 @@ def refuse_duplicates(store: Store, spec: DataSpec, split: Split) -> None:
 
 
 def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
-    """Return where the rows of *fit*, *fuse* and *test* came from."""
+    """Return the origin of the *fit*, *fuse* and *test* rows, in words."""
     given = store.record.origins
     train = given.get("train", "the images")
     has_own = {"fuse": bool(store.validation.any()), "test": bool(store.tested.any())}
@@ -102,7 +102,7 @@ def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
 
 
 def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bool = True) -> Iterator[str]:
-    """Yield sentences on images that are there twice."""
+    """Yield a sentence for each problem with duplicate images."""
     part_of = np.full(len(store.labels), "", dtype="<U4")
     for name, rows in parts.items():
         part_of[rows] = name
@@ -116,7 +116,7 @@ def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bo
 
 @dataclass(frozen=True)
 class _TwinReport:
-    """Says what is wrong with images that are there twice.
+    """Describes the problems with duplicate images.
 
     Attributes:
         store: The packed data.
@@ -131,7 +131,7 @@ class _TwinReport:
     how: str
 
     def sentences(self) -> Iterator[str]:
-        """Yield a sentence for each thing that is wrong."""
+        """Yield a sentence for each problem."""
         first, second = self.twins.first, self.twins.second
         for held in ("test", "fuse"):
             parts = self.part_of[first], self.part_of[second]
@@ -164,13 +164,13 @@ def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec
     if totals[largest] >= IMBALANCED * totals[smallest]:
         share = totals[largest] / sum(totals.values())
         yield (
-            f"{largest} has {totals[largest]:,} images and {smallest} has {totals[smallest]:,}. Always answering {largest} would "
-            f"be right on {share:.1%} of all, so look at each class's accuracy too"
+            f"{largest} has {totals[largest]:,} images and {smallest} has {totals[smallest]:,}. Always predicting {largest} "
+            f"would be right for {share:.1%} of the images, so look at each class's accuracy too"
         )
     if few := [f"{name} ({counts['fit']})" for name, counts in classes.items() if counts["fit"] < spec.folds]:
         yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some folds hold no image of the class"
     if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
-        yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: their accuracy says next to nothing"
+        yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: the accuracy of these classes means little"
 
 
 def _are(count: int) -> str:

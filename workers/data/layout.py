@@ -1,4 +1,4 @@
-"""What a layout of a data set is: a stream of labelled images, still encoded, from wherever they lie."""
+"""The interface of a data set layout: a stream of labelled images, still encoded."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Item:
     Attributes:
         id: Unique name of the row.
         label: Class name.
-        part: "train", "val", "test", or "" where the data set has no parts. "val" rows become *fuse* rows.
+        part: "train", "val", "test", or "" if the data set has no parts. "val" rows become *fuse* rows.
         content: The encoded image, its path, or its pixels (H, W, 3) uint8.
-        group: What must not be on two sides of a split, such as a patient; "" where the data set has no groups.
-        fold: The fold that the data set itself gives the row; None where it gives none.
-        weight: How much its loss counts in training, beside those of the other rows.
+        group: Group that no split may divide, such as a patient; "" if the data set has no groups.
+        fold: Fold that the data set gives the row, or None.
+        weight: Weight of its loss in training, relative to other rows.
     """
 
     id: str
@@ -41,19 +41,21 @@ class Item:
 
 
 class Layout(ABC):
-    """A layout of a data set: one module of `workers/data/layouts/` with one class, registered by `@LAYOUTS.register`.
+    """Base class of data set layouts: one class per module of `workers/data/layouts/`.
+
+    Subclasses are registered with `@LAYOUTS.register`.
 
     Class attributes:
-        default_size: Side of the images in pixels, where a team file gives none.
-        needs_root: Whether a team file has to say where the images are.
+        default_size: Default side of the images in pixels.
+        needs_root: Whether a team file must set data.root.
         is_on_disk: Whether the images are read from data.root.
 
     Attributes:
-        open_files: What has to stay open until the items were decoded. Whoever walks the items closes it.
-        scratch: Folder for temporary files; None for the system's own.
-        skipped: After the walk, the files that were passed over.
-        notes: After the walk, sentences on how the data set was read.
-        origins: After the walk, where the rows of each part came from.
+        open_files: Files that must stay open until the items are decoded. The caller of `items` closes them.
+        scratch: Folder for temporary files; None for the system's temporary folder.
+        skipped: Skipped files, complete once `items` is exhausted.
+        notes: Sentences on how the data set was read, complete once `items` is exhausted.
+        origins: Origin of the rows of each part, complete once `items` is exhausted.
 
     Args:
         spec: The data set.
@@ -73,14 +75,14 @@ class Layout(ABC):
 
     @abstractmethod
     def items(self) -> Iterator[Item]:
-        """Yield every row. Raises UserInputError where the source has no layout that is known."""
+        """Yield every row. Raises UserInputError if the source cannot be read in this layout."""
 
     def expected(self) -> int | None:
-        """Return how many rows there will be, or None where only reading a whole archive would tell."""
+        """Return the expected number of rows, or None if that takes reading a whole archive."""
         return None
 
     def root(self) -> Path:
-        """Return the folder or the archive of the images. Raises UserInputError where there is none."""
+        """Return the folder or the archive of the images. Raises UserInputError if it does not exist."""
         root = self.spec.root or Path("data").resolve()
         if root.is_dir() or (root.is_file() and is_archive(root)):
             return root
@@ -89,18 +91,18 @@ class Layout(ABC):
         return self.missing(root)
 
     def missing(self, root: Path) -> Path:
-        """Return where a root that is not there is to be made. Raises UserInputError where that cannot be done."""
+        """Return the path at which to create a missing root. Raises UserInputError if the layout cannot create it."""
         raise UserInputError(f"data.root: {root} is not there. Set data.root in the team file, or pass --data PATH.")
 
     def place_validation(self, has_test: bool, what: str) -> str:
-        """Say what becomes of the data set's own validation rows, and return the part that they belong to.
+        """Decide which part the data set's own validation rows belong to, and add a note on it.
 
         Args:
             has_test: Whether the data set has test rows.
-            what: What the rows are, for the note.
+            what: Description of the rows, for the note.
 
         Returns:
-            "test" where there are no other test rows, "val" where fusions are fitted on them, and "" where they are left out.
+            "test" if there are no other test rows, "val" if fusions are fitted on them, or "" if they are left out.
         """
         if not has_test:
             self.notes.append(f"{what} stands in for the test rows, because there is no other test part")
@@ -112,7 +114,7 @@ class Layout(ABC):
         return ""
 
     def fingerprint(self) -> list[object]:
-        """Return what tells the source from others without reading it whole: its place, and its files' sizes and times."""
+        """Return values that identify the source without reading its images: path, file names, sizes and times."""
         if not self.is_on_disk:
             return []
         root = self.root()

@@ -1,4 +1,7 @@
-"""Tell data from what systems and editors leave beside it. This one rule holds for folders, archives, sweeps and predictions."""
+"""Recognize hidden files and leftovers of systems and editors.
+
+Folders, archives, sweeps and predictions share this rule.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import PurePosixPath
 
 NAMES = frozenset(
     {
-        "__macosx",  # a shadow of each file, which macOS adds to a ZIP archive
-        "@eadir",  # thumbnails of a Synology
+        "__macosx",  # metadata that macOS adds to a ZIP archive for each file
+        "@eadir",  # thumbnails of a Synology NAS
         "#recycle",
         "$recycle.bin",
         "lost+found",
@@ -26,7 +29,7 @@ HIDDEN = "hidden"
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a file is hidden or a leftover, or lies in a folder that is.
+    """Return whether a file, or a folder above it, is hidden or a leftover.
 
     Args:
         name: The file's name within the data, with forward slashes.
@@ -37,7 +40,7 @@ def is_leftover(name: str) -> bool:
 
 @dataclass
 class SkippedFiles:
-    """Counts the files that are passed over, by what they are, with an example of each kind.
+    """Counts skipped files by kind, with an example of each.
 
     Attributes:
         counts: Number of files by kind: an extension, or HIDDEN.

@@ -1,7 +1,7 @@
 """Pack a data set: decode every image in full, once, into one memory-mapped uint8 store.
 
-Packing is the check of the data too. It writes to a temporary folder beside the home, which is renamed into place when everything
-passes and removed otherwise.
+Packing also checks the data. It writes to a temporary folder next to the home, which is renamed into place if every check passes,
+and removed otherwise.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import file_lock, sync_folder
 
-CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # of pixels and of rows that are decoded at once, at most
+CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # limits on the pixels and rows decoded at once
 MIN_PER_CLASS = 3
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit on files
-PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # an image that is there twice stays in the first of them
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
+PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # a duplicate is kept in the part with the lowest rank
 
-OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected where that is known
+OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected or None if unknown
 Check = Callable[[Store], object]
 
 
@@ -54,17 +54,17 @@ def pack_data(
     check: Check = lambda store: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Store:
-    """Return the packed data of a home, and pack it where that was not done yet, or where it is damaged.
+    """Return the packed data of a home, packing it first if it is missing or damaged.
 
     Args:
         spec: The data set.
         home: The home.
-        on_progress: Is told how many rows are decoded.
-        check: May refuse the store before it is put in place, by raising UserInputError.
-        say: Is told, in a line, of what was damaged and is packed again.
+        on_progress: Called with the number of rows decoded so far.
+        check: Called with the store before it is used. Raises UserInputError to reject it.
+        say: Called with a line of text if damaged data is packed again.
 
     Raises:
-        UserInputError: If the data cannot be used. Nothing is left on the disk then.
+        UserInputError: If the data cannot be used. Nothing is left on the disk.
         ConclaveError: If the disk is full.
     """
     if store := find_store(spec, home):
@@ -90,14 +90,14 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
         if store and damaged_file(store) is None:
             check(store)
             return store
-        for stale in base.glob(f".conclave-{source_key(spec)}-*"):  # of a process that was killed: we hold its lock
+        for stale in base.glob(f".conclave-{source_key(spec)}-*"):  # left by a killed process: we hold its lock
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".conclave-{source_key(spec)}-", dir=base))
         try:
             source.scratch = work
             _write_store(source, work, on_progress)
             check(Store(work))
-            key = source_key(spec)  # a download gives the source its files only now
+            key = source_key(spec)  # computed again, because a download adds files to the source
             target = home / "data" / key
             target.parent.mkdir(parents=True, exist_ok=True)
             _put_in_place(work, target)
@@ -107,13 +107,13 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
 
 
 def _put_in_place(work: Path, target: Path) -> None:
-    """Move a packed store into place, and keep the splits of the damaged one that it replaces. A power cut loses none of it."""
+    """Move a packed store into place and keep the splits of a damaged store that it replaces. Survives a power cut."""
     keep_checks(work)
-    work.chmod(stat.S_IMODE(target.parent.stat().st_mode))  # a temporary folder is its owner's alone
+    work.chmod(stat.S_IMODE(target.parent.stat().st_mode))  # a temporary folder is private to its owner
     for path in work.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    replaced = list(target.parent.glob(f".conclave-{target.name}-*"))  # by a process that was killed here: we hold its lock
+    replaced = list(target.parent.glob(f".conclave-{target.name}-*"))  # by a process killed at this point: we hold its lock
     if target.exists():
         replaced.append(Path(tempfile.mkdtemp(prefix=f".conclave-{target.name}-", dir=target.parent)))
         target.rename(replaced[-1] / "store")
@@ -128,7 +128,7 @@ def _put_in_place(work: Path, target: Path) -> None:
 
 
 def _existing_parent(path: Path) -> Path:
-    """Return the nearest folder at or above `path` that exists. Raises UserInputError where it cannot be written to."""
+    """Return the nearest existing folder at or above `path`. Raises UserInputError if it is not writable."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -139,7 +139,7 @@ def _existing_parent(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock while packing, and remove it afterwards. It only saves work: what keeps the store whole is the rename."""
+    """Hold a lock while packing, and remove it afterwards. It only saves work: the rename keeps the store whole."""
     with file_lock(path):
         try:
             yield
@@ -149,7 +149,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @dataclass
 class _PackedRows:
-    """The rows that were decoded so far. `sizes` are those of the files; `digests` and `looks` are of the pixels."""
+    """The rows decoded so far. `sizes` are of the original images, `digests` and `looks` hashes of the pixels."""
 
     items: list[Item] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
@@ -184,9 +184,9 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     extra = _arrays(rows)
     kept = rows_without_duplicates(source.spec, rows.items, extra["digests"])
     if len(kept) < len(rows.items):
-        source.notes.append(f"left out {len(rows.items) - len(kept):,} images that are there twice (`duplicates: drop`)")
+        source.notes.append(f"left out {len(rows.items) - len(kept):,} images because of duplicates (`duplicates: drop`)")
         for part in sorted({item.part for item in rows.items} - {rows.items[i].part for i in kept}):
-            source.notes.append(f"every {part} image is in another part too and was left out; others are set apart instead")
+            source.notes.append(f"every {part} image is also in another part and was left out; other rows are drawn instead")
         rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
         _check_rows(source.spec, rows, classes)
         images = _keep_rows(work, size, kept)
@@ -211,7 +211,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
 
 
 def _keep_rows(work: Path, size: int, kept: NDArray[np.int64]) -> PixelFile:
-    """Write the pixels of these rows alone."""
+    """Rewrite images.npy with only these rows."""
     everything = (work / "images.npy").rename(work / "everything.npy")
     pixels, count = np.load(everything, mmap_mode="r"), _rows_at_once(size)
     with PixelFile(work / "images.npy", size) as images:
@@ -226,13 +226,13 @@ def _count(images: int) -> str:
 
 
 def _arrays(rows: _PackedRows) -> dict[str, NDArray[Any]]:
-    """Return what is kept of each row beside pixels, label and id. Parts, groups and folds are there only if there are any."""
+    """Return the arrays of rows.npz by name. Validation rows, groups, folds and weights are left out if unused."""
     digests = np.frombuffer(b"".join(rows.digests), dtype=np.uint64).reshape(-1, 2)
     arrays: dict[str, NDArray[Any]] = {"digests": digests, "looks": np.concatenate([*rows.looks, np.zeros(0, np.uint64)])}
     if any(validation := rows.marked("val")):
         arrays["validation"] = np.array(validation, dtype=bool)
     if any(item.group for item in rows.items):
-        # A row without a group is one of its own.
+        # A row without a group forms its own group.
         names = [item.group or f"\0{i}" for i, item in enumerate(rows.items)]
         arrays["groups"] = np.unique(names, return_inverse=True)[1].astype(np.int64)
     if any(item.fold is not None for item in rows.items):
@@ -243,10 +243,10 @@ def _arrays(rows: _PackedRows) -> dict[str, NDArray[Any]]:
 
 
 def rows_without_duplicates(spec: DataSpec, items: Sequence[Item], digests: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the numbers of the rows to keep: all of them, unless the team wants duplicates to be dropped.
+    """Return the numbers of the rows to keep: all rows, unless `spec.duplicates` is "drop".
 
-    Of equal images of one class the first stays: of the training rows, where they have it. Of equal images of several classes
-    none stays, for nobody knows which class is right.
+    If equal images share a class, only the first is kept, training rows before others. If their classes differ, all are dropped,
+    because the right class is unknown.
 
     Args:
         spec: The data set.
@@ -274,7 +274,7 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress: OnProgress) -> None:
-    """Decode every image to the file, one after another."""
+    """Decode all images in chunks, and append them to the file."""
     expected, count = source.expected(), _rows_at_once(source.spec.size)
     with source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
         items = source.items()
@@ -283,7 +283,7 @@ def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress:
         while chunk:
             results = decoded_chunk()
             following = list(islice(items, count))
-            decoded_chunk = decoding.begin(following)  # while these here are hashed and written
+            decoded_chunk = decoding.begin(following)  # while this chunk is hashed and written
             rows.bad += [result for result in results if isinstance(result, str)]
             rows.bad_labels |= {item.label for item, result in zip(chunk, results, strict=True) if isinstance(result, str)}
             _refuse_bad(rows.bad, source.spec)
@@ -301,12 +301,12 @@ def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress:
 
 
 def _light(item: Item) -> Item:
-    """Return a row without its content, where that is in memory."""
+    """Return a row without its content if that is in memory."""
     return replace(item, content=b"") if isinstance(item.content, (bytes, np.ndarray)) else item
 
 
 def _pixels(size: int, item: Item) -> DecodedImage | str:
-    """Return the image, or a sentence that says which image can't be used and why."""
+    """Return the decoded image, or an error message that names the image."""
     if isinstance(item.content, np.ndarray):
         return DecodedImage(resize(item.content, size), 0, 0)
     try:
@@ -317,7 +317,7 @@ def _pixels(size: int, item: Item) -> DecodedImage | str:
 
 
 def _refuse_bad(bad: list[str], spec: DataSpec) -> None:
-    """Raise UserInputError where more images are bad than the team allows."""
+    """Raise UserInputError if more images are bad than data.max_bad allows."""
     if len(bad) > spec.max_bad:
         shown = "\n".join(f"{text}." for text in bad[:MOST_SHOWN])
         hint = (
@@ -335,7 +335,7 @@ def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
         raise UserInputError(f"{where}: no image of class {lost[0]!r} can be read. Repair them, or remove the class.")
     if len(set(rows.ids)) < len(rows.ids):
         repeated = Counter(rows.ids).most_common(1)[0][0]
-        raise UserInputError(f"{where}: {repeated} is there twice. Remove one.")
+        raise UserInputError(f"{where}: {repeated} occurs twice. Remove one.")
     if len(classes) < 2:
         raise UserInputError(f"{where}: only one class ({classes[0]}). A classifier needs at least two class folders.")
     trained = Counter(item.label for item in rows.items if item.part in ("", "train"))

@@ -1,4 +1,4 @@
-"""Write the pixels of a data set to one .npy file, row after row, without knowing how many rows there will be."""
+"""Write pixels to a .npy file row by row, without knowing the number of rows in advance."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ HEADER_BYTES = 128  # NumPy leaves room in a header for a first axis of any leng
 
 
 class PixelFile:
-    """A .npy file of (N, size, size, 3) uint8 that grows. Use it as a context manager; its header is written at the end.
+    """A growing .npy file of (N, size, size, 3) uint8. Use it as a context manager; the header is written on exit.
 
     Attributes:
         rows: Number of rows so far.
         hasher: SHA-256 of the pixels so far.
 
     Args:
-        path: The file, which is written anew.
+        path: The file, overwritten if it exists.
         size: Side of the images in pixels.
     """
 
@@ -30,7 +30,7 @@ class PixelFile:
         self.file.write(bytes(HEADER_BYTES))
 
     def append(self, pixels: NDArray[np.uint8]) -> None:
-        """Write rows (n, size, size, 3) uint8. Raises OSError where the disk is full."""
+        """Append rows (n, size, size, 3) uint8. Raises OSError if the disk is full."""
         content = np.ascontiguousarray(pixels)
         self.file.write(content.data)
         self.hasher.update(content.data)

@@ -1,4 +1,4 @@
-"""Find the layout that a team names, and tell one source of images from another."""
+"""Find the layout that a team file names, and compute the key of its image source."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from workers.data.layout import Layout
 
 
 def source_of(spec: DataSpec) -> Layout:
-    """Return the source of a data set's images."""
+    """Return the layout that reads a data set's images."""
     return LAYOUTS[spec.dataset](spec)
 
 
 def source_key(spec: DataSpec) -> str:
-    """Return a name of the source without reading it whole: a hash of its kind, place, sizes, times and image size."""
+    """Return a key of the source without reading its images: a hash of layout, path, file stats and image size."""
     parts = [spec.dataset, spec.size, *source_of(spec).fingerprint()]
-    if spec.validation == "fuse":  # a newer key counts only where it is used, so that what is packed stays found
+    if spec.validation == "fuse":  # newer settings count only if used, so that existing stores keep their key
         parts.append("val is fuse")
     if spec.duplicates == "drop":
         parts.append("without duplicates")

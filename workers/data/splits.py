@@ -1,7 +1,7 @@
-"""Split a packed store's rows into *fit*, *fuse*, *test* and folds, and keep the split beside the store.
+"""Split a packed store's rows into *fit*, *fuse*, *test* and folds, and save the split next to the store.
 
-A process that reads a kept split need not import scikit-learn, which takes a second, and gets the same rows whatever version of
-it is there by now. A machine that borrows the data gets no kept split and makes its own, by the head's version unless
+Reading a saved split avoids importing scikit-learn, which takes a second, and gives the same rows even after scikit-learn was
+upgraded. A machine that borrows the data gets no saved split and computes its own, with the head's scikit-learn version unless
 `environment: warn` allows another.
 """
 
@@ -32,7 +32,7 @@ class Split:
     Attributes:
         fit: (n,) int64, rows that members train on.
         fuse: (n,) int64, rows that fusions are fitted and chosen on.
-        test: (n,) int64, rows that only report.
+        test: (n,) int64, rows used only for reported scores.
         folds: (n,) int64, the fold of each *fit* row; -1 without folds.
     """
 
@@ -52,7 +52,7 @@ class SplitRecord(BaseModel):
 
 
 def get_split(store: Store, spec: DataSpec, seed: int) -> Split:
-    """Return the kept split of a store, or make one from the team's seed and the data's digest.
+    """Return the saved split of a store, or compute it from the team's seed and the data's digest.
 
     Args:
         store: The packed data.
@@ -60,19 +60,19 @@ def get_split(store: Store, spec: DataSpec, seed: int) -> Split:
         seed: The team's seed.
 
     Raises:
-        UserInputError: If the rows cannot be split in this way.
+        UserInputError: If the rows cannot be split that way.
     """
     return _read(_split_path(store, spec, seed)) or _make_split(store, spec, seed)
 
 
 def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
-    """Write the split beside the store, for all who ask later. Raises UserInputError if the rows cannot be split."""
+    """Save the split next to the store for later processes. Raises UserInputError if the rows cannot be split."""
     path = _split_path(store, spec, seed)
     path.parent.mkdir(exist_ok=True)
-    with file_lock(path.parent / ".lock"):  # two teams of one home may begin at once
+    with file_lock(path.parent / ".lock"):  # two teams may start at once in the same home
         if _read(path):
             return
-        for unfinished in path.parent.glob(f".{path.name}.*"):  # of a process that was killed: we hold its lock
+        for unfinished in path.parent.glob(f".{path.name}.*"):  # left by a killed process: we hold its lock
             unfinished.unlink()
         parts = {name: rows.tolist() for name, rows in asdict(_make_split(store, spec, seed)).items()}
         write_state(path, SplitRecord(**parts))
@@ -84,7 +84,7 @@ def _split_path(store: Store, spec: DataSpec, seed: int) -> Path:
 
 
 def _read(path: Path) -> Split | None:
-    """Return a kept split, or None if it is missing or damaged: it can be made again."""
+    """Return a saved split, or None if it is missing or damaged, because it can be computed again."""
     try:
         record = read_state(path, SplitRecord, "")
     except CorruptFileError:
@@ -110,7 +110,7 @@ def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:
 
 
 def _refuse_divided_groups(store: Store, split: Split) -> None:
-    """Raise UserInputError where the data set's own parts or folds divide a group."""
+    """Raise UserInputError if the data set's own parts or folds divide a group."""
     if store.groups is None:
         return
     sides = {"fit": split.fit, "fuse": split.fuse, "test": split.test}
@@ -128,7 +128,7 @@ def _refuse_divided_groups(store: Store, split: Split) -> None:
 
 @dataclass(frozen=True)
 class _Splitter:
-    """Splits rows by their classes, and keeps each group together where there are groups.
+    """Splits rows, stratified by class, and keeps groups together if there are any.
 
     Attributes:
         labels: (N,) index of each row's class.
@@ -141,16 +141,16 @@ class _Splitter:
     groups: Rows | None
 
     def set_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-        """Set a share of the rows apart. Return the remaining ones and these.
+        """Split off a share of the rows. Return the remaining rows and the split-off rows.
 
         Args:
             rows: The rows to split.
             fraction: The share.
-            state: What the draw derives from.
-            key: The team file's key of the share.
+            state: Random seed of the draw.
+            key: The team file's key of the share, for messages.
 
         Raises:
-            UserInputError: If that cannot be done in every class.
+            UserInputError: If either side would lack a class.
         """
         if self.groups is not None:
             return self._set_groups_apart(rows, fraction, state, key)
@@ -163,7 +163,7 @@ class _Splitter:
         return np.sort(remaining), np.sort(apart)
 
     def _check_fraction(self, rows: Rows, fraction: float, key: str) -> None:
-        """Raise UserInputError, with a share that would work, where a share of the rows has no room for every class."""
+        """Raise UserInputError, suggesting a share that works, if either side has no room for every class."""
         counts = np.bincount(self.labels[rows], minlength=len(self.classes))
         if counts.min() < 2:
             name, left = self.classes[int(counts.argmin())], int(counts.min())
@@ -180,7 +180,7 @@ class _Splitter:
         )
 
     def _with_every_class(self, remaining: Rows, apart: Rows, state: int) -> tuple[Rows, Rows]:
-        """Move one image of each class that `apart` lacks from `remaining` into it."""
+        """Move an image of each class missing in `apart` there from `remaining`."""
         for label in np.setdiff1d(np.arange(len(self.classes)), self.labels[apart]).tolist():
             own = np.sort(remaining[self.labels[remaining] == label])
             chosen = own[np.random.default_rng([state, label]).integers(len(own))]
@@ -188,7 +188,7 @@ class _Splitter:
         return remaining, apart
 
     def _set_groups_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-        """Set whole groups apart, as near to the share and to the classes' shares as they allow."""
+        """Split off whole groups, as close to the share and the class proportions as possible."""
         fewest, name = self._fewest_groups(rows)
         if fewest < 2:
             raise UserInputError(
@@ -205,27 +205,27 @@ class _Splitter:
         )
 
     def _fewest_groups(self, rows: Rows) -> tuple[int, str]:
-        """Return the smallest number of groups that a class has, and the name of that class."""
+        """Return the number of groups and the name of the class with the fewest groups."""
         assert self.groups is not None
         counts = [len(np.unique(self.groups[rows[self.labels[rows] == label]])) for label in range(len(self.classes))]
         fewest = int(np.argmin(counts))
         return counts[fewest], self.classes[fewest]
 
     def _group_folds(self, rows: Rows, parts: int, state: int) -> list[Rows]:
-        """Return the positions in `rows` of each of so many parts; no group is in two of them."""
+        """Split the rows into this many parts without dividing a group. Return each part's positions in `rows`."""
         from sklearn.model_selection import StratifiedGroupKFold
 
         assert self.groups is not None
         splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=state % 2**32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes with fewer rows than parts
+            warnings.simplefilter("ignore")  # warns of classes with fewer rows than parts
             return [left_out for _, left_out in splitter.split(rows, self.labels[rows], self.groups[rows])]
 
     def folds(self, rows: Rows, count: int, state: int) -> Rows:
-        """Return the fold of each row, -1 for all where there are no folds.
+        """Return the fold of each row, or -1 for all rows if `count` is 0.
 
         Raises:
-            UserInputError: If there are too few rows, or groups, for so many folds.
+            UserInputError: If there are too few rows or groups for `count` folds.
         """
         folds = np.full(len(rows), -1, dtype=np.int64)
         if not count:
@@ -249,19 +249,19 @@ class _Splitter:
             raise UserInputError(_too_many_folds(count, f"the largest class has {most} rows to fit", most))
         splitter = StratifiedKFold(count, shuffle=True, random_state=state % 2**32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of classes with fewer rows than folds, which the data summary names
+            warnings.simplefilter("ignore")  # the data summary names classes with fewer rows than folds
             return [left_out for _, left_out in splitter.split(rows, self.labels[rows])]
 
     @staticmethod
     def given_folds(folds: Rows, count: int) -> Rows:
-        """Return the folds that the data set itself gives the rows. Raises UserInputError where they are not those asked for."""
+        """Return the data set's own folds, or -1 for all if `count` is 0. Raises UserInputError if not 0 to `count` - 1."""
         if not count:
             return np.full(len(folds), -1, dtype=np.int64)
         found = sorted(set(folds.tolist()))
         if found != list(range(count)):
             raise UserInputError(
-                f"data.folds: {count} folds are asked for, so the manifest's column has to say 0 to {count - 1}; "
-                f"it says {', '.join(map(str, found))}."
+                f"data.folds: {count} folds need the values 0 to {count - 1} in the manifest's fold column; "
+                f"it has {', '.join(map(str, found))}."
             )
         return folds
 

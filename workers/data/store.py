@@ -29,17 +29,17 @@ class StoreRecord(BaseModel):
     """The content of store.json.
 
     Attributes:
-        version: Version of this form.
+        version: Version of this format.
         classes: Class names, sorted.
-        digest: Digest of all that decides about the splits and the weights.
+        digest: Digest of everything that affects the splits and the weights.
         size: Side of the images in pixels.
         rows: Number of rows.
-        skipped: Number of files that were passed over.
+        skipped: Number of skipped files.
         bad: A sentence for each image that could not be decoded.
         notes: Sentences on how the data set was read.
-        origins: Where the rows of a part came from, in words, by the part: "train", "val" or "test".
-        image_sizes: Width and height in pixels of the smallest, the median and the largest image by their pixels; empty where the
-            data set has no image files.
+        origins: Origin of the rows of each part ("train", "val" or "test"), in words.
+        image_sizes: Width and height in pixels of the smallest, the median and the largest image by area; empty if the data set
+            has no image files.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -60,8 +60,8 @@ class StoreRecord(BaseModel):
 class Store:
     """A packed data set of N rows in a folder.
 
-    Each array raises CorruptFileError, with its file's name, where the file is no such array. `damaged_file` (store_checks.py)
-    finds what is an array and has other values.
+    Each array raises CorruptFileError, naming the file, if the file cannot be read as one. `damaged_file` (store_checks.py)
+    detects changed values.
 
     Attributes:
         folder: The folder that holds `FILES`.
@@ -84,22 +84,22 @@ class Store:
 
     @property
     def validation(self) -> NDArray[np.bool_]:
-        """(N,) bool: whether the data set itself sets the row apart for fitting fusions."""
+        """(N,) bool: whether the data set reserves the row for fitting fusions."""
         return self.row_arrays.get("validation", np.zeros(len(self.tested), dtype=bool))
 
     @property
     def groups(self) -> Rows | None:
-        """(N,) int64: the group of each row, such as a patient, which no split may divide; None where there are none."""
+        """(N,) int64: the group of each row, such as a patient, which no split may divide; None without groups."""
         return self.row_arrays.get("groups")
 
     @property
     def folds(self) -> Rows | None:
-        """(N,) int64: the fold that the data set itself gives each row, -1 for none; None where it gives none to any."""
+        """(N,) int64: the fold that the data set gives each row, -1 for rows without; None if no row has a fold."""
         return self.row_arrays.get("folds")
 
     @property
     def weights(self) -> NDArray[np.float64] | None:
-        """(N,) float64: how much the loss of each row counts in training; None where all count alike."""
+        """(N,) float64: the weight of each row's loss in training; None if all weights are equal."""
         return self.row_arrays.get("weights")
 
     @property
@@ -126,7 +126,7 @@ class Store:
 
     @cached_property
     def tested(self) -> NDArray[np.bool_]:
-        """(N,) bool: whether the data set itself sets the row apart for testing."""
+        """(N,) bool: whether the data set reserves the row for testing."""
         with _reading(self.folder / "tested.npy") as path, open(path, "rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -143,7 +143,7 @@ class Store:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hexadecimal digits: of images, ids, labels, test rows, classes, and what else the data says of its rows."""
+        """Hexadecimal SHA-256 of images, ids, labels, test and validation rows, classes, groups, folds and weights."""
         return self.record.digest
 
     @property
@@ -157,7 +157,7 @@ class Store:
         return self.record.bad
 
     def notes(self) -> list[str]:
-        """Return what people should know of the data: how it was read, and which files were passed over."""
+        """Return notes for the user: how the data was read, and which files were left out."""
         notes = list(self.record.notes)
         notes += [f"left out: {text}" for text in self.bad[:MOST_SHOWN]]
         return notes + ([f"and {len(self.bad) - MOST_SHOWN} more"] if len(self.bad) > MOST_SHOWN else [])
@@ -168,23 +168,23 @@ def _reading(path: Path) -> Iterator[Path]:
     """Read a file of a store.
 
     Raises:
-        CorruptFileError: For whatever NumPy and JSON raise of a damaged one.
-        FileNotFoundError: If it is not there, which may pass on a disk of the network.
+        CorruptFileError: If NumPy or JSON cannot read the file.
+        FileNotFoundError: If the file is missing, which may be temporary on a network disk.
     """
     try:
         yield path
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:  # pydantic's are ValueErrors
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:  # pydantic raises ValueErrors
         raise CorruptFileError(f"{path}: damaged. Remove {path.parent}, and the next sweep packs the data again.") from error
 
 
 def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mapping[str, NDArray[Any]]) -> None:
-    """Add to a digest of all pixels what else decides about splits and weights.
+    """Add everything else that affects splits and weights to a digest of the pixels.
 
     Args:
         hasher: The digest of the pixels.
-        described: The id of each row, the class name of each row, whether each is set apart for testing, and the classes.
+        described: The id of each row, the class name of each row, the test flag of each row, and the classes.
         more: The arrays of rows.npz.
     """
     hasher.update(json.dumps(described).encode())
@@ -194,7 +194,7 @@ def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mappi
 
 
 def content_digest(store: Store) -> str:
-    """Return the digest of a store as packing computed it, from the arrays themselves."""
+    """Recompute the digest of a store from its arrays, as packing does."""
     hasher = hashlib.sha256()
     for start in range(0, len(store.images), 4096):
         hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
@@ -204,13 +204,13 @@ def content_digest(store: Store) -> str:
 
 
 class Hasher(Protocol):
-    """A digest of hashlib's."""
+    """A hash object of hashlib."""
 
     def update(self, content: bytes, /) -> None:
         """Add bytes."""
 
 
 def find_store(spec: DataSpec, home: Path) -> Store | None:
-    """Return the packed data of a home, or None where it is not packed yet."""
+    """Return the packed data of a home, or None if it is not packed yet."""
     folder = home / "data" / source_key(spec)
     return Store(folder) if (folder / "store.json").is_file() else None

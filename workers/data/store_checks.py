@@ -1,8 +1,7 @@
-"""Checksums of a packed store, by pieces: a flipped byte in an image or a label would change weights without a word.
+"""Checksums of a packed store's pieces: a flipped byte in an image or a label would silently change the weights.
 
-`checks.json` lies beside the files. A store of 2 GB or less is read in full whenever a sweep begins. Of a larger one the files
-that did not change since by size, time and inode are taken as they were found then. A twentieth of their pieces is read all the
-same, drawn anew each time.
+`checks.json` is in the store's folder. A store of up to 2 GB is read in full at the start of each sweep. In a larger store, files
+with unchanged size, modification time and inode are only sampled: a random 5 % of their pieces is read, drawn anew each time.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ from workers.storage.files import write_bytes
 NAME = "checks.json"
 PIECE_BYTES = 4 << 20
 READ_IN_FULL_BYTES = 2 << 30  # the largest store that is always read in full
-DRAWN = 0.05  # share of the pieces of a larger one that are read at any rate
+DRAWN = 0.05  # share of the pieces read in the unchanged files of a larger store
 
 
 class FileCheck(BaseModel):
-    """What a file of a store has to hold.
+    """Expected size and checksums of a file of a store.
 
     Attributes:
         size: Its size in bytes.
         pieces: CRC-32 of each piece of PIECE_BYTES bytes.
-        seen: Size, time of change in nanoseconds and inode when it was read in full last.
+        seen: Size, modification time in nanoseconds and inode when the checksums were computed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,7 +42,7 @@ class FileCheck(BaseModel):
 
 
 class StoreChecks(BaseModel):
-    """The content of checks.json, which has the digest of the store that it is about."""
+    """The content of checks.json, with the digest of its store."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,14 +52,14 @@ class StoreChecks(BaseModel):
 
 
 def keep_checks(folder: Path) -> None:
-    """Write the checksums of a store's files as they are now."""
+    """Write the checksums of a store's current files."""
     files = {path.name: FileCheck(size=path.stat().st_size, pieces=_pieces(path), seen=_stamp(path)) for path in _files(folder)}
     checks = StoreChecks(digest=Store(folder).digest, files=files)
     write_bytes(folder / NAME, checks.model_dump_json().encode(), "checks")
 
 
 def damaged_file(store: Store) -> str | None:
-    """Return the name of a file of a store that does not hold what was packed, or None."""
+    """Return the name of a missing or damaged file of a store, or None if all are intact."""
     checks = _read(store.folder)
     if checks is None:
         return NAME
@@ -104,7 +103,7 @@ def _pieces(path: Path) -> list[int]:
 
 
 def _read_pieces(path: Path, numbers: Sequence[int]) -> Iterator[int]:
-    """Yield the CRC-32 of each of these pieces, computed on all cores."""
+    """Yield the CRC-32 of the pieces with these numbers, computed on all cores."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,4 +1,4 @@
-"""The summary of a data set as people and scripts read it. Light to import; workers/data/inspection.py makes it."""
+"""The summary of a data set, for people and scripts. Fast to import; workers/data/inspection.py creates it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pydantic import BaseModel, ConfigDict
 
 
 class DataSummary(BaseModel):
-    """A data set as it is trained on.
+    """Summary of a packed and split data set.
 
     Attributes:
-        version: Version of this form.
+        version: Version of this format.
         rows: Number of rows of each part: *fit*, *fuse* and *test*.
-        classes: The same for each class.
-        origins: Where the rows of each part came from, in words.
-        image_sizes: Width and height of the smallest, the median and the largest image; empty where there are no files.
+        classes: Number of rows of each part, by class.
+        origins: Origin of the rows of each part, in words.
+        image_sizes: Width and height of the smallest, the median and the largest image; empty if there are no image files.
         size: Side of the packed images in pixels.
-        notes: How the data set was read, in sentences.
-        warnings: What may be wrong with it, in sentences.
+        notes: Sentences on how the data set was read.
+        warnings: Sentences on possible problems.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,7 +33,7 @@ class DataSummary(BaseModel):
     warnings: list[str]
 
     def facts(self) -> list[str]:
-        """Return what the data set is like, a sentence each."""
+        """Describe the data set, one line per fact."""
         counts = ", ".join(f"{part} {count:,}" for part, count in self.rows.items())
         facts = [f"{len(self.classes):,} classes, {sum(self.rows.values()):,} images ({counts})"]
         facts += [f"{part} is {origin}" for part, origin in self.origins.items()]
@@ -44,5 +44,5 @@ class DataSummary(BaseModel):
         return [*facts, *self.notes]
 
     def lines(self) -> list[str]:
-        """Return the facts and the warnings for the screen, a line each."""
+        """Return the facts and the warnings as lines for the terminal."""
         return [*(f"data: {fact}" for fact in self.facts()), *(f"warning: {warning}" for warning in self.warnings)]

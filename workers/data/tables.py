@@ -1,4 +1,4 @@
-"""Read a table of text from a CSV or Parquet file, with the number of each row, and refuse what could be read wrongly."""
+"""Read a CSV or Parquet file as text with row numbers, rejecting ambiguous tables."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LONGEST_FIELD = 1 << 30
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table of text.
 
     Attributes:
         header: Names of the columns.
-        rows: The number of each row, and its values by column. The line of names has number 1; a row of a CSV file has the number
-            of the line that it begins on.
+        rows: The number of each row, and its values by column. The header row is number 1; a CSV row has the number of its first
+            line.
     """
 
     header: list[str]
@@ -31,10 +31,10 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table. Values are text without spaces around them, and "" where there is none.
+    """Read a table. Values are stripped text, and "" if missing.
 
     Raises:
-        UserInputError: If the file is not there, not readable, or its rows do not fit its columns.
+        UserInputError: If the file is missing or not readable, or its rows do not fit its columns.
     """
     try:
         table = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
@@ -100,7 +100,7 @@ def _texts(path: Path, name: str, values: Iterable[object]) -> list[str]:
         elif isinstance(value, float) and value.is_integer():
             texts.append(str(int(value)))  # as a CSV file would have it
         elif isinstance(value, list | dict):
-            raise UserInputError(f"{path}: the column {name!r} holds lists or structures, and not text or numbers.")
+            raise UserInputError(f"{path}: the column {name!r} holds lists or structures instead of text or numbers.")
         else:
             texts.append(str(value).strip())
     return texts

@@ -26,7 +26,7 @@ CIFAR10_FOLDER = "cifar-10-batches-py"
 
 @LAYOUTS.register
 class Cifar10(Layout):
-    """CIFAR-10 (Krizhevsky 2009): 60,000 color images of 32x32 pixels; downloaded where it is not there."""
+    """CIFAR-10 (Krizhevsky 2009): 60,000 color images of 32x32 pixels; downloaded if missing."""
 
     default_size, needs_root = 32, False
 
@@ -55,7 +55,7 @@ class Cifar10(Layout):
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads torchvision's CIFAR files, which are pickles, and nothing but arrays, lists and strings from them."""
+    """Unpickler for torchvision's CIFAR files that loads only arrays, lists and strings."""
 
     ALLOWED = frozenset(
         {
@@ -68,9 +68,9 @@ class _Arrays(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return one of the few allowed classes. Raises UserInputError for any other."""
+        """Return an allowed class. Raises UserInputError for any other class."""
         if (module, name) not in self.ALLOWED:
-            raise UserInputError(f"a CIFAR-10 file asks to load {module}.{name}: it is not what torchvision ships.")
+            raise UserInputError(f"a CIFAR-10 file asks to load {module}.{name}: it is not the file that torchvision ships.")
         return super().find_class(module, name)
 
 
@@ -80,7 +80,7 @@ def _holds_batches(archive: Path) -> bool:
             first = tar.next()
             return first is not None and first.name.startswith(CIFAR10_FOLDER)
     except (tarfile.TarError, EOFError, OSError, zlib.error):
-        return False  # whoever walks it says what is wrong with it
+        return False  # `walk` reports what is wrong with it
 
 
 def _cifar_batches(entries: Iterator[Entry]) -> Iterator[Item]:

@@ -11,7 +11,7 @@ from workers.data.layout import Item, Layout
 
 @LAYOUTS.register
 class Folder(Layout):
-    """CLASS/IMAGE, or train/CLASS/IMAGE with val/ and test/ beside it, in a folder or an archive."""
+    """A folder or an archive of CLASS/IMAGE files, or of train/CLASS/IMAGE files with optional val/ and test/."""
 
     def expected(self) -> int | None:
         """Return the number of images in a folder."""

@@ -1,4 +1,4 @@
-"""Images that a table lists: a CSV or Parquet file with a path and a label in each row."""
+"""Images listed in a table: a CSV or Parquet file with a path and a label in each row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from workers.errors import UserInputError
 
 NEEDED: tuple[Column, ...] = ("path", "label")
 COLUMNS: tuple[Column, ...] = (*NEEDED, "split", "group", "fold", "weight")
-MOST_NAMED = 5  # rows in one message
+MOST_NAMED = 5  # row numbers shown in one message
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Row:
     """A row of a manifest.
 
     Attributes:
-        number: Its line in a CSV file, where the line of names is the first; counted alike in a Parquet file.
-        path: Name of the image's file, with forward slashes.
-        label: Name of its class.
-        part: "train", "val", "test", or "" where the manifest has no splits.
-        group: What must not be on two sides of a split; "" for none.
-        fold: Its fold; None for none.
-        weight: How much its loss counts in training.
+        number: Line in a CSV file, counted from 1 at the header row; counted the same way in a Parquet file.
+        path: Path of the image file, with forward slashes.
+        label: Class name.
+        part: "train", "val", "test", or "" if the manifest has no splits.
+        group: Group that no split may divide; "" for none.
+        fold: Fold index, or None.
+        weight: Weight of its loss in training.
     """
 
     number: int
@@ -50,17 +50,17 @@ class Row:
 
 @LAYOUTS.register
 class Manifest(Layout):
-    """Images below data.root that the CSV or Parquet file data.manifest lists with their labels."""
+    """Images below data.root, listed with their labels in the CSV or Parquet file data.manifest."""
 
     needs_root = False
 
     def root(self) -> Path:
-        """Return the folder or the archive of the images: the manifest's own folder, where the team file names none."""
+        """Return the folder or the archive of the images: by default, the folder of the manifest."""
         return super().root() if self.spec.root else self.manifest.parent
 
     @property
     def manifest(self) -> Path:
-        """The table. Raises UserInputError where the team file names none, or it is not there."""
+        """Path of the table. Raises UserInputError if the team file does not set it, or the file is missing."""
         if self.spec.manifest is None:
             raise UserInputError("data.manifest is needed with `dataset: manifest`: a CSV or Parquet file with path and label.")
         if not self.spec.manifest.is_file():
@@ -76,7 +76,7 @@ class Manifest(Layout):
         return len(self._table.rows)
 
     def fingerprint(self) -> list[object]:
-        """Return what tells the source from others: that of the images, and the table's own."""
+        """Return values that identify the source: those of the images, then those of the table."""
         stat = self.manifest.stat()
         table = [str(self.manifest), stat.st_size, stat.st_mtime_ns, sorted(self.spec.columns.items())]
         return [*super().fingerprint(), *table]
@@ -108,29 +108,29 @@ def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path
 
     Args:
         manifest: The CSV or Parquet file.
-        columns: The file's own names of the columns "path", "label", "split", "group", "fold" and "weight", where they differ.
-        root: The folder of the images, which paths may begin with.
+        columns: The file's names of the columns "path", "label", "split", "group", "fold" and "weight", if they differ.
+        root: The folder of the images; paths may start with it.
 
     Raises:
-        UserInputError: If a column or a value is missing or wrong. It names the rows.
+        UserInputError: If a column or a value is missing or wrong. The message gives the row numbers.
     """
     return check_rows(manifest, read_table(manifest), columns, root)
 
 
 def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
-    """Return the rows of a table that was read, as `read_manifest_rows` does. Raises UserInputError."""
+    """Check and return the rows of a table, as `read_manifest_rows` does. Raises UserInputError."""
     names = {column: columns.get(column, column) for column in COLUMNS}
     _check_columns(manifest, table, names, columns)
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
     for column in NEEDED:
         _refuse(manifest, f"the {column} is missing", [n for n, text in values[column].items() if not text])
     splits = {n: text.casefold() for n, text in values["split"].items()}
-    trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # the others have no use for a fold
+    trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # only these need a fold and a weight
     for column, needing in (("split", list(splits)), ("fold", trained), ("weight", trained)):
         given = values[column]
         if any(given.values()):
             _refuse(manifest, f"the {column} is missing, while other rows have one", [n for n in needing if not given[n]])
-    _refuse(manifest, "the split is none of train, val and test", [n for n, s in splits.items() if s and s not in PARTS])
+    _refuse(manifest, "the split is not train, val or test", [n for n, s in splits.items() if s and s not in PARTS])
     _refuse(manifest, "the fold is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
     wrong = [n for n, weight in values["weight"].items() if weight and not _is_weight(weight)]
     _refuse(manifest, "the weight is no number of at least 0", wrong)
@@ -152,13 +152,13 @@ def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root
 
 
 def _check_columns(manifest: Path, table: Table, names: Mapping[Column, str], columns: Mapping[Column, str]) -> None:
-    """Raise UserInputError where a column is missing, or there is no row."""
+    """Raise UserInputError if a column is missing, or the table has no rows."""
     there = ", ".join(table.header) or "none"
     for column in COLUMNS:
         if names[column] not in table.header and (column in NEEDED or column in columns):
             raise UserInputError(
                 f"{manifest}: there is no column {names[column]!r} for the {column}; the columns are {there}. "
-                f"Say which one is meant: data.columns: {{{column}: NAME}}."
+                f"Name the column in the team file: data.columns: {{{column}: NAME}}."
             )
     if not table.rows:
         raise UserInputError(f"{manifest}: there is no row below the names of the columns.")
@@ -176,7 +176,7 @@ def _is_whole(number: str) -> bool:
 
 
 def _normal(path: str, root: Path | None) -> str:
-    """Return a path as names within a folder are written."""
+    """Normalize a path: forward slashes, no root, Unicode NFC."""
     written = PurePosixPath(os.path.normpath(path.replace("\\", "/")))
     if root is not None and written.is_relative_to(root):
         written = written.relative_to(root)
@@ -184,7 +184,7 @@ def _normal(path: str, root: Path | None) -> str:
 
 
 def _leads_out(path: str) -> bool:
-    """Return whether a path, as `_normal` writes it, leads out of the folder of the images."""
+    """Return whether a normalized path leads out of the image folder."""
     return path.startswith("../") or os.path.isabs(path)
 
 
@@ -207,10 +207,10 @@ def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, obj
 
 
 def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
-    """Raise UserInputError for rows that are wrong; do nothing where there are none."""
+    """Raise UserInputError for the rows with these numbers, if any."""
     if numbers:
         shown, more = ", ".join(map(str, numbers[:MOST_NAMED])), ""
         if len(numbers) > MOST_NAMED:
             more = f" and {len(numbers) - MOST_NAMED:,} more"
         rows = "row" if len(numbers) == 1 else "rows"
-        raise UserInputError(f"{manifest}: in {rows} {shown}{more}, {what} (the line of names is row 1).{hint}")
+        raise UserInputError(f"{manifest}: in {rows} {shown}{more}, {what} (the header is row 1).{hint}")

@@ -1,0 +1,69 @@
+"""Rows that a fusion was fitted on judge nothing: neither its scores, nor its temperature, nor its prediction sets."""
+
+import numpy as np
+import pytest
+
+from fusion.methods.vote import Vote
+from fusion.metrics.calibration import fit_temperature, log_probabilities, nll
+from fusion.metrics.conformal import fit_level
+from fusion.metrics.scores import accuracy_gain, detectable
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
+from fusion.selection.doubts import measure_abstention
+from fusion.selection.fitting import fit_fusion
+from tests.factories import CLASSES, table
+
+
+class Overfitted(Vote):
+    """Right and sure on the rows that it was fitted on; sure on all others, too, and wrong on most of them."""
+
+    def fit(self, inputs: FusionInputs) -> "Overfitted":
+        fuse = inputs.fuse
+        self.known = {row.tobytes(): label for row, label in zip(fuse.logits[0], fuse.labels, strict=True)}
+        return self
+
+    def predict_proba(self, predictions: Predictions) -> np.ndarray:
+        keys = [row.tobytes() for row in predictions.logits[0]]
+        answers = [self.known.get(key, int.from_bytes(key[-3:], "big") % CLASSES) for key in keys]
+        return softmax(6.0 * np.eye(CLASSES)[answers])
+
+
+def overfitted(rows: int = 400) -> tuple[TeamPredictions, Overfitted]:
+    numbers, fuse = np.arange(rows), table(rows)
+    inputs = FusionInputs(fuse, None, np.zeros(0, int), ())
+    return TeamPredictions(("a", "b", "c"), tuple("wxyz"), inputs, table(0), numbers, numbers, numbers), Overfitted()
+
+
+def test_a_nested_temperature_does_not_see_the_rows_that_it_is_judged_by() -> None:
+    team, method = overfitted()
+    fuse = team.inputs.fuse
+    fitted = fit_fusion("overfitted", lambda: method, team.inputs)
+    wrong_and_sure = nll(fitted.nested, fuse.labels)
+    softened = fit_temperature(log_probabilities(fitted.nested), fuse.labels)
+    assert softened > 3, "these rows would have asked for a high temperature"
+    assert wrong_and_sure > 3 > np.log(CLASSES), "and did not get it"
+
+
+def test_the_level_of_prediction_sets_comes_from_rows_that_the_model_was_not_fitted_on() -> None:
+    team, method = overfitted()
+    labels = team.inputs.fuse.labels
+    fitted = fit_fusion("overfitted", lambda: method, team.inputs)
+    level = measure_abstention(team, fitted).level
+    assert level == fit_level(fitted.nested, labels)
+    assert level > 0.9 > fit_level(fitted.predict_proba(team.inputs.fuse), labels), "the rows of the fit would need no sets"
+
+
+def test_a_detectable_difference_is_found_in_four_of_five_draws() -> None:
+    """The power counts: at half of it, McNemar's test finds the difference in one of two draws."""
+    draw, rows, differing = np.random.default_rng(0), 2000, 0.1
+    labels = np.zeros(rows, dtype=np.int64)
+    right, wrong = np.eye(2)[0], np.eye(2)[1]
+
+    def answers(share_won: float) -> tuple[np.ndarray, np.ndarray]:
+        kind = draw.choice(3, size=rows, p=[differing * share_won, differing * (1 - share_won), 1 - differing])
+        first = np.where((kind == 1)[:, None], wrong, right)
+        return first, np.where((kind == 0)[:, None], wrong, right)
+
+    smallest = detectable(*answers(0.5), labels)
+    share_won = 0.5 + smallest / differing / 2
+    found = [accuracy_gain(*answers(share_won), labels).p < 0.05 for _ in range(300)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.08)
