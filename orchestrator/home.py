@@ -1,4 +1,4 @@
-"""The home folder: where everything lives, and who owns which path in it."""
+"""The home folder: its layout, its locks and the records of each sweep."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Home:
     def __post_init__(self) -> None:
         if unusable := [letter for letter in "?%" if letter in str(self.path.absolute())]:
             raise UserInputError(
-                f"--home {self.path}: the path holds {unusable[0]!r}, which the address of MLflow's database can't hold. "
-                "Use a folder of another name."
+                f"--home {self.path}: the URL of MLflow's database can't hold the path's {unusable[0]!r}. "
+                "Use a folder with another name."
             )
 
     @property
@@ -47,7 +47,7 @@ class Home:
 
     @property
     def tracking_uri(self) -> str:
-        """The tracking store in this home."""
+        """URI of the tracking store in this home."""
         return uri_of(self.database)
 
     @property
@@ -56,25 +56,25 @@ class Home:
         return self.path / "artifacts"
 
     def sweep(self, name: str) -> SweepFolder:
-        """Return the folder of a sweep, whether it is there or not."""
+        """Return the folder of a sweep, which may not exist yet."""
         return SweepFolder(self.path / "sweeps" / name)
 
     def existing(self, name: str) -> SweepFolder:
-        """Return the folder of a sweep that was started. Raises UserInputError with the names that there are."""
+        """Return the folder of a started sweep. Raises UserInputError listing the known sweeps."""
         sweeps = self.sweeps()
         if name not in sweeps:
-            known = f"Known: {', '.join(sweeps)}." if sweeps else "There is none yet; `conclave sweep` makes one."
+            known = f"Known: {', '.join(sweeps)}." if sweeps else "There are no sweeps yet; `conclave sweep` creates one."
             raise UserInputError(f"{self.path}: no sweep named {name!r}. {known}")
         return self.sweep(name)
 
     def sweeps(self) -> list[str]:
-        """Return the names of the sweeps that were started."""
+        """Return the names of all started sweeps."""
         return sorted(p.parent.name for p in (self.path / "sweeps").glob("*/sweep.json"))
 
 
 @dataclass(frozen=True)
 class SweepFolder:
-    """HOME/sweeps/NAME: the team file, `sweep.json` with runs and jobs, and what came out."""
+    """HOME/sweeps/NAME: the team file, `sweep.json` with runs and jobs, and the results."""
 
     path: Path
 
@@ -95,28 +95,28 @@ class SweepFolder:
 
     @property
     def outputs(self) -> Path:
-        """The file with the arrays that every fusion was made from."""
+        """The arrays behind all fusions (.npz)."""
         return self.path / "outputs.npz"
 
     @property
     def holder(self) -> Path:
-        """A note of who sweeps here; gone where nobody does."""
+        """A note naming the process that holds the lock; absent if the folder is unlocked."""
         return self.path / ".holder"
 
     @property
     def logs(self) -> Path:
-        """The folder of the logs: driver.log, and one for each job."""
+        """The log folder: driver.log and one log per job."""
         return self.path / "logs"
 
     def result_digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file of results that is there, by its name."""
+        """Return the SHA-256 of each existing result file, by file name."""
         from workers.storage.files import file_sha256
 
         files = [path for path in (self.model, self.report, self.outputs) if path.is_file()]
         return {path.name: file_sha256(path) for path in files}
 
     def identifier(self) -> str:
-        """Return what tells this folder from all others, made at the first call. Its run in a tracking store has it as a tag."""
+        """Return the folder's unique id, creating it on first use. It tags the sweep's run in a tracking store."""
         from workers.storage.files import write_bytes
 
         path = self.path / ".identifier"
@@ -127,24 +127,24 @@ class SweepFolder:
         return self.identifier()
 
     def per_class(self, member: str) -> Path:
-        """Return the file of a member's accuracy by class."""
+        """Return the path of a member's per-class accuracy."""
         return self.path / "per_class" / member / "per_class.json"
 
     def state(self) -> SweepState | None:
-        """Return what is known of the last run: its jobs and runs. None where there is none. Raises CorruptFileError."""
+        """Return the jobs and tracking runs of the last run, or None before the first. Raises CorruptFileError."""
         return self._read("sweep.json", SweepState)
 
     def summary(self) -> SweepSummary | None:
-        """Return the summary of the last run that ended. None where there is none. Raises CorruptFileError."""
+        """Return the summary of the last run that ended, or None if no run has. Raises CorruptFileError."""
         return self._read("summary.json", SweepSummary)
 
     def details(self) -> FusionDetails | None:
-        """Return what the report shows beyond the summary. None where nothing was fused. Raises CorruptFileError."""
+        """Return the report's content beyond the summary, or None if nothing was fused. Raises CorruptFileError."""
         return self._read("fusion.json", FusionDetails)
 
     @property
     def has_newer_run(self) -> bool:
-        """True if a later run than that of the summary is under way, or did not end."""
+        """True if a run later than the summary's is in progress or did not end."""
         summary, state = self.summary(), self.state()
         return summary is not None and summary.state == "done" and (state is None or state.fingerprint is None)
 
@@ -171,10 +171,10 @@ class SweepFolder:
         return read_state(self.path / name, kind, ADVICE)
 
     def remove_damaged(self, say: Callable[[str], None]) -> None:
-        """Remove the records that can't be read: this run makes them again. Raises CorruptFileError for a folder in their place.
+        """Remove unreadable records, which this run rebuilds. Raises CorruptFileError if a record's path is a folder.
 
         Args:
-            say: Is told, in a line, of each.
+            say: Shows a line to the user; called for each damaged record.
         """
         for name, kind in RECORDS.items():
             try:
@@ -187,14 +187,14 @@ class SweepFolder:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-        """Let only one process sweep here at a time. A dead process's lock is free.
+        """Allow only one process to sweep here at a time. The lock is released if its process dies.
 
         Args:
-            say: Is told, in a line, of each record that was damaged and is made again.
+            say: Shows a line to the user; called for each damaged record that this run rebuilds.
 
         Raises:
-            CorruptFileError: If there is a folder in the place of a record.
-            UserInputError: If another process sweeps here. It names that process.
+            CorruptFileError: If a record's path is a folder.
+            UserInputError: If another process sweeps here; the message names it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = file_lock(self.path / ".lock")
@@ -204,7 +204,7 @@ class SweepFolder:
             who = self._holder_in_words()
             raise UserInputError(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
-            for unfinished in self.path.glob(".*.*"):  # by a process that was killed
+            for unfinished in self.path.glob(".*.*"):  # left by a killed process
                 unfinished.unlink()
             holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": round(time.time(), 3)}
             self.holder.write_text(json.dumps(holder), encoding="utf-8")
@@ -215,7 +215,7 @@ class SweepFolder:
             lock.release()
 
     def _holder_in_words(self) -> str:
-        """Return who sweeps here, in words."""
+        """Describe the process that holds the lock."""
         try:
             holder = json.loads(self.holder.read_text(encoding="utf-8"))
             return f"process {holder['pid']} on {holder['host']}"

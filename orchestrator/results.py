@@ -1,4 +1,4 @@
-"""What a sweep leaves behind for later commands and for scripts: its summary (summary.json) and its state (sweep.json)."""
+"""Records of a sweep for later commands and scripts: its summary (summary.json) and its state (sweep.json)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ State = Literal["done", "partial", "failed", "interrupted"]
 
 
 class Headline(BaseModel):
-    """The two scores on *test* that everything shows: accuracy (0 to 1), and NLL in nats."""
+    """The two headline *test* scores: accuracy (0 to 1) and NLL in nats."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,16 +22,16 @@ class Headline(BaseModel):
 
 
 class MemberState(BaseModel):
-    """What became of one member.
+    """The state of one member.
 
     Attributes:
         seed: Its seed.
-        test: Its scores on *test*; None where it was not fused or there are no *test* rows.
+        test: Its *test* scores; None if it was not fused or there are no *test* rows.
         log: Name of its log.
         state: "done", "pending", or how its training failed.
-        reason: Why it is not done, or why stacks go without it.
-        train_seconds: Seconds that its training took; None where it is not done.
-        weights_sha256: Digest of its weights; None where it is not done.
+        reason: Why it is not done, or why stacks leave it out.
+        train_seconds: Training time in seconds; None if it is not done.
+        weights_sha256: Digest of its weights; None if it is not done.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,14 +51,14 @@ class MemberState(BaseModel):
 
 
 class FusionSummary(BaseModel):
-    """A fusion in the summary: its scores on *test*, and its costs in trainings and inferences of the mean single member.
+    """A fusion in the summary: its *test* scores, and its costs relative to the mean single member.
 
     Attributes:
-        test: Its scores on *test*; None where there are no *test* rows.
-        train_cost: Training seconds that had to be paid for it, in those of the mean single member.
-        inference_cost: Measured time of an inference, in those of the mean single member.
+        test: Its *test* scores; None if there are no *test* rows.
+        train_cost: Seconds of all trainings it needs, relative to the mean single member.
+        inference_cost: Measured inference time, relative to the mean single member.
         inference_ms_all_cores: Measured milliseconds per image on all cores.
-        compute_cost: Multiply-adds of an inference, in those of the mean single member.
+        compute_cost: Multiply-adds of an inference, relative to the mean single member.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,24 +71,24 @@ class FusionSummary(BaseModel):
 
 
 class SweepSummary(BaseModel):
-    """The content of summary.json, and what `conclave sweep --json` prints. It may grow; nothing in it is renamed.
+    """The content of summary.json and of `conclave sweep --json`. Fields may be added but are never renamed.
 
     Attributes:
-        version: Version of this form.
+        version: Format version.
         sweep: Name of the sweep.
         state: How it ended.
-        trained: Number of trainings that this run did.
-        reused: Number of trainings that were done before.
+        trained: Number of trainings done by this run.
+        reused: Number of trainings reused from earlier runs.
         members: State of each member.
-        student: State of the student; None where the team asks for none.
-        fusions: Every fusion that was fitted.
-        recommended: Name of the recommended candidate; None where nothing was fused.
-        model: Path of the exported model; None where there is none.
+        student: State of the student; None if the team has no student.
+        fusions: Every fitted fusion.
+        recommended: Name of the recommended candidate; None if nothing was fused.
+        model: Path of the exported model; None if nothing was exported.
         classes: Class names in the order of the model's probabilities.
         tracking_uri: The tracking store.
-        parent_run_id: The sweep's run there.
-        unsent: Number of entries that the tracking store has yet to get.
-        data: What the data set is like; None for a sweep that was interrupted early.
+        parent_run_id: Id of the sweep's run in that store.
+        unsent: Number of entries not yet sent to the tracking store.
+        data: Summary of the data set; None if the sweep was interrupted early.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -121,14 +121,14 @@ class SweepSummary(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """What a finished sweep's results rest on: where it is the same, there is nothing to do.
+    """The inputs of a finished sweep's results. If they are unchanged, there is nothing to do.
 
     Attributes:
         jobs: Signature of each training, by its label.
         fusion: Names of the fusions.
-        quorum: Number of members that have to be done.
-        metric: What fusions are judged by.
-        prices: Price of one trainer for an hour, by kind of machine.
+        quorum: Minimum number of finished members.
+        metric: Metric by which fusions are judged.
+        prices: Price per trainer-hour, by kind of machine.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -141,21 +141,21 @@ class Fingerprint(BaseModel):
 
 
 class SweepState(BaseModel):
-    """The content of sweep.json: what a rerun goes on from.
+    """The content of sweep.json: the state from which a rerun continues.
 
     Attributes:
-        version: Version of this form.
+        version: Format version.
         team: Name of the team.
-        team_file: Path of the team file that was swept.
-        data: Folder or archive of the data; None for a data set that is downloaded.
-        store: Name of the folder of the packed data.
+        team_file: Path of the team file.
+        data: Folder or archive of the data; None for a downloaded data set.
+        store: Folder name of the packed data.
         tracking_uri: The tracking store.
-        experiment_id: Its experiment.
-        parent_run_id: The sweep's own run.
-        runs: Ids of the runs of its trainings, by signature.
+        experiment_id: Id of the sweep's experiment.
+        parent_run_id: Id of the sweep's run.
+        runs: Run ids of its trainings, by signature.
         members: Signatures of each member's trainings, the full one first.
-        fingerprint: What the finished results rest on; None while the sweep is under way, or where it did not end.
-        settings: The settings that the results rest on, flat, to tell people what changed between two runs.
+        fingerprint: Inputs of the finished results; None if the sweep is in progress or did not end.
+        settings: The settings behind the results, flattened, to report changes between two runs.
         results: SHA-256 of the model, the report and the outputs, by name; empty until the sweep is done.
     """
 

@@ -1,4 +1,4 @@
-"""The whole story of a sweep: prepare, train, fuse, publish."""
+"""Run a sweep: prepare, train, fuse, publish."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
-AWAY_SECONDS = 30.0  # for which a tracking store that went away is asked again
+AWAY_SECONDS = 30.0  # how long an unreachable tracking store is retried
 INTERRUPTED_FLUSH_SECONDS = 2.0
 EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -52,15 +52,15 @@ class SweepOptions:
     Attributes:
         home: The home.
         make_executor: Returns the executor for a team's jobs.
-        on_event: Is told of everything that happens to a job.
-        say: Shows a line to people.
-        on_packing: Is told how many rows are decoded.
+        on_event: Called with every event of a job.
+        say: Shows a line to the user.
+        on_packing: Called with the numbers of decoded and expected rows.
         data: Folder or archive to use instead of data.root.
         restart: Members to train afresh.
-        make_search: Returns a function that runs searches; None where searches cannot be run.
-        begin_executor: Is told of the first trainings before anything is checked, where it will be asked for an executor: of the
-            resources of each, and its threads. Raises UserInputError where the executor's machines do not answer.
-        began: A time.monotonic() from which the budget's hours count.
+        make_search: Returns a function that runs searches; None if searches cannot run.
+        begin_executor: Called with the resources and threads of each first training, before any check, unless the sweep is
+            already finished. Raises UserInputError if the executor's machines do not answer.
+        began: The time.monotonic() at which the budget's hours start.
     """
 
     home: Home
@@ -77,7 +77,7 @@ class SweepOptions:
 
 @dataclass
 class SweepResult:
-    """The result of a sweep: its summary, its exit code, and the outcome of each job that was run, by its key."""
+    """The result of a sweep: its summary, its exit code, and the outcome of each executed job, by key."""
 
     summary: SweepSummary
     exit_code: int
@@ -89,10 +89,10 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
 
     Args:
         team_file: The team file.
-        options: What the caller chose.
+        options: The caller's options.
 
     Raises:
-        UserInputError: Before anything was written.
+        UserInputError: On invalid input, before anything is written.
         ConclaveError: If the tracking store or the fusion step fails.
     """
     team = load_team(team_file, options.data)
@@ -115,18 +115,18 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
 
 
 def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:
-    """Return the plan where the data is packed and no recipe has to be searched. It tells whether there is anything to do."""
+    """Return the plan, or None if the data is not packed yet or a recipe needs a search."""
     store = find_store(team.data, options.home.path)
     if store is None or any(recipe.search for recipe in team.trainings):
         return None
     try:
         return Planner(team, store, options.home.path, import_paths).plan()
-    except (CorruptFileError, FileNotFoundError):  # packing sees to it
+    except (CorruptFileError, FileNotFoundError):  # packing handles it
         return None
 
 
 def _first_trainings(team: Team, plan: Plan | None) -> list[tuple[Resources, int]]:
-    """Return the resources of each training that comes first, and its threads; none where trials of a search come before."""
+    """Return the resources and threads of each first training; empty if search trials run before."""
     if any(recipe.search for recipe in team.trainings):
         return []
     if plan is None:
@@ -137,7 +137,7 @@ def _first_trainings(team: Team, plan: Plan | None) -> list[tuple[Resources, int
 def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
     try:
         summary, state = folder.summary(), folder.state()
-    except CorruptFileError:  # which is made again
+    except CorruptFileError:  # it is rebuilt
         return False
     is_complete = summary is not None and summary.state == "done" and folder.model.is_file() and folder.report.is_file()
     if not is_complete or state is None or state.fingerprint != plan.fingerprint():
@@ -150,12 +150,12 @@ def _same_data(one: Store, other: Store) -> bool:
 
 
 def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
-    """Return a line for each setting that differs from the sweep's last run, whose settings are `before`."""
+    """Return a line for each setting that differs from `before`, the settings of the sweep's last run."""
     now = plan.settings()
     if not before:
         return []
     differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
-    return [f"changed since the last run: {k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}" for k in differing]
+    return [f"changed since the last run: {k}: {before.get(k, 'unset')} -> {now.get(k, 'unset')}" for k in differing]
 
 
 @dataclass
@@ -171,7 +171,7 @@ class _PreparedSweep:
         folder, options = self.place.folder, self.options
         run_search = options.make_search(self.planner.team, folder) if options.make_search else run_no_search
         recipes = resolve_recipes(self.planner, run_search)
-        known = self.known_plan  # unless the data was packed again, because its record was damaged
+        known = self.known_plan  # stale if damaged data was packed again
         is_known = known is not None and _same_data(known.store, self.planner.store)
         plan = known.refreshed() if known and is_known else recipes.planner.plan()
         plan = replace(plan, searched=recipes.seconds)
@@ -188,9 +188,9 @@ class _PreparedSweep:
         return _ActiveSweep(self.place, self.options, runs.plan, runs).run()
 
     def _open_runs(self, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
-        """Open the sweep's runs, and import what only the store has. Where the store went away, ask again for half a minute.
+        """Open the sweep's runs and import trainings that only the store has.
 
-        A team that does not require its store is tracked in the home then.
+        If the store does not answer, retry for half a minute. Then track in the home, unless the team requires its store.
         """
         try:
             return retry_while(StoreAwayError, lambda: self._open_at(self.place, plan, searches), AWAY_SECONDS)
@@ -202,11 +202,11 @@ class _PreparedSweep:
             return self._open_at(self.place, plan, searches)
 
     def _open_at(self, place: SweepPlace, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
-        """Open the sweep's runs in the store of `place`. Doing it again after a part of it does no harm."""
+        """Open the sweep's runs in the store of `place`. Safe to repeat after a partial attempt."""
         runs = SweepRuns.open(place, plan, self.options.restart)
         for search in searches:
             runs.log_search(search)
-        runs.import_remote_trainings()  # without what is to be trained afresh
+        runs.import_remote_trainings()  # except those of restarted members
         return runs
 
     def _keep_team_file(self) -> None:
@@ -214,7 +214,7 @@ class _PreparedSweep:
             shutil.copyfile(self.place.team_file, self.place.folder.team)
 
     def _repeat(self, plan: Plan, runs: SweepRuns) -> SweepResult:
-        """Return the finished sweep's summary, and fill the runs of a tracking store that has none of this sweep yet."""
+        """Return the finished sweep's summary. If its runs are new in the tracking store, log the results there."""
         folder = self.place.folder
         before = folder.summary()
         assert before is not None  # the sweep is unchanged
@@ -275,14 +275,14 @@ class _ActiveSweep:
         return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL, outcomes)
 
     def _with_ray(self, step: Callable[[], Answer]) -> Answer:
-        """Do a step, and once more where Ray ended on the way and could be started again. Finished trainings are kept."""
+        """Run a step. If Ray ended and could be restarted, run it once more. Finished trainings are kept."""
         try:
             return step()
         except RayLostError:
             if self.is_recovered or self.executor is None or not self.executor.recover():
                 raise
             self.is_recovered = True
-            self.options.say("Ray ended on this machine and was started again; the sweep goes on from what is kept")
+            self.options.say("Ray ended on this machine and was started again; the sweep continues from its checkpoints")
             return step()
 
     @property
@@ -290,7 +290,7 @@ class _ActiveSweep:
         return SweepReport(self.plan, self.place.folder, self.runs, self.data)
 
     def _train(self) -> dict[str, Outcome]:
-        """Run the jobs that are not done; return their outcomes by their keys."""
+        """Run the unfinished jobs and return their outcomes by key."""
         todo = self.plan.refreshed().todo
         if not todo:
             return {}
@@ -322,7 +322,7 @@ class _ActiveSweep:
 
 
 def _close(result: SweepResult, runs: SweepRuns, folder: SweepFolder) -> SweepResult:
-    """Send what can be sent, and write the summary."""
+    """Flush the tracking entries and write the summary."""
     is_interrupted = result.exit_code == EXIT_INTERRUPTED
     unsent = runs.flush(INTERRUPTED_FLUSH_SECONDS if is_interrupted else FLUSH_SECONDS)
     summary = result.summary.model_copy(update={"unsent": unsent})

@@ -23,7 +23,7 @@ from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
 from workers.errors import UserInputError
 
-# What a team must share, and why: a member that sets one of these is refused.
+# Keys that all members must share, and why. A member that sets one is rejected.
 _SAME_ROWS = "fusion compares members row by row, so all must see the same rows"
 _SAME_TRAINING = "costs and out-of-fold outputs compare only between equal trainings"
 SHARED = {
@@ -31,7 +31,7 @@ SHARED = {
     **dict.fromkeys(("train", *TrainSpec.model_fields), ("train", _SAME_TRAINING)),
 }
 
-SENTENCES = {  # in the place of pydantic's own, by the type of the error
+SENTENCES = {  # replace pydantic's messages, by error type
     "model_type": "expected a mapping of keys",
     "dict_type": "expected a mapping of keys",
     "tuple_type": "expected a list",
@@ -58,7 +58,7 @@ def load_team(path: Path, data: Path | None = None) -> Team:
 
 
 def resolve_team(document: Document, data: Path | None = None) -> Team:
-    """Check a parsed team file, and resolve it: members are expanded, and relative paths count from the file's folder.
+    """Check and resolve a parsed team file: expand members, and resolve paths relative to the file's folder.
 
     Args:
         document: The parsed file.
@@ -95,7 +95,7 @@ def _refusal(document: Document, problems: Problems) -> UserInputError:
 
 
 def _problems_of_members(document: Document, resolution: Resolution) -> Iterator[tuple[int, str]]:
-    """Yield what is wrong with entries once they are merged with the defaults, and names that stand twice."""
+    """Yield problems of entries after merging with the defaults, and duplicate names."""
     first: dict[str, KeyPath] = {}
     for place in resolution.places():
         try:
@@ -112,7 +112,7 @@ def _problems_of_members(document: Document, resolution: Resolution) -> Iterator
 
 
 def _broken_rules(document: Document, team: Team, resolution: Resolution) -> Iterator[tuple[int, str]]:
-    """Yield a sentence for each rule that the team breaks, at the line of what it is about."""
+    """Yield the line number and message of each broken rule."""
     for rule in RULES:
         for text in rule(team):
             yield document.line(tuple(text.split(" ")[0].rstrip(":").split("."))), text
@@ -127,13 +127,13 @@ def _broken_rules(document: Document, team: Team, resolution: Resolution) -> Ite
 
 
 def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
-    """Return the line and the sentence of one of pydantic's errors."""
+    """Return the line number and message for a pydantic error."""
     where = _in_file(document, details["loc"])
     error_type, value = details["type"], details.get("input")
     if error_type == "extra_forbidden":
         return document.line(where), f"{dotted(where)}: {_unknown_key(where, str(where[-1]), details['loc'])}"
     if error_type == "missing":
-        return document.line(where[:-1]), f"{dotted(where)}: is required, and missing"
+        return document.line(where[:-1]), f"{dotted(where)}: required key is missing"
     if error_type == "union_tag_invalid":
         context = details.get("ctx", {})
         place = f"{dotted(where)}: " if where else ""
@@ -148,7 +148,7 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
 
 
 def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
-    """Return why a key may not stand where it stands, and what may."""
+    """Explain why a key is not allowed here, and which keys are."""
     if key in REMOVED:
         return REMOVED[key]
     is_of_a_member = len(where) == 3 and where[0] == "members"
@@ -156,7 +156,7 @@ def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
         section, reason = SHARED[key]
         return f"can't differ between members: {reason}. Set it under `{section}:`"
     if where[:-1] == ("student",) and key in NOT_OF_A_RECIPE:
-        return "a student has none of its own; leave it out"
+        return "not allowed for the student; leave it out"
     if where[:-1] == ("defaults",) and key in NOT_OF_A_RECIPE:
         return "belongs to a member, not to the defaults"
     known_keys = list(dict.fromkeys(_known_keys(loc[:-1])))
@@ -165,7 +165,7 @@ def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
 
 
 def _in_file(document: Document, loc: KeyPath) -> KeyPath:
-    """Return where an error is in the file: pydantic's place without the names of a union's branches, which are no keys."""
+    """Return the key path of an error in the file: pydantic's location without the names of union branches."""
     where: KeyPath = ()
     for position, key in enumerate(loc):
         is_last = position == len(loc) - 1
@@ -178,7 +178,7 @@ BRANCHES = ("whole", "changes", "ema", "swa", "int", "float", "OwnServer")
 
 
 def _known_keys(loc: KeyPath) -> Iterator[str]:
-    """Yield the keys that may stand at `loc`, by walking the models' annotations."""
+    """Yield the keys allowed at `loc`, by walking the models' annotations."""
     kinds: list[Any] = [TeamFile]
     for key in loc:
         kinds = [t for kind in kinds for t in _step(kind, key)]
@@ -200,12 +200,12 @@ def _step(kind: Any, key: int | str) -> list[Any]:
 
 
 def _registered(notes: Iterable[Any]) -> list[Any]:
-    """Return the settings classes of all kinds that a registry in a field's annotations knows."""
+    """Return the settings classes of all kinds in a field's registry."""
     return [model for note in notes if isinstance(note, Kinds) for model in note.classes()]
 
 
 def _models(annotation: Any) -> list[Any]:
-    """Return the model classes inside an annotation: X, X | Y, tuple[X, ...], Annotated[X, ...], and kinds of a registry."""
+    """Return the model classes in an annotation: X, X | Y, tuple[X, ...], Annotated[X, ...], and registry kinds."""
     origin = typing.get_origin(annotation)
     if origin is Annotated and (registered := _registered(annotation.__metadata__)):
         return registered

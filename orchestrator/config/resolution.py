@@ -1,4 +1,4 @@
-"""Resolve a team file: defaults merged, `count` expanded, seeds derived, paths made absolute. `TeamFile` in, `Team` out."""
+"""Resolve a `TeamFile` to a `Team`: merge defaults, expand `count`, derive seeds, make paths absolute."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from workers.config.recipe import OPTIMIZER
 from workers.config.specs import DataSpec, MemberSpec, StudentSpec
 from workers.config.strict import Strict
 
-NOT_OF_A_RECIPE = ("name", "count", "snapshots", "cycles", "average", "search")  # keys that a student has none of
+NOT_OF_A_RECIPE = ("name", "count", "snapshots", "cycles", "average", "search")  # keys that a student doesn't have
 
-Values = dict[str, Any]  # the keys of an entry that are written
+Values = dict[str, Any]  # the keys set in an entry
 
 
 class Resolution:
@@ -27,7 +27,7 @@ class Resolution:
 
     Args:
         file: The team file.
-        folder: Folder from which relative paths count.
+        folder: Base folder of relative paths.
         data: Folder or archive to use instead of data.root.
     """
 
@@ -39,7 +39,7 @@ class Resolution:
         """Return the resolved team.
 
         Raises:
-            pydantic.ValidationError: If a member's settings do not fit together with those of the defaults.
+            pydantic.ValidationError: If a member's settings conflict with the defaults.
         """
         file = self.file
         trainings = tuple(recipe for place in self.places() for recipe in self.trainings(place))
@@ -66,22 +66,22 @@ class Resolution:
         )
 
     def _data(self) -> DataSpec:
-        """Return the data set with absolute paths, and with what the file's version says of its val part."""
+        """Return the data set with absolute paths and the file version's default for its val part."""
         data = self.file.data
         root = self.data.resolve() if self.data else self._path(data.root)
         validation = data.validation or ("fuse" if self.file.version > 1 else None)
         return data.model_copy(update={"root": root, "manifest": self._path(data.manifest), "validation": validation})
 
     def _path(self, path: Path | None) -> Path | None:
-        """Return a path of the file in full: `~` and environment variables count, and the rest from the file's folder."""
+        """Return an absolute path: expand `~` and environment variables, and resolve against the file's folder."""
         return path and (self.folder / Path(os.path.expandvars(path)).expanduser()).resolve()
 
     def places(self) -> list[KeyPath]:
-        """Return the places of the members' entries in the file."""
+        """Return the key paths of the members' entries."""
         return [("members", index) for index in range(len(self.file.members))]
 
     def number_of_members(self) -> int:
-        """Return how many members the entries ask for."""
+        """Return the number of members after expansion."""
         return sum(self._copies_of(_merge(self.defaults, _written(entry))) for entry in self.file.members)
 
     @staticmethod
@@ -90,7 +90,7 @@ class Resolution:
         return int((values.get("count") or 1) * values.get("snapshots", 1) * kept * (2 if values.get("average") else 1))
 
     def trainings(self, place: KeyPath) -> list[MemberSpec]:
-        """Return the recipes of the trainings that an entry asks for. Raises pydantic.ValidationError as `team` does."""
+        """Return the recipes of an entry's trainings. Raises pydantic.ValidationError as `team` does."""
         entry = self.file.members[int(place[1])]
         return [MemberSpec.model_validate(self._complete(values)) for values in self._copies(entry)]
 
@@ -103,12 +103,12 @@ class Resolution:
             yield from _found({**values, "name": name, "seed": self._seed(values, name, i)})
 
     def _seed(self, values: Values, name: str, copy: int) -> int:
-        """Return the seed of a copy: those that are written follow one another, others derive from the names."""
+        """Return the seed of a copy: counted up from the entry's seed, or derived from the name if no seed is set."""
         seed = values.get("seed")
         return derive_seed(self.file.seed, name) if seed is None else int(seed) + copy
 
     def _student(self) -> StudentSpec:
-        """Return the student's recipe: that of the defaults, with what the file says under `student:`."""
+        """Return the student's recipe: the defaults, overridden by `student:`."""
         defaults = {key: value for key, value in self.defaults.items() if key not in NOT_OF_A_RECIPE}
         values = _merge(defaults, _written(self.file.student))
         values |= {"name": "student", "seed": self._seed(values, "student", 0)}
@@ -121,13 +121,13 @@ class Resolution:
         values = {key: value for key, value in values.items() if value is not None}
         if "weights" in values:
             values["weights"] = self._path(values["weights"])
-        if "optimizer" in values:  # changes of settings alone are those of the optimizer that is taken where none is named
+        if "optimizer" in values:  # settings without a kind change the default optimizer
             values["optimizer"] = {"kind": OPTIMIZER, **values["optimizer"]}
         return {**values, "resources": _merge(_written(self.file.resources), values.get("resources", {}))}
 
 
 def _found(values: Values) -> list[Values]:
-    """Return one training for each recipe that a search keeps: `{name: tuned, search: {keep: 2}}` makes tuned-1 and tuned-2."""
+    """Expand a search to one training per kept recipe: `{name: tuned, search: {keep: 2}}` to tuned-1 and tuned-2."""
     keep = (values.get("search") or {}).get("keep", 1)
     if keep == 1:
         return [values]
@@ -136,12 +136,12 @@ def _found(values: Values) -> list[Values]:
 
 
 def _written(entry: Strict | None) -> Values:
-    """Return the keys of an entry that are written in the file."""
+    """Return the keys of an entry that are set in the file."""
     return entry.model_dump(exclude_unset=True) if entry else {}
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """Merge mappings deeply. One whose `kind` differs replaces the other, because its keys mean other things."""
+    """Merge mappings deeply. If the `kind` differs, `over` replaces `base`, because its keys mean something else."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return over
     if over.get("kind", base.get("kind")) != base.get("kind"):

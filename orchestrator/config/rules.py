@@ -1,7 +1,6 @@
-"""Check what no single key can tell: rules over a whole team, each a small function with a name.
+"""Check rules that span several keys of a team. Each rule is a small function.
 
-A rule yields a sentence for each problem. Those of RULES look at a team, those of TRAINING_RULES at one of its trainings, and
-those of STUDENT_RULES at its student.
+A rule yields a sentence for each problem. RULES check a team, TRAINING_RULES one of its trainings, and STUDENT_RULES its student.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def _fusion_twice(team: Team) -> Iterator[str]:
 
 def _cost_without_price(team: Team) -> Iterator[str]:
     if team.budget.max_cost and not team.prices:
-        yield "budget.max_cost needs `prices:`, what a trainer costs an hour, like {spot: 0.16}"
+        yield "budget.max_cost needs `prices:`, the price of a trainer per hour, like {spot: 0.16}"
 
 
 def _price_to_count_by(team: Team) -> Iterator[str]:
@@ -69,7 +68,7 @@ def _manifest(team: Team) -> Iterator[str]:
     if data.dataset != "manifest":
         for key in ("manifest", "columns"):
             if getattr(data, key):
-                yield f"data.{key} goes together with `dataset: manifest` alone"
+                yield f"data.{key} is only for `dataset: manifest`"
 
 
 RULES: tuple[Rule, ...] = (
@@ -97,7 +96,7 @@ def _more_snapshots_than_epochs(team: Team, recipe: MemberSpec) -> Iterator[str]
 
 def _cycles_without_snapshots(team: Team, recipe: MemberSpec) -> Iterator[str]:
     if recipe.cycles and recipe.snapshots == 1:
-        yield "cycles are those of snapshots: set snapshots to 2 or more"
+        yield "cycles need snapshots: set snapshots to 2 or more"
 
 
 def _empty_cycle(team: Team, recipe: MemberSpec) -> Iterator[str]:
@@ -125,7 +124,7 @@ def _batch_too_small_to_share(team: Team, recipe: MemberSpec) -> Iterator[str]:
 
 def _search_of_several(team: Team, recipe: MemberSpec) -> Iterator[str]:
     if recipe.search and (recipe.snapshots > 1 or recipe.average or recipe.resources.processes > 1):
-        yield "search finds recipes of one process, without snapshots and average"
+        yield "search doesn't go together with snapshots, average or several processes"
 
 
 def _fewest_epochs(team: Team) -> int:
@@ -146,7 +145,7 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
 
 def _nobody_asks(team: Team, student: StudentSpec) -> Iterator[str]:
     if not asks_for_student(team.fusion):
-        yield "student: is described, and `fusion:` doesn't ask for it: add student there"
+        yield "student: is set, but `fusion:` doesn't use it: add student there"
 
 
 def _start_is_no_member(team: Team, student: StudentSpec) -> Iterator[str]:
@@ -159,7 +158,7 @@ def _start_is_another_network(team: Team, student: StudentSpec) -> Iterator[str]
     for member in team.members:
         is_same = (member.arch, member.width, member.stem) == (student.arch, student.width, student.stem)
         if member.name == student.start and not is_same:
-            yield f"student.start: {student.start} is another network (arch, width and stem have to be the student's)"
+            yield f"student.start: {student.start} is a different network (arch, width and stem must match the student's)"
 
 
 STUDENT_RULES: tuple[StudentRule, ...] = (_nobody_asks, _start_is_no_member, _start_is_another_network)

@@ -1,4 +1,4 @@
-"""Describe a team as it is resolved: trainings expanded, merged with the defaults and seeded. It knows no files."""
+"""Describe a resolved team: trainings expanded, merged with the defaults and seeded. Independent of files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Team(Strict):
         seed: Seed of the split.
         data: The data set and its splits.
         train: What all trainings share.
-        trainings: The recipes, each of which makes one member or several.
+        trainings: The recipes; each makes one or more members.
         fusion: The fusions to fit.
-        student: The student's recipe, where `fusion` asks for one.
+        student: The student's recipe, if `fusion` uses a student.
         tracking: Where the sweep is tracked.
-        metric: What fusions are judged by.
-        quorum: Number of members that must be done for a fusion; at most as many as there are.
-        prices: Price of one trainer for an hour, by kind of machine.
+        metric: Metric by which fusions are judged.
+        quorum: Minimum number of finished members for a fusion; at most the number of members.
+        prices: Price per trainer-hour, by kind of machine.
         budget: A limit of hours or of cost.
-        retries: How often a training is tried again, by cause.
+        retries: How often a training is retried, by cause.
         checkpoint: How often checkpoints are written.
         heartbeat: When a trainer counts as hung.
-        environment: Whether machines with other versions are refused; "auto" refuses them on a cluster.
+        environment: Whether machines with other versions are rejected; "auto" rejects them on a cluster.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Team(Strict):
 
     @property
     def trainer_hour_price(self) -> float:
-        """The price of one trainer for an hour that `budget.max_cost` counts by."""
+        """The price per trainer-hour that `budget.max_cost` uses."""
         return self.prices[self.budget.price or next(iter(self.prices))]
 
     @property
@@ -70,15 +70,15 @@ class Team(Strict):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the members, and of the student where there is one."""
+        """The names of the members, and of the student if there is one."""
         return (*(member.name for member in self.members), *([self.student.name] if self.student else []))
 
     def check_names(self, option: str, names: Iterable[str]) -> None:
-        """Raise UserInputError where a name is neither a member's nor the student's; `option` is for the message."""
+        """Raise UserInputError if a name is neither a member's nor the student's; `option` is for the message."""
         for name in set(names) - set(self.names):
             raise UserInputError(f"{option} {name}: no such member; there are {', '.join(self.names)}.")
 
     @property
     def folds(self) -> int:
-        """The number of fold trainings of each training: none where no fusion learns from them."""
+        """Number of fold trainings per recipe; 0 if no fusion learns from them."""
         return self.data.folds if any(FUSIONS[name].learns_from_folds for name in self.fusion) else 0

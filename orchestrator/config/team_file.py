@@ -1,6 +1,6 @@
-"""Mirror a team file as people write it. Its JSON Schema is what editors complete and check by.
+"""Mirror a team file as users write it. Editors use its JSON Schema for completion and checks.
 
-Keys that are left out are left out here too: `resolution.py` fills in the defaults.
+Omitted keys stay unset here; `resolution.py` fills in the defaults.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from workers.config.strict import FilePath, Name, Shorthand, Strict
 
 MOST_COPIES = 1000
 MOST_MEMBERS = 10_000
-MOST_TRAININGS = 100_000  # with those of folds
+MOST_TRAININGS = 100_000  # including fold trainings
 
 
 def _branch(value: Any) -> str:
-    """Tell a mapping without a kind, which changes settings of the kind in `defaults:`, from a name or a whole mapping."""
+    """Return "changes" for a mapping without a kind, which changes settings in `defaults:`, else "whole"."""
     return "changes" if isinstance(value, Mapping) and "kind" not in value else "whole"
 
 
 class Either:
-    """A pydantic annotation: in a JSON Schema, `anyOf` stands for `oneOf`, because a mapping without a kind may be both."""
+    """Pydantic annotation that turns `oneOf` into `anyOf`, because a mapping without a kind may match both branches."""
 
     def __init__(self, description: str) -> None:
         self.description = description
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Return the schema of either branch."""
+        """Return the schema with `anyOf` in place of `oneOf`."""
         made = handler(schema)
         return {"anyOf": made.pop("oneOf"), "description": self.description} if "oneOf" in made else made
 
 
 OptimizerEntry = Annotated[OptimizerSpec | dict[str, Any], Kinds(OPTIMIZERS, OwnOptimizer, allows_changes=True)]
-AverageEntry = Annotated[  # changes are those of the average that `defaults:` names
+AverageEntry = Annotated[  # a mapping without a kind changes the average of `defaults:`
     Annotated[Average, Tag("whole")] | Annotated[dict[str, float], Tag("changes")],
     Discriminator(_branch),
     Either("changes settings of the average in `defaults:`"),
@@ -54,10 +54,10 @@ AverageEntry = Annotated[  # changes are those of the average that `defaults:` n
 
 
 class RecipeEntry(Strict):
-    """The keys of a recipe, each of which may be left out."""
+    """The keys of a recipe, all optional."""
 
     seed: int | None = Field(
-        None, ge=0, lt=2**63, description="Seed of the training. Left out, it follows from the team's seed and the name."
+        None, ge=0, lt=2**63, description="Seed of the training. By default derived from the team's seed and the name."
     )
     arch: Annotated[str, AfterValidator(check_arch)] = Field("resnet18", description=describe_arch())
     width: int = Field(64, ge=4, le=1024, description="Channels of the first stage of resnet18 and resnet34.")
@@ -68,35 +68,35 @@ class RecipeEntry(Strict):
     augment: Augments | None = Field(None, description="Augmentations, by name or as NAME: STRENGTH.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label that is spread over all classes.")
     loss: Annotated[str, AfterValidator(check_loss)] = Field(
-        CROSS_ENTROPY, description="The loss: cross_entropy, or a function of your own as package.module:function."
+        CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
     )
     weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
-    resources: Resources | None = Field(None, description="What one training asks of a machine.")
+    resources: Resources | None = Field(None, description="Resources that one training needs.")
 
 
 class DefaultsEntry(RecipeEntry):
-    """What all members have in common. A member's own keys win."""
+    """Keys shared by all members. A member's own keys win."""
 
-    snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training, each of which ends in a member.")
-    cycles: Cycles | None = Field(None, description="How long the cycles of snapshots are.")
-    average: AverageEntry | None = Field(None, description="A second member, of weights averaged along the training.")
-    search: SearchSpec | None = Field(None, description="Settings to try in place of the member's own.")
+    snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training; each ends in a member.")
+    cycles: Cycles | None = Field(None, description="Lengths of the snapshot cycles.")
+    average: AverageEntry | None = Field(None, description="A second member, with weights averaged over the training.")
+    search: SearchSpec | None = Field(None, description="Settings to try in place of the member's.")
 
 
 class MemberEntry(DefaultsEntry):
     """One entry of `members:`."""
 
     name: Name = Field(description="The member's name.")
-    count: int | None = Field(None, ge=1, le=MOST_COPIES, description="Number of copies with seeds that follow one another.")
+    count: int | None = Field(None, ge=1, le=MOST_COPIES, description="Number of copies that differ in their seed.")
 
 
 class StudentEntry(RecipeEntry):
-    """`student:`, one network that learns from the members' pooled answers."""
+    """`student:`, one network distilled from the members' pooled predictions."""
 
-    epochs: int | None = Field(None, ge=1, le=10**5, description="Number of epochs; as many as the members' where left out.")
-    soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' answers.")
+    epochs: int | None = Field(None, ge=1, le=10**5, description="Number of epochs; the members' by default.")
+    soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' predictions.")
     temperature: float = Field(1.0, gt=0, le=100, description="Above 1, small probabilities count for more.")
-    start: Name | None = Field(None, description="The member whose weights it begins from.")
+    start: Name | None = Field(None, description="The member whose weights the student starts from.")
 
 
 def _errors(value: Any) -> Any:
@@ -114,28 +114,28 @@ RetriesEntry = Annotated[Retries, BeforeValidator(_errors), Shorthand({"type": "
 
 
 class TeamFile(Strict):
-    """A team: who trains what, and how the members are combined."""
+    """A team: its members, their training, and how they are combined."""
 
     version: Literal[1, 2] = Field(1, description="Version of the format. Version 2 fits fusions on the data's val part.")
-    name: Name = Field(description="The team's name, which is its sweep's name too.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' own seeds follow from it.")
+    name: Name = Field(description="The name of the team and of its sweep.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' seeds derive from it by default.")
     data: DataSpec = Field(DataSpec(), description="The data set and its splits.")
     train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
-    defaults: DefaultsEntry | None = Field(None, description="What all members have in common.")
+    defaults: DefaultsEntry | None = Field(None, description="Keys shared by all members.")
     members: Annotated[tuple[MemberEntry, ...], BeforeValidator(_at_least_one)] = Field(description="The members.")
     fusion: tuple[Annotated[str, FUSIONS], ...] | None = Field(None, min_length=1, description="The fusions to fit.")
     student: StudentEntry | None = Field(None, description="How the student of `fusion: [student]` is trained.")
-    resources: Resources | None = Field(None, description="What one training asks of a machine.")
+    resources: Resources | None = Field(None, description="Resources that one training needs.")
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
-    metric: Metric = Field("nll", description="What fusions are judged by: nll, accuracy or balanced_accuracy.")
-    quorum: int = Field(2, ge=1, description="Number of members that must be done for a fusion.")
+    metric: Metric = Field("nll", description="Metric by which fusions are judged: nll, accuracy or balanced_accuracy.")
+    quorum: int = Field(2, ge=1, description="Minimum number of finished members for a fusion.")
     prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field(
         {}, description="Price of a trainer for an hour, by machine."
     )
     budget: Budget = Field(Budget(), description="A limit of hours or of cost.")
-    retries: RetriesEntry = Field(Retries(), description="How often a training is tried again, by cause.")
+    retries: RetriesEntry = Field(Retries(), description="How often a training is retried, by cause.")
     checkpoint: Checkpoint = Field(Checkpoint(), description="How often checkpoints are written.")
     heartbeat: HeartbeatSpec = Field(HeartbeatSpec(), description="When a trainer counts as hung.")
     environment: Literal["strict", "warn"] | None = Field(
-        None, description="Whether machines with other versions are refused; strict on a cluster where left out."
+        None, description="Whether machines with other versions are rejected; strict on a cluster by default."
     )

@@ -1,4 +1,4 @@
-"""Parse YAML text to plain values that remember their lines. Knows YAML, not what the keys mean."""
+"""Parse YAML text to plain values with line numbers. Knows YAML, not the meaning of the keys."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from workers.errors import UserInputError
 
 MAX_BYTES = 1 << 20
-MAX_NODES = 100_000  # aliases of aliases of aliases end here
-MAX_PARTS = 20_000  # lines, and entries of lists and mappings in a line: parsing more takes many seconds
-MAX_DEPTH = 200  # brackets in brackets
-MAX_LINE = 100_000  # characters: a tag or a key that is longer takes many seconds
-SHOWN = 100  # characters of what a parser says
+MAX_NODES = 100_000  # stops nested aliases that expand exponentially
+MAX_PARTS = 20_000  # lines, and entries of inline lists and mappings: parsing more takes many seconds
+MAX_DEPTH = 200  # nested brackets
+MAX_LINE = 100_000  # characters: parsing a longer tag or key takes many seconds
+SHOWN = 100  # characters of a parser's message
 
 KeyPath = tuple[str | int, ...]
 
 
 def dotted(where: KeyPath) -> str:
-    """Return a path of keys as people write it: members[1].optimizer.lr."""
+    """Format a key path for messages: members[1].optimizer.lr."""
     text = ""
     for key in where:
         text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
@@ -73,21 +73,21 @@ class Document:
 
 
 def read_document(path: Path, hint: str = "") -> Document:
-    """Read a file.
+    """Read and parse a YAML file.
 
     Args:
         path: The file.
-        hint: What to do where the file is missing, as a sentence.
+        hint: Advice for a missing file, as a sentence.
 
     Raises:
-        UserInputError: With the line, for anything that is not one plain mapping.
+        UserInputError: If the file is not a single plain mapping; the message names the line.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserInputError(f"{path}: larger than 1 MiB, which none of our YAML files is. Check the path.")
+            raise UserInputError(f"{path}: larger than 1 MiB, too large for a YAML file here. Check the path.")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserInputError(f"{path}: there is no such file. {hint}".strip()) from None
+        raise UserInputError(f"{path}: no such file. {hint}".strip()) from None
     except UnicodeDecodeError as error:
         raise UserInputError(f"{path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
@@ -99,22 +99,22 @@ def parse_document(text: str, path: Path) -> Document:
     """Parse YAML text; `path` is for the messages. Raises UserInputError."""
     if sum(map(text.count, "\n,[{")) > MAX_PARTS or _depth(text) > MAX_DEPTH:
         raise UserInputError(
-            f"{path}: more than {MAX_PARTS} lines and entries, or more than {MAX_DEPTH} brackets in each other, "
-            "which none of our YAML files has. Check the path. `count: N` makes many members that differ in their seed."
+            f"{path}: more than {MAX_PARTS} lines and entries, or more than {MAX_DEPTH} nested brackets: "
+            "too large for a YAML file here. Check the path. `count: N` makes many members that differ in their seed."
         )
     if (longest := max(map(len, text.split("\n")))) > MAX_LINE:
-        raise UserInputError(f"{path}: a line of {longest:,} characters, which none of our YAML files has. Check the path.")
+        raise UserInputError(f"{path}: a line of {longest:,} characters, too long for a YAML file here. Check the path.")
     try:
         root = YAML(typ="rt", pure=True).load(text)
         if not isinstance(root, CommentedMap):
-            raise UserInputError(f"{path}:1: a team file is a mapping of keys (version, name, members, ...), this is not.")
+            raise UserInputError(f"{path}:1: not a team file, which is a mapping of keys (version, name, members, ...).")
         values = _plain(root, [0])
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         problem = (error.problem or "not valid YAML").split("\n")[0]
         if "duplicate key" in problem:
-            problem += "; each key may stand once"
+            problem += "; each key may appear only once"
         raise UserInputError(f"{path}:{line}: {problem}.") from None
     except (YAMLError, RecursionError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
         first = (str(error) or type(error).__name__).split("\n")[0][:SHOWN]
@@ -123,7 +123,7 @@ def parse_document(text: str, path: Path) -> Document:
 
 
 def _depth(text: str) -> int:
-    """Return how many brackets are open at most, counting those in quotes too."""
+    """Return the maximum nesting depth of brackets, including those in quotes."""
     steps = (1 if letter in "[{" else -1 for letter in text if letter in "[]{}")
     return max(accumulate(steps), default=0)
 
@@ -148,4 +148,4 @@ def _plain(node: Any, count: list[int]) -> Any:
             return kind(node)
     if node is None:
         return None
-    return str(node)  # dates and the like: they are text to us
+    return str(node)  # dates and the like become text

@@ -1,4 +1,4 @@
-"""The fusion step: finished trainings in, fitted fusions and one model out; and refits of it.
+"""The fusion step and its refits: finished trainings in, fitted fusions and one exported model out.
 
 `fuse` may run in another process, which imports MODULES while the last members train. This package imports none of them.
 """
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fusion.results import FusionDetails
     from orchestrator.fusing.request import FusionRequest
 
-# The step, and what it would import on its way: to fit, to count multiply-adds and to export. All take seconds together.
+# The step and its lazy imports, for fitting, counting multiply-adds and exporting. Together they take seconds.
 MODULES = (
     "orchestrator.fusing.step",
     "sklearn.model_selection",

@@ -1,4 +1,4 @@
-"""Costs of candidates: multiply-adds, which decide, and measured seconds, which are reported."""
+"""Costs of candidates: multiply-adds for the decision, measured seconds for the report."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from workers.storage.training_record import TrainingRecord
 from workers.training.augmentation import to_float
 
 MOST_IMAGES = 64
-MULTIPLY_ADDS_A_BATCH = 8e9  # about a quarter of a second of one core
+MULTIPLY_ADDS_A_BATCH = 8e9  # about a quarter of a second on one core
 TURNS = 5
 Runs = dict[tuple[str, str], Callable[[], object]]
 
 
 @dataclass(frozen=True)
 class InferenceCost:
-    """What the inference of an image costs.
+    """Inference cost of one image.
 
     Attributes:
-        seconds: Measured seconds, on as many threads as a trainer has.
+        seconds: Measured seconds, on a trainer's number of threads.
         seconds_all_cores: Measured seconds on all cores.
         multiply_adds: Multiply-adds.
     """
@@ -50,10 +50,10 @@ class InferenceCost:
 
 @contextmanager
 def all_cores() -> Iterator[int]:
-    """Use all cores of the machine, in torch and in NumPy: nothing else of the sweep runs while it is fused.
+    """Use all cores in torch and NumPy: the sweep runs nothing else during fusion.
 
     Yields:
-        The number of threads that torch had before.
+        The previous number of torch threads.
     """
     from threadpoolctl import threadpool_limits
 
@@ -69,16 +69,16 @@ def all_cores() -> Iterator[int]:
 def measure_inference(
     team: TeamPredictions, fitted: Mapping[str, FittedFusion], networks: CandidateNetworks[Network], images: Tensor, threads: int
 ) -> dict[str, InferenceCost]:
-    """Return what each candidate costs for an image: its networks, and what it does with them.
+    """Return the inference cost per image of each candidate: its networks and its combiner.
 
-    Networks of one structure are measured once, for they cost the same: members that differ in their seeds, and fold trainings.
+    Networks of equal structure cost the same and are measured once: members that differ only in their seed, and fold trainings.
 
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
         networks: The networks.
-        images: (n, S, S, 3) uint8, from which batches are taken.
-        threads: Number of threads that a trainer has.
+        images: (n, S, S, 3) uint8; the first ones are the batch.
+        threads: A trainer's number of threads.
     """
     models = {name: assemble(fusion, networks) for name, fusion in fitted.items()}
     kinds = {name: [_kind(network) for network in model.members] for name, model in models.items()}
@@ -109,7 +109,7 @@ def measure_inference(
 
 
 def _kind(network: nn.Module) -> str:
-    """Return what tells networks from one another whose inference costs the same: their structure, without their weights."""
+    """Return a network's structure without its weights. Networks of equal structure have equal inference costs."""
     shapes = [tuple(tensor.shape) for tensor in network.state_dict().values()]
     return f"{network} {shapes}"
 
@@ -125,12 +125,12 @@ def _run_of(network: Network, x: Tensor) -> Callable[[], object]:
 
 
 def _combiner_of(model: FusedModel, outputs: Sequence[tuple[Tensor, Tensor]]) -> Callable[[], object]:
-    """Return a function that does what a model does beside its networks, from their features and logits."""
+    """Return a function that runs a model's combiner on the features and logits of its networks."""
     return lambda: model.combiner([features for features, _ in outputs], [logits for _, logits in outputs])
 
 
 def _median_seconds(runs: Runs, threads: int) -> dict[tuple[str, str], float]:
-    """Return the median seconds of each function on so many threads, all of them interleaved."""
+    """Return the median seconds of each function on `threads` threads, with interleaved calls."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
@@ -138,7 +138,7 @@ def _median_seconds(runs: Runs, threads: int) -> dict[tuple[str, str], float]:
         for key, run in runs.items():
             began = time.perf_counter()
             run()
-            if turn:  # the first one warms up
+            if turn:  # the first turn is a warmup
                 times[key].append(time.perf_counter() - began)
     torch.set_num_threads(before)
     return {key: median(values) for key, values in times.items()}
@@ -147,12 +147,12 @@ def _median_seconds(runs: Runs, threads: int) -> dict[tuple[str, str], float]:
 def training_costs(
     fitted_team: FittedTeam, cost_of: Callable[[str, TrainingRecord], float], searched: Mapping[str, float]
 ) -> dict[str, TrainingCost]:
-    """Return what the trainings of each member, and of the student, cost.
+    """Return the training costs of each member and of the student.
 
     Args:
         fitted_team: The fitted team.
-        cost_of: Returns what a training cost, from the member's name and the training's record.
-        searched: What finding each member's recipe cost.
+        cost_of: Returns the cost of a training, given the member's name and the training's record.
+        searched: Search cost of each member's recipe.
     """
     costs = {}
     for name, root in fitted_team.full.items():
@@ -166,14 +166,14 @@ def training_costs(
 
 
 def efforts(fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> dict[str, Effort]:
-    """Return what each candidate costs in multiply-adds."""
+    """Return the cost of each candidate in multiply-adds."""
     team = fitted_team.team
     rows = {fold: int((team.inputs.folds != fold).sum()) for fold in np.unique(team.inputs.folds)}
 
     def passes(name: str, record: TrainingRecord) -> float:
-        """Return the multiply-adds of the forward passes of a training."""
+        """Return the multiply-adds of a training's forward passes."""
         images = len(record.history) * (len(team.fit_rows) if record.fold is None else rows[record.fold])
-        return images * inference[name].multiply_adds if name in inference else 0.0  # a student that no fusion asks
+        return images * inference[name].multiply_adds if name in inference else 0.0  # a student that no fusion uses
 
     trained = training_costs(fitted_team, passes, {})
     return {

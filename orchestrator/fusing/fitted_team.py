@@ -31,7 +31,7 @@ class Artifacts:
 
     @classmethod
     def of(cls, request: FusionRequest) -> Artifacts:
-        """Return the folders, downloaded where they are not in the home."""
+        """Return the folders, downloading those that are not in the home."""
         return cls(
             {name: location.download(request.uri) for name, location in request.full.items()},
             {name: [location.download(request.uri) for location in places] for name, places in request.folds.items()},
@@ -53,7 +53,7 @@ class FittedTeam:
     Attributes:
         team: The predictions.
         fitted: The candidates by name.
-        networks: The networks; fold trainings only where a fusion uses them.
+        networks: The networks; those of fold trainings only if a fusion uses them.
         full: Folder of each member's full training.
         folds: Folders of each member's fold trainings.
         student: Folder of the student's training, if there is one.
@@ -72,7 +72,7 @@ def fit_team(request: FusionRequest, steps: Steps | None = None) -> FittedTeam:
 
     Args:
         request: The request.
-        steps: Where each step is noted.
+        steps: Records the duration of each step.
     """
     steps = steps or Steps()
     import_from(request.import_paths)

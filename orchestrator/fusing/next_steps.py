@@ -1,4 +1,4 @@
-"""Measure or forecast what would make the vote better: another member, or mirror images."""
+"""Measure or forecast possible improvements of the vote: another member, or mirror images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.fusing.request import FusionRequest
 from workers.data.store import Store
 from workers.storage.artifacts import MemberArtifact
 
-FLIPPED_MULTIPLY_ADDS = 2e11  # of all passes over mirror images: a few seconds on two cores
+FLIPPED_MULTIPLY_ADDS = 2e11  # limit for all passes over mirror images: a few seconds on two cores
 MIN_FLIPPED = 32
 
 
 def next_steps(request: FusionRequest, fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> list[NextStep]:
-    """Return what may be done next; nothing without a vote of several members.
+    """Return suggested next steps; empty without a vote of several members.
 
     Args:
         request: The request.
@@ -38,7 +38,7 @@ def next_steps(request: FusionRequest, fitted_team: FittedTeam, inference: Mappi
 
 
 def another_member(request: FusionRequest, fitted_team: FittedTeam) -> NextStep | None:
-    """Forecast the gain of another training like those of the team; None if one training made all members."""
+    """Forecast the gain of one more training like the team's; None if all members come from one training."""
     team, trainings = fitted_team.team, _trainings(request, fitted_team)
     if len(trainings) < 2:
         return None
@@ -62,19 +62,19 @@ def forecast_gains(
 ) -> tuple[ExpectedGain, ExpectedGain]:
     """Forecast the gain of one more training, in accuracy and in NLL.
 
-    The vote of k exchangeable members loses a + b / k. So the last of them brought b / (k (k - 1)), and one more brings
-    (k - 1) / (k + 1) of that. The interval is the t interval of a new observation among the trainings at hand.
+    The expected loss of a vote of k exchangeable members is a + b / k. So the last member gained b / (k (k - 1)), and one more
+    gains (k - 1) / (k + 1) of that. The interval is the t prediction interval for one new training.
 
     Args:
-        probabilities: (M, n, C) of the members, on rows that none of them trained on.
+        probabilities: (M, n, C) of the members, on rows that no member trained on.
         labels: (n,).
         temperature: The temperature of the vote.
-        trainings: Positions of the members of each training: at least two trainings.
+        trainings: Member positions of each training; at least two trainings.
     """
     from scipy.stats import t as student_t
 
     def losses(members: Sequence[int]) -> Floats:
-        """Return the mean losses (2,) of the vote of some members."""
+        """Return the mean losses (2,) of a vote of these members."""
         vote = probabilities[list(members)].mean(0)
         return np.asarray(accuracy_and_nll_losses(vote, labels, temperature).mean(1))
 
@@ -113,7 +113,7 @@ def mirror_images(request: FusionRequest, fitted_team: FittedTeam, inference: Ma
 
 
 def _trainings(request: FusionRequest, fitted_team: FittedTeam) -> list[list[int]]:
-    """Return the positions of the members of each training."""
+    """Return the member positions of each training."""
     by_training: dict[str, list[int]] = {}
     for i, name in enumerate(fitted_team.team.names):
         by_training.setdefault(json.dumps(request.members[name].recipe_fields(), sort_keys=True), []).append(i)

@@ -1,4 +1,4 @@
-"""Say what the fusion step is at while it works, maybe in another process: it writes a line a step, and the driver reads them."""
+"""Report the progress of the fusion step across processes: it writes a line per step, and the driver shows it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FILE = "fusing.steps"  # in the folder of the logs
+FILE = "fusing.steps"  # in the log folder
 LOOK_SECONDS = 0.3
-SHOWN_SECONDS = 0.05  # what is done sooner is no news
+SHOWN_SECONDS = 0.05  # shorter steps are not shown
 
 
 @dataclass
 class Steps:
-    """Writes what is done, and how long it took.
+    """Writes a line for each finished step, with its duration.
 
     Attributes:
         path: The file; None to write nothing.
-        seconds: Seconds of each step that is done.
+        seconds: Seconds of each finished step.
     """
 
     path: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Begin the file anew."""
+        """Create or truncate the file."""
         if self.path:
             with contextlib.suppress(OSError):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class Steps:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Do a step. A disk that takes nothing more loses the line, and nothing else."""
+        """Time a step and write its line. If the disk is full, only the line is lost."""
         began = time.perf_counter()
         yield
         self.seconds[what] = time.perf_counter() - began
@@ -50,7 +50,7 @@ def follow(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     Args:
         path: The file.
-        say: Shows a line to people.
+        say: Shows a line to the user.
     """
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
@@ -59,8 +59,8 @@ def follow(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     def show() -> None:
         nonlocal shown
         with contextlib.suppress(OSError):
-            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a line that is not finished waits
-            for line in lines[shown if shown <= len(lines) else 0 :]:  # begun anew where the step is done once more
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # an unfinished line waits
+            for line in lines[shown if shown <= len(lines) else 0 :]:  # the file restarts if the fusion is retried
                 say(f"fusing: {line}")
             shown = len(lines)
 

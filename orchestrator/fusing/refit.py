@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def join_sweeps(home: Path, name: str, methods: list[str] | None, others: Sequence[str]) -> FusionRequest:
-    """Return one request for the members of several sweeps. Those of the other sweeps are called SWEEP.MEMBER.
+    """Return one request for the members of several sweeps. Members of other sweeps are named SWEEP.MEMBER.
 
     Args:
         home: The home.
         name: Name of the sweep.
-        methods: The fusions to fit; the team's where left out.
+        methods: The fusions to fit; None for the team's.
         others: Names of further sweeps.
 
     Raises:
-        UserInputError: If a sweep is not known, or has other data or another split.
+        UserInputError: If a sweep is unknown, or its data or split differs.
     """
     request = build_request(home, name, methods)
     for other in others:
@@ -57,10 +57,10 @@ def select_members(request: FusionRequest, drop: Sequence[str], only: Sequence[s
     Args:
         request: The request.
         drop: Members to leave out; each entry may hold several, separated by commas.
-        only: Members to keep; all where empty.
+        only: Members to keep; all if empty.
 
     Raises:
-        UserInputError: If a member is not there, or none is left.
+        UserInputError: If a member is unknown, or no member is left.
     """
     dropped, wanted = ([name for text in texts for name in text.split(",")] for texts in (drop, only))
     for option, names in (("--drop", dropped), ("--only", wanted)):
@@ -80,15 +80,15 @@ def select_members(request: FusionRequest, drop: Sequence[str], only: Sequence[s
 
 
 def build_request(home: Path, name: str, methods: list[str] | None = None) -> FusionRequest:
-    """Return the request for a sweep, from the home alone.
+    """Return the request for a sweep, using only the home.
 
     Args:
         home: The home.
         name: Name of the sweep.
-        methods: The fusions to fit; the team's where left out.
+        methods: The fusions to fit; None for the team's.
 
     Raises:
-        UserInputError: If the sweep or a fusion is not known, or no member is done.
+        UserInputError: If the sweep or a fusion is unknown, or no member is done.
     """
     from fusion.interface import FUSIONS
     from orchestrator.fusing.request import make_request
@@ -118,7 +118,7 @@ def _plan_of(home: Path, name: str) -> Plan:
 
     folder = Home(home).existing(name)
     state = folder.state()
-    assert state is not None  # `existing` saw it
+    assert state is not None  # `existing` checked it
     origin, written = Path(state.team_file), read_document(folder.team)
     document = Document(origin, written.values, written.root)
     team = resolve_team(document, Path(state.data) if state.data else None)
@@ -134,7 +134,7 @@ def _plan_of(home: Path, name: str) -> Plan:
 
 
 def refit_fusions(request: FusionRequest) -> FusionDetails:
-    """Fit the fusions and return what they come to. Nothing is written, so the sweep's own results stay as they are."""
+    """Fit the fusions and return their evaluation. Nothing is written, so the sweep's results stay as they are."""
     from orchestrator.fusing.costs import all_cores
     from orchestrator.fusing.fitted_team import fit_team
     from orchestrator.fusing.step import evaluate_fusions

@@ -1,4 +1,4 @@
-"""Describe what the fusion step is asked: where finished trainings are, and what to make of them. Light to import."""
+"""Describe the input of the fusion step: locations of finished trainings, and what to fit. Light to import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArtifactLocation:
-    """Where a finished training can be had: its tracking run, and its folder in the home."""
+    """The location of a finished training: its tracking run, and its folder in the home."""
 
     run: str | None
     root: Path
@@ -30,7 +30,7 @@ class ArtifactLocation:
         """Return a local folder that holds the artifact: the home's, or one from the tracking store `uri`."""
         if MemberArtifact(self.root).done or not (uri and self.run):
             return self.root
-        from workers.tracking.client import TrackingClient  # imports MLflow, so only where it is asked
+        from workers.tracking.client import TrackingClient  # imports MLflow, so only if needed
 
         folder = TrackingClient(uri).download(self.run, "fit")
         return folder.parent if folder and MemberArtifact(folder.parent).done else self.root
@@ -38,25 +38,25 @@ class ArtifactLocation:
 
 @dataclass(frozen=True)
 class FusionRequest:
-    """All that the fusion step needs. It is sent to the fusion actor as it is.
+    """Everything the fusion step needs. It is sent to the fusion actor unchanged.
 
     Attributes:
         sweep: The sweep's folder.
         name: Name of the team.
-        members: The members that are done.
+        members: The finished members.
         full: Location of each member's full training.
-        folds: Locations of the fold trainings, of the members that have them all.
+        folds: Locations of the fold trainings, for members whose fold trainings are all done.
         fusions: Names of the fusions to fit.
         data: The splits.
         team_seed: Seed of the split.
         store: Folder of the packed data.
         uri: The tracking store, or None to use the home alone.
-        import_paths: Folders from which the users' own modules are imported.
-        provenance: What the exported model says of where it comes from.
-        student: The student and the location of its training, where it is done.
-        prices: Price of one trainer for an hour, by kind of machine.
-        searched: Seconds of search that finding a member's recipe took.
-        metric: What candidates are judged by.
+        import_paths: Folders from which custom modules are imported.
+        provenance: Provenance to record in the exported model.
+        student: The student and the location of its training, if it is done.
+        prices: Price per trainer-hour, by kind of machine.
+        searched: Search seconds of each member's recipe.
+        metric: Metric by which candidates are judged.
     """
 
     sweep: Path
@@ -79,12 +79,12 @@ class FusionRequest:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an exported model is to have.
+    """Options of an exported model.
 
     Attributes:
-        abstains: Whether it also gives prediction sets and the members' disagreement.
-        flips: Whether its networks also see each image flipped from left to right.
-        int8: Whether there is to be an 8-bit version too.
+        abstains: True to also output prediction sets and the members' disagreement.
+        flips: True to also run its networks on each image flipped left to right.
+        int8: True to also write an 8-bit version.
     """
 
     abstains: bool = False
@@ -95,7 +95,7 @@ class ExportOptions:
 def make_request(
     plan: Plan, members: Mapping[str, MemberState], folder: SweepFolder, runs: SweepRuns | None = None
 ) -> FusionRequest:
-    """Return the request for the members that are done.
+    """Return the request for the finished members.
 
     Args:
         plan: The plan.
@@ -137,10 +137,10 @@ def make_request(
 
 
 def code_commit() -> str:
-    """Return the commit of our own code, where it lies in a repository and git is there; else "unknown"."""
+    """Return the commit of this code, or "unknown" outside a repository or without git."""
     command = ["git", "rev-parse", "HEAD"]
     try:
         answer = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:  # an image has no git
+    except OSError:  # no git, as in a container image
         return "unknown"
     return answer.stdout.strip() or "unknown"

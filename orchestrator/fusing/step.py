@@ -1,4 +1,4 @@
-"""The fusion step: finished trainings in; fitted fusions, scores, costs and one exported model out. No Ray, no training."""
+"""The fusion step: fit, score, price, recommend and export, from finished trainings. No Ray, no training."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEFAULTS = ExportOptions()
 
 
 def fuse(request: FusionRequest) -> FusionDetails:
-    """Fit, score, choose and export. Write outputs.npz, fused.onnx and fusion.json, and return the content of fusion.json."""
+    """Fit, score, choose and export. Writes outputs.npz, fused.onnx and fusion.json, whose content it returns."""
     folder = SweepFolder(request.sweep)
     steps = Steps(folder.logs / FILE)
     with all_cores() as threads:
@@ -65,8 +65,8 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
     Args:
         request: The request.
         fitted_team: The fitted team.
-        threads: Number of threads that a trainer has, by which inference is measured.
-        steps: Where each step is noted.
+        threads: A trainer's number of threads, with which inference is measured.
+        steps: Records the duration of each step.
     """
     steps = steps or Steps()
     team, fitted = fitted_team.team, fitted_team.fitted
@@ -80,7 +80,7 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
 
 
 def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mapping[str, InferenceCost]) -> FusionDetails:
-    """Return the same but for the next steps, once inference is measured."""
+    """Return the evaluation without next steps, given the measured inference costs."""
     team, fitted = fitted_team.team, fitted_team.fitted
     costs = efforts(fitted_team, inference)
     chosen, choice = recommend(team, fitted, costs, request.metric)
@@ -107,17 +107,17 @@ def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mappin
 def write_model(
     request: FusionRequest, fitted_team: FittedTeam, name: str, target: Path, options: ExportOptions = DEFAULTS
 ) -> float:
-    """Export one candidate, checked against its own probabilities on *fuse* rows.
+    """Export one candidate and check it against the fusion's probabilities on *fuse* rows.
 
     Args:
         request: The request.
         fitted_team: The fitted team.
         name: Name of the candidate.
         target: The ONNX file.
-        options: What the model is to have. An 8-bit version comes from `write_int8_model`.
+        options: Export options; `write_int8_model` writes the 8-bit version.
 
     Returns:
-        The largest difference between the two.
+        The largest difference between the model's and the fusion's probabilities.
 
     Raises:
         ConclaveError: If they differ too much. Nothing is written then.
@@ -138,14 +138,14 @@ def write_model(
 
 
 def write_int8_model(request: FusionRequest, fitted_team: FittedTeam, source: Path, target: Path) -> QuantizationLoss:
-    """Write the 8-bit form of an exported model. *Fuse* rows give its ranges; its loss is measured on *test* rows."""
+    """Quantize an exported model to 8 bits, calibrated on *fuse* rows, and measure the loss on *test* rows."""
     images, team = Store(request.store).images, fitted_team.team
     quantize(source, target, np.asarray(images[team.fuse_rows[:CALIBRATION_ROWS]]))
     return measure_loss(source, target, np.asarray(images[team.test_rows]), team.test.labels)
 
 
 def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], store: Store, target: Path) -> None:
-    """Write what every fusion was made from as plain arrays, for `conclave export --outputs`.
+    """Write the arrays behind all fusions, for `conclave export --outputs`.
 
     Args:
         team: The predictions.
@@ -176,7 +176,7 @@ def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], stor
 
 
 def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str, Contribution]:
-    """Return what each member brings to the vote, and what its training was paid with; nothing without a vote of several."""
+    """Return each member's contribution to the vote and its training price; empty without a vote of several members."""
     team, fitted = fitted_team.team, fitted_team.fitted
     if "vote" not in fitted or len(team.names) < 2:
         return {}
@@ -192,13 +192,13 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
 
 
 def _histories(fitted_team: FittedTeam) -> dict[str, list[Epoch]]:
-    """Return the metrics of each epoch of each full training, and of the student's."""
+    """Return the metrics per epoch of each full training, and of the student's."""
     folders = {**fitted_team.full, **({"student": fitted_team.student} if fitted_team.student else {})}
     return {name: MemberArtifact(root).manifest().history for name, root in folders.items()}
 
 
 def _candidates(fitted_team: FittedTeam, request: FusionRequest, inference: Mapping[str, InferenceCost]) -> dict[str, Candidate]:
-    """Return each candidate's row: its comparison, what its inference costs, and its price where there are prices."""
+    """Return each candidate's row: its comparison, its inference costs, and its price if prices are given."""
     team = fitted_team.team
     seconds = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
     rows = compare(team, fitted_team.fitted, seconds, request.metric)

@@ -1,4 +1,4 @@
-"""Call out by name what may be wrong with members and fusions."""
+"""Warn about likely problems of members and fusions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fusion.predictions import TeamPredictions
 from fusion.selection.fitting import FittedFusion, left_out
 from workers.diagnostics.callback import Epoch
 
-LAST_SHARE = 0.1  # of the epochs, in which a training that is long enough has settled
-MUCH_POINTS, MUCH_LOSS = 0.01, 0.03  # of accuracy, and as a share of the loss; and of accuracy also this many standard errors:
-MUCH_ERRORS = 2.0
+LAST_SHARE = 0.1  # last share of the epochs, by which a long enough training has converged
+MUCH_POINTS, MUCH_LOSS = 0.01, 0.03  # minimum improvement in accuracy, and as a share of the loss
+MUCH_ERRORS = 2.0  # minimum improvement in accuracy, in standard errors
 LOSS, ACCURACY = "fuse/loss", "fuse/accuracy"
 
 
@@ -22,13 +22,13 @@ def warn(
     asked: Sequence[str],
     histories: Mapping[str, Sequence[Epoch]],
 ) -> list[str]:
-    """Return sentences on what may be wrong.
+    """Return a sentence for each likely problem.
 
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
-        asked: Names of the fusions that were to be fitted.
-        histories: Metrics of each epoch of the full training of each member, and of the student.
+        asked: Names of the requested fusions.
+        histories: Metrics per epoch of each member's full training, and of the student's.
     """
     warnings = left_out(team, asked)
     labels = team.inputs.fuse.labels
@@ -51,7 +51,7 @@ def warn(
 
 
 def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | None:
-    """Return a sentence where a training improved by much in its last epochs; None where it had settled.
+    """Return a warning if a training still improved a lot in its last epochs; None if it had converged.
 
     Args:
         name: The member.
@@ -71,7 +71,7 @@ def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | Non
 
 
 def _surely_gains(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> bool:
-    """Return whether *fuse* rows that a fusion never saw show that it is better than the vote."""
+    """Return True if a fusion is significantly better than the vote on *fuse* rows it was not fitted on."""
     if "vote" not in fitted:
         return False
     mine, of_vote = (row_losses(fitted[which].nested, team.inputs.fuse.labels) for which in (name, "vote"))
@@ -79,7 +79,7 @@ def _surely_gains(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredi
 
 
 def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:
-    """Return a sentence where a fusion is surely less often right than the vote."""
+    """Return a warning if a fusion is significantly less accurate than the vote, else an empty list."""
     if "vote" not in fitted or name == "vote":
         return []
     labels = team.inputs.fuse.labels

@@ -1,1 +1,1 @@
-"""Plan a sweep: the jobs and their signatures, searches for recipes, estimates. Pure of torch, Ray and MLflow."""
+"""Plan a sweep: jobs and their signatures, recipe searches, estimates. No torch, Ray or MLflow."""

@@ -1,4 +1,4 @@
-"""Estimate what a plan will take: time on this machine; machines, hours and money on a cluster. No torch, Ray or MLflow."""
+"""Estimate a plan: time on this machine; machines, hours and money on a cluster. No torch, Ray or MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.config.job import Job
 from workers.config.resources import Resources
 from workers.errors import UserInputError
 
-# Floating-point operations a second that a training of ResNet18 is assumed to reach before one was measured.
+# Assumed FLOP/s of a ResNet18 training, used until a training is measured.
 CORE = 1.0e11
 GPU = 2.5e12  # a third of what a T4 can do in float32
 STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
@@ -21,16 +21,16 @@ Kind = tuple[str, int, str, int]
 
 
 def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
-    """Estimate the time that the rest of a plan takes on this machine.
+    """Estimate the remaining time of a plan on this machine.
 
-    It takes as long as all the work shared by all cores, or as long as the longest training with those that it learns from.
+    The larger of two bounds: all work divided by all cores, and the longest training including its teachers.
 
     Args:
         plan: The plan.
         cores: Number of CPU cores.
 
     Returns:
-        Seconds, and what the estimate rests on.
+        Seconds, and the basis of the estimate.
     """
     rates = _Rates.from_plan(plan, gpu=False)
     seconds = {job.key: rates.seconds(job) for job in plan.todo}
@@ -42,12 +42,12 @@ def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
 
 
 def _ready(job: Job, ends: Mapping[str, float]) -> float:
-    """Return when the last of the trainings ends that a job needs."""
+    """Return the time at which the last of a job's teachers ends."""
     return max((ends[signature] for signature in job.teachers if signature in ends), default=0.0)
 
 
 def _end(job: Job, when: float, ends: dict[str, float]) -> None:
-    """Note when a job ends, by the signatures of its members."""
+    """Record the end of a job under the signatures of its members."""
     ends |= dict.fromkeys(job.signatures, when)
 
 
@@ -60,7 +60,7 @@ class MachineType:
         gpus: GPUs of one machine.
         cpus: CPU cores of one machine.
         most: Largest number of machines.
-        price: Price of one trainer for an hour, or None where the team names none.
+        price: Price per trainer-hour, or None if the team gives no price.
         labels: Ray's labels of the machines.
     """
 
@@ -68,11 +68,11 @@ class MachineType:
     gpus: float
     cpus: float
     most: int
-    price: float | None  # of a trainer for an hour
+    price: float | None
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def slots(self, gpus: float, cpus: float, wanted: Resources) -> int:
-        """Return how many jobs fit on one machine at a time; none where the jobs want another kind of machine."""
+        """Return the number of jobs that fit on one machine at a time; 0 if they require another kind of machine."""
         if wanted.preference(self.labels) is None:
             return 0
         return int(min(self.gpus / gpus if gpus else math.inf, self.cpus / cpus))
@@ -93,26 +93,26 @@ class Estimate:
     """The estimate for a sweep on a cluster.
 
     Attributes:
-        machines: Number of machines of each type that come, and their hours together.
+        machines: Number of machines and their total hours, by type.
         hours: Hours until the last job ends.
-        money: The price, where the team has prices for all machines.
-        basis: What the estimate rests on.
+        money: The price, or None unless the team has prices for all machines.
+        basis: The basis of the estimate.
     """
 
     machines: Mapping[str, tuple[int, float]]
     hours: float
-    money: float | None  # where the team has prices for all of them
+    money: float | None
     basis: str
 
 
 def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
-    """Estimate a sweep on a cluster: jobs in the plan's order, each on the machine that is free first.
+    """Estimate a sweep on a cluster. Jobs run in the plan's order, each on the machine that is free first.
 
-    Machine types are filled in the file's order. `prices` of the team count by the name of a type, or by its label `market`.
+    Machine types are filled in the file's order. The team's `prices` are looked up by type name, then by the label `market`.
 
     Args:
         plan: The plan.
-        config: Content of a cluster file of Ray's launcher.
+        config: Content of a cluster file for Ray's launcher.
 
     Raises:
         UserInputError: If a job fits on no machine.
@@ -143,7 +143,7 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
 
 
 def _summed(machines: list[_Machine], groups: list[MachineType], idle: float, basis: str) -> Estimate:
-    """Sum up. A machine is paid for all trainers that it holds, from its start until it was idle for as long as the file says."""
+    """Sum up machines, hours and money. All slots of a machine are billed, from its start to its idle timeout."""
     hours_by_type = {group.name: [machine.hours + idle for machine in machines if machine.group == group] for group in groups}
     money = sum((machine.hours + idle) * len(machine.slots) * (machine.group.price or 0.0) for machine in machines)
     is_priced = all(machine.group.price is not None for machine in machines) and bool(machines)
@@ -156,11 +156,11 @@ def _summed(machines: list[_Machine], groups: list[MachineType], idle: float, ba
 def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[MachineType]:
     """Return the worker types of a cluster file.
 
-    Raises UserInputError where it names none: a fixed set of machines is not known here.
+    Raises UserInputError if it names no types: the machines of a fixed cluster are not known here.
     """
     types = config.get("available_node_types")
     if not types:
-        raise UserInputError("the cluster file names no machine types, so nothing can be said before its machines run.")
+        raise UserInputError("the cluster file names no machine types, so there is no estimate before its machines run.")
     machine_types = []
     for name, entry in types.items():
         resources, labels = entry.get("resources") or {}, entry.get("labels") or {}
@@ -169,16 +169,14 @@ def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[Mach
         if name == config.get("head_node_type") or not most:
             continue
         if not resources:
-            raise UserInputError(
-                f"available_node_types: {name} says no `resources:`, so what fits on it is not known before it runs."
-            )
+            raise UserInputError(f"available_node_types: {name} says no `resources:`, so its capacity is unknown until it runs.")
         sizes = float(resources.get("GPU") or 0), float(resources.get("CPU") or 0)
         machine_types.append(MachineType(name, *sizes, most, prices.get(name, prices.get(str(labels.get("market")))), labels))
     return machine_types
 
 
 def _next(groups: list[MachineType], machines: list[_Machine], limit: int, job: Job, has_gpus: bool) -> MachineType | None:
-    """Return the type of the next machine that may come for a job: of those that the job prefers, the file's first."""
+    """Return the type of the next machine to start for a job: the job's most preferred one, by file order in a tie."""
     if len(machines) >= limit:
         return None
     wanted = job.recipe.resources
@@ -189,7 +187,7 @@ def _next(groups: list[MachineType], machines: list[_Machine], limit: int, job: 
 
 @dataclass(frozen=True)
 class _Rates:
-    """Seconds per image by kind of network: measured on finished trainings on such a device, else assumed."""
+    """Seconds per image by kind of network: measured on finished trainings on this kind of device, else assumed."""
 
     plan: Plan
     measured: Mapping[Kind, float]
@@ -225,7 +223,7 @@ class _Rates:
         return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
 
     def _assumed(self, job: Job) -> float:
-        """Assume forward and backward passes of a ResNet18 of this width at this size."""
+        """Return assumed seconds per image: forward and backward passes of a ResNet18 of this width and image size."""
         size = self.plan.store.size
         is_small_stem = job.recipe.stem == "cifar" or (job.recipe.stem == "auto" and size < 64)
         flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)

@@ -1,4 +1,4 @@
-"""Plan the jobs of a team: Team + packed data + what is done -> jobs, each with its signature. No torch, Ray or MLflow."""
+"""Plan the jobs of a team: team, packed data and finished artifacts in, signed jobs out. No torch, Ray or MLflow."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 
-RECIPE_VERSION = 2  # raise it when the same team gives other weights than before
+RECIPE_VERSION = 2  # increase it when the same team would train to different weights
 
 
 @dataclass(frozen=True)
 class PlannedMember:
-    """A member of a job: an artifact that the plan leads to.
+    """A member of a job, and the artifact that the job publishes for it.
 
     Attributes:
         job: The job that publishes it.
@@ -42,12 +42,12 @@ class PlannedMember:
 
     @property
     def label(self) -> str:
-        """The member's name, and the fold where there is one."""
+        """The member's name, with the fold of a fold training."""
         return self.job.label_of(self.member)
 
     @property
     def artifact(self) -> MemberArtifact:
-        """The artifact, whether it is there or not."""
+        """The artifact, which may not exist yet."""
         return MemberArtifact.in_home(self.job.home, self.signature)
 
 
@@ -59,9 +59,9 @@ class Plan:
         team: The team.
         store: The packed data.
         jobs: The jobs, full trainings first.
-        members: What the jobs publish, full trainings first, in the team's order.
-        done: Signatures of the artifacts that are in the home.
-        searched: Seconds of search that finding a member's recipe took, by member.
+        members: The members that the jobs publish, full trainings first, in the team's order.
+        done: Signatures of the artifacts in the home.
+        searched: Search seconds of each member's recipe, by member.
     """
 
     team: Team
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def todo(self) -> tuple[Job, ...]:
-        """The jobs that have something left to publish."""
+        """The jobs with unpublished members."""
         return tuple(job for job in self.jobs if not self.done.issuperset(job.signatures))
 
     @property
@@ -82,7 +82,7 @@ class Plan:
         return next((planned for planned in self.members if planned.job.teachers), None)
 
     def of_member(self, name: str) -> list[PlannedMember]:
-        """Return what is planned for a member: its full training, then its fold trainings."""
+        """Return a member's planned trainings: the full one, then the folds."""
         return self._by_name.get(name, [])
 
     @cached_property
@@ -93,17 +93,17 @@ class Plan:
         return by_name
 
     def refreshed(self) -> Plan:
-        """Return the plan with what is in the home by now."""
+        """Return the plan with `done` read again from the home."""
         return replace(self, done=frozenset(planned.signature for planned in self.members if planned.artifact.done))
 
     def fingerprint(self) -> Fingerprint:
-        """Return what a finished sweep's results rest on: where it is the same, there is nothing to do."""
+        """Return the inputs of a finished sweep's results. If they are unchanged, there is nothing to do."""
         jobs = {planned.label: planned.signature for planned in self.members}
         team = self.team
         return Fingerprint(jobs=jobs, fusion=list(team.fusion), quorum=team.quorum, metric=team.metric, prices=dict(team.prices))
 
     def settings(self) -> dict[str, str]:
-        """Return the settings that the results rest on, flat, to tell people what changed between two runs."""
+        """Return the settings behind the results, flattened, to report changes between two runs."""
         named = {"seed", "train", "fusion", "quorum", "metric"}
         team = self.team.model_dump(mode="json", include=named)
         student = [self.team.student] if self.team.student else []
@@ -120,7 +120,7 @@ class Planner:
         team: The team.
         store: The packed data.
         home: The home.
-        import_paths: Folders from which the users' own modules are imported.
+        import_paths: Folders from which custom modules are imported.
     """
 
     team: Team
@@ -129,7 +129,7 @@ class Planner:
     import_paths: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
-        """Return all jobs of the team. Raises UserInputError where a file that a member names cannot be read."""
+        """Return all jobs of the team. Raises UserInputError if a member's file cannot be read."""
         folds: list[int | None] = [None, *range(self.team.folds)]
         jobs = [self.job(recipe, fold) for fold in folds for recipe in self.team.trainings]
         if self.team.student:
@@ -142,7 +142,7 @@ class Planner:
 
         Args:
             recipe: The recipe.
-            fold: The fold that is left out; None for a full training.
+            fold: The held-out fold; None for a full training.
         """
         members = [JobMember(**dict(member), signature=self.signature(recipe, member, fold)) for member in recipe.members]
         return Job(
@@ -168,15 +168,15 @@ class Planner:
     ) -> str:
         """Hash everything that changes a member's weights, and nothing else.
 
-        Names, hosts and paths do not count. Of the resources only the number of processes that train together counts, for they
-        sum in another order.
+        Names, hosts and paths do not count. The only resource that counts is the number of processes that train together,
+        because it changes the order of summation.
 
         Args:
             recipe: The recipe of the training.
-            member: Which of the training's members it is.
-            fold: The fold that is left out; None for a full training.
+            member: The member of the training.
+            fold: The held-out fold; None for a full training.
             teachers: Signatures of the members that a student learns from.
-            start: Signature of the member whose weights a student begins from.
+            start: Signature of the member whose weights a student starts from.
         """
         team, data = self.team, self.team.data
         source, name = split_arch(recipe.arch)
@@ -213,7 +213,7 @@ class Planner:
 
 
 def _without_repeated(jobs: Sequence[Job]) -> Iterator[Job]:
-    """Yield the jobs but those whose members others publish too: recipes that differ in their names alone are trained once."""
+    """Yield jobs, skipping those whose members another job also publishes: equal recipes are trained once."""
     publishers: dict[str, list[Job]] = {}
     for job in jobs:
         for signature in job.signatures:
@@ -234,13 +234,13 @@ def _file_sha256(path: Path) -> str:
 
 
 def _code_sha256(module: str, import_paths: tuple[str, ...], key: str) -> str:
-    """Hash the user's module as a syntax tree: comments and blank lines change nothing. Nothing is imported."""
+    """Hash the syntax tree of a custom module, ignoring comments and blank lines. Nothing is imported."""
     relative = Path(*module.split("."))
     for folder in (*import_paths, *sys.path):
         for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py")):
             if path.is_file():
                 return hashlib.sha256(ast.dump(_parse_python(path)).encode()).hexdigest()
-    raise UserInputError(f"{key}: the module {module} is not found beside the team file or on the Python path.")
+    raise UserInputError(f"{key}: module {module} not found in the team file's folder or on the Python path.")
 
 
 def _parse_python(path: Path) -> ast.Module:

@@ -1,7 +1,6 @@
-"""Keep the records of searches for recipes: what is searched, what was tried, and the team with what was found.
+"""Record recipe searches: their settings, their trials, and the team with the recipes found.
 
-`HOME/searches/SIGNATURE/search.json` is the truth of what is done. Whoever runs trials (orchestrator/execution/tuning.py) goes on
-from it.
+`HOME/searches/SIGNATURE/search.json` is the source of truth. orchestrator/execution/tuning.py runs trials and resumes from it.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from workers.errors import ConclaveError
 from workers.storage.files import file_lock
 from workers.storage.state_file import read_state, write_state
 
-ENDED = ("done", "stopped", "failed")  # by itself; early, because others were better; with an error
-Point = Mapping[str, float]  # of an epoch: loss and accuracy on the rows set apart, seconds
+ENDED = ("done", "stopped", "failed")  # completed; stopped early because others were better; raised an error
+Point = Mapping[str, float]  # one epoch: loss and accuracy on the held-out rows, seconds
 
 
 @dataclass
 class Trial:
-    """One choice, and how far its training came.
+    """One choice of settings and the progress of its training.
 
     Attributes:
         choice: The settings.
         state: "running", or one of ENDED.
-        epochs: A point for each epoch.
+        epochs: One point per epoch.
     """
 
     choice: Choice
@@ -45,17 +44,17 @@ class Trial:
 
     @property
     def has_ended(self) -> bool:
-        """True if the trial came to an end."""
+        """True if the trial has ended."""
         return self.state in ENDED
 
     @property
     def rank(self) -> tuple[int, float]:
-        """The key to sort trials by: more epochs first, then a lower loss, for losses of fewer epochs don't compare."""
+        """Sort key: more epochs first, then lower loss, since losses after different numbers of epochs don't compare."""
         return -len(self.epochs), self.epochs[-1]["loss"]
 
 
 class TrialRecord(BaseModel):
-    """A trial as it is written: see `Trial`."""
+    """A `Trial` as stored in search.json."""
 
     choice: Choice
     state: str
@@ -67,7 +66,7 @@ class SearchRecord(BaseModel):
 
     Attributes:
         member: The member's name in the team file.
-        space: The settings that may be tried.
+        space: The search space.
         trials: The trials by name.
     """
 
@@ -82,7 +81,7 @@ class Search:
 
     Attributes:
         planner: The team, the data and the home.
-        recipe: The first of the recipes that are searched.
+        recipe: The first of the searched recipes.
         trials: The trials by name.
     """
 
@@ -94,8 +93,8 @@ class Search:
         self.read()
 
     def read(self) -> None:
-        """Read the record. Failed trials count as not tried where too few others succeeded: their cause may be mended."""
-        record = read_state(self.file, SearchRecord, "Remove its folder, and the search begins anew.")
+        """Read the record. If too few trials succeeded, forget the failed ones: their cause may be fixed by now."""
+        record = read_state(self.file, SearchRecord, "Remove its folder to restart the search.")
         if record is None:
             return
         self.trials = {name: Trial(one.choice, one.state, [*one.epochs]) for name, one in record.trials.items()}
@@ -104,7 +103,7 @@ class Search:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Let only one process search at a time, from what others left. Raises ConclaveError while another one searches."""
+        """Allow one process to search at a time, resuming earlier trials. Raises ConclaveError if another one searches."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with file_lock(self.file.parent / ".lock", timeout=0):
@@ -117,25 +116,25 @@ class Search:
 
     @property
     def space(self) -> SearchSpec:
-        """The settings that may be tried."""
+        """The search space."""
         assert self.recipe.search
         return self.recipe.search
 
     @property
     def epochs(self) -> int:
-        """The most epochs of a trial."""
+        """Maximum number of epochs of a trial."""
         return self.space.epochs or self.planner.team.train.epochs
 
     @cached_property
     def signature(self) -> str:
-        """Hash of what is tried on which data: neither a member's seed nor the number of kept recipes counts."""
+        """Hash of the recipe, its search space and the data. The seed and the number of kept recipes do not count."""
         space = self.space.model_copy(update={"keep": 1})
         recipe = self.recipe.model_copy(update={"seed": 0, "pick": 1, "search": space})
         return self.planner.signature(recipe, recipe.members[0])
 
     @property
     def file(self) -> Path:
-        """The record."""
+        """Path of search.json."""
         return self.planner.home / "searches" / self.signature / "search.json"
 
     @property
@@ -144,7 +143,7 @@ class Search:
         return self.recipe.name.removesuffix("-1") if self.space.keep > 1 else self.recipe.name
 
     def job(self, choice: Choice) -> Job:
-        """Return a trial as a job. Its signature is the trial's name, and its home is the search's own folder."""
+        """Return a trial as a job. Its signature is the trial's name, and its home is the search's folder."""
         train = self.planner.team.train.model_copy(update={"epochs": self.epochs, "stop": None, "fold_epochs": 1.0})
         name = hashlib.sha256(json.dumps([self.signature, choice], sort_keys=True).encode()).hexdigest()[:20]
         recipe = self.recipe.chosen(choice).model_copy(update={"seed": derive_seed(self.signature, "trial")})
@@ -154,7 +153,7 @@ class Search:
         return planner.job(recipe).model_copy(update={"members": (JobMember(**dict(member), signature=name),)})
 
     def add(self, choice: Choice) -> str:
-        """Record that a trial begins, or goes on; return its name."""
+        """Record that a trial starts or resumes, and return its name."""
         [name] = self.job(choice).signatures
         self.trials[name] = Trial(choice)
         self.save()
@@ -169,7 +168,7 @@ class Search:
 
     @property
     def left(self) -> int:
-        """The number of trials that have still to come to an end."""
+        """Number of trials left to finish."""
         return max(0, self.space.trials - sum(trial.has_ended for trial in self.trials.values()))
 
     @property
@@ -178,12 +177,12 @@ class Search:
         return sum(point["seconds"] for trial in self.trials.values() for point in trial.epochs)
 
     def best(self) -> list[Choice]:
-        """Return the choices to keep, the best first. Raises ConclaveError where too few trials succeeded."""
+        """Return the choices to keep, best first. Raises ConclaveError if too few trials succeeded."""
         ranked = sorted(self._successful, key=lambda t: t.rank)
         if len(ranked) < self.space.keep:
             raise ConclaveError(
                 f"search of {self.label}: {len(ranked)} of {len(self.trials)} trials came to an end without an error, and "
-                f"{self.space.keep} are to be kept. Run again: those that failed are tried again."
+                f"{self.space.keep} are to be kept. Run again to retry the failed ones."
             )
         return [trial.choice for trial in ranked[: self.space.keep]]
 
@@ -199,7 +198,7 @@ class ResolvedRecipes:
     Attributes:
         planner: The planner of that team.
         searches: The searches.
-        seconds: Each searched member's share of the seconds that its search took.
+        seconds: Each searched member's share of its search time, in seconds.
     """
 
     planner: Planner
@@ -208,7 +207,7 @@ class ResolvedRecipes:
 
 
 def find_searches(planner: Planner) -> dict[str, Search]:
-    """Return what has to be searched, by signature, in the team's order."""
+    """Return the team's searches by signature, in the team's order."""
     searches: dict[str, Search] = {}
     for recipe in planner.team.trainings:
         if recipe.search and recipe.pick == 1:
@@ -218,11 +217,11 @@ def find_searches(planner: Planner) -> dict[str, Search]:
 
 
 def resolve_recipes(planner: Planner, run_search: Callable[[Search], None]) -> ResolvedRecipes:
-    """Put what searches found in the place of what was to be searched.
+    """Replace searched recipes by the choices that their searches found.
 
     Args:
         planner: The team, the data and the home.
-        run_search: Runs the trials of a search that is not done.
+        run_search: Runs the remaining trials of a search.
 
     Raises:
         ConclaveError: If a search did not find enough recipes.
@@ -244,7 +243,7 @@ def resolve_recipes(planner: Planner, run_search: Callable[[Search], None]) -> R
 
 
 def known_recipes(planner: Planner) -> ResolvedRecipes:
-    """Return the team with what was found, or else with the searches that are not done; run nothing."""
+    """Return the resolved team, or the unresolved one if searches are unfinished. Runs no trials."""
     undone = [search for search in find_searches(planner).values() if search.left]
     return ResolvedRecipes(planner, undone, {}) if undone else resolve_recipes(planner, run_no_search)
 
