@@ -47,7 +47,7 @@ def tracked(planner: Planner, plan: Plan, home: Path) -> dict[str, float]:
     began = time.perf_counter()
     runs = SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), plan)
     opened = time.perf_counter()
-    runs.import_remote_trainings()
+    runs.import_remote()
     looked = time.perf_counter()
     size = (home / "mlflow.db").stat().st_size
     return {

@@ -1,1 +1,1 @@
-"""Combine trained members: artifacts in, one fused model out. Never trains a member, and knows neither Ray nor MLflow."""
+"""Combine trained members into one fused model. It trains no member, and imports neither Ray nor MLflow."""

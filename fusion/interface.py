@@ -1,7 +1,7 @@
-"""What a fusion is: fit and predict on arrays, the same in torch for the exported model, its costs and its words.
+"""Define the interface of a fusion: fit and predict on arrays, combine in torch, costs, and descriptions.
 
-A fusion is one module of `fusion/methods/` with one class, registered by `@FUSIONS.register`, and derived from `FusionMethod`.
-It has the name of its module. No other module knows one fusion from another.
+A fusion is a module of `fusion/methods/` with one class, derived from `FusionMethod` and registered by `@FUSIONS.register`
+under the module's name. No other module depends on a particular fusion.
 """
 
 from __future__ import annotations
@@ -27,26 +27,24 @@ Trainings = Literal["full", "folds", "student"]
 
 @dataclass(frozen=True)
 class Description:
-    """What a fusion chose, for the report.
+    """Description of a fitted fusion, for the report.
 
     Attributes:
         words: How it was fitted, in words.
-        weights: The weight of each member, by its name, where it has weights.
-        asked: Mean number of networks that a row takes, where that differs from row to row.
+        weights: Weight of each member by name; empty for a fusion without weights.
     """
 
     words: str = ""
     weights: Mapping[str, float] = field(default_factory=dict)
-    asked: float | None = None
 
 
 @dataclass
 class NetworkOutputs:
-    """What the networks of a fused model say of a batch of N images.
+    """Outputs of a fused model's networks for a batch of N images.
 
     Attributes:
-        logits: (M, N, C), in the order in which the fusion asks the networks.
-        features: (N, sum of D_m), side by side in the same order; None where the fusion does not use them.
+        logits: (M, N, C), in the order in which the fusion runs the networks.
+        features: (N, sum of D_m), concatenated in the same order; None if the fusion does not use them.
     """
 
     logits: Tensor
@@ -54,18 +52,18 @@ class NetworkOutputs:
 
 
 class FusionMethod(ABC):
-    """A way to combine members, in the manner of a scikit-learn classifier.
+    """A method to combine members, modelled on scikit-learn's classifiers.
 
     Class attributes:
-        description: One line for people.
-        order: Place in tables, and among candidates of equal cost in the recommendation.
-        stored_name: Name by which exported models call what `combine` does. It never changes.
-        asks: Which networks it asks at inference.
-        pays_for: Which trainings had to be paid for it.
+        description: One-line description for users.
+        order: Position in tables, and among candidates of equal cost in the recommendation.
+        stored_name: Name of `combine` in exported models. It never changes.
+        asks: Networks that it runs at inference.
+        pays_for: Trainings that its cost includes.
         learns_from_folds: Whether it learns from the outputs of fold trainings.
         needs_linear_heads: Whether every member has to end in a Linear layer.
         uses_features: Whether `combine` uses the networks' features.
-        learns_nothing: Whether nothing but the last stage is fitted: it is taken where the rows are too few to choose by.
+        learns_nothing: Whether only the temperature is fitted. Such a fusion is chosen if there are too few rows to choose by.
     """
 
     description: ClassVar[str]
@@ -80,7 +78,7 @@ class FusionMethod(ABC):
 
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
-        """Return why it cannot be made of these predictions, as the end of a sentence; None where it can."""
+        """Return the reason why it cannot use these predictions, as the end of a sentence; None if it can."""
         return None
 
     @classmethod
@@ -93,15 +91,15 @@ class FusionMethod(ABC):
         """Fit the fusion, and return it."""
 
     def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:
-        """Return one like this, which is not fitted yet, fitted on all *fuse* rows, and then one without each fold of them.
+        """Return copies fitted on all *fuse* rows, and then on all rows except each fold in turn.
 
-        Nested cross-validation asks for that. A fusion that can fit all of them at once, and sooner, overrides it.
+        This is for nested cross-validation. Override it if all fits together can be done faster.
 
         Args:
-            inputs: What it may learn from.
-            folds: The rows of each fold. Each *fuse* row is in one of them.
+            inputs: Data to learn from.
+            folds: Rows of each fold. Each *fuse* row is in exactly one fold.
         """
-        import numpy as np  # commands that only list fusions do without
+        import numpy as np  # commands that only list fusions don't need it
 
         rows = np.arange(len(inputs.fuse.labels))
         without = [np.setdiff1d(rows, fold, assume_unique=True) for fold in folds]
@@ -112,11 +110,11 @@ class FusionMethod(ABC):
         """Return probabilities (n, C)."""
 
     def used(self, count: int) -> list[int]:
-        """Return the positions of the members that it asks, of the `count` that it was fitted on, in its order of asking."""
+        """Return the positions of the members that it runs, out of the `count` that it was fitted on, in running order."""
         return list(range(count))
 
     def shares(self, predictions: Predictions) -> list[float]:
-        """Return the share of rows for which it asks each member that it uses, in its order of asking."""
+        """Return the share of rows for which each member runs, in the order of `used`."""
         return [1.0] * len(self.used(len(predictions.logits)))
 
     @abstractmethod
@@ -129,44 +127,44 @@ class FusionMethod(ABC):
         """Return log-probabilities (N, C), as `predict_proba` does, from the networks' outputs.
 
         Args:
-            arrays: What `arrays` returned, as float32 tensors.
+            arrays: The arrays of the method `arrays`, as float32 tensors.
             outputs: The networks' outputs.
         """
 
     @staticmethod
     def ask_in_turn(arrays: Mapping[str, Tensor], networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
-        """Return what `combine` returns while asking fewer networks, or None where all have to be asked.
+        """Return the result of `combine` while running fewer networks, or None if all of them are needed.
 
         Args:
-            arrays: What `arrays` returned, as float32 tensors.
+            arrays: The arrays of the method `arrays`, as float32 tensors.
             networks: The networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) logits.
             x: (N, 3, H, W) float32 in [0, 1].
         """
         return None
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
-        """Return what it chose.
+        """Describe the fitted fusion.
 
         Args:
             names: Names of the members that it was fitted on.
-            predictions: Predictions to measure on what it asks.
+            predictions: Predictions on which to count the networks that it runs.
         """
         return Description()
 
     def doubts(self, name: str) -> list[str]:
-        """Return sentences on why its gain may not carry over; nobody is told where rows that it never saw show the gain.
+        """Return reasons, as sentences, why its gain may not carry over; not shown if unseen rows confirm the gain.
 
         Args:
-            name: Its name.
+            name: Name of the fusion.
         """
         return []
 
     def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
-        """Return sentences on what may be wrong with it.
+        """Return warnings about the fitted fusion, as sentences.
 
         Args:
-            name: Its name.
-            inputs: What it was fitted on.
+            name: Name of the fusion.
+            inputs: Data that it was fitted on.
         """
         return []
 
@@ -175,10 +173,10 @@ FUSIONS: Registry[FusionMethod] = Registry("fusion", "fusion.methods", "conclave
 
 
 def asks_for_student(names: Sequence[str]) -> bool:
-    """Return whether one of these fusions asks a student."""
+    """Return whether one of these fusions needs a student."""
     return any(FUSIONS[name].asks == "student" for name in names)
 
 
 def by_order(names: Iterable[str]) -> list[str]:
-    """Return fusions in the order of tables."""
+    """Sort fusions in the order of tables."""
     return sorted(names, key=lambda name: (FUSIONS[name].order, name))

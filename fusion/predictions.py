@@ -1,6 +1,6 @@
-"""Align the members' predictions by row and class name, and refuse what does not match.
+"""Align the members' predictions by row and class name, and refuse mismatches.
 
-This is the form that every fusion learns from.
+Every fusion learns from predictions in this form.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Predictions:
 
     Attributes:
         logits: (M, n, C) float64.
-        features: M arrays (n, D_m) float32, in the members' order; empty where there are none.
+        features: M arrays (n, D_m) float32, in the members' order; may be empty.
         labels: (n,) int64.
-        folds: (M, K, n, C) logits of the members' fold trainings on the same rows; NaN for a member without them, None where no
-            member has them.
+        folds: (M, K, n, C) logits of the members' fold trainings on the same rows; NaN for a member without fold trainings, None
+            if no member has any.
         student: (n, C) logits of a student, or None.
     """
 
@@ -44,23 +44,23 @@ class Predictions:
     _computed: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: object, compute: Callable[[], Computed]) -> Computed:
-        """Return what `compute` returned the first time that it was asked for by this key.
+        """Return the result of `compute`, cached by `key`.
 
-        Nested cross-validation refits on parts of *fuse*: what rests on out-of-fold predictions alone is the same each time.
+        Nested cross-validation refits on parts of *fuse*; fits on out-of-fold predictions alone are the same each time.
         """
         if key not in self._computed:
             self._computed[key] = compute()
         return self._computed[key]  # type: ignore[no-any-return]
 
     def take(self, rows: NDArray[np.int64]) -> Predictions:
-        """Return the predictions of some rows only, by their positions."""
+        """Return the predictions for the rows at these positions."""
         folds = None if self.folds is None else self.folds[:, :, rows]
         student = None if self.student is None else self.student[rows]
         features = tuple(x[rows] for x in self.features)
         return Predictions(self.logits[:, rows], features, self.labels[rows], folds, student)
 
     def only(self, members: Sequence[int]) -> Predictions:
-        """Return the predictions of some members only, by their positions."""
+        """Return the predictions of the members at these positions."""
         index = list(members)
         folds = None if self.folds is None else self.folds[index]
         features = tuple(self.features[i] for i in index if self.features)
@@ -69,30 +69,30 @@ class Predictions:
 
 @dataclass(frozen=True)
 class FusionInputs:
-    """Everything that a fusion may learn from.
+    """All data that a fusion may learn from.
 
     Attributes:
         fuse: Predictions of the full trainings on *fuse*.
-        oof: Out-of-fold predictions for all *fit* rows, of the members in `with_oof`; None where there are none.
+        oof: Out-of-fold predictions for all *fit* rows, of the members in `with_oof`; None without fold trainings.
         folds: (n_fit,) the fold of each *fit* row.
-        heads: W (C, D) and b (C,) of each member's linear head; empty where one member has none.
+        heads: W (C, D) and b (C,) of each member's linear head; empty if a member has no linear head.
         with_oof: Positions of the members that `oof` covers.
-        alike: Whether the members' recipes differ in their seeds alone.
+        alike: Whether the members' recipes differ only in their seeds.
     """
 
     fuse: Predictions
     oof: Predictions | None
     folds: Labels
-    heads: tuple[tuple[Floats, Floats], ...]  # (W (C, D), b (C,)) a member; empty where one has no Linear head
-    with_oof: tuple[int, ...] = ()  # the members that `oof` covers
-    alike: bool = True  # whether the members' recipes differ in their seeds alone
+    heads: tuple[tuple[Floats, Floats], ...]
+    with_oof: tuple[int, ...] = ()
+    alike: bool = True
 
     def with_fuse(self, rows: NDArray[np.int64]) -> FusionInputs:
-        """Return the same with some of the *fuse* rows only: what nested cross-validation refits on."""
+        """Return a copy with only these *fuse* rows, for nested cross-validation."""
         return replace(self, fuse=self.fuse.take(rows))
 
     def only(self, members: Sequence[int]) -> FusionInputs:
-        """Return the same with some members only; `oof` covers exactly these already."""
+        """Return a copy with only these members; they must be the members that `oof` covers."""
         heads = tuple(self.heads[i] for i in members) if self.heads else ()
         return replace(self, fuse=self.fuse.only(members), heads=heads)
 
@@ -104,7 +104,7 @@ class TeamPredictions:
     Attributes:
         names: The members, in the order of every first axis.
         classes: The class names, in the order of every last axis.
-        inputs: What fusions may learn from.
+        inputs: Data that fusions may learn from.
         test: Predictions on *test*.
         fit_rows: (n,) row numbers in the store.
         fuse_rows: (n,) row numbers in the store.
@@ -143,7 +143,7 @@ class LabelledRows:
 
     Attributes:
         classes: The class names.
-        labels: (N,) the index of each row's class, of all rows of the data set.
+        labels: (N,) class index of every row of the data set.
         fit_folds: (n_fit,) the fold of each *fit* row.
         fit_rows: (n_fit,) row numbers of *fit*.
     """
@@ -157,7 +157,7 @@ class LabelledRows:
 def load_predictions(
     full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None = None
 ) -> TeamPredictions:
-    """Read the artifacts of every member, and of the student.
+    """Read and align the predictions of every member and of the student.
 
     Args:
         full: Folder of each member's full training.
@@ -173,7 +173,7 @@ def load_predictions(
 
 
 class _Loader:
-    """Reads artifacts, and puts their rows and classes into one order."""
+    """Reads artifacts, and aligns their rows and classes."""
 
     def __init__(
         self, full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None
@@ -183,7 +183,7 @@ class _Loader:
         self.first = self.records[self.names[0]]
         for name, record in self.records.items():
             if record.data_digest != self.first.data_digest:
-                raise ConclaveError(f"member {name} was trained on other data than {self.names[0]}; they can't be fused.")
+                raise ConclaveError(f"member {name} was trained on different data than {self.names[0]}; they can't be fused.")
         self.class_order = {name: class_order(self.records[name].classes, rows.classes, name) for name in self.names}
         self.outputs = {name: MemberArtifact(full[name]).outputs() for name in self.names}
         self.row_numbers = {part: self.outputs[self.names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
@@ -256,15 +256,15 @@ def _recipe(record: TrainingRecord) -> dict[str, object]:
 
 
 def _positions(have: Labels, want: Labels, name: str) -> Labels:
-    """Return where each wanted row stands among those that the member has."""
+    """Return the position of each wanted row among the member's rows."""
     if len(have) != len(want) or not np.array_equal(np.sort(have), np.sort(want)):
-        raise ConclaveError(f"member {name} has outputs for other rows than the rest; they can't be fused.")
+        raise ConclaveError(f"member {name} has outputs for different rows than the rest; they can't be fused.")
     by_row = np.argsort(have)
     return np.asarray(by_row[np.searchsorted(have[by_row], want)])
 
 
 def _head(folder: Path, order: list[int]) -> tuple[Floats, Floats] | None:
-    """Return the linear head of a member, (C, D) and (C,), its classes in the given order; None where it has none."""
+    """Return a member's linear head, (C, D) and (C,), with classes in the given order; None without one."""
     weights = MemberArtifact(folder).weights()
     if "head.weight" not in weights or weights["head.weight"].ndim != 2:
         return None

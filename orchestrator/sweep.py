@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from fusion.results import FusionDetails
@@ -26,13 +27,15 @@ from orchestrator.planning.search import Search, resolve_recipes, run_no_search
 from orchestrator.reporting.report import run_note, write_report
 from orchestrator.reporting.summary import SweepReport, histories, member_states, student_state
 from orchestrator.results import MemberState, SweepSummary
+from orchestrator.tracking.search_runs import log_search
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from workers.config.resources import Resources
 from workers.data.inspection import pack_and_check, summarize_data
 from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
-from workers.data.store import Store, find_store
+from workers.data.store import find_store
+from workers.data.summary import DataSummary
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.diagnostics.waiting import retry_while
 from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError
@@ -77,11 +80,10 @@ class SweepOptions:
 
 @dataclass
 class SweepResult:
-    """The result of a sweep: its summary, its exit code, and the outcome of each executed job, by key."""
+    """The summary of a sweep, and its exit code."""
 
     summary: SweepSummary
     exit_code: int
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
@@ -110,8 +112,9 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
     with place.folder.locked(options.say), driver_log(place.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
-        planner = Planner(team, store, options.home.path, import_paths)
-        return _PreparedSweep(place, options, planner, plan).run()
+        run_search = options.make_search(team, place.folder) if options.make_search else run_no_search
+        plan, searches = _plan_packed(Planner(team, store, options.home.path, import_paths), plan, run_search)
+        return _Sweep(place, options, plan, searches).run()
 
 
 def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:
@@ -145,8 +148,12 @@ def _is_unchanged(folder: SweepFolder, plan: Plan) -> bool:
     return state.results == folder.result_digests()
 
 
-def _same_data(one: Store, other: Store) -> bool:
-    return one.folder == other.folder and one.digest == other.digest
+def _plan_packed(planner: Planner, known: Plan | None, run_search: Callable[[Search], None]) -> tuple[Plan, Sequence[Search]]:
+    """Return the plan and the searches behind it: the plan made before packing, unless damaged data was packed again."""
+    if known and (known.store.folder, known.store.digest) == (planner.store.folder, planner.store.digest):
+        return known, ()
+    recipes = resolve_recipes(planner, run_search)
+    return replace(recipes.planner.plan(), searched=recipes.seconds), recipes.searches
 
 
 def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
@@ -159,96 +166,86 @@ def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
 
 
 @dataclass
-class _PreparedSweep:
-    """A sweep whose data is packed and whose folder is locked."""
+class _Sweep:
+    """A sweep whose data is packed and whose folder is locked.
+
+    Attributes:
+        place: Where the sweep comes from and goes.
+        options: The caller's options.
+        plan: The plan. What is `done` in it was done before this sweep's first training.
+        searches: The searches behind the plan.
+        runs: The sweep's runs, once they are open.
+        executor: Runs the jobs; None while none was needed.
+        is_recovered: Whether Ray ended and was started again.
+    """
 
     place: SweepPlace
     options: SweepOptions
-    planner: Planner
-    known_plan: Plan | None = None
+    plan: Plan
+    searches: Sequence[Search] = ()
+    runs: SweepRuns = field(init=False)
+    executor: Executor | None = None
+    is_recovered: bool = False
 
     def run(self) -> SweepResult:
-        folder, options = self.place.folder, self.options
-        run_search = options.make_search(self.planner.team, folder) if options.make_search else run_no_search
-        recipes = resolve_recipes(self.planner, run_search)
-        known = self.known_plan  # stale if damaged data was packed again
-        is_known = known is not None and _same_data(known.store, self.planner.store)
-        plan = known.refreshed() if known and is_known else recipes.planner.plan()
-        plan = replace(plan, searched=recipes.seconds)
-        DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.place.team_file, len(plan.jobs), len(plan.todo))
+        folder, say = self.place.folder, self.options.say
+        DRIVER.info("sweep of %s: %d trainings", self.place.team_file, len(self.plan.jobs))
         before = folder.state()
-        for line in describe_changes(before.settings if before else {}, plan):
-            options.say(line)
-        self._keep_team_file()
-        for job in plan.jobs:
+        for line in describe_changes(before.settings if before else {}, self.plan):
+            say(line)
+        if self.place.team_file.resolve() != folder.team.resolve():
+            shutil.copyfile(self.place.team_file, folder.team)
+        for job in self.plan.jobs:
             TrainingFolder.of(job).remove_leftovers()
-        runs = self._open_runs(plan, recipes.searches)
-        if not runs.plan.todo and _is_unchanged(folder, runs.plan):
-            return self._repeat(runs.plan, runs)
-        return _ActiveSweep(self.place, self.options, runs.plan, runs).run()
+        self._open_runs()
+        result = self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
+        unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if result.exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
+        result = replace(result, summary=result.summary.model_copy(update={"unsent": unsent}))
+        folder.keep_summary(result.summary)
+        return result
 
-    def _open_runs(self, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
+    def _open_runs(self) -> None:
         """Open the sweep's runs and import trainings that only the store has.
 
         If the store does not answer, retry for half a minute. Then track in the home, unless the team requires its store.
         """
         try:
-            return retry_while(StoreAwayError, lambda: self._open_at(self.place, plan, searches), AWAY_SECONDS)
+            retry_while(StoreAwayError, self._open_at_place, AWAY_SECONDS)
         except StoreAwayError:
-            if self.planner.team.tracking.required or self.place.uri == self.place.home.tracking_uri:
+            if self.plan.team.tracking.required or self.place.uri == self.place.home.tracking_uri:
                 raise
             self.options.say(f"The tracking store doesn't answer. The sweep is tracked in {self.place.home.path} instead.")
             self.place = replace(self.place, uri=self.place.home.tracking_uri)
-            return self._open_at(self.place, plan, searches)
+            self._open_at_place()
 
-    def _open_at(self, place: SweepPlace, plan: Plan, searches: Sequence[Search]) -> SweepRuns:
+    def _open_at_place(self) -> None:
         """Open the sweep's runs in the store of `place`. Safe to repeat after a partial attempt."""
-        runs = SweepRuns.open(place, plan, self.options.restart)
-        for search in searches:
-            runs.log_search(search)
-        runs.import_remote_trainings()  # except those of restarted members
-        return runs
+        self.runs = SweepRuns.open(self.place, self.plan, self.options.restart)
+        for search in self.searches:
+            log_search(self.runs, search)
+        self.runs.import_remote()  # except those of restarted members
+        self.plan = self.plan.refreshed()
 
-    def _keep_team_file(self) -> None:
-        if self.place.team_file.resolve() != self.place.folder.team.resolve():
-            shutil.copyfile(self.place.team_file, self.place.folder.team)
-
-    def _repeat(self, plan: Plan, runs: SweepRuns) -> SweepResult:
+    def _repeat(self) -> SweepResult:
         """Return the finished sweep's summary. If its runs are new in the tracking store, log the results there."""
         folder = self.place.folder
         before = folder.summary()
         assert before is not None  # the sweep is unchanged
-        current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": runs.parent}
-        summary = before.model_copy(update={**current, "trained": 0, "reused": len(plan.done)})
-        if runs.is_new:
+        current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": self.runs.parent}
+        summary = before.model_copy(update={**current, "trained": 0, "reused": len(self.plan.done)})
+        if self.runs.is_new:
             details = folder.details()
-            runs.finish(summary, run_note(summary, details), details)
-        return _close(SweepResult(summary, EXIT_DONE), runs, folder)
+            self.runs.finish(summary, run_note(summary, details), details)
+        return SweepResult(summary, EXIT_DONE)
 
-
-@dataclass
-class _ActiveSweep:
-    """A sweep that has something to train or to fuse."""
-
-    place: SweepPlace
-    options: SweepOptions
-    plan: Plan
-    runs: SweepRuns
-    executor: Executor | None = None
-    is_recovered: bool = False
-
-    def __post_init__(self) -> None:
-        team, store = self.plan.team, self.plan.store
-        self.data = summarize_data(store, team.data, get_split(store, team.data, team.seed))
-
-    def run(self) -> SweepResult:
-        for line in self.data.lines():
+    def _run(self) -> SweepResult:
+        for line in self._data.lines():
             self.options.say(line)
         self.runs.start()
         try:
-            result = self._train_and_fuse()
+            return self._train_and_fuse()
         except KeyboardInterrupt:
-            result = self._interrupt()
+            return self._interrupt()
         except BaseException:
             self.runs.mark_failed()
             self.runs.flush(FLUSH_SECONDS)
@@ -256,23 +253,27 @@ class _ActiveSweep:
         finally:
             if self.executor:
                 self.executor.close()
-        return _close(result, self.runs, self.place.folder)
+
+    @cached_property
+    def _data(self) -> DataSummary:
+        team, store = self.plan.team, self.plan.store
+        return summarize_data(store, team.data, get_split(store, team.data, team.seed))
 
     def _train_and_fuse(self) -> SweepResult:
-        outcomes = self.runs.collect_trainings(self._with_ray(self._train))
+        outcomes = self.runs.collect(self._with_ray(self._train))
         members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
         self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
         done = [name for name, member in members.items() if member.is_done]
         if len(done) < self.plan.team.quorum:
             summary = self._report.summarize(members, outcomes)
             self.runs.finish(summary, run_note(summary))
-            return SweepResult(summary, EXIT_FAILED, outcomes)
+            return SweepResult(summary, EXIT_FAILED)
         self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
         details = self._with_ray(lambda: self._fuse(members))
         summary = self._report.summarize(members, outcomes, details)
         write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary, details), details)
-        return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL, outcomes)
+        return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL)
 
     def _with_ray(self, step: Callable[[], Answer]) -> Answer:
         """Run a step. If Ray ended and could be restarted, run it once more. Finished trainings are kept."""
@@ -287,7 +288,7 @@ class _ActiveSweep:
 
     @property
     def _report(self) -> SweepReport:
-        return SweepReport(self.plan, self.place.folder, self.runs, self.data)
+        return SweepReport(self.plan, self.place.folder, self.runs, self._data)
 
     def _train(self) -> dict[str, Outcome]:
         """Run the unfinished jobs and return their outcomes by key."""
@@ -302,7 +303,7 @@ class _ActiveSweep:
             retries=team.retries,
             on_event=budget,
             tracking_uri=self.place.uri,
-            runs_of=self.runs.members.of_job,
+            runs_of=self.runs.of_job,
             why_closed=budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(MODULES),
         )
@@ -319,12 +320,3 @@ class _ActiveSweep:
         self.runs.mark_interrupted()
         summary = self._report.summarize(member_states(self.plan, {}), {}).model_copy(update={"state": "interrupted"})
         return SweepResult(summary, EXIT_INTERRUPTED)
-
-
-def _close(result: SweepResult, runs: SweepRuns, folder: SweepFolder) -> SweepResult:
-    """Flush the tracking entries and write the summary."""
-    is_interrupted = result.exit_code == EXIT_INTERRUPTED
-    unsent = runs.flush(INTERRUPTED_FLUSH_SECONDS if is_interrupted else FLUSH_SECONDS)
-    summary = result.summary.model_copy(update={"unsent": unsent})
-    folder.keep_summary(summary)
-    return replace(result, summary=summary)

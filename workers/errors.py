@@ -1,4 +1,4 @@
-"""Every exception that a user can meet, on one screen. Each one carries its exit code, and its kind where it fails a job.
+"""All exceptions that a user can see, each with its exit code, and with its failure kind if it fails a job.
 
 Exit codes: 1 failed, 2 rejected before anything was written, 130 stopped and resumable.
 """
@@ -7,25 +7,25 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """Why a job failed. `Outcome` (orchestrator/execution/job_outcomes.py) says which kinds are worth another try."""
+    """Why a job failed. `Outcome` (orchestrator/execution/job_outcomes.py) says which kinds are worth a retry."""
 
-    UNEXPECTED = "unexpected"  # an exception that is none of ours: another try may succeed
-    PERMANENT = "permanent"  # the same the next time: a damaged file, a mistake in a user's network
+    UNEXPECTED = "unexpected"  # an unforeseen exception: a retry may succeed
+    PERMANENT = "permanent"  # a retry would fail again: a damaged file, a bug in a user's network
     DIVERGED = "diverged"  # a loss or a weight is not finite
-    ENVIRONMENT = "environment"  # the machine computes with other versions
+    ENVIRONMENT = "environment"  # the machine's versions differ from the head's
     PREEMPTED = "preempted"  # the machine went away
-    STOPPED = "stopped"  # somebody asked for it; a checkpoint is written
+    STOPPED = "stopped"  # stopped on request; a checkpoint is written
 
 
 class ConclaveError(Exception):
-    """Base class: a sentence that says what is wrong, where it is, and what to do."""
+    """Base class. The message says what is wrong, where, and what to do."""
 
     exit_code = 1
     kind = FailureKind.PERMANENT
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an exception of a library says, or its type's name where it says nothing."""
+    """Return the first line of an exception's message, or its type's name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -42,7 +42,7 @@ class DivergedError(ConclaveError):
 
 
 class EnvironmentMismatchError(ConclaveError):
-    """A machine computes with other versions than the head, and the team allows no such machine."""
+    """A machine's versions differ from the head's, and the team does not allow that."""
 
     kind = FailureKind.ENVIRONMENT
 
@@ -51,34 +51,28 @@ class DeviceMemoryError(ConclaveError):
     """Not even two images at a time fit into the device's memory."""
 
 
-class PreemptedError(ConclaveError):
-    """The machine that ran a training's processes went away."""
-
-    kind = FailureKind.PREEMPTED
-
-
 class RayLostError(ConclaveError):
-    """Ray itself is gone, and with it all trainers. What they made so far is kept."""
+    """Ray ended, and all trainers with it. Finished work is kept."""
 
 
 class StoreAwayError(ConclaveError):
-    """The tracking store does not answer. Asked again later, it may."""
+    """The tracking store does not answer. A later retry may succeed."""
 
     kind = FailureKind.UNEXPECTED
 
 
 class NotArrivedError(ConclaveError):
-    """What another machine sends has not arrived, or not whole. It may do so the next time."""
+    """Data from another machine has not arrived, or is incomplete. A retry may succeed."""
 
     kind = FailureKind.UNEXPECTED
 
 
 class CorruptFileError(ConclaveError):
-    """A file does not hold what its checksum promises, or cannot be read at all."""
+    """A file does not match its checksum, or cannot be read."""
 
 
-class TrainingStopped(ConclaveError):  # noqa: N818  # a stop that somebody asked for is not an error
-    """Somebody asked the training to stop. Its checkpoint is written."""
+class TrainingStopped(ConclaveError):  # noqa: N818  # a requested stop is not an error
+    """The training stopped on request. Its checkpoint is written."""
 
     exit_code = 130
     kind = FailureKind.STOPPED

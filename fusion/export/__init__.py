@@ -1,1 +1,1 @@
-"""Write a fusion as one model file: ONNX, its torch form, and 8-bit integers."""
+"""Export a fusion as one model: ONNX, its torch form, and 8-bit integers."""

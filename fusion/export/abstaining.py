@@ -1,4 +1,4 @@
-"""Let an exported model say what it can't tell: two more outputs, a set of classes and how much its members disagree."""
+"""Let an exported model abstain: add prediction sets and the members' disagreement to its outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AbstainingModel(nn.Module):
 
     Args:
         model: The fused model.
-        level: The level of its sets, from `fit_level`.
+        level: Level of the prediction sets, from `fit_level`.
     """
 
     def __init__(self, model: FusedModel, level: float) -> None:
@@ -26,7 +26,7 @@ class AbstainingModel(nn.Module):
         self.model, self.level = model, level
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the probabilities, which classes are in each image's set, and the members' disagreement in nats."""
+        """Return the probabilities, the prediction sets as a mask, and the members' disagreement in nats."""
         return self._outputs(*self.model.answer(to_float(images)))
 
     def conclude(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,11 +36,11 @@ class AbstainingModel(nn.Module):
     def _outputs(self, probabilities: Tensor, logits: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         ordered, order = probabilities.sort(1, descending=True)
         before = torch.zeros_like(probabilities).scatter(1, order, ordered.cumsum(1) - ordered)
-        return probabilities, before <= self.level + ROUNDING, _disagreement(torch.stack(logits).softmax(2))
+        return probabilities, before <= self.level + ROUNDING, disagreement(torch.stack(logits).softmax(2))
 
 
-def _disagreement(probabilities: Tensor) -> Tensor:
-    """Return the entropy of the members' mean less the mean of their entropies, (N,), from (M, N, C)."""
+def disagreement(probabilities: Tensor) -> Tensor:
+    """Return the entropy of the members' mean minus the mean of their entropies: (M, N, C) -> (N,)."""
     return (_entropy(probabilities.mean(0)) - _entropy(probabilities).mean(0)).clamp(min=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Ask networks for each image and for its mirror image: what that gives, before it is exported or as a forecast."""
+"""Predict with flips: average each network's features over an image and its mirror image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BATCH = 64
 
 
 def predict_with_flips(predictions: Predictions, networks: CandidateNetworks[Network], images: Tensor) -> Predictions:
-    """Return the predictions that a team's networks make of images where they also see each of them flipped.
+    """Return a team's predictions with features averaged over each image and its mirror image.
 
     Args:
-        predictions: What the networks make of the images as they are.
-        networks: The networks; the predictions of those that are not there are left out.
+        predictions: The predictions without flips.
+        networks: The networks; predictions of missing networks are left out.
         images: (n, S, S, 3) uint8, the images of the predictions.
     """
     full = [_outputs(network, images) for network in networks.full]

@@ -1,4 +1,4 @@
-"""Freeze a fused model for inference alone: batch norms folded into convolutions, convolutions of small maps as constants."""
+"""Freeze a fused model for inference: fold batch norms, and turn convolutions of small maps into matrices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion.export.fused_model import FusedModel
 from workers.models.network import Network
 from workers.models.small_conv import SmallConv2d, use_plain_conv, use_small_conv
 
-TOLERANCE = 1e-3  # relative to a network's largest feature: what folding may change, by rounding
+TOLERANCE = 1e-3  # allowed rounding error of folding, relative to a network's largest feature
 
 
 class FoldedConv(nn.Module):
@@ -23,7 +23,7 @@ class FoldedConv(nn.Module):
 
     Args:
         conv: The convolution.
-        side: The side s of the map.
+        side: Side s of the feature map.
     """
 
     def __init__(self, conv: SmallConv2d, side: int) -> None:
@@ -33,26 +33,26 @@ class FoldedConv(nn.Module):
         after = range(conv.side_after(side))
         self.shape = (conv.out_channels, len(after), len(after))
         with torch.no_grad():
-            # for each pixel of the result, the taps that meet a pixel of the map
+            # for each output pixel, the kernel taps that overlap the feature map
             taps = [conv.weight[:, :, 1 - i : 1 - i + side, 1 - j : 1 - j + side].flatten(1) for i in after for j in after]
             self.register_buffer("matrix", torch.stack(taps, 1).flatten(0, 1))
             spread = None if conv.bias is None else conv.bias.repeat_interleave(len(taps))
             self.register_buffer("bias", spread)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve a map."""
+        """Convolve a feature map."""
         return F.linear(x.flatten(1), self.matrix, self.bias).view(-1, *self.shape)
 
 
 def freeze_for_inference(model: FusedModel, size: int) -> FusedModel:
-    """Return the same function of images (N, size, size, 3), up to rounding. The original stays as it is."""
+    """Return a frozen copy: the same function of images (N, size, size, 3), up to rounding."""
     members = [_freeze_network(cast(Network, member), size) for member in model.members]
     return FusedModel(members, copy.deepcopy(model.combiner), model.temperature, model.flips).eval()
 
 
 @torch.no_grad()
 def _freeze_network(network: Network, size: int) -> Network:
-    """Freeze one network. A network that cannot be traced, or would become another function, stays as it is."""
+    """Freeze one network, or copy it unchanged if it cannot be traced or its outputs would change."""
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = network.eval().features(images)
     try:
@@ -60,13 +60,13 @@ def _freeze_network(network: Network, size: int) -> Network:
         frozen = Network(trunk, copy.deepcopy(network.head)).eval()
         tolerance = TOLERANCE * float(expected.abs().max())
         is_same = torch.allclose(frozen.features(images), expected, rtol=0, atol=tolerance)
-    except Exception:  # whatever a user's own network can do when it is traced
+    except Exception:  # a custom network may raise anything when traced
         is_same = False
     return frozen if is_same else copy.deepcopy(network)
 
 
 def _fold_batchnorms(trunk: nn.Module) -> nn.Module:
-    """Fold batch norms into convolutions; torch does that for plain ones alone."""
+    """Fold batch norms into convolutions; torch supports only plain convolutions."""
     plain = copy.deepcopy(trunk)
     use_plain_conv(plain)
     folded = fuse(plain)
@@ -75,7 +75,7 @@ def _fold_batchnorms(trunk: nn.Module) -> nn.Module:
 
 
 def _replace_small_convs(trunk: nn.Module, normalized: Tensor) -> nn.Module:
-    """Replace every convolution that sees a small map by a constant matrix; a pass over images shows which ones do."""
+    """Replace each convolution of a small map by a constant matrix; a forward pass shows which these are."""
     sides: dict[str, tuple[SmallConv2d, int]] = {}
 
     def record_side(name: str, conv: SmallConv2d) -> torch.utils.hooks.RemovableHandle:

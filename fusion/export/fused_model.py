@@ -1,4 +1,4 @@
-"""Assemble the fused model: uint8 images in, class probabilities out, as one torch module of networks and a combiner."""
+"""Assemble networks and a combiner into one torch module: uint8 images in, class probabilities out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.training.augmentation import to_float
 
 
 class Combiner(nn.Module):
-    """What a fusion does with the networks' outputs, as a torch module. Its buffers are the fusion's arrays.
+    """A fusion's `combine` as a torch module, with the fusion's arrays as buffers.
 
     Args:
         method: The fusion.
@@ -43,12 +43,12 @@ class Combiner(nn.Module):
         return self.method.combine(self.arrays, NetworkOutputs(torch.stack(logits), side_by_side))
 
     def ask_in_turn(self, networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
-        """Return the same from images while asking fewer networks, or None where all have to be asked."""
+        """Return the same from images, running fewer networks, or None if the fusion needs all of them."""
         return self.method.ask_in_turn(self.arrays, networks, x)
 
 
 def restore_combiner(stored_name: str, arrays: Mapping[str, Tensor]) -> Combiner:
-    """Return an exported combiner from its stored name and its arrays. Raises KeyError for a name that is not known."""
+    """Restore an exported combiner from its stored name and arrays. Raises KeyError for an unknown name."""
     by_stored_name = {method.stored_name: method for _, method in FUSIONS}
     return Combiner(by_stored_name[stored_name], arrays)
 
@@ -57,10 +57,10 @@ class FusedModel(nn.Module):
     """Networks, a combiner and a temperature as one module: (N, H, W, 3) uint8 -> (N, C) float32 probabilities.
 
     Args:
-        members: The networks, in the order in which the combiner takes them.
+        members: The networks, in the combiner's order.
         combiner: Turns the networks' outputs into log-probabilities.
-        temperature: The last stage.
-        flips: Whether every network also sees each image flipped from left to right. The features of the two are averaged.
+        temperature: Temperature that calibrates the output.
+        flips: Whether to average each network's features over an image and its mirror image.
     """
 
     def __init__(self, members: Sequence[nn.Module], combiner: Combiner, temperature: float, flips: bool = False) -> None:
@@ -77,11 +77,11 @@ class FusedModel(nn.Module):
         return self.answer(x)[0] if in_turn is None else self._calibrate(in_turn)
 
     def answer(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Ask all networks: (N, 3, H, W) float32 in [0, 1] -> probabilities (N, C), and the logits (N, C) of each network."""
+        """Run all networks: (N, 3, H, W) float32 in [0, 1] -> probabilities (N, C), and each network's logits (N, C)."""
         return self.answer_features([self._features(cast(Network, member), x) for member in self.members])
 
     def answer_features(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the same from the features (N, D_m) of all networks."""
+        """Return the outputs of `answer` from the features (N, D_m) of all networks."""
         logits = [cast(Network, m).head(f) for m, f in zip(self.members, features, strict=True)]
         return self._calibrate(cast(Tensor, self.combiner(features, logits))), logits
 
@@ -90,11 +90,11 @@ class FusedModel(nn.Module):
         return self.answer_features(features)[:1]
 
     def _features(self, network: Network, x: Tensor) -> Tensor:
-        """Return a network's features (N, D), averaged over each image and its mirror image where the model flips."""
+        """Return a network's features (N, D), averaged over each image and its mirror image if `flips` is set."""
         return features_with_flips(network, x) if self.flips else network.features(x)
 
     def _calibrate(self, log_probabilities: Tensor) -> Tensor:
-        """Apply the temperature as `apply_temperature` does, which bounds probabilities: that counts at a high temperature."""
+        """Apply the temperature as `apply_temperature` does, whose lower bound matters at high temperatures."""
         return (log_probabilities.clamp(min=float(np.log(TINY))) / self.temperature).softmax(1)
 
 
@@ -109,7 +109,7 @@ def assemble(fitted: FittedFusion, networks: CandidateNetworks[nn.Module], flips
     Args:
         fitted: The fusion.
         networks: The networks of the team.
-        flips: Whether the networks also see each image flipped.
+        flips: Whether to average features over each image and its mirror image.
     """
     count = len(networks.full) if fitted.members is None else len(fitted.members)
     combiner = Combiner(type(fitted.method), fitted.method.arrays(fitted.method.used(count)))

@@ -1,4 +1,4 @@
-"""Write a fused model as one ONNX file, and as safetensors with JSON for torch; checked before anything is written."""
+"""Export a fused model to ONNX, and to safetensors with JSON for torch, after checking its outputs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ModelCard:
-    """The description that an exported file carries.
+    """Description stored in an exported model.
 
     Attributes:
-        specs: The member of each network in the model.
+        specs: Specification of each network in the model.
         classes: The class names, in the order of the probabilities.
-        provenance: Where the model comes from, as values that JSON has.
-        level: Level of prediction sets, which become outputs beside the probabilities; None for probabilities alone.
+        provenance: Origin of the model, as JSON values.
+        level: Level of the prediction sets, which become additional outputs; None to output only probabilities.
     """
 
     specs: Sequence[MemberSpec]
@@ -51,21 +51,21 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
 
     Args:
         model: The fused model.
-        card: What the files say of it.
+        card: Description to store in the files.
         target: The ONNX file.
         images: (n, S, S, 3) uint8 to check the model with.
         expected: (n, C) probabilities of the fusion for these images.
 
     Returns:
-        The largest difference of ONNX Runtime's probabilities from the expected ones.
+        Largest difference between ONNX Runtime's probabilities and the expected ones.
 
     Raises:
-        ConclaveError: If it is more than TOLERANCE. Nothing is written then.
+        ConclaveError: If the difference exceeds TOLERANCE. Nothing is written then.
     """
     size = images.shape[1]
     frozen = freeze_for_inference(model, size)
     exported = frozen if card.level is None else AbstainingModel(frozen, card.level)
-    for with_copies in (True, False):  # networks of a user's own may differ in more than what tells kinds apart
+    for with_copies in (True, False):  # custom networks of one kind may differ in more than weights
         content = _content(convert(exported, size, with_copies), _metadata(card))
         difference = float(np.abs(predict_probabilities(content, images) - expected).max())
         if difference <= TOLERANCE:
@@ -92,14 +92,14 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
 
 
 def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
-    """Return the torch form of an export, from the .json and .safetensors beside FILE.onnx.
+    """Load the torch form of an exported model, from the .json and .safetensors beside FILE.onnx.
 
     Args:
         path: The exported file.
-        import_paths: Folders from which the users' own networks are imported.
+        import_paths: Folders from which custom networks are imported.
 
     Raises:
-        CorruptFileError: If the files are damaged, or not of one export.
+        CorruptFileError: If the files are damaged, or come from different exports.
     """
     import_from(import_paths)
     record_file, tensors_file = torch_form(path)
@@ -108,7 +108,7 @@ def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
         state: dict[str, Tensor] = load_file(tensors_file)
     except SafetensorError as error:
         raise CorruptFileError(f"{tensors_file}: not a safetensors file ({error}). Export it again.") from None
-    if tensors_sha256(state) != record["weights_sha256"]:  # of another export: that of a killed one, before its .json came
+    if tensors_sha256(state) != record["weights_sha256"]:  # a later export was killed before it wrote its .json
         raise CorruptFileError(f"{tensors_file}: does not belong to its .json. Export it again.")
     specs = [MemberRecord.model_validate_json(json.dumps({**entry, "weights": None})) for entry in record["members"]]
     members = [build(spec, len(record["classes"]), record["image_size"]) for spec in specs]
@@ -125,7 +125,7 @@ def _metadata(card: ModelCard) -> dict[str, str]:
 
 
 def _content(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
-    """Return the file of a converted model."""
+    """Return the content of a converted model's ONNX file."""
     model.metadata_props.update(metadata)
     _forget_sources(model)
     with tempfile.TemporaryDirectory() as work:
@@ -134,7 +134,7 @@ def _content(model: ir.Model, metadata: Mapping[str, str]) -> bytes:
 
 
 def _forget_sources(model: ir.Model) -> None:
-    """Remove torch's notes from the graph: they hold the paths of the machine that exported it."""
+    """Remove torch's metadata from the graph: it holds file paths of the exporting machine."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for output in node.outputs:

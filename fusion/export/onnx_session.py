@@ -1,4 +1,4 @@
-"""Run exported models by ONNX Runtime as it is used here: on the CPU, and quiet."""
+"""Run exported models with ONNX Runtime, on the CPU and without its log messages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ BATCH = 64
 
 
 def create_session(model: bytes | str, spins: bool = True) -> Any:
-    """Return a session of ONNX Runtime.
+    """Create an ONNX Runtime session.
 
     Args:
         model: The model's content, or its path.
-        spins: Whether its threads wait busily for the next call. That is quicker for one image, and slows down whatever else
-            computes on the same cores.
+        spins: Whether its threads busy-wait for the next call. That is faster for one image, but slows down other work on the
+            same cores.
     """
     import onnxruntime
 
@@ -36,6 +36,6 @@ def predict_probabilities(model: bytes | str, images: Images) -> np.ndarray[Any,
 
 
 def torch_form(model: Path) -> tuple[Path, Path]:
-    """Return the .json and the .safetensors that hold the torch form of an exported model."""
+    """Return the paths of the .json and the .safetensors with the torch form of an exported model."""
     stem = model.name.removesuffix(".onnx")
     return model.with_name(f"{stem}.json"), model.with_name(f"{stem}.safetensors")

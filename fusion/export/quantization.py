@@ -1,7 +1,7 @@
-"""Write an exported model in 8-bit integers: a quarter of the memory traffic, for a loss of accuracy that is measured.
+"""Quantize an exported model to 8-bit integers: a quarter of the memory traffic, with a measured accuracy loss.
 
-This is ONNX Runtime's static quantization. Convolutions and matrix products are computed in integers, with ranges that were seen
-on images nobody trained on. The classifiers' last layers and whatever combines them stay in float32.
+This is ONNX Runtime's static quantization. Convolutions and matrix products run in integers, with ranges calibrated on images
+that no member trained on. The members' heads and the combiner stay in float32.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from fusion.export.onnx_session import BATCH, Images, predict_probabilities
 from fusion.predictions import Floats, Labels
 from workers.storage.files import write_bytes
 
-CALIBRATION_ROWS = 512  # images whose activations give the ranges
+CALIBRATION_ROWS = 512  # images to calibrate the ranges on
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class QuantizationLoss:
-    """The cost of computing with integers.
+    """Accuracy before and after quantization.
 
     Attributes:
-        rows: Number of rows that it was measured on.
+        rows: Number of rows measured.
         before: Share of right answers in float32.
         after: Share of right answers in integers.
         changed: Share of answers that changed.
@@ -44,16 +44,16 @@ class QuantizationLoss:
 
 
 def quantize(source: Path, target: Path, images: Images) -> None:
-    """Write the integer form of an exported model, its metadata kept.
+    """Quantize an exported model, keeping its metadata.
 
     Args:
         source: The exported model.
         target: The file to write.
-        images: (n, S, S, 3) uint8, rows of *fuse* that give the ranges.
+        images: (n, S, S, 3) uint8, rows of *fuse* to calibrate the ranges on.
     """
     from onnxruntime import quantization
 
-    logging.getLogger("root").setLevel(logging.ERROR)  # it recommends a step that changes nothing here
+    logging.getLogger("root").setLevel(logging.ERROR)  # it recommends a step that has no effect here
     with tempfile.TemporaryDirectory() as work:
         result = Path(work, "model.onnx")
         quantization.quantize_static(
@@ -71,11 +71,11 @@ def quantize(source: Path, target: Path, images: Images) -> None:
 
 
 def measure_loss(source: Path, target: Path, images: Images, labels: Labels) -> QuantizationLoss:
-    """Measure an integer form `target` against its `source`, on rows that nothing was chosen by.
+    """Compare a quantized model with its source, on rows that no choice was based on.
 
     Args:
         source: The exported model.
-        target: Its integer form.
+        target: The quantized model.
         images: (n, S, S, 3) uint8.
         labels: (n,).
     """
@@ -89,7 +89,7 @@ def _accuracy(probabilities: Floats, labels: Labels) -> float:
 
 
 def _last_layers(source: Path) -> list[str]:
-    """Return the names of heads and combiners: matrix products that take or give as many values as there are classes."""
+    """Return the node names of heads and combiners: matrix products with the number of classes as a dimension."""
     import onnx
 
     model = onnx.load(str(source))
@@ -100,7 +100,7 @@ def _last_layers(source: Path) -> list[str]:
 
 
 class _Reader:
-    """Gives quantization its images, in the form that it asks for."""
+    """Calibration data reader of ONNX Runtime: batches of images."""
 
     def __init__(self, images: Images) -> None:
         starts = range(0, len(images), BATCH)

@@ -1,9 +1,9 @@
-"""Convert a fused model to ONNX: each kind of network once, however many of a kind there are.
+"""Convert a fused model to ONNX, tracing each kind of network only once.
 
-Converting a network takes seconds, nearly all of them for tracing it. Networks of one recipe differ in their weights alone. So a
-network of each kind is traced, and its graph is copied for the others, with their own weights. What comes before and after
-the networks is traced with their features as inputs. A call of torch's exporter takes two seconds or more, so there is only one:
-the parts are taken out of its graph, and put together.
+Converting a network takes seconds, nearly all of them for tracing, and networks of one recipe differ only in their weights. So
+one network of each kind is traced, and its graph is copied for the others, with their own weights. The operations before and
+after the networks are traced with features as inputs. A call of torch's exporter takes two seconds or more, so a single call
+traces all parts; they are then extracted from its graph and joined.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fusion.export.fused_model import FusedModel, features_with_flips
 from workers.models.network import Network
 from workers.training.augmentation import to_float
 
-ROWS = 2  # of the example that is traced; the number is left open in the graph
+ROWS = 2  # of the traced example; the batch size is dynamic in the graph
 TRUNK_INPUT = "trunk_input"
 Exported = FusedModel | AbstainingModel
 
@@ -32,8 +32,8 @@ class _Features(nn.Module):
 
     Args:
         network: The network, in evaluation mode.
-        number: Its place among the model's.
-        flips: Whether it also sees each image flipped.
+        number: Its position in the model.
+        flips: Whether to average features over each image and its mirror image.
     """
 
     def __init__(self, network: Network, number: int, flips: bool) -> None:
@@ -44,28 +44,28 @@ class _Features(nn.Module):
         return features_with_flips(self.network, x) if self.flips else self.network.features(x)
 
     def values(self) -> dict[str, Tensor]:
-        """Return its parameters and buffers by name, those included that are not saved."""
+        """Return its parameters and buffers by name, including non-persistent buffers."""
         return {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
 
     def kind(self) -> str:
-        """Return what networks have in common that differ in their weights alone."""
+        """Return a key that is equal for networks that differ only in their weights."""
         code = getattr(self.network.trunk, "code", "")
         shapes = [(name, tuple(value.shape), value.dtype) for name, value in self.values().items()]
         return f"{self.network!r} {code} {shapes}"
 
 
 class _Parts(nn.Module):
-    """Parts of a model side by side: what is around its networks, with their features as inputs, and some of the networks.
+    """Parts of a model side by side: the operations around its networks, with features as inputs, and some networks.
 
     Args:
         model: The model.
-        networks: Some of its networks, whose input is an input of its own.
+        networks: Some of its networks, which share a separate input.
     """
 
     def __init__(self, model: Exported, networks: Sequence[_Features]) -> None:
         super().__init__()
         self.model = model
-        self.networks = list(networks)  # no submodules: their weights have the names that they have in the model
+        self.networks = list(networks)  # not submodules, so that their weights keep their names in the model
 
     def forward(self, images: Tensor, features: list[Tensor], x: Tensor) -> tuple[Tensor, ...]:
         return to_float(images), *self.model.conclude(features), *(network(x) for network in self.networks)
@@ -73,17 +73,19 @@ class _Parts(nn.Module):
 
 @torch.no_grad()
 def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
-    """Convert a model to ONNX with a dynamic batch: input `images`, output `probabilities`, and `sets` and `disagreement`.
+    """Convert a model to ONNX with a dynamic batch size.
+
+    The input is `images`. The outputs are `probabilities` and, for an `AbstainingModel`, `sets` and `disagreement`.
 
     Args:
         model: The model, in evaluation mode.
-        size: The side of its images.
-        with_copies: Whether the graph of a network serves for others of its kind.
+        size: Side of its images in pixels.
+        with_copies: Whether networks of one kind share the graph of the first.
     """
     fused = model if isinstance(model, FusedModel) else model.model
     networks = [_Features(cast(Network, member), number, fused.flips) for number, member in enumerate(fused.members)]
     kinds = [network.kind() if with_copies else str(network.number) for network in networks]
-    first = dict(reversed(list(zip(kinds, networks, strict=True))))  # network of each kind, whose graph the others share
+    first = dict(reversed(list(zip(kinds, networks, strict=True))))  # first network of each kind, whose graph the others share
     traced = _traced(model, list(first.values()), networks, size)
     inputs = ["images", *(_feature_name(network) for network in networks)]
     whole = ir.Model(
@@ -103,7 +105,7 @@ def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
 
 
 def _order_weights(graph: ir.Graph) -> None:
-    """Put the weights in the order of their names, so that a model always gives the same file."""
+    """Sort the weights by name, so that a model always gives the same file."""
     values = sorted(graph.initializers.items())
     for name, value in values:
         del graph.initializers[name]
@@ -111,13 +113,13 @@ def _order_weights(graph: ir.Graph) -> None:
 
 
 def _traced(model: Exported, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
-    """Trace the parts of a model. The graph is as it was traced: ONNX Runtime does better what could be done to it here.
+    """Trace the parts of a model. The graph is left unoptimized, because ONNX Runtime optimizes it better.
 
     Args:
         model: The model.
-        traced: Those of its networks that are traced.
+        traced: Its networks to trace.
         networks: All its networks.
-        size: The side of its images.
+        size: Side of its images in pixels.
     """
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -154,19 +156,19 @@ def _trunk_name(network: _Features) -> str:
 
 
 def _insert(whole: ir.Graph, trunk: ir.Graph, traced: _Features, network: _Features) -> None:
-    """Put a trunk's graph into the whole, with a network's weights, in the place of the input for its features.
+    """Insert a trunk into the whole graph, with a network's weights, in place of the input for its features.
 
     Args:
-        whole: The graph that it is put into.
-        trunk: The graph, which is taken apart.
-        traced: The network that it is of.
-        network: The network that it is to be of.
+        whole: The graph to insert into.
+        trunk: The trunk's graph; its nodes are moved out of it.
+        traced: The network that the trunk was traced from.
+        network: The network whose weights it gets.
     """
-    prefix = f"member_{network.number}_"  # of what is computed: a weight may have the name of an operation
+    prefix = f"member_{network.number}_"  # for computed values: a weight may have the name of an operation
     weights = network.values()
     for name, value in list(trunk.initializers.items()):
         _, of_network, own = name.partition(f"members.{traced.number}.")
-        weight = own if of_network else name  # a constant of the graph has a name of its own
+        weight = own if of_network else name  # constants of the graph belong to no network
         if weight in weights:
             value.const_value = ir.tensor(weights[weight].detach().contiguous().numpy())
         del trunk.initializers[name]

@@ -11,8 +11,8 @@ import numpy as np
 from fusion.fitting.heads import Head, HeadProblem, Split
 from fusion.predictions import Floats, Labels
 
-PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly free
-PATIENCE = 2  # penalties without a better NLL, after which none is tried
+PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly unpenalised
+PATIENCE = 2  # penalties without a better NLL before the search stops
 Choice = tuple[int, ...]  # the folds that are left out of a fit
 
 
@@ -22,7 +22,7 @@ class CrossValidatedHead:
 
     Attributes:
         penalty: The penalty with the lowest cross-validated NLL.
-        head: The head that it gives, fitted on all rows that were not left out.
+        head: The head for this penalty, fitted on all rows that were not left out.
         nll: Cross-validated NLL by penalty, in nats per row, in the order in which penalties were tried.
     """
 
@@ -32,15 +32,15 @@ class CrossValidatedHead:
 
     @property
     def is_over(self) -> bool:
-        """Whether the NLL got no better PATIENCE times."""
+        """Whether the last PATIENCE penalties did not improve the NLL."""
         return len(self.nll) - 1 - list(self.nll).index(self.penalty) >= PATIENCE if self.nll else False
 
     def add(self, penalty: float, losses: Floats, problem: HeadProblem) -> None:
-        """Take another penalty, weaker than those before, if the search is not over.
+        """Record the next, weaker penalty, unless the search is over.
 
         Args:
             penalty: The penalty.
-            losses: (n,) NLL of each row by a head that was fitted without it; empty if there are no folds.
+            losses: (n,) held-out NLL of each row; empty if there are no folds.
             problem: The problem of all rows, solved for the penalty.
         """
         if self.is_over:
@@ -66,7 +66,7 @@ def fit_heads(
     Args:
         problem_of: Returns the problem that fits some rows and holds out others.
         count: Number of rows.
-        folds: The rows of each fold. Each row is in exactly one of them; there are none if there is a single row.
+        folds: Rows of each fold. Each row is in exactly one fold; empty for a single row.
         penalties: Penalties to choose from, the strongest first.
         is_nested: Whether to fit the heads without each fold, too.
 
@@ -99,18 +99,18 @@ def _losses_by_row(problem: HeadProblem, penalty: float, held_out: Labels, count
 
 
 def _choices(folds: int, most: int) -> list[Choice]:
-    """Return each choice of at most `most` folds that leaves a fold over, smallest choices first."""
+    """Return all choices of at most `most` folds that leave at least one fold, smallest first."""
     sizes = range(min(most, max(folds - 1, 0)) + 1)
     return [choice for size in sizes for choice in combinations(range(folds), size)]
 
 
 def describe_penalty(penalty: float) -> str:
-    """Return what a chosen penalty means, for the report."""
+    """Describe a chosen penalty for the report."""
     return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
 
 
 def shuffled_splits(rows: int) -> list[Split]:
-    """Return five folds, or one per row if there are fewer rows; none for a single row, which cannot be held out."""
+    """Split rows into five shuffled folds, or one per row if fewer; no folds for a single row."""
     from sklearn.model_selection import KFold
 
     if rows < 2:

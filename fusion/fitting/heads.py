@@ -1,8 +1,8 @@
-"""Fit a linear head that is penalised for its distance from a start: what concat and stack have in common.
+"""Fit a linear head with a penalty on its distance from a start, for concat and stack.
 
 A head minimises, over D and d, the mean NLL of start/T + D z + d plus penalty * (|D|^2 + |d|^2). Here z are the standardised
-inputs, and T is the start's temperature on the same rows. An infinite penalty, one of the candidates, is the calibrated start
-itself, so a head that cannot be trusted stays with averaging.
+inputs, and T is the start's temperature on the same rows. An infinite penalty, one of the candidates, gives the calibrated
+start, so an unreliable head falls back to averaging.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fusion.predictions import Floats, Inputs, Labels, log_softmax, softmax
 
 MIN_DIRECTIONS = 96
 MAX_PARAMETERS = 20_000  # per head: fewer directions if there are many classes
-SMALLEST_SCALE = 1e-6  # divides inputs that vary less than this
+SMALLEST_SCALE = 1e-6  # lower bound on the scale that inputs are divided by
 LBFGS = {"maxiter": 200, "ftol": 1e-6, "gtol": 1e-7}  # a tenth of these tolerances changes held-out NLL by less than 1e-4
 Split = tuple[Labels, Labels]  # fitted and held-out rows
 Head = tuple[Floats, Floats]  # coefficients (C, D) and intercept (C,) on raw inputs
@@ -29,7 +29,7 @@ class HeadProblem(ABC):
         x: (n, D) inputs.
         y: (n,) labels.
         start: The head to start from.
-        split: Positions of the rows to fit, and of the rows to judge by.
+        split: Positions of the fitted rows and of the held-out rows.
     """
 
     moves: Floats  # the last solution; each subclass has its own parameters
@@ -46,18 +46,18 @@ class HeadProblem(ABC):
 
     @abstractmethod
     def change(self, u: Inputs, moves: Floats) -> Inputs:
-        """Return the change of the logits, (n, C), that `moves` make."""
+        """Return the change of the logits, (n, C), for `moves`."""
 
     @abstractmethod
     def gradient(self, u: Inputs, error: Inputs) -> Floats:
-        """Return the gradient by the moves, given the loss's derivative by the logits (n, C)."""
+        """Return the gradient with respect to `moves`, from the gradient with respect to the logits, (n, C)."""
 
     @abstractmethod
     def head(self) -> Head:
         """Return the head of the last solution."""
 
     def solve(self, penalty: float) -> None:
-        """Find the minimum for a penalty, from the last solution on. An infinite penalty changes nothing.
+        """Minimise the objective for a penalty, from the last solution. An infinite penalty changes nothing.
 
         Each parameter is scaled by the root of its curvature at the start, so that L-BFGS takes few steps.
         """
@@ -99,7 +99,7 @@ class MatrixProblem(HeadProblem):
         x: (n, D) inputs.
         y: (n,) labels.
         start: The head to start from.
-        split: Positions of the rows to fit, and of the rows to judge by.
+        split: Positions of the fitted rows and of the held-out rows.
         members: Number of members that the inputs come from.
     """
 
@@ -116,7 +116,7 @@ class MatrixProblem(HeadProblem):
         self.moves = np.zeros((classes, len(self.directions) + 1))  # D along the directions, and d
 
     def change(self, u: Inputs, moves: Floats) -> Inputs:
-        """Return the change of the logits, (n, C), that moves (C, r + 1) make."""
+        """Return the change of the logits, (n, C), for moves (C, r + 1)."""
         steps = moves.astype(u.dtype)
         return np.asarray(u @ steps[:, :-1].T + steps[:, -1])
 
@@ -147,7 +147,7 @@ class WeightsProblem(HeadProblem):
         return np.asarray(members.reshape(len(members), len(x) * classes) / x.dtype.type(self.size))
 
     def change(self, u: Inputs, moves: Floats) -> Inputs:
-        """Return the change of the logits, (n, C), that moves (M,) make."""
+        """Return the change of the logits, (n, C), for moves (M,)."""
         return np.asarray((moves.astype(u.dtype) @ u).reshape(-1, len(self.intercept)))
 
     def gradient(self, u: Inputs, error: Inputs) -> Floats:
@@ -160,7 +160,7 @@ class WeightsProblem(HeadProblem):
 
 
 def principal_directions(z: Inputs, most: int) -> Inputs:
-    """Return the orthonormal directions along which rows (n, D) differ most: (r, D), with r <= most."""
+    """Return the orthonormal principal directions of rows (n, D): (r, D), with r <= most."""
     from sklearn.utils.extmath import randomized_svd
 
     matrix = z.T @ z if len(z) > z.shape[1] else z  # the Gram matrix has the same directions, and is smaller

@@ -1,1 +1,1 @@
-"""One module per fusion. `fusion/interface.py` says what a fusion is, and `docs/extending.md` how to add one."""
+"""One module per fusion. `fusion/interface.py` defines the interface; `docs/extending.md` shows how to add one."""

@@ -1,7 +1,7 @@
-"""Ask members one after another until the pooled answer is confident enough.
+"""Run members one after another until the pooled answer is confident enough.
 
-The order is that of the members' NLL on *fuse*. The pool of the first k members is calibrated by a temperature of its own. The
-threshold is the lowest with which *fuse* is classified as well as by the vote of all, within a tolerance.
+Members run in the order of their NLL on *fuse*. Each pool of the first k members is calibrated by its own temperature. The
+threshold is the lowest at which the cascade is as good as the full vote on *fuse*, within a tolerance.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fusion.metrics.calibration import TINY, apply_temperature, fit_temperature,
 from fusion.predictions import Floats, FusionInputs, Labels, Predictions, softmax
 
 THRESHOLDS = (*np.arange(0.3, 0.96, 0.05), 0.97, 0.98, 0.99, 0.995, 0.999)
-POINTS = 0.001  # of accuracy on *fuse* that may be lost
-SHARE = 0.01  # of the vote's NLL that may be added
+POINTS = 0.001  # largest loss of accuracy on *fuse*
+SHARE = 0.01  # largest increase of NLL, relative to the vote's
 
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class Cascade(FusionMethod):
     """A cascade of members.
 
-    Attributes after fit: `order_` (M,), `temperatures_` (M,) of the pools, `threshold_` (above 1: all members are asked).
+    Attributes after fit: `order_` (M,), `temperatures_` (M,) of the pools, `threshold_` (above 1: all members run).
     """
 
-    description = "members are asked one after another until the pool is sure"
+    description = "members run one after another until the pool is confident"
     order = 20
     stored_name = "Cascaded"
 
@@ -49,26 +49,26 @@ class Cascade(FusionMethod):
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
         stages = self._stages(predictions)
-        return stages[_stops(stages, self.threshold_), np.arange(stages.shape[1])]
+        return stages[_stops(stages.max(-1), self.threshold_), np.arange(stages.shape[1])]
 
     def count_networks(self, predictions: Predictions) -> Labels:
-        """Return how many members each row took, (n,)."""
-        return _stops(self._stages(predictions), self.threshold_) + 1
+        """Return the number of members run for each row, (n,)."""
+        return _stops(self._stages(predictions).max(-1), self.threshold_) + 1
 
     def shares(self, predictions: Predictions) -> list[float]:
-        """Return the share of rows for which each member is asked: all of them for the first."""
+        """Return the share of rows for which each member runs; 1 for the first."""
         counts = self.count_networks(predictions)
         return [float((counts > k).mean()) for k in range(len(self.order_))]
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
-        """Return the order of asking, the threshold, and how many networks a row takes."""
+        """Return the members' order, the threshold, and the mean number of networks per row."""
         asked = float(self.count_networks(predictions).mean())
-        until = f"until {self.threshold_:.1%} sure" if self.threshold_ <= 1 else "all of them"
+        until = f"until {self.threshold_:.1%} confident" if self.threshold_ <= 1 else "for every row"
         order = ", ".join(names[i] for i in self.order_)
-        return Description(f"asks {order} {until}: {asked:.2f} networks on average", asked=asked)
+        return Description(f"runs {order} {until}: {asked:.2f} networks on average")
 
     def used(self, count: int) -> list[int]:
-        """Return all members, in the order of asking."""
+        """Return all members, in the order in which they run."""
         return [int(i) for i in self.order_]
 
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
@@ -77,7 +77,7 @@ class Cascade(FusionMethod):
 
     @staticmethod
     def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
-        """Return the answer of the first pool that is sure, from the outputs of all members at once."""
+        """Return the answer of the first confident pool, from the outputs of all members."""
         count, probabilities = len(outputs.logits), outputs.logits.softmax(2)
         answer = _stage(arrays, probabilities.mean(0), count - 1)
         for k in range(count - 2, -1, -1):
@@ -87,7 +87,7 @@ class Cascade(FusionMethod):
 
     @staticmethod
     def ask_in_turn(arrays: Mapping[str, Tensor], networks: Sequence[nn.Module], x: Tensor) -> Tensor | None:
-        """Return the same, asking each member only for the rows that still need it."""
+        """Return the result of `combine`, running each member only for the rows that still need it."""
         open_rows, total, answer = x.new_ones(len(x)).nonzero()[:, 0], x.new_zeros(()), x.new_zeros(())
         for k, network in enumerate(networks):
             total = total + network(x[open_rows]).softmax(1)
@@ -106,12 +106,14 @@ class Cascade(FusionMethod):
 
     @staticmethod
     def _lowest(stages: Floats, labels: Labels) -> float:
-        rows = np.arange(len(labels))
-        vote = stages[-1]
+        """Return the lowest threshold at which the cascade is as good as the vote, or 2 if there is none."""
+        rows, confidence = np.arange(len(labels)), stages.max(-1)
+        is_right = stages.argmax(-1) == labels
+        losses = -log_probabilities(stages[:, rows, labels])
         for threshold in THRESHOLDS:
-            probabilities = stages[_stops(stages, threshold), rows]
-            lost = float((vote.argmax(1) == labels).mean() - (probabilities.argmax(1) == labels).mean())
-            if lost <= POINTS and nll(probabilities, labels) <= (1 + SHARE) * nll(vote, labels):
+            stops = _stops(confidence, threshold)
+            lost = float(is_right[-1].mean() - is_right[stops, rows].mean())
+            if lost <= POINTS and losses[stops, rows].mean() <= (1 + SHARE) * losses[-1].mean():
                 return float(threshold)
         return 2.0
 
@@ -122,7 +124,7 @@ def _stage(arrays: Mapping[str, Tensor], pooled: Tensor, k: int) -> Tensor:
 
 
 def _is_confident(arrays: Mapping[str, Tensor], answer: Tensor) -> Tensor:
-    """Return which rows of log-probabilities (N, C) are confident enough, (N,)."""
+    """Return a mask (N,) of the confident rows of log-probabilities (N, C)."""
     return answer.amax(1) >= arrays["threshold"].log()
 
 
@@ -131,8 +133,8 @@ def _pools(logits: Floats) -> Floats:
     return np.asarray(softmax(logits).cumsum(0) / np.arange(1, len(logits) + 1)[:, None, None])
 
 
-def _stops(stages: Floats, threshold: float) -> Labels:
-    """Return the first stage that is confident enough, or the last, for each row: (n,)."""
-    enough = stages.max(-1) >= threshold
+def _stops(confidence: Floats, threshold: float) -> Labels:
+    """Return the first confident stage of each row, or the last stage, (n,), from the confidence of each stage, (M, n)."""
+    enough = confidence >= threshold
     enough[-1] = True
     return np.asarray(enough.argmax(0))

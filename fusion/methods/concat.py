@@ -2,7 +2,7 @@
 
 The head starts as the block-concatenation of the members' own heads (W_m / M), which is exactly the mean of their logits, and
 is penalised for its distance from that start. An infinite penalty, one of the candidates, is the logit vote. If recipes differ,
-there is a second logit vote, of members at their own temperatures; the vote with the lower NLL is the start.
+the start is the better of two logit votes by NLL: on raw logits, or with each member at its own temperature.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Concat(FusionMethod):
         return self._fitted(inputs, folds, is_nested=False)[0]
 
     def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:
-        """Return one fitted on all rows, and then one fitted without each fold. They share most of the work."""
+        """Return copies fitted on all rows, and then on all rows except each fold. They share most of the work."""
         return self._fitted(inputs, folds, is_nested=True)
 
     def _fitted(self, inputs: FusionInputs, folds: Sequence[Labels], is_nested: bool) -> list[Self]:
@@ -57,7 +57,7 @@ class Concat(FusionMethod):
             raise ConclaveError("concat needs members that end in a Linear head.")
         fuse = inputs.fuse
         x, y = np.concatenate(fuse.features, axis=1), fuse.labels
-        light = replace(inputs, fuse=replace(fuse, features=()))  # a start needs no features
+        light = replace(inputs, fuse=replace(fuse, features=()))  # the start needs no features
 
         def problem_of(split: Split) -> MatrixProblem:
             return MatrixProblem(x, y, averaging_head(light.with_fuse(split[0])), split, len(inputs.heads))
@@ -90,7 +90,7 @@ class Concat(FusionMethod):
 
 
 def averaging_head(inputs: FusionInputs) -> Head:
-    """Return the head (C, sum of D_m), (C,) that gives the mean of the members' logits, each at its temperature or as it is."""
+    """Return the head (C, sum of D_m), (C,) that averages the members' logits, raw or at their temperatures."""
     fuse, count = inputs.fuse, len(inputs.heads)
     votes = [np.ones(count)] if inputs.alike else [np.ones(count), temperatures(fuse)]
     best = min(votes, key=lambda by: calibrated_losses((fuse.logits / by[:, None, None]).mean(0), fuse.labels).sum())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FEW_ROWS = 5000
 ROWS_PER_PARAMETER = 10
-MATERIAL_NATS = 0.005  # a smaller gain on out-of-fold rows promised nothing
+MATERIAL_NATS = 0.005  # smaller gains on out-of-fold rows are not checked on *fuse*
 WEAKER_PENALTIES = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
 
 
@@ -84,7 +84,7 @@ class Stack(FusionMethod):
     `gained_`: nats per row over uniform averaging, on out-of-fold rows that the head was not fitted on.
     """
 
-    description = "a logistic regression on out-of-fold log-probabilities, which shrinks towards averaging"
+    description = "a logistic regression on out-of-fold log-probabilities, shrunk towards averaging"
     order = 60
     stored_name = "Meta"
     pays_for: ClassVar[tuple[Trainings, ...]] = ("full", "folds")
@@ -92,7 +92,7 @@ class Stack(FusionMethod):
 
     @classmethod
     def members_of(cls, inputs: FusionInputs) -> tuple[int, ...] | None:
-        """Return the members with fold trainings; all if none has any, because it is blending then."""
+        """Return the members with fold trainings; None (all members, blending) if no member has any."""
         return inputs.with_oof or None
 
     def fit(self, inputs: FusionInputs) -> Self:
@@ -123,7 +123,7 @@ class Stack(FusionMethod):
         return predictions
 
     def leak_warning(self, name: str, fuse: Predictions) -> str | None:
-        """Warn if the gain on out-of-fold rows is missing on *fuse*: fold trainings and full trainings differ then.
+        """Warn if the gain on out-of-fold rows is missing on *fuse*, because fold and full trainings differ.
 
         *fuse* rows were held out from the head, from fold trainings and from full trainings alike. Both sides are calibrated.
 

@@ -1,4 +1,4 @@
-"""Bagged stack: a stack over the fold trainings, each member a bag of them."""
+"""Bagged stack: a stack whose members are bags of their fold trainings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 @FUSIONS.register
 class StackBag(Stack):
-    """Stacking over the fold trainings: each member speaks as the mean of its K fold trainings' probabilities.
+    """A stack on bags: the mean probabilities of each member's K fold trainings.
 
-    It has K networks per member at inference, and needs no full training. It is for teams whose fold trainings have outputs on
-    *fuse*.
+    It runs K networks per member at inference, and needs no full training. The fold trainings need outputs on *fuse*.
     """
 
     description = "a stack whose members are bags of their fold trainings"
@@ -32,7 +31,7 @@ class StackBag(Stack):
 
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
-        """Return a reason where a fold training has no predictions on *fuse*."""
+        """Return a reason if no member has finished fold trainings."""
         if inputs.with_oof:
             return None
         return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
@@ -51,14 +50,14 @@ class StackBag(Stack):
 
     @staticmethod
     def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
-        """Return what a stack returns for the bags; each has K networks in a row."""
+        """Combine the bags as a stack does; the K networks of a bag are consecutive."""
         _, rows, classes = outputs.logits.shape
         bags = outputs.logits.reshape(len(arrays["temperatures"]), -1, rows, classes).softmax(3).mean(1)
         return Stack.combine(arrays, NetworkOutputs(bags.clamp(min=TINY).log()))
 
 
 def bagged(predictions: Predictions) -> Predictions:
-    """Return predictions whose members are the bags of their fold trainings. Raises ConclaveError where those gave no outputs."""
+    """Replace each member by the bag of its fold trainings. Raises ConclaveError if these have no outputs."""
     if predictions.folds is None:
         raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
     return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)

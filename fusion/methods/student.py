@@ -1,4 +1,4 @@
-"""Student: one network that learnt from the members' pooled answers, in the form of a fusion."""
+"""Student: one network distilled from the members' vote, as a fusion."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 @FUSIONS.register
 class Student(FusionMethod):
-    """One network in the place of all members. It was trained before."""
+    """One network in place of all members, trained beforehand."""
 
-    description = "one network that is distilled from the vote"
+    description = "one network distilled from the vote"
     order = 10
     stored_name = "Average"
     asks = "student"
@@ -26,13 +26,13 @@ class Student(FusionMethod):
 
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
-        """Return a reason where no student was trained."""
+        """Return a reason if no student was trained."""
         if inputs.fuse.student is None:
             return "no student was trained for exactly these members"
         return None
 
     def fit(self, inputs: FusionInputs) -> Self:
-        """Do nothing: the student was trained before."""
+        """Do nothing: the student is already trained."""
         return self
 
     def predict_proba(self, predictions: Predictions) -> Floats:
@@ -41,7 +41,7 @@ class Student(FusionMethod):
         return softmax(predictions.student)
 
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
-        """Return the weight of the one network."""
+        """Return the weight of the single network."""
         return {"weights": [1.0]}
 
     @staticmethod

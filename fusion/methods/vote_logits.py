@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class VoteLogits(FusionMethod):
     """The mean of the members' logits: a geometric mean of probabilities.
 
-    Where recipes differ, each member's logits are divided by its own temperature first: label smoothing or mixup make a member
-    timid, and its logits small. Attributes after fit: `weights_` (M,), `temperatures_` (M,).
+    If recipes differ, each member's logits are first divided by its own temperature, because label smoothing and mixup make
+    logits smaller. Attributes after fit: `weights_` (M,), `temperatures_` (M,).
     """
 
     description = "the mean of the members' logits"

@@ -1,7 +1,7 @@
 """Weight members: a convex combination of their probabilities, with weights fitted on *fuse*.
 
 There are three candidates: uniform weights; NLL-optimal weights, a convex problem solved by EM for mixture weights; and greedy
-selection with replacement (Caruana et al. 2004). Inner cross-validation chooses; uniform stays where nothing beats it.
+selection with replacement (Caruana et al. 2004). Inner cross-validation chooses; uniform weights stay unless beaten.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NEGLIGIBLE = 1e-4
 
 
 def uniform(likelihood: Floats) -> Floats:
-    """Return the same weight for each member, (M,). `likelihood` (M, n) is each member's probability of each row's label."""
+    """Return equal weights (M,). `likelihood` (M, n) is each member's probability of each row's label."""
     return np.full(len(likelihood), 1 / len(likelihood))
 
 
 def optimal(likelihood: Floats) -> Floats:
     """Return the weights on the simplex with the lowest NLL, (M,).
 
-    They are found by EM from uniform weights, which never gets worse; and the problem is convex.
+    EM from uniform weights finds them: no step raises the NLL, and the problem is convex.
     """
     weights = uniform(likelihood)
     for _ in range(5000):
@@ -44,7 +44,7 @@ def optimal(likelihood: Floats) -> Floats:
 def greedy(likelihood: Floats) -> Floats:
     """Return weights (M,) by greedy selection: add, with replacement, the member that lowers NLL most.
 
-    The best prefix of the selection counts. Ties go to members that are selected already.
+    The best prefix of the selection is used. Ties go to members already selected.
     """
     counts = np.zeros(len(likelihood))
     total = np.zeros_like(likelihood[0])
@@ -60,7 +60,7 @@ def greedy(likelihood: Floats) -> Floats:
     return np.asarray(best / best.sum())
 
 
-# From (M, n), each member's probability of the label of each row, to (M,) weights.
+# Functions from each member's probability of each row's label, (M, n), to weights (M,).
 CANDIDATES = {"uniform": uniform, "optimal": optimal, "greedy": greedy}
 
 
@@ -85,7 +85,7 @@ class Weighted(Vote):
         return self
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
-        """Return the weights, and which candidate they are."""
+        """Return the weights and the name of the chosen candidate."""
         weights = dict(zip(names, map(float, self.weights_), strict=True))
         words = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
         return Description(f"{words}; {self.chosen_} weights", weights)
@@ -100,5 +100,5 @@ class Weighted(Vote):
 
 
 def _nll(weights: Floats, likelihood: Floats) -> float:
-    """Return the mean NLL of the pool: a row's probability of its label is the weighted mean of the members'."""
+    """Return the mean NLL of the weighted mean of the members' probabilities."""
     return float(-np.log(np.maximum(weights @ likelihood, TINY)).mean())

@@ -1,9 +1,8 @@
-"""Calibrate a model that can abstain: conformal prediction sets, and a score of the members' disagreement.
+"""Compute conformal prediction sets, for a model that can abstain.
 
-A set holds the most probable class, and then, from the likeliest down, each class for which the likelier ones have not yet
-spent a level of probability (adaptive prediction sets, Romano et al. 2020, arXiv:2006.02544, without randomisation). The level
-is set on rows that the model was not fitted on, so that the true class is in the set for at least the wanted share of new rows,
-whatever the model is like.
+A set takes classes in order of decreasing probability until their total exceeds a level (adaptive prediction sets, Romano et
+al. 2020, arXiv:2006.02544, without randomisation). It always holds the most probable class. The level is calibrated on held-out
+rows, so that, for any model, the sets cover the true class of at least the wanted share of new rows.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ ROUNDING = 1e-9
 
 
 def set_scores(probabilities: Floats) -> Floats:
-    """Return how much probability the classes before each class have, (n, C): 0 for the most probable one."""
+    """Return the total probability of the classes that rank before each class, (n, C); 0 for the top class."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ordered = np.take_along_axis(probabilities, order, 1)
     scores = np.empty_like(ordered)
@@ -27,15 +26,15 @@ def set_scores(probabilities: Floats) -> Floats:
 
 
 def fit_level(probabilities: Floats, labels: Labels, coverage: float = COVERAGE) -> float:
-    """Return the level at which sets hold the label of a new row with the wanted probability.
+    """Calibrate the level at which prediction sets cover the label of a new row with the wanted probability.
 
     Args:
-        probabilities: (n, C) on rows that the model was not fitted on.
+        probabilities: (n, C) on held-out rows.
         labels: (n,).
-        coverage: The wanted share.
+        coverage: Wanted share of rows whose label is in the set.
 
     Returns:
-        The level; 1 where the rows are too few to be sure of less than all classes.
+        The level; 1 (sets of all classes) if there are too few rows for this coverage.
     """
     scores = np.sort(set_scores(probabilities)[np.arange(len(labels)), labels])
     rank = int(np.ceil((len(labels) + 1) * coverage))
@@ -43,20 +42,5 @@ def fit_level(probabilities: Floats, labels: Labels, coverage: float = COVERAGE)
 
 
 def prediction_sets(probabilities: Floats, level: float) -> NDArray[np.bool_]:
-    """Return which classes are in each row's set, (n, C). The most probable class always is."""
+    """Return the prediction sets as a mask (n, C). The most probable class is always included."""
     return np.asarray(set_scores(probabilities) <= level + ROUNDING)
-
-
-def disagreement(probabilities: Floats) -> Floats:
-    """Return how much members disagree on each row, (n,): the entropy of their mean less the mean of their entropies, in nats.
-
-    It is the mutual information of the answer and the member (Lakshminarayanan et al. 2017). It is 0 where all say the same.
-
-    Args:
-        probabilities: (M, n, C).
-    """
-
-    def entropy(p: Floats) -> Floats:
-        return np.asarray(-(p * np.log(np.maximum(p, 1e-12))).sum(-1))
-
-    return np.asarray(np.maximum(entropy(probabilities.mean(0)) - entropy(probabilities).mean(0), 0.0))

@@ -1,7 +1,7 @@
-"""Say what each member brings to the vote: its Shapley value, in accuracy and in NLL (Shapley 1953).
+"""Compute each member's contribution to the vote: its Shapley value, in accuracy and in NLL (Shapley 1953).
 
-A member's value is the mean of what it adds to the vote of those before it, over all orders in which the members may come. The
-values sum to what the vote of all gains over the mean member alone.
+It is the mean gain from adding the member to a vote, over all orders of adding members. The values sum to the gain of the full
+vote over the mean single member.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from fusion.metrics.scores import accuracy_and_nll_losses, bootstrap, evenly_dra
 from fusion.predictions import Floats, Labels
 from fusion.results import Contribution
 
-MOST_EXACT = 12  # members, whose 4,096 votes are all counted
-MOST_NUMBERS = 250_000_000  # probabilities, over all votes: a few seconds
-EVALUATIONS = 12  # of the NLL, in which a temperature is found
-TOLERANCE = 0.01  # of log T: it changes the NLL by less than its last digit that is shown
-ORDERS = 200  # about as many are drawn for more members
+MOST_EXACT = 12  # members; up to this number, all subsets (4,096 votes) are evaluated
+MOST_NUMBERS = 250_000_000  # probabilities to compute over all votes: a few seconds
+EVALUATIONS = 12  # of the NLL, for fitting one temperature
+TOLERANCE = 0.01  # of log T: it changes the NLL by less than the last digit shown
+ORDERS = 200  # about this many orders are drawn for more members
 
 Subset = tuple[int, ...]
 
 
 def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -> dict[str, Contribution]:
-    """Return what each member brings to the vote.
+    """Return each member's contribution to the vote.
 
-    The vote of some members, and a member alone, has the temperature that suits it, as every candidate has. With one temperature
-    for all, a member's value would be in part how far its own is from that.
+    Each subset of members is calibrated by its own temperature, as every candidate is. With a shared temperature, a member's
+    value would partly measure how far its own temperature is from the shared one.
 
     Args:
-        names: The members.
-        probabilities: (M, n, C) of the members, on rows that none of them trained on.
+        names: Names of the members.
+        probabilities: (M, n, C) of the members, on rows that no member trained on.
         labels: (n,).
     """
     votes = 2 ** len(names) if len(names) <= MOST_EXACT else ORDERS * len(names)
     most = MOST_NUMBERS // (votes * EVALUATIONS * probabilities.shape[-1])
-    rows = evenly_drawn(len(labels), most)  # all of them may take minutes
+    rows = evenly_drawn(len(labels), most)  # all rows may take minutes
     probabilities, labels = probabilities[:, rows], labels[rows]
 
     def losses(vote: Floats) -> Floats:
@@ -66,10 +66,10 @@ def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -
 
 
 def shapley_values(value: Callable[[Subset], Floats], members: int) -> Floats:
-    """Return the Shapley value of each member, (M, ...): exact for few members, over drawn orders for many.
+    """Return the Shapley value of each member, (M, ...): exact for few members, sampled for many.
 
     Args:
-        value: Returns the value, an array, of a subset of the members, in ascending order; that of none is the start.
+        value: Returns the value, an array, of a subset: member positions in ascending order, or () for the baseline.
         members: Number of members.
     """
     if members <= MOST_EXACT:
@@ -85,7 +85,7 @@ def _exact(value: Callable[[Subset], Floats], members: int) -> Floats:
 
 
 def _subsets(members: int) -> Iterator[tuple[Subset, Floats]]:
-    """Yield every subset, and the weight (M,) that its value has in the Shapley value of each member."""
+    """Yield every subset with the weight (M,) of its value in each member's Shapley value."""
     for bits in range(2**members):
         is_in: NDArray[np.bool_] = np.array([bool(bits >> i & 1) for i in range(members)])
         size = int(is_in.sum())
@@ -98,7 +98,7 @@ def _subsets(members: int) -> Iterator[tuple[Subset, Floats]]:
 
 
 def _sampled(value: Callable[[Subset], Floats], members: int) -> Floats:
-    """Return the mean over drawn orders, each in all its rotations: so every member is as often at every place."""
+    """Average over drawn orders and all their rotations, so that each member takes each position equally often."""
     draw, start = np.random.default_rng(0), value(())
     total: Floats = np.zeros((members, *start.shape))
     rounds = max(2, ORDERS // members)

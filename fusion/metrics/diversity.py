@@ -1,6 +1,6 @@
-"""Measure how differently members err: pairs, the oracle, a forecast of more members, and a plain verdict.
+"""Measure how differently members err: pairwise measures, the oracle, a forecast for more members, a verdict.
 
-Measures of pairs as in Kuncheva and Whitaker (2003).
+The pairwise measures follow Kuncheva and Whitaker (2003).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from fusion.metrics.scores import resampled_counts
 from fusion.predictions import Floats, Labels, Predictions, softmax
 from fusion.results import Diversity, ForecastPoint, Interval, Pair
 
-NEARLY_THE_SAME = 0.7  # correlation of errors: 0 of independent members, near 0.6 of ResNets that differ in their recipes
+NEARLY_THE_SAME = 0.7  # error correlation: 0 for independent members, about 0.6 for ResNets with different recipes
 MOST_SUBSETS = 60
-WORTH_POINTS = 0.005  # a gain below this is told as none
-WIDEST = 0.1  # a forecast with a wider interval, in accuracy, is left out
+WORTH_POINTS = 0.005  # smaller gains are reported as none
+WIDEST = 0.1  # of accuracy: forecasts with a wider interval are left out
 
 
 def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
-    """Compare two members by `right` (2, n): whether each member is right on a row."""
+    """Compare two members, given `right` (2, n): whether each member is right on each row."""
     first_right, second_right = right
     both, neither = float((first_right & second_right).mean()), float((~first_right & ~second_right).mean())
     first_only, second_only = float((first_right & ~second_right).mean()), float((~first_right & second_right).mean())
@@ -40,21 +40,21 @@ def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
 
 
 def confusion(guesses: Labels, labels: Labels, classes: int) -> list[list[int]]:
-    """Return counts (C, C): rows are true classes, columns are guesses."""
+    """Return the confusion matrix (C, C): rows are true classes, columns are predicted classes."""
     return np.bincount(labels * classes + guesses, minlength=classes**2).reshape(classes, classes).tolist()
 
 
 def forecast(hits: Floats, largest: int, most: float = 1.0) -> list[ForecastPoint]:
-    """Forecast the accuracy of a vote of k members such as these.
+    """Forecast the accuracy of a vote of k members like these.
 
     Args:
         hits: (M, n) from `mean_hits`.
         largest: Largest number of members to forecast for.
-        most: Accuracy that no forecast exceeds.
+        most: Upper bound of the forecast accuracy.
 
     Returns:
-        A point for each k from 1: measured as the mean over subsets, then going on as a - b/k, with an interval over the rows. A
-        forecast that is too uncertain to be of use is left out.
+        A point for each k from 1: measured up to M members, as the mean over subsets, then extrapolated as a - b/k, with a
+        bootstrap interval over the rows. Forecasts that are too uncertain to be useful are left out.
     """
     members, measured = len(hits), hits.mean(1).tolist()
     points = [ForecastPoint(members=k + 1, accuracy=a, measured=True) for k, a in enumerate(measured)]
@@ -72,7 +72,7 @@ def forecast(hits: Floats, largest: int, most: float = 1.0) -> list[ForecastPoin
 
 
 def mean_hits(probabilities: Floats, labels: Labels) -> Floats:
-    """Return how often votes of k members are right on each row, for each k from 1: the mean over subsets, (M, n)."""
+    """Return the share of k-member subsets whose vote is right on each row, for k from 1 to M: (M, n)."""
     members, generator = len(probabilities), np.random.default_rng(0)
     found = []
     for k in range(1, members + 1):
@@ -84,20 +84,20 @@ def mean_hits(probabilities: Floats, labels: Labels) -> Floats:
 
 
 def redrawn(values: Floats) -> Floats:
-    """Return the means of (k, n) values over redrawn rows, (draws, k)."""
+    """Return bootstrap means (draws, k) of (k, n) values, with rows resampled."""
     rows = values.shape[1]
     return np.asarray(resampled_counts(rows) @ values.T.astype(np.float32) / rows, dtype=np.float64)
 
 
 def limits_of(curves: Floats) -> tuple[Floats, Floats]:
-    """Return (a, b) of accuracy = a - b/k, each (draws,), through the last two accuracies of each of (draws, k) curves."""
+    """Fit accuracy = a - b/k to the last two points of each curve: (draws, k) -> a and b, (draws,) each."""
     k = curves.shape[1]
     slopes = np.maximum(0.0, (curves[:, -1] - curves[:, -2]) / (1 / (k - 1) - 1 / k))
     return curves[:, -1] + slopes / k, slopes
 
 
 def limit_of(measured: Sequence[float]) -> tuple[float, float]:
-    """Return (a, b) of accuracy = a - b/k through the last two accuracies of a sequence from k = 1 on; b is never negative."""
+    """Fit accuracy = a - b/k, with b >= 0, to the last two of the accuracies for k = 1, 2, ...; return (a, b)."""
     if len(measured) < 2:
         return measured[-1], 0.0
     limits, slopes = limits_of(np.array([measured]))
@@ -124,12 +124,12 @@ def diversity(names: Sequence[str], predictions: Predictions) -> Diversity:
 
 @dataclass(frozen=True)
 class Prospects:
-    """What a vote of ever more such members would gain over the best one, in accuracy.
+    """Accuracy gain over the best member from a vote of ever more such members.
 
     Attributes:
-        gain: The gain, as far as it can be told.
+        gain: The estimated gain.
         interval: Its bootstrap interval over the rows.
-        most: What a perfect choice among the members' answers would gain.
+        most: Gain of a perfect choice among the members' answers (the oracle).
     """
 
     gain: float
@@ -138,7 +138,7 @@ class Prospects:
 
     @classmethod
     def of(cls, right: NDArray[np.bool_], hits: Floats) -> Prospects:
-        """Work it out from whether each member is right on a row (M, n), and how often votes of k are (M, n)."""
+        """Estimate them from whether each member is right on each row, (M, n), and `mean_hits`, (M, n)."""
         best, oracle = right[right.mean(1).argmax()], right.any(0)
         most = float(oracle.mean() - best.mean())
         if len(hits) < 2:
@@ -152,7 +152,7 @@ class Prospects:
 
 
 def verdict(prospects: Prospects, pairs: Sequence[Pair]) -> str:
-    """Say in words what fusing can gain here, and which member to change."""
+    """Describe in words what fusing can gain, and which member to change."""
     if not pairs:
         return "One member alone: there is nothing to fuse."
     low, high = (100 * bound for bound in prospects.interval)
@@ -162,7 +162,7 @@ def verdict(prospects: Prospects, pairs: Sequence[Pair]) -> str:
         text = ("A vote" if prospects.most >= WORTH_POINTS else "Fusing") + " gains next to nothing in accuracy here"
     else:
         interval = f"{low:.1f} to {high:.1f}"
-        gain = f"{prospects.gain * 100:.1f} points of accuracy ({interval}) over the best one"
+        gain = f"{prospects.gain * 100:.1f} points of accuracy ({interval}) over the best member"
         text = f"A vote of ever more members such as these would gain about {gain}"
     text += f"; even a perfect choice among the members' answers gains no more than {prospects.most * 100:.1f} points."
     same = [p for p in pairs if p.error_correlation >= NEARLY_THE_SAME or not p.disagreement]

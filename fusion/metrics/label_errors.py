@@ -1,9 +1,9 @@
 """Find labels that are probably wrong, from predictions of members that did not train on the row.
 
-As confident learning does (Northcutt et al. 2021, arXiv:1911.00068), rows are ordered by the probability of the label that they
-have, the lowest first. How many labels are wrong is not counted by its thresholds, which call thousands of merely hard images
-wrong: it is fitted. A share of all labels is taken to be any other class at random; this share and the members' temperature are
-those under which the labels are most probable. Labels without errors then give a share of about zero, and nobody is suspected.
+As in confident learning (Northcutt et al. 2021, arXiv:1911.00068), rows are ordered by the probability of their label, lowest
+first. Its thresholds call thousands of merely hard images wrong, so the number of wrong labels is fitted instead. The model
+assumes that a share of all labels was replaced by another class at random; this share and the members' temperature are fitted by
+maximum likelihood. Labels without errors then give a share near zero, and no label is suspected.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SMALLEST_RATE = 1e-6
 
 @dataclass(frozen=True)
 class LabelDoubts:
-    """How doubtful each label is.
+    """Probability that each label is wrong.
 
     Attributes:
-        probabilities: (n, C) of the members together, calibrated.
+        probabilities: (n, C) pooled and calibrated probabilities of the members.
         wrong: (n,) probability that the label is wrong.
-        rate: Share of labels that are wrong, as fitted.
+        rate: Fitted share of wrong labels.
     """
 
     probabilities: Floats
@@ -35,7 +35,7 @@ class LabelDoubts:
 
 
 def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
-    """Return how doubtful each label is.
+    """Estimate the probability that each label is wrong.
 
     Args:
         logits: (M, n, C) of members that did not train on the rows.
@@ -45,7 +45,7 @@ def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
     others = mean.shape[1] - 1
 
     def parts(parameters: Floats) -> tuple[Floats, Floats, float]:
-        """Return the probabilities of right labels and of wrong ones, (n,) each, and the share of wrong labels."""
+        """Return the likelihood of each label as right and as wrong, (n,) each, and the share of wrong labels."""
         of_label = log_softmax(mean / np.exp(parameters[0]))[rows, labels]
         rate = float(1 / (1 + np.exp(-parameters[1])))
         probability = np.exp(of_label)
@@ -53,7 +53,7 @@ def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
 
     def loss(parameters: Floats) -> float:
         right, wrong, rate = parts(parameters)
-        # a weak prior, worth two rows, as for temperatures: few rows that all fit must not send one to zero
+        # a weak prior, worth two rows, as in `fit_temperature`: a few rows that all fit must not drive T to zero
         prior = (2 * parameters[0] ** 2 + 20 * rate) / len(labels)
         return float(-np.log(np.maximum(right + wrong, TINY)).mean() + prior)
 
@@ -65,6 +65,6 @@ def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
     options = {"xatol": 1e-3, "fatol": 1e-7, "initial_simplex": simplex}
     fitted = minimize(loss, simplex[0], method="Nelder-Mead", bounds=bounds, options=options).x
     right, wrong, rate = parts(fitted)
-    if is_at_chance(softmax(mean), labels):  # who knows nothing accuses nobody
+    if is_at_chance(softmax(mean), labels):  # members at chance can't judge labels
         return LabelDoubts(softmax(mean), np.zeros(len(labels)), 0.0)
     return LabelDoubts(softmax(mean / np.exp(fitted[0])), wrong / np.maximum(right + wrong, TINY), rate)

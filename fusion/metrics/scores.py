@@ -1,4 +1,4 @@
-"""Score probabilities, and say how sure the scores and their differences are: intervals and paired tests."""
+"""Score probabilities, with confidence intervals and paired tests of differences."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fusion.results import Gain, Interval, LossDifference, Metric, Scores
 
 DRAWS = 2000
 FEW_VALUES = 16
-FEWEST_ROWS = 500  # that are judged by, however long it takes
-FEWEST_OF_A_CLASS = 10  # rows, by which the spread of its accuracy is known
+FEWEST_ROWS = 500  # always evaluated, however long it takes
+FEWEST_OF_A_CLASS = 10  # rows needed to estimate the spread of a class's accuracy
 BINS = 15
-TWO_SIDED, POWER = 1.959964, 0.841621  # standard errors, of a test at 5 % and of a power of 80 %
+TWO_SIDED, POWER = 1.959964, 0.841621  # critical values: a two-sided test at 5 %, and 80 % power
 
 
 def scores(probabilities: Floats, labels: Labels) -> Scores:
@@ -33,7 +33,7 @@ def scores(probabilities: Floats, labels: Labels) -> Scores:
 
 
 def reliability(probabilities: Floats, labels: Labels, bins: int = BINS) -> tuple[Floats, Floats, Labels]:
-    """Return summed confidence, hits and rows of each bin of equal width by confidence, all (bins,)."""
+    """Return the summed confidence, hits and rows of each equal-width confidence bin, (bins,) each."""
     confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     right = np.bincount(index, hits, bins).astype(np.float64)
@@ -55,7 +55,7 @@ def per_class(probabilities: Floats, labels: Labels) -> list[float | None]:
 def bootstrap(values: Floats) -> Interval:
     """Return the 95 % percentile interval of the mean of (n,) values, with rows resampled.
 
-    Of right and wrong answers there are few different values, and only how often each is drawn counts.
+    If there are few distinct values, such as 0 and 1, only the count of each value is drawn, which is faster.
     """
     distinct, rows = np.unique(values, return_counts=True)
     if len(distinct) <= FEW_VALUES:
@@ -68,17 +68,17 @@ def bootstrap(values: Floats) -> Interval:
 
 @lru_cache(maxsize=2)
 def resampled_counts(rows: int) -> NDArray[np.float32]:
-    """Return how often each row is in each draw, (DRAWS, n); the same for all values of so many rows."""
+    """Return the bootstrap counts of each row, (DRAWS, n): the same draws whenever n is the same."""
     counts = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
     return counts.astype(np.float32)
 
 
 def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> Gain:
-    """Compare two candidates on the same rows.
+    """Compare the accuracy of a candidate with that of a baseline on the same rows.
 
     Args:
         probabilities: (n, C) of the candidate.
-        other: (n, C) of the one that it is compared with.
+        other: (n, C) of the baseline.
         labels: (n,).
     """
     right, base = probabilities.argmax(1) == labels, other.argmax(1) == labels
@@ -100,16 +100,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def detectable(probabilities: Floats, other: Floats, labels: Labels) -> float:
-    """Return the smallest difference in accuracy that so many rows show at 5 % with 80 % power.
+    """Return the smallest accuracy difference that these rows can detect at 5 % with 80 % power.
 
-    It follows from how often the two candidates differ.
+    It depends on how often just one of the two candidates is right.
     """
     differing = float(((probabilities.argmax(1) == labels) != (other.argmax(1) == labels)).mean())
     return float((TWO_SIDED + POWER) * np.sqrt(differing / len(labels)))
 
 
 def row_losses(probabilities: Floats, labels: Labels, metric: Metric = "nll") -> Floats:
-    """Return what each row loses by a metric, (n,): the mean is the NLL, 1 - accuracy, or 1 - balanced accuracy.
+    """Return the loss of each row, (n,), with mean NLL, 1 - accuracy or 1 - balanced accuracy.
 
     Args:
         probabilities: (n, C).
@@ -123,28 +123,28 @@ def row_losses(probabilities: Floats, labels: Labels, metric: Metric = "nll") ->
         return wrong
     _, which, rows = np.unique(labels, return_inverse=True, return_counts=True)
     weights: Floats = np.asarray(len(labels) / (len(rows) * rows[which]))
-    return np.asarray(wrong * weights)  # every class counts alike
+    return np.asarray(wrong * weights)  # every class has the same weight
 
 
 def accuracy_and_nll_losses(probabilities: Floats, labels: Labels, temperature: float = 1.0) -> Floats:
-    """Return what each row loses in accuracy and in NLL, (2, n), from probabilities (n, C) after a temperature."""
+    """Return the accuracy loss and the NLL of each row, (2, n), for probabilities (n, C) after a temperature."""
     calibrated = apply_temperature(probabilities, temperature)
     return np.stack([row_losses(calibrated, labels, "accuracy"), row_losses(calibrated, labels, "nll")])
 
 
 def evenly_drawn(rows: int, most: int, fewest: int = FEWEST_ROWS) -> Labels:
-    """Return the positions of at most `most` of so many rows, evenly drawn; but of `fewest`, where there are so many."""
+    """Return the positions of at most `most` evenly spaced rows, but of at least `fewest` if there are that many."""
     most = max(fewest, most)
     return np.arange(rows) if rows <= most else np.linspace(0, rows - 1, most).astype(np.int64)
 
 
 def loss_difference(losses: Floats, other: Floats, errors: float = TWO_SIDED) -> LossDifference:
-    """Return how much more a candidate loses than another one on the same rows.
+    """Compare the losses of a candidate with those of a baseline on the same rows.
 
     Args:
         losses: (n,) of the candidate.
-        other: (n,) of the other one.
-        errors: Half of the interval's width in standard errors; from `simultaneous_errors` where there are several candidates.
+        other: (n,) of the baseline.
+        errors: Half-width of the interval in standard errors; from `simultaneous_errors` for several candidates.
     """
     difference = losses - other
     mean, error = float(difference.mean()), standard_error(difference)
@@ -157,14 +157,15 @@ def standard_error(values: Floats) -> float:
 
 
 def simultaneous_errors(losses: Mapping[str, Floats], best: str) -> float:
-    """Return how many standard errors another candidate has to be worse than the best for 95 % confidence in all at once.
+    """Return the critical value, in standard errors, to compare all candidates with the best at 95 % confidence.
 
-    This is a multiple comparison with the best (Hsu 1984), whose quantile is that of the largest studentised difference over
-    bootstrap draws of the rows. A single comparison takes 1.96. The best of several is in part the luckiest: it takes more.
+    This is a multiple comparison with the best (Hsu 1984): the critical value is the 95 % quantile of the largest studentised
+    difference over bootstrap draws of the rows. A single comparison takes 1.96. The best of several candidates is partly the
+    luckiest, so the value is larger.
 
     Args:
         losses: (n,) losses of each candidate on the same rows.
-        best: The candidate with the lowest mean.
+        best: Name of the candidate with the lowest mean loss.
     """
     differences = [values - losses[best] for name, values in losses.items() if name != best]
     columns = np.array([d for d in differences if d.std() > 0])
@@ -180,22 +181,22 @@ def simultaneous_errors(losses: Mapping[str, Floats], best: str) -> float:
 
 
 def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1) -> bool:
-    """Return whether (n, C) probabilities are not surely (5 %, one-sided) better than knowing how frequent each class is.
+    """Return whether (n, C) probabilities are not significantly (5 %, one-sided) better than the class frequencies.
 
-    Three things would show that they are: more right answers than by always naming the commonest class; a higher mean accuracy of
-    the classes than that; or a lower NLL than that of the frequencies. A rare class may be known well without the first of them.
-    By a class of few rows, the second can't be told.
+    One of three tests is enough to show that they are better: accuracy against always predicting the most common class, balanced
+    accuracy against the same, or NLL against the class frequencies. Accuracy alone can miss a model that knows a rare class well.
+    Balanced accuracy is not tested if a class has few rows.
 
     Args:
         probabilities: (n, C).
         labels: (n,).
-        candidates: Of how many candidates this is asked, any of which may seem to be better by chance.
+        candidates: Number of candidates tested, for the Bonferroni correction.
     """
     from scipy.stats import binomtest, norm
 
     counts = np.bincount(labels)
     frequencies = counts / len(labels)
-    if frequencies.max() == 1:  # where there is one class, nothing can be seen
+    if frequencies.max() == 1:  # with a single class, no test can show anything
         return True
     right = int((probabilities.argmax(1) == labels).sum())
     p_values = [float(binomtest(right, len(labels), float(frequencies.max()), alternative="greater").pvalue)]

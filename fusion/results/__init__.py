@@ -1,6 +1,6 @@
-"""What the fusion step returns, and `fusion.json` holds: scores, gains, costs and diversity of every candidate.
+"""Results of the fusion step, as stored in `fusion.json`: scores, gains, costs and diversity of every candidate.
 
-Light to import, so that commands which only read finished sweeps start at once.
+Fast to import, so that commands which only read finished sweeps start at once.
 """
 
 from fusion.results.base import FEWEST_ROWS, METRIC_NAMES, FusionResult, Interval, Metric

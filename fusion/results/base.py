@@ -1,4 +1,4 @@
-"""What all results have in common."""
+"""Base class and types shared by all results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 Interval = tuple[float, float]
 Metric = Literal["nll", "accuracy", "balanced_accuracy"]
-FEWEST_ROWS = 100  # *fuse* rows: by fewer nothing is chosen unless it is plain, and evidence is weak
+FEWEST_ROWS = 100  # *fuse* rows; with fewer, evidence is weak, and only a clear difference decides
 METRIC_NAMES: dict[Metric, str] = {"nll": "NLL", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
 

@@ -1,4 +1,4 @@
-"""Scores, gains and costs of candidates, and how one of them was chosen."""
+"""Scores, gains and costs of candidates, and how the recommended candidate was chosen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Scores(FusionResult):
 
 
 class Gain(NamedTuple):
-    """What a candidate gains over another one on the same rows.
+    """Accuracy gain of a candidate over a baseline on the same rows.
 
     Attributes:
         difference: Difference in accuracy.
@@ -40,12 +40,12 @@ class Gain(NamedTuple):
 
 
 class LossDifference(NamedTuple):
-    """How much more a candidate loses than another one on the same rows, by the team's metric.
+    """Loss of a candidate minus that of a baseline on the same rows, by the team's metric.
 
     Attributes:
         difference: Mean difference: of NLL in nats, of (balanced) accuracy as a share of the rows.
-        interval: Its paired interval, which holds at 95 % for all candidates at once.
-        detectable: The smallest difference that so many rows show, at 5 % and with a power of 80 %.
+        interval: Its paired interval, at 95 % for all candidates simultaneously.
+        detectable: Smallest difference that these rows can detect, at 5 % and with 80 % power.
     """
 
     difference: float
@@ -54,7 +54,7 @@ class LossDifference(NamedTuple):
 
 
 class ReliabilityPoint(FusionResult):
-    """A point of the reliability diagram: the mean confidence and the accuracy of so many rows."""
+    """A point of the reliability diagram: mean confidence, accuracy and number of rows of one bin."""
 
     confidence: float
     accuracy: float
@@ -62,25 +62,21 @@ class ReliabilityPoint(FusionResult):
 
 
 class MatchedVote(FusionResult):
-    """The best vote that a candidate's training time would have paid for.
+    """The best vote affordable within a candidate's training time.
 
     Attributes:
         networks: Number of voting networks.
-        affordable: Number of networks that could have voted.
         fuse: Scores on *fuse*.
-        test: Scores on *test*; None where there are no *test* rows.
-        gain_over_it: What the candidate gains over the vote on *test*.
+        test: Scores on *test*; None without *test* rows.
     """
 
     networks: int
-    affordable: int
     fuse: Scores
     test: Scores | None = None
-    gain_over_it: Gain | None = None
 
 
 class TestResults(FusionResult):
-    """What was measured on *test*; everything is None or empty where there are no *test* rows.
+    """Results on *test*; all None or empty without *test* rows.
 
     Attributes:
         test: The scores.
@@ -88,41 +84,38 @@ class TestResults(FusionResult):
         per_class: Accuracy on the rows of each class; None for a class without rows.
         reliability: Points of the reliability diagram, empty bins left out.
         against_single: The gain over the best single member.
-        against_vote: The gain over the vote, where it is a candidate.
-        detectable: The smallest difference in accuracy to the best single member that so many rows can show.
+        detectable: Smallest accuracy difference from the best single member that these rows can detect.
     """
 
-    __test__ = False  # it is none of pytest's
+    __test__ = False  # not a pytest class
 
     test: Scores | None = None
     interval: Interval | None = None
     per_class: list[float | None] | None = None
     reliability: list[ReliabilityPoint] = Field(default_factory=list)
     against_single: Gain | None = None
-    against_vote: Gain | None = None
     detectable: float | None = None
 
     @property
     def balanced_accuracy(self) -> float | None:
-        """The mean over the classes of the accuracy on their rows: every class counts alike, however few images it has."""
+        """Mean of the per-class accuracies: every class has the same weight, however few images it has."""
         known = [accuracy for accuracy in self.per_class or () if accuracy is not None]
         return sum(known) / len(known) if known else None
 
 
 class Comparison(TestResults):
-    """A candidate beside all others, before its inference was measured.
+    """Scores, gains and training cost of a candidate, before its inference is measured.
 
     Attributes:
         fuse: Nested scores on *fuse*.
-        temperature: Temperature that the candidate's probabilities were calibrated by.
-        train_seconds: Training seconds that had to be paid for it.
-        train_cost: The same in trainings of the mean single member.
+        temperature: Temperature that calibrates the candidate's probabilities.
+        train_seconds: Seconds of all trainings that the candidate needs.
+        train_cost: `train_seconds` relative to the mean single member.
         chosen: How a fusion was fitted, in words.
-        weights: Weight of each member by its name, where the fusion has weights.
-        asked: Mean number of networks that a row takes, where that differs from row to row.
-        matched: The best vote that the same training time would have paid for.
+        weights: Weight of each member by name; empty for a fusion without weights.
+        matched: The best vote affordable within the same training time.
         holm_p: McNemar's p-value against the best single member, Holm-adjusted over the fusions.
-        cost_per_point: Trainings per point of test accuracy gained over the best single member; None where nothing is gained.
+        cost_per_point: Additional trainings per point of test accuracy over the best single member; None without a gain.
     """
 
     fuse: Scores
@@ -131,21 +124,20 @@ class Comparison(TestResults):
     train_cost: float
     chosen: str = ""
     weights: dict[str, float] = Field(default_factory=dict)
-    asked: float | None = None
     matched: MatchedVote | None = None
     holm_p: float | None = None
     cost_per_point: float | None = None
 
 
 class Candidate(Comparison):
-    """A single member or a fusion, with all that is known of it.
+    """All results of a candidate: a single member or a fusion.
 
     Attributes:
-        inference_cost: Measured time of an inference, in inferences of the mean single member.
-        inference_ms: The same in milliseconds per image, on as many threads as a trainer has.
-        inference_ms_all_cores: The same on all cores of the machine.
-        multiply_adds: Those of an image; where a fusion asks fewer networks for some rows, their mean on *fuse*.
-        compute_cost: The same in inferences of the mean single member.
+        inference_cost: Measured inference time relative to the mean single member.
+        inference_ms: Inference time in milliseconds per image, on as many threads as a trainer has.
+        inference_ms_all_cores: Inference time in milliseconds per image, on all cores of the machine.
+        multiply_adds: Multiply-adds per image; their mean on *fuse* if a fusion skips networks for some rows.
+        compute_cost: `multiply_adds` relative to the mean single member.
         money: Price of its training, by kind of machine.
     """
 
@@ -160,21 +152,21 @@ class Candidate(Comparison):
 class Choice(FusionResult):
     """How the recommended candidate was chosen, on *fuse* alone.
 
-    The candidate with the best score comes first, and then the cheapest one that is not surely worse: cheaper by multiply-adds
-    of inference, and then by those of training.
+    It is the cheapest candidate that is not significantly worse than the one with the best score. Cost is counted in
+    multiply-adds of inference, then of training.
 
     Attributes:
         metric: The metric of the team.
         rows: Number of *fuse* rows.
-        is_decided: False where the rows are too few to choose by.
-        is_at_chance: Whether no candidate is surely better than knowing how frequent each class is.
+        is_decided: False if there are too few rows to choose by.
+        is_at_chance: Whether no candidate is significantly better than the class frequencies.
         best_score: Name of the candidate with the best score.
-        equal: Names of those that are not surely worse than that one, the cheapest first.
-        lost: How much more the recommended candidate loses than the best score.
-        next_cheaper: Name of the best candidate that is cheaper than the recommended one; None where none is cheaper.
-        worth: How much more that one loses than the recommended one.
-        detectable: The smallest difference between candidates that so many rows can show, by the metric.
-        detectable_accuracy: The same in accuracy.
+        equal: Names of the candidates that are not significantly worse than `best_score`, cheapest first.
+        lost: Loss of the recommended candidate minus that of `best_score`.
+        next_cheaper: Name of the best candidate that is cheaper than the recommended one; None if none is cheaper.
+        worth: Loss of `next_cheaper` minus that of the recommended candidate.
+        detectable: Smallest difference between candidates that these rows can detect, by the metric.
+        detectable_accuracy: Smallest difference in accuracy that these rows can detect.
     """
 
     metric: Metric

@@ -15,7 +15,7 @@ class FusionDetails(FusionResult):
     """The content of fusion.json.
 
     Attributes:
-        version: Version of this form.
+        version: Version of this format.
         recommended: Name of the recommended candidate.
         why: Why it is recommended, in words.
         choice: How it was chosen.
@@ -24,14 +24,14 @@ class FusionDetails(FusionResult):
         rows: Number of rows of each part: *fit*, *fuse* and *test*.
         candidates: Every single member and every fusion by its name.
         diversity: How differently the members err.
-        contributions: What each member brings to the vote; empty without a vote.
-        next_steps: What may be done next, the most promising first; empty without a vote.
+        contributions: Contribution of each member to the vote; empty without a vote.
+        next_steps: Suggested next steps, the most promising first; empty without a vote.
         hardest: The rows that the recommended candidate finds hardest.
         suspects: The most suspect labels.
         suspected: Number of labels that are probably wrong.
-        abstention: What prediction sets come to.
-        warnings: Sentences on what may be wrong.
-        parity: Largest difference between the exported model and the fusion; None where no model was exported.
+        abstention: Coverage and size of the prediction sets.
+        warnings: Warnings, as sentences.
+        parity: Largest difference between the exported model and the fusion; None if no model was exported.
         seconds: Seconds of each step of fusing.
     """
 

@@ -1,4 +1,4 @@
-"""What is found out of a team beside the scores of its candidates: diversity, shares, hard and suspect images."""
+"""Findings about a team: diversity, contributions, next steps, hard images, suspect labels and abstention."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ StepKind = Literal["member", "flips"]
 
 
 class Pair(FusionResult):
-    """Two members on the same rows.
+    """Comparison of two members on the same rows.
 
     Attributes:
         first: Name of a member.
         second: Name of the other member.
-        disagreement: Share of rows that just one of the two gets right.
+        disagreement: Share of rows that exactly one of the two members gets right.
         double_fault: Share of rows that both get wrong.
-        error_correlation: Pearson's correlation of being wrong; 0 where one member is never or always wrong.
-        q: Yule's Q; 0 where it is 0/0.
+        error_correlation: Pearson correlation of the members' errors; 0 if a member is never or always wrong.
+        q: Yule's Q; 0 if it is 0/0.
     """
 
     first: str
@@ -32,7 +32,7 @@ class Pair(FusionResult):
 
 
 class ForecastPoint(FusionResult):
-    """The accuracy of a vote of so many members: measured, as the mean over subsets, or forecast, with an interval."""
+    """Accuracy of a vote by number of members: measured as the mean over subsets, or forecast with an interval."""
 
     members: int
     accuracy: float
@@ -44,11 +44,11 @@ class Diversity(FusionResult):
     """How differently members err, on rows that none of them trained on.
 
     Attributes:
-        confusion: Counts (C, C) of each member: rows are true classes, columns are guesses.
-        pairs: Every two members.
+        confusion: Counts (C, C) of each member: rows are true classes, columns are predicted classes.
+        pairs: Every pair of members.
         oracle: Share of rows that at least one member gets right.
         disagreement_over_error: Mean disagreement divided by the mean error.
-        forecast: Accuracy of votes of more and more such members.
+        forecast: Accuracy of a vote by its number of members.
         verdict: What fusing can gain here, in words.
     """
 
@@ -61,12 +61,12 @@ class Diversity(FusionResult):
 
 
 class Contribution(FusionResult):
-    """What a member brings to the vote: its share of what the vote gains over the mean member (its Shapley value).
+    """A member's share of the vote's gain over the mean member (its Shapley value).
 
     Attributes:
-        accuracy: In accuracy; points are 100 times as many.
+        accuracy: Share in accuracy; 0.01 is one point.
         accuracy_interval: Its bootstrap interval at 95 %.
-        nll: In nats per row; above 0 it makes the vote better.
+        nll: Share in nats per row; positive if the member improves the vote.
         nll_interval: Its bootstrap interval at 95 %.
         money: Price of the member's training, by kind of machine.
     """
@@ -79,7 +79,7 @@ class Contribution(FusionResult):
 
 
 class ExpectedGain(NamedTuple):
-    """Expected gain of the vote on new rows; above 0 it gets better.
+    """Expected gain of the vote on new rows; positive if the vote improves.
 
     Attributes:
         mean: In accuracy or in nats.
@@ -91,16 +91,16 @@ class ExpectedGain(NamedTuple):
 
 
 class NextStep(FusionResult):
-    """A step that may make the vote better, with its expected gain and its costs.
+    """A step that may improve the vote, with its expected gain and its costs.
 
     Attributes:
-        kind: "member" for another training like those of the team, "flips" for mirror images beside the images.
+        kind: "member" for another training like those of the team, "flips" to average over mirror images.
         accuracy: Expected gain in accuracy.
         nll: Expected gain in nats per row.
         train_seconds: Training seconds that the step takes.
-        compute_cost: Multiply-adds of an image afterwards, in those of the vote now.
+        compute_cost: Multiply-adds per image after the step, relative to the current vote.
         money: Price of the training, by kind of machine.
-        basis: How the gain is known, in words.
+        basis: How the gain was estimated, in words.
     """
 
     kind: StepKind
@@ -117,7 +117,7 @@ class NextStep(FusionResult):
 
 
 class Answer(FusionResult):
-    """What a candidate says of an image: its class, and the probability of that class."""
+    """A candidate's prediction for an image: the class and its probability."""
 
     class_name: str = Field(alias="class")
     probability: float
@@ -140,13 +140,13 @@ class HardRow(FusionResult):
 
 
 class SuspectLabel(FusionResult):
-    """An image that members take for another class than its label. None of them trained on it.
+    """An image whose label differs from the prediction of members that did not train on it.
 
     Attributes:
         row: Number of the row in the packed data.
-        part: Where the row is: "fit", "fuse" or "test".
-        label: Name of the class that it is said to be of.
-        guess: The class that it is more probably of, with its probability.
+        part: Part that the row belongs to: "fit", "fuse" or "test".
+        label: Name of the labelled class.
+        guess: The predicted class, with its probability.
         of_label: Probability of the label.
         wrong: Probability that the label is wrong.
     """
@@ -165,14 +165,14 @@ class SuspectLabel(FusionResult):
 
 
 class Abstention(FusionResult):
-    """What the recommended candidate's prediction sets come to.
+    """Coverage and size of the recommended candidate's prediction sets.
 
     Attributes:
-        coverage: Share of new rows whose class is to be in the set, at least.
+        coverage: Target for the share of new rows whose class is in the set, at least.
         level: The level of the sets, from nested predictions on *fuse*.
         on_test: Share of *test* rows whose class is in the set; None without *test* rows.
         mean_size: Mean number of classes in a set, on *test* or, without it, on *fuse*.
-        certain: Share of rows whose set is one class alone.
+        certain: Share of rows whose set holds a single class.
     """
 
     coverage: float

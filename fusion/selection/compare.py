@@ -1,4 +1,4 @@
-"""Compare the candidates side by side: scores with intervals, gains with tests, training costs, and compute-matched votes."""
+"""Compare the candidates: scores with intervals, gains with tests, training costs, and compute-matched votes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fusion.selection.recommendation import best_single
 def compare(
     team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost], metric: Metric = "nll"
 ) -> dict[str, Comparison]:
-    """Return a row for each single member and each fusion.
+    """Return a comparison row for each single member and each fusion.
 
-    Scores on *fuse* are nested. Those on *test* are None where there are no *test* rows.
+    Scores on *fuse* are nested. Scores on *test* are None without *test* rows.
 
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
         costs: Training seconds of each member, and of the student.
-        metric: The metric that tells the best single member.
+        metric: The metric that selects the best single member.
     """
     single = best_single(team, fitted, metric)
     mean_seconds = float(np.mean(list(by_training(team.names, costs).values())))
     on_test = {name: _on_test(fusion, fitted, single, team) for name, fusion in fitted.items()}
     p_values = {name: r.against_single.p for name, r in on_test.items() if r.against_single and name not in team.names}
-    adjusted = holm(p_values)  # so many comparisons were made
+    adjusted = holm(p_values)  # for one comparison per fusion
     rows = {}
     for name, fusion in fitted.items():
         seconds, is_fusion = paid_for(name, fusion, team, costs), name not in team.names
@@ -45,7 +45,6 @@ def compare(
             train_cost=seconds / mean_seconds,
             chosen=description.words,
             weights=dict(description.weights),
-            asked=description.asked,
             matched=compute_matched_vote(fusion, seconds, team, costs) if is_fusion else None,
             holm_p=adjusted.get(name),
         )
@@ -53,7 +52,7 @@ def compare(
 
 
 def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chosen: str, count: int = 12) -> list[HardRow]:
-    """Return the rows that a candidate finds hardest, with each member's answer; of *test*, or of *fuse* without a test set.
+    """Return the hardest rows for a candidate, with each member's answer: of *test*, or *fuse* without *test* rows.
 
     Args:
         team: The team's predictions.
@@ -94,7 +93,6 @@ def _reliability_points(probabilities: Floats, labels: Labels) -> list[Reliabili
 
 
 def _description(fusion: FittedFusion, team: TeamPredictions) -> Description:
-    """Return what a fusion chose."""
     names = team.names if fusion.members is None else [team.names[i] for i in fusion.members]
     return fusion.method.describe(names, fusion.narrowed(team.test if len(team.test.labels) else team.inputs.fuse))
 
@@ -104,20 +102,18 @@ def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: s
     if not len(test.labels):
         return TestResults()
     probabilities, of_single = fusion.predict_proba(test), fitted[single].predict_proba(test)
-    of_vote = fitted["vote"].predict_proba(test) if "vote" in fitted else None
     return TestResults(
         test=scores(probabilities, test.labels),
         interval=bootstrap((probabilities.argmax(1) == test.labels).astype(np.float64)),
         per_class=per_class(probabilities, test.labels),
         reliability=_reliability_points(probabilities, test.labels),
         against_single=accuracy_gain(probabilities, of_single, test.labels),
-        against_vote=None if of_vote is None else accuracy_gain(probabilities, of_vote, test.labels),
         detectable=detectable(probabilities, of_single, test.labels),
     )
 
 
 def _with_cost_per_point(row: Comparison, single: Comparison) -> Comparison:
-    """Return the row with its additional trainings per point of test accuracy gained over the single."""
+    """Add the cost per point: additional trainings per point of test accuracy over the best single member."""
     if not row.test or not single.test or row.test.accuracy <= single.test.accuracy:
         return row
     points = (row.test.accuracy - single.test.accuracy) * 100

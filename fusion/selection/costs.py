@@ -1,4 +1,4 @@
-"""Count what the trainings of candidates cost, and find the vote that the same training would have paid for."""
+"""Compute the training costs of candidates, and find the best vote affordable at the same cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusion.metrics.calibration import apply_temperature, calibrated_losses, fit_temperature, log_probabilities
-from fusion.metrics.scores import accuracy_gain, scores
+from fusion.metrics.scores import scores
 from fusion.predictions import Floats, TeamPredictions, softmax
 from fusion.results import MatchedVote
 from fusion.selection.fitting import FittedFusion
@@ -18,13 +18,13 @@ ROUNDING = 1 + 1e-9
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What training one member cost, in seconds or in multiply-adds. A training that makes several members is paid for once.
+    """Training cost of one member, in seconds or in multiply-adds. A training of several members is counted once.
 
     Attributes:
-        full: Cost of the full training, from its start until the member was made.
-        folds: The same of each fold training.
-        training: What tells the member's training from others; "" where it makes this member alone.
-        search: The member's share of what finding its recipe cost.
+        full: Cost of the full training, from its start until the member is finished.
+        folds: Cost of each fold training, counted likewise.
+        training: Unique id of the member's training; "" if it yields only this member.
+        search: The member's share of the cost of the recipe search.
     """
 
     full: float
@@ -33,14 +33,15 @@ class TrainingCost:
     search: float = 0.0
 
     def of(self, fold: int | None = None) -> float:
-        """Return the cost of a fold training, or of the full one, from its start until the member was made."""
+        """Return the cost of a fold training, or of the full training if `fold` is None."""
         return self.full if fold is None else self.folds[fold]
 
 
 def paid_for(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapping[str, TrainingCost]) -> float:
-    """Return what the trainings cost that had to be paid for a candidate, in the unit of `costs`.
+    """Return the cost of all trainings that a candidate needs, in the unit of `costs`.
 
-    A single member pays for itself, a stack for its fold trainings too, a bag for those alone, a student for its teachers too.
+    A single member needs its full training. A stack also needs its fold trainings, a bagged stack only those, and a student also
+    its teachers.
 
     Args:
         name: Name of the candidate.
@@ -63,7 +64,7 @@ def paid_for(name: str, fusion: FittedFusion, team: TeamPredictions, costs: Mapp
 
 
 def by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> dict[str, float]:
-    """Return the cost of each training that made these members. Several members of one training share it.
+    """Return the cost of each training behind these members. Members of one training share its cost.
 
     Args:
         members: Names of the members.
@@ -78,7 +79,7 @@ def by_training(members: Sequence[str], costs: Mapping[str, TrainingCost], fold:
 
 
 def increments(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: int | None = None) -> list[float]:
-    """Return what each member costs beside those before it in the list: the part of its training that none of these needed."""
+    """Return the additional training cost of each member over the members before it in the list."""
     paid: dict[str, float] = {}
     found = []
     for name in members:
@@ -91,10 +92,10 @@ def increments(members: Sequence[str], costs: Mapping[str, TrainingCost], fold: 
 def compute_matched_vote(
     fusion: FittedFusion, seconds: float, team: TeamPredictions, costs: Mapping[str, TrainingCost]
 ) -> MatchedVote | None:
-    """Find the best vote of the team's networks that the same training time would have paid for.
+    """Find the best vote of the team's networks that is affordable within the same training time.
 
-    Full trainings come first, then fold trainings, in rounds over the members. *Fuse* decides how many rounds vote, for fold
-    trainings of few epochs may be no help.
+    Full trainings come first, then fold trainings, in rounds over the members. The number of rounds is chosen on *fuse*, because
+    fold trainings of few epochs may not help.
 
     Args:
         fusion: The candidate to compare with.
@@ -103,7 +104,7 @@ def compute_matched_vote(
         costs: Cost of each member.
 
     Returns:
-        The vote. None where not one network is affordable, or where the fold trainings' predictions are not there.
+        The vote, or None if no network is affordable or predictions of the fold trainings are missing.
     """
     members = list(range(len(team.names)) if fusion.members is None else fusion.members)
     networks = _affordable_networks(members, seconds, team, costs)
@@ -116,21 +117,19 @@ def compute_matched_vote(
     temperature = fit_temperature(log_probabilities(votes[count]), fuse.labels)
     on_fuse = scores(apply_temperature(votes[count], temperature), fuse.labels)
     if not len(test.labels):
-        return MatchedVote(networks=count, affordable=affordable, fuse=on_fuse)
+        return MatchedVote(networks=count, fuse=on_fuse)
     vote = apply_temperature(_vote([on_test for _, on_test in networks[:count]]), temperature)
     return MatchedVote(
         networks=count,
-        affordable=affordable,
         fuse=on_fuse,
         test=scores(vote, test.labels),
-        gain_over_it=accuracy_gain(fusion.predict_proba(test), vote, test.labels),
     )
 
 
 def _affordable_networks(
     members: list[int], seconds: float, team: TeamPredictions, costs: Mapping[str, TrainingCost]
 ) -> list[tuple[Floats, Floats]]:
-    """Return the logits on *fuse* and *test* of the networks that `seconds` trained; none where predictions are missing."""
+    """Return the *fuse* and *test* logits of the networks affordable in `seconds`; empty if predictions are missing."""
     names = [team.names[m] for m in members]
     fuse, test = team.inputs.fuse, team.test
     costs_of_each = increments(names, costs)

@@ -1,4 +1,4 @@
-"""Say where the data and the model are in doubt: labels that are probably wrong, and rows that the model can't tell."""
+"""Find labels that are probably wrong, and measure prediction sets for a model that can abstain."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fusion.selection.fitting import FittedFusion
 
 
 def find_suspects(team: TeamPredictions) -> list[SuspectLabel]:
-    """Return the rows that the members take for another class than their label, the most doubtful label first.
+    """Return the rows whose label differs from the members' prediction, the most doubtful label first.
 
-    Members judge only rows that they did not train on: *fit* rows where there are out-of-fold predictions of them. Each part is
-    judged by itself, for fold trainings are less sure than full ones.
+    Members judge only rows that they did not train on, so *fit* rows need out-of-fold predictions. Each part is judged on its
+    own, because fold trainings are less confident than full trainings.
 
     Args:
         team: The team's predictions.
@@ -47,12 +47,12 @@ def _suspects_of(part: str, rows: Labels, predictions: Predictions, classes: Seq
 
 
 def measure_abstention(team: TeamPredictions, chosen: FittedFusion, coverage: float = COVERAGE) -> Abstention:
-    """Return what prediction sets of a candidate come to.
+    """Measure the coverage and size of a candidate's prediction sets.
 
     Args:
         team: The team's predictions.
         chosen: The candidate.
-        coverage: Share of rows whose class is to be in the set.
+        coverage: Target for the share of rows whose class is in the set.
     """
     level = fit_level(chosen.nested, team.inputs.fuse.labels, coverage)
     is_tested = len(team.test.labels) > 0

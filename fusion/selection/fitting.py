@@ -19,13 +19,13 @@ from fusion.predictions import Floats, FusionInputs, Predictions, TeamPrediction
 
 @dataclass
 class FittedFusion:
-    """A fusion, or a single member, with its last stage.
+    """A fitted fusion or single member, with its temperature.
 
     Attributes:
         name: Name of the fusion or the member.
         method: The fitted method.
-        temperature: The last stage.
-        nested: (n_fuse, C) probabilities on *fuse*, with everything refitted without the row that is predicted.
+        temperature: Temperature that calibrates its probabilities.
+        nested: (n_fuse, C) probabilities on *fuse*, each row predicted by a fit without it.
         members: Positions of the members that the fusion uses; None for all.
     """
 
@@ -40,17 +40,17 @@ class FittedFusion:
         return apply_temperature(self.method.predict_proba(self.narrowed(predictions)), self.temperature)
 
     def narrowed(self, predictions: Predictions) -> Predictions:
-        """Return the predictions of the members that it was fitted on, from those of all members of the team."""
+        """Restrict the team's predictions to the members that it was fitted on."""
         return predictions if self.members is None else predictions.only(self.members)
 
     def used(self, count: int) -> list[int]:
-        """Return the positions in a team of `count` members that it asks, in its order of asking."""
+        """Return the positions of the members that it runs, in a team of `count`, in running order."""
         members = range(count) if self.members is None else self.members
         return [members[i] for i in self.method.used(len(members))]
 
 
 class Single(Vote):
-    """One member alone, in the form of a fusion.
+    """A single member as a fusion.
 
     Args:
         member: Position of the member.
@@ -75,7 +75,7 @@ def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: Fusio
     Args:
         name: Name of the fusion.
         make_method: Returns an unfitted method.
-        inputs: What the fusion may learn from.
+        inputs: Data that the fusion may learn from.
     """
     fuse, splits = inputs.fuse, shuffled_splits(len(inputs.fuse.labels))
     method, *without = make_method().fit_nested(inputs, [held_out for _, held_out in splits])
@@ -86,7 +86,7 @@ def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: Fusio
 
 
 def _last_stage(method: FusionMethod, predictions: Predictions) -> float:
-    """Return the temperature of a fitted method, from the rows that it was fitted on."""
+    """Fit the temperature of a fitted method, on the rows that the method was fitted on."""
     return fit_temperature(log_probabilities(method.predict_proba(predictions)), predictions.labels)
 
 
@@ -95,14 +95,14 @@ def fit_all(
     fusions: Sequence[str],
     during: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> dict[str, FittedFusion]:
-    """Fit every member as a candidate of its own, and then the fusions, in the order of tables.
+    """Fit every single member as a candidate, and then the fusions, in the order of tables.
 
-    A fusion that cannot be made of the team's predictions is left out; `left_out` says why.
+    A fusion that cannot use the team's predictions is left out; `left_out` gives the reason.
 
     Args:
         team: The team's predictions.
         fusions: Names of the fusions to fit.
-        during: Returns a context for the time in which a fusion, or all members, are fitted.
+        during: Returns a context manager that wraps the fitting of a fusion, or of all members.
 
     Returns:
         The candidates by name.
@@ -121,6 +121,6 @@ def fit_all(
 
 
 def left_out(team: TeamPredictions, fusions: Sequence[str]) -> list[str]:
-    """Return a sentence for each fusion that cannot be made of the team's predictions."""
+    """Return a sentence for each fusion that cannot use the team's predictions."""
     reasons = {name: FUSIONS[name].why_impossible(team.inputs) for name in by_order(fusions)}
     return [f"{name} was left out: {reason}." for name, reason in reasons.items() if reason]

@@ -1,4 +1,4 @@
-"""Which networks a candidate is made of, and what it costs in multiply-adds: the same on every machine, and at every hour."""
+"""List the networks of a candidate, and its cost in multiply-adds, which is the same on every machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N = TypeVar("N", covariant=True)
 
 @dataclass(frozen=True)
 class CandidateNetworks(Generic[N]):
-    """The networks that fusions are made of, or something else about each of them, such as its specification.
+    """The networks that fusions may use, or another value for each network, such as its specification.
 
     Attributes:
         full: The full training of each member.
@@ -27,7 +27,7 @@ class CandidateNetworks(Generic[N]):
     student: N | None = None
 
     def used(self, fitted: FittedFusion) -> list[N]:
-        """Return those that a fusion asks, in the order in which it asks them. Members without weight are left out."""
+        """Return the networks that a fusion runs, in running order. Members without weight are left out."""
         if fitted.method.asks == "student":
             assert self.student is not None
             return [self.student]
@@ -39,11 +39,11 @@ class CandidateNetworks(Generic[N]):
 
 @dataclass(frozen=True)
 class Effort:
-    """What a candidate costs, in multiply-adds.
+    """Cost of a candidate in multiply-adds.
 
     Attributes:
-        inference: Those of an image; where a fusion asks fewer networks for some rows, their mean on *fuse*.
-        training: Those of the forward passes of all trainings that had to be paid for.
+        inference: Multiply-adds per image; their mean on *fuse* if a fusion skips networks for some rows.
+        training: Multiply-adds of the forward passes of all trainings that the candidate needs.
     """
 
     inference: float
@@ -51,7 +51,7 @@ class Effort:
 
 
 def shares_of_networks(fusion: FittedFusion, team: TeamPredictions, count: int) -> list[float]:
-    """Return the share of *fuse* rows for which a candidate asks each of its `count` networks, in its order of asking."""
+    """Return the share of *fuse* rows for which each of a candidate's `count` networks runs, in running order."""
     if fusion.method.asks != "members":
         return [1.0] * count
     return fusion.method.shares(fusion.narrowed(team.inputs.fuse))

@@ -1,4 +1,4 @@
-"""Choose the candidate to use, on *fuse* alone: the cheapest one that is not surely worse than the best."""
+"""Recommend the cheapest candidate that is not significantly worse than the best, judged on *fuse* alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusion.results import FEWEST_ROWS, METRIC_NAMES, Choice, Metric
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import Effort
 
-PLAIN = 0.01  # by few rows, the largest McNemar p-value of the best score against the vote
+PLAIN = 0.01  # with few rows, the largest McNemar p-value at which the best score replaces the vote
 
 
 def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion], metric: Metric = "nll") -> str:
@@ -25,17 +25,17 @@ def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion], metri
 def recommend(
     team: TeamPredictions, fitted: Mapping[str, FittedFusion], efforts: Mapping[str, Effort], metric: Metric = "nll"
 ) -> tuple[str, Choice]:
-    """Return the candidate to use, and how it was chosen.
+    """Return the recommended candidate, and how it was chosen.
 
-    It is the cheapest candidate that is not surely worse than the one with the best score: by a paired bootstrap, at 95 % for
-    all candidates at once. A candidate is out of question where another one costs no more and scores better. Where the rows are
-    too few to choose by, it is the vote, which learns nothing from them; but not where even these show that it is worse.
+    It is the cheapest candidate that is not significantly worse than the one with the best score, by a paired bootstrap at 95 %
+    for all candidates simultaneously. Dominated candidates are excluded. If there are too few rows to choose by, it is
+    the vote, which learns nothing from them, unless even these rows show that the vote is worse.
 
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
-        efforts: What each candidate costs.
-        metric: What the score is.
+        efforts: Cost of each candidate.
+        metric: The metric of the score.
     """
     labels = team.inputs.fuse.labels
     losses = {name: row_losses(fusion.nested, labels, metric) for name, fusion in fitted.items()}
@@ -70,9 +70,9 @@ def recommend(
 
 
 def cheapest_first(members: Sequence[str], efforts: Mapping[str, Effort]) -> list[str]:
-    """Return candidates by multiply-adds of inference, then by those of training.
+    """Sort candidates by multiply-adds of inference, then of training.
 
-    Of equal cost, members come before fusions, and fusions that learn nothing before others.
+    At equal cost, members come before fusions, and fusions that learn nothing before other fusions.
     """
 
     def cost(name: str) -> tuple[float, float, int, int]:
@@ -83,11 +83,11 @@ def cheapest_first(members: Sequence[str], efforts: Mapping[str, Effort]) -> lis
 
 
 def _rivals(chosen: str, losses: Mapping[str, Floats], equal: Sequence[str], cheaper: Sequence[str]) -> list[str]:
-    """Return the candidates whose difference from the chosen one says what the rows can show; the chosen one if there are none.
+    """Return the candidates to compare with the chosen one for the smallest detectable difference.
 
-    They are those that are not surely worse than the best; else the next cheaper one; else the next best one. A candidate that
-    answers as the chosen one on every row says nothing. One that is out of question counts too: without it, what is lost was
-    above what the rows were said to show in 12 of 100 teams of `benchmarks.verdicts`, and in 6 with it.
+    These are the candidates not significantly worse than the best; else the next cheaper candidate; else the next best; else the
+    chosen one. Candidates with the same loss as the chosen one on every row are skipped. Dominated candidates count: without
+    them, the loss exceeded the detectable difference in 12 of 100 teams of `benchmarks.verdicts`, with them in 6.
     """
     differing = [name for name in losses if not np.array_equal(losses[name], losses[chosen])]
     by_score = sorted(differing, key=lambda name: float(losses[name].mean()))
@@ -96,7 +96,7 @@ def _rivals(chosen: str, losses: Mapping[str, Floats], equal: Sequence[str], che
 
 
 def _worthwhile(by_cost: Sequence[str], efforts: Mapping[str, Effort], means: Mapping[str, float]) -> list[str]:
-    """Return the candidates that score better than all that cost no more, the cheapest first."""
+    """Return the Pareto front of cost and score, the cheapest first."""
     found: list[str] = []
     for name in by_cost:
         if found and means[name] >= means[found[-1]]:
@@ -112,19 +112,19 @@ def _is_cheaper(one: Effort, other: Effort) -> bool:
 
 
 def _without_learning(members: Sequence[str], by_cost: Sequence[str]) -> str | None:
-    """Return the cheapest fusion of several members that learns nothing from *fuse*; the member where there is just one."""
+    """Return the cheapest fusion that learns nothing from *fuse*, or the only member of a team of one."""
     if len(members) == 1:
         return members[0]
     return next((name for name in by_cost if name not in members and FUSIONS[name].learns_nothing), None)
 
 
 def why_chosen(chosen: str, choice: Choice, efforts: Mapping[str, Effort], members: Sequence[str]) -> str:
-    """Return why a candidate was chosen, as a clause.
+    """Explain in a clause why a candidate was chosen.
 
     Args:
         chosen: Name of the candidate.
         choice: How it was chosen.
-        efforts: What each candidate costs.
+        efforts: Cost of each candidate.
         members: Names of the members.
     """
     if list(members) == [chosen]:
@@ -135,7 +135,7 @@ def why_chosen(chosen: str, choice: Choice, efforts: Mapping[str, Effort], membe
     is_close = any(_is_cheaper(efforts[name], efforts[chosen]) for name in choice.equal)
     if chosen != choice.best_score:
         best = f"{choice.best_score}, which has the best {metric} on {rows}"
-        rest = ", and that nothing cheaper outscores" if is_close else ""
+        rest = ", and no cheaper candidate scores better" if is_close else ""
         return f"it is the cheapest candidate that is not surely worse than {best}{rest}"
     rest = "nothing is cheaper"
     if choice.next_cheaper:

@@ -1,4 +1,4 @@
-"""Write predictions as people need them: rows of probabilities, the best classes, a competition's file; and score them."""
+"""Format predictions as rows of a CSV file: all classes, the best classes, or a submission; and score them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from workers.data.tables import read_table
 from workers.errors import UserInputError
 
 MOST_SHOWN = 3
-WIDEST = 20  # classes of a confusion matrix on the screen
+WIDEST = 20  # classes: the largest confusion matrix to print
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """A model's prediction for one image.
 
     Attributes:
-        file: The file's name, as it was given.
-        name: Its name within the folder or archive that was given.
+        file: The file's name, as given by the user.
+        name: Its name within the given folder or archive.
         probabilities: (C,) float32.
     """
 
@@ -37,7 +37,7 @@ class Output(Protocol):
     """Turns predictions into the rows of a CSV file."""
 
     def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the line of names, and then the rows."""
+        """Yield the header row, and then the data rows."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AllClasses:
     classes: Sequence[str]
 
     def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the line of names, and then the rows."""
+        """Yield the header row, and then the data rows."""
         yield ["file", "class", "probability"]
         for one in predictions:
             for name, probability in zip(self.classes, one.probabilities, strict=True):
@@ -62,7 +62,7 @@ class BestClasses:
     count: int
 
     def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the line of names, and then the rows."""
+        """Yield the header row, and then the data rows."""
         count = min(self.count, len(self.classes))
         yield ["file", *(f"{what}_{rank}" for rank in range(1, count + 1) for what in ("class", "probability"))]
         for one in predictions:
@@ -72,9 +72,9 @@ class BestClasses:
 
 @dataclass(frozen=True)
 class Submission:
-    """A competition's file, filled in: the ids of its sample file in their order, and its columns.
+    """A competition's submission: the sample file with its ids in order and its columns filled in.
 
-    A single column beside the id takes the most probable class; a column for each class takes its probability.
+    A single column after the id gets the most probable class; columns named after classes get their probabilities.
 
     Attributes:
         classes: The class names, in the order of the probabilities.
@@ -85,10 +85,10 @@ class Submission:
     sample: Path
 
     def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the line of names, and then the rows.
+        """Yield the header row, and then the data rows.
 
         Raises:
-            UserInputError: If the sample file is of another form, or an id has no image.
+            UserInputError: If the sample file has an unknown format, or an id matches no image or several images.
         """
         header, ids = self._read()
         columns = self._columns(header)
@@ -111,17 +111,17 @@ class Submission:
             yield [key, *(best if i is None else f"{float(values[i]):.7g}" for i in columns)]
 
     def _read(self) -> tuple[list[str], list[str]]:
-        """Return the names of the columns, and the ids. Raises UserInputError."""
+        """Return the header row and the ids. Raises UserInputError."""
         table = read_table(self.sample)
         ids = [next(iter(values.values())) for _, values in table.rows]
         if len(table.header) < 2 or not ids:
-            raise UserInputError(f"--submission {self.sample}: expected an id and a class in each row, and a line of names.")
+            raise UserInputError(f"--submission {self.sample}: expected a header row, and an id and a class in each row.")
         if len(set(ids)) < len(ids):
-            raise UserInputError(f"--submission {self.sample}: the id {Counter(ids).most_common(1)[0][0]} is there twice.")
+            raise UserInputError(f"--submission {self.sample}: the id {Counter(ids).most_common(1)[0][0]} appears twice.")
         return table.header, ids
 
     def _columns(self, header: Sequence[str]) -> list[int | None]:
-        """Return the class of each column behind the id; None for the one that takes the most probable class."""
+        """Return the class index of each column after the id; None for a column of most probable classes."""
         names = [name.strip() for name in header[1:]]
         if set(names) <= set(self.classes):
             return [list(self.classes).index(name) for name in names]
@@ -136,13 +136,13 @@ class Submission:
 
 @dataclass
 class LabelledScores:
-    """Counts how often predictions are right, where the label of each image is known.
+    """Scores predictions of images with known labels.
 
     Attributes:
         classes: The class names, in the order of the probabilities.
-        labels: Label of each image by its name; empty to take the folder that has a class's name.
-        counts: How often each class (first) was taken for another (second).
-        unknown: Number of images whose label is not known.
+        labels: Label of each image by its name; if empty, the image's folder named after a class.
+        counts: Number of images by true class and predicted class.
+        unknown: Number of images without a label.
     """
 
     classes: Sequence[str]
@@ -163,7 +163,7 @@ class LabelledScores:
             yield one
 
     def lines(self) -> list[str]:
-        """Return accuracy, balanced accuracy and the confusion matrix as text; nothing where not every label is known."""
+        """Return accuracy, balanced accuracy and confusion matrix as text; empty if folders leave images unlabelled."""
         total = self.counts.total()
         if not total and self.labels:
             return [f"none of the {self.unknown:,} images is in the table, which names {next(iter(self.labels))} for example"]
@@ -180,7 +180,7 @@ class LabelledScores:
         if len(self.classes) > WIDEST:
             worst = sorted(recall, key=lambda name: recall[name])[:MOST_SHOWN]
             return [*lines, f"least often right: {', '.join(f'{name} {recall[name]:.1%}' for name in worst)}"]
-        width = max(map(len, (*self.classes, "is \\ said")))
-        lines.append(" ".join(text.rjust(width) for text in ("is \\ said", *self.classes)))
+        width = max(map(len, (*self.classes, "true\\pred")))
+        lines.append(" ".join(text.rjust(width) for text in ("true\\pred", *self.classes)))
         lines += [" ".join(text.rjust(width) for text in (name, *map(str, row))) for name, row in rows.items()]
         return lines

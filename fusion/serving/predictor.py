@@ -1,4 +1,4 @@
-"""Predict class probabilities of image files by an exported model: Pillow and ONNX Runtime, and torch where it is faster."""
+"""Predict class probabilities of image files with an exported model, by ONNX Runtime or, if faster, torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from workers.data.leftovers import is_leftover
 from workers.errors import UserInputError
 
 BATCH = 256
-PATIENCE_SECONDS = 15.0  # of ONNX Runtime before it pays to load torch and see which is faster
+PATIENCE_SECONDS = 15.0  # time in ONNX Runtime before it pays to load torch and compare
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image before it is decoded: its file as it was given, its name within the folder or archive, and its content."""
+    """An image to decode: its file as given, its name within the folder or archive, and its content."""
 
     file: str
     name: str
@@ -51,7 +51,7 @@ class Predictor:
         trusts_code: Whether modules that the model's .json names may be imported.
 
     Raises:
-        UserInputError: If there is no such model, or Conclave did not export it.
+        UserInputError: If the file does not exist, or Conclave did not export it.
     """
 
     def __init__(self, model: Path, runtime: str = "auto", trusts_code: bool = False) -> None:
@@ -63,12 +63,12 @@ class Predictor:
             self.size = int(self.session.get_inputs()[0].shape[1])
             answer = np.asarray(self._run_onnx(np.zeros((1, self.size, self.size, 3), np.uint8)))
             is_ours = isinstance(self.classes, list) and answer.shape == (1, len(self.classes))
-        except Exception as error:  # ONNX Runtime has no common base class for what it raises
+        except Exception as error:  # ONNX Runtime has no common base class for its errors
             raise UserInputError(f"{model}: not a model that Conclave exported ({type(error).__name__}).") from None
         if not is_ours:
-            raise UserInputError(f"{model}: not a model that Conclave exported (it gives other answers than one for each class).")
+            raise UserInputError(f"{model}: not a model that Conclave exported (its outputs do not match its classes).")
         self.model, self.runtime, self.trusts_code, self.seconds = model, runtime, trusts_code, 0.0
-        self.run: Run | None = None  # until it is known which runtime is taken
+        self.run: Run | None = None  # None until the runtime is chosen
 
     def predict_proba(self, images: Images) -> Probabilities:
         """Return the probabilities (N, C) of images (N, S, S, 3) uint8."""
@@ -85,14 +85,14 @@ class Predictor:
         return self.session.run(None, {"images": images})[0]  # type: ignore[no-any-return]
 
     def predictions(self, paths: Sequence[Path], on_unreadable: Callable[[str], None] = refuse) -> Iterator[Prediction]:
-        """Yield what the model says of each image. Decoding runs while the network does.
+        """Yield the prediction for each image. Decoding runs in parallel with the network.
 
         Args:
             paths: Image files, folders or archives.
-            on_unreadable: Is told, in a sentence, of each image that cannot be decoded. It may raise.
+            on_unreadable: Called with a message for each image that cannot be decoded. It may raise.
 
         Raises:
-            UserInputError: If a file is not there, or `on_unreadable` is left out and an image cannot be decoded.
+            UserInputError: If a file does not exist, or an image cannot be decoded and `on_unreadable` is the default.
         """
         entries = chain.from_iterable(_images(path) for path in paths)
         with Decoding(self._pixels) as decoding:

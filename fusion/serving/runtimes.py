@@ -1,7 +1,7 @@
-"""Choose what runs an exported model: ONNX Runtime, or torch where the model's torch form lies beside it.
+"""Choose the runtime for an exported model: ONNX Runtime, or torch if the model's torch form is beside it.
 
-Which is faster depends on the batch and on the processor. ONNX Runtime is faster for one image. For many images torch may be, by
-far where the processor multiplies bfloat16. `benchmarks/inference.py` measures both.
+The faster runtime depends on the batch and the processor. ONNX Runtime is faster for one image. Torch may be faster for many
+images, by far on processors with bfloat16 multiplication. `benchmarks/inference.py` measures both.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from workers.errors import ConclaveError, UserInputError
 Probabilities = np.ndarray[Any, np.dtype[np.float32]]  # (N, C)
 Run = Callable[[Images], Probabilities]
 
-# How far a runtime's probabilities may be from ONNX Runtime's; checked on the first batch that it answers.
+# Largest allowed difference from ONNX Runtime's probabilities, checked on a runtime's first batch.
 TOLERANCES = {"torch": 1e-4, "torch-bfloat16": 0.03}
 NAMES = ("auto", "onnx", *TOLERANCES)
 
 
 def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code: bool = False) -> Run:
-    """Return the runtime of this name.
+    """Load a runtime by name.
 
     Args:
         name: One of NAMES, except for "auto".
@@ -36,7 +36,7 @@ def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code:
         trusts_code: Whether modules that the model's .json names may be imported.
 
     Raises:
-        UserInputError: If there is no torch form, its answers differ, or it names a module that is not trusted.
+        UserInputError: If the torch form is missing, gives different answers, or names a module that is not trusted.
     """
     if name == "onnx":
         return onnx
@@ -57,7 +57,7 @@ def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code:
         )
     try:
         run = torch_runtime(model, images.shape[1], name == "torch-bfloat16")
-    except (ConclaveError, ImportError, OSError, ValueError, KeyError) as error:  # damaged, or of another version
+    except (ConclaveError, ImportError, OSError, ValueError, KeyError) as error:  # damaged, or from another version
         raise UserInputError(f"--runtime {name}: torch can't run this model ({error}). Use --runtime onnx.") from None
     difference = float(np.abs(run(images) - onnx(images)).max())
     if not difference <= TOLERANCES[name]:
@@ -70,7 +70,7 @@ def load_runtime(name: str, onnx: Run, model: Path, images: Images, trusts_code:
 def pick_faster(onnx: Run, model: Path, images: Images) -> tuple[str, Run]:
     """Return the faster of ONNX Runtime and torch in float32 on this batch, and its name.
 
-    Torch is not taken where its answers differ by more than 1e-4; bfloat16 never is. Answers must not depend on what was timed.
+    Torch is only used if its answers differ by at most 1e-4, and never in bfloat16: answers must not depend on timing.
     """
     try:
         run = load_runtime("torch", onnx, model, images)
@@ -102,7 +102,7 @@ def torch_runtime(model: Path, size: int, bfloat16: bool) -> Run:
 
 
 def named_modules(record: Path) -> list[str]:
-    """Return what of a user's own code an exported model's .json names, as package.module:name. Raises where it is damaged."""
+    """Return the custom networks in an exported model's .json, as package.module:name. Raises if it is damaged."""
     from workers.config.extensions import is_reference
 
     members = json.loads(record.read_text(encoding="utf-8"))["members"]

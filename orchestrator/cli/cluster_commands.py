@@ -11,7 +11,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: conclave up cluster.yaml")
 def up(cluster_file: ClusterFile) -> None:
-    """Start the head of a cluster by Ray's launcher. Workers start when members wait for them."""
+    """Start a cluster's head node with Ray's launcher. Workers start when members wait for them."""
     from orchestrator.cluster.launcher import Cluster
 
     Cluster.ready(cluster_file).up()
@@ -19,7 +19,7 @@ def up(cluster_file: ClusterFile) -> None:
 
 @app.command(epilog="Example: conclave down cluster.yaml")
 def down(cluster_file: ClusterFile) -> None:
-    """End all machines of a cluster."""
+    """Shut down all machines of a cluster."""
     from orchestrator.cluster.launcher import Cluster
 
     Cluster.ready(cluster_file).down()

@@ -1,4 +1,4 @@
-"""Examine whether this machine is fit for a sweep: facts, and what is wrong in words."""
+"""Check whether this machine can run a sweep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST_DISK = 5 << 30
 
 
 def examine() -> tuple[dict[str, str], list[str]]:
-    """Return facts by name, and a sentence for each problem."""
+    """Return the machine's facts by name, and a sentence for each problem."""
     problems: list[str] = []
     facts = {"Python": platform.python_version(), "Platform": platform.platform()}
     facts |= _torch(problems)
@@ -42,5 +42,5 @@ def _torch(problems: list[str]) -> dict[str, str]:
     if available:
         facts["Device name"] = torch.cuda.get_device_name(0)
     elif shutil.which("nvidia-smi"):
-        problems.append("nvidia-smi is here but PyTorch sees no GPU: driver and PyTorch's CUDA don't match.")
+        problems.append("nvidia-smi is installed but PyTorch sees no GPU: the driver and PyTorch's CUDA don't match.")
     return facts

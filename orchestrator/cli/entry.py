@@ -1,4 +1,4 @@
-"""The console script: a thin Typer app whose errors become a sentence and an exit code.
+"""Console script: a thin Typer app that turns errors into a message and an exit code.
 
 Exit codes: 0 done, 1 failed, 2 rejected with nothing trained, 3 partial, 130 interrupted and resumable.
 """
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # with one, each command would wait for a Markdown parser
+    rich_markup_mode=None,  # a markup mode makes every command load a Markdown parser
     help="Train a team of image classifiers, fuse them, and export one model.\n\n"
     "Start with `conclave init team.yaml`, then run `conclave sweep team.yaml`.",
 )
@@ -46,20 +46,20 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option(DEBUG, help="Show the tracebacks of errors on the screen.")] = False,
 ) -> None:
-    """Take the options that stand before a command."""
+    """Accept the options that come before a command."""
 
 
 def main() -> None:
     """Run the command line."""
     interrupts.listen()
-    for stream in (sys.stdout, sys.stderr):  # a file's name that the terminal can't show is escaped
+    for stream in (sys.stdout, sys.stderr):  # escape file names that the terminal can't show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if DEBUG in sys.argv:  # before or behind the command, as people write it
+    if DEBUG in sys.argv:  # accepted before and after the command
         sys.argv.remove(DEBUG)
         os.environ["CONCLAVE_DEBUG"] = "1"
     try:
-        code = app(standalone_mode=False)  # without it Typer returns a command's exit code instead of leaving
+        code = app(standalone_mode=False)  # so that Typer returns the exit code instead of exiting
         sys.exit(code if isinstance(code, int) else 0)
     except ConclaveError as error:
         _fail(str(error), error.exit_code, error)
@@ -70,11 +70,11 @@ def main() -> None:
     except Exception as error:
         _fail_unexpectedly(error)
     finally:
-        gc.freeze()  # or Python would look through all of torch for garbage before it leaves
+        gc.freeze()  # skip the final garbage collection over all of torch
 
 
 def _fail_unexpectedly(error: Exception) -> None:
-    """Say what happened that is none of our own errors, and leave."""
+    """Report an exception that is no ConclaveError, and exit."""
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # a usage error of the command line
         error.show()
         sys.exit(error.exit_code)
@@ -83,21 +83,21 @@ def _fail_unexpectedly(error: Exception) -> None:
     from workers.diagnostics.logs import log_unexpected
 
     said = " ".join(str(error).split())[:300]
-    text = f"something unexpected happened ({type(error).__name__}: {said}). The log has it all: {log_unexpected(error)}"
+    text = f"something unexpected happened ({type(error).__name__}: {said}). The traceback is in {log_unexpected(error)}"
     _fail(text, 1, error)
 
 
 def _about_file(error: OSError) -> str:
-    """Return a sentence for what the system says of a file, or of a disk."""
+    """Return the message for an OSError about a file or a disk."""
     said = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in said:  # which is NumPy's way to say it
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in said:  # NumPy's wording
         place = f" ({error.filename})" if error.filename else ""
-        return f"there is no room left on the disk{place}: make some, and run again. What is finished is kept"
+        return f"there is no room left on the disk{place}: free some space and run again. Finished work is kept"
     if error.errno == errno.EROFS:
         return f"{error.filename}: the disk can only be read. Run again once it can be written; what is finished is kept"
     if error.filename is None:
         return f"the system refuses something ({said}). Run again; what is finished is kept"
-    hint = "Move what is there elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "See who may use it"
+    hint = "Move it elsewhere" if error.errno in (errno.EISDIR, errno.ENOTDIR) else "Check its permissions"
     return f"{error.filename}: {said[0].lower()}{said[1:]}. {hint}, and run again; what is finished is kept"
 
 

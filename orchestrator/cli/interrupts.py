@@ -1,7 +1,7 @@
-"""Interrupts that end a command wherever in the program they come.
+"""Make an interrupt end a command at any point of the program.
 
-Python raises KeyboardInterrupt in whatever function runs when the signal comes. Out of a finalizer, or out of the callback of a
-weak reference (every import has one), nothing can be raised: Python reports the exception and goes on, and so would a sweep.
+Python raises KeyboardInterrupt in the function that runs when the signal arrives. A finalizer or a weak-reference callback (every
+import has one) cannot raise: Python reports the exception and continues, and so would a sweep.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ REPEAT_SECONDS = 0.1
 
 
 def listen() -> None:
-    """Make SIGTERM and SIGHUP interrupts, as Ctrl-C makes one, and raise an interrupt again that was lost."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt like Ctrl-C, and repeat an interrupt that Python dropped."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _repeat_interrupt
@@ -27,7 +27,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _repeat_interrupt(lost: Any) -> None:
-    """Take an exception that could not be raised. Where it is an interrupt, raise it a moment later, in another function."""
+    """Handle an unraisable exception: repeat an interrupt a moment later, in another function."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, REPEAT_SECONDS)
     else:

@@ -1,4 +1,4 @@
-"""The command that asks which labels are in doubt."""
+"""The `labels` command, which lists doubtful labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ HEADER = ("id", "part", "label", "guess", "probability_wrong", "probability_of_g
 @app.command(epilog="Example: conclave labels digits --csv suspects.csv")
 def labels(
     name: SweepName,
-    target: Annotated[
-        Path | None, typer.Option("--csv", help="The CSV file to write, with all images that are in doubt.")
-    ] = None,
+    target: Annotated[Path | None, typer.Option("--csv", help="The CSV file to write, with all doubtful images.")] = None,
     spreadsheet: ForSpreadsheet = False,
     top: Annotated[int, typer.Option(min=1, help="How many images to show.")] = 20,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
-    """List the labels that are in doubt, the most doubtful first. Members judge only images that they did not train on."""
+    """List doubtful labels, the most doubtful first. Members judge only images that they did not train on."""
     from fusion.selection.doubts import find_suspects
     from orchestrator.fusing.fitted_team import Artifacts
     from orchestrator.fusing.refit import build_request

@@ -26,31 +26,31 @@ ForSpreadsheet = Annotated[
     bool, typer.Option("--spreadsheet", help="Put a ' before a cell that a spreadsheet would take for a formula.")
 ]
 DEFAULT_HOME = Path("conclave-runs")
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that is computed
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a cell that starts with one is evaluated
 
 
 def check_writable(option: str, path: Path) -> None:
-    """Raise UserInputError for a file that can't be written, before anything is done for it."""
+    """Raise UserInputError if a file can't be written, before any work is done."""
     if path.is_dir() or not path.resolve().parent.is_dir():
         problem = "is a folder" if path.is_dir() else "its folder is not there"
         raise UserInputError(f"{option} {path}: {problem}. Name a file.")
 
 
 def write_csv(file: TextIO, rows: Iterable[Sequence[str]], for_spreadsheet: bool) -> None:
-    """Write rows one by one, so that any number of them fits into memory; for a spreadsheet, none of whose cells it computes."""
+    """Write CSV rows one by one, in constant memory; for a spreadsheet, escape what it would evaluate as a formula."""
     import csv
 
     csv.writer(file, lineterminator="\n").writerows(map(_harmless, rows) if for_spreadsheet else rows)
 
 
 def _harmless(row: Sequence[str]) -> list[str]:
-    """Return a row none of whose cells a spreadsheet takes for a formula."""
+    """Escape the cells that a spreadsheet would take for formulas."""
     return [f"'{cell}" if cell.startswith(FORMULAS) else cell for cell in row]
 
 
 @contextmanager
 def new_file(option: str, path: Path) -> Iterator[TextIO]:
-    """Write a text file that is there once it is complete. Raises UserInputError where it cannot be written."""
+    """Write a text file that appears only once complete. Raises UserInputError if it cannot be written."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:

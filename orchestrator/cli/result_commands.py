@@ -1,4 +1,4 @@
-"""Commands on what a sweep made: fuse, predict, export, report."""
+"""Commands on the results of a sweep: fuse, predict, export, report."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx, or the name of a sweep.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
     out: Annotated[Path | None, typer.Option(help="The CSV file to write. The default is stdout.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Write one row per image, with so many of its best classes.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Write one row per image, with this many of its best classes.")] = None,
     submission: Annotated[
         Path | None, typer.Option(help="A competition's sample file: fill in its ids and columns.", metavar="SAMPLE.CSV")
     ] = None,
@@ -67,7 +67,7 @@ def predict(
     strict: Annotated[bool, typer.Option("--strict", help="Fail at the first image that can't be read.")] = False,
     runtime: Annotated[
         str,
-        typer.Option(help="What runs the model: onnx, torch or torch-bfloat16. auto takes torch where it is faster than onnx."),
+        typer.Option(help="The runtime: onnx, torch or torch-bfloat16. auto picks torch if it is faster than onnx."),
     ] = "auto",
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Let torch import the modules that the model's .json names.")
@@ -83,7 +83,7 @@ def predict(
     if runtime not in NAMES:
         raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
     if top and submission:
-        raise UserInputError("--top and --submission each say what the rows are. Leave one of them out.")
+        raise UserInputError("--top and --submission both set the rows. Use only one of them.")
     predictor = Predictor(_model_file(model, home), runtime, trust_code)
     output = _output(predictor.classes, top, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
@@ -100,7 +100,7 @@ def predict(
 
 
 def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-    """Return the predictions. Raises UserInputError where there is none, before anything is written."""
+    """Return the predictions. Raises UserInputError before anything is written if they are empty."""
     first = next(predictions, None)
     if first is None:
         raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
@@ -108,7 +108,7 @@ def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
 
 
 def _output(classes: Sequence[str], top: int | None, submission: Path | None) -> Output:
-    """Return what makes the rows of the CSV file."""
+    """Return the converter from predictions to CSV rows."""
     from fusion.serving.outputs import AllClasses, BestClasses, Submission
 
     if submission:
@@ -117,7 +117,7 @@ def _output(classes: Sequence[str], top: int | None, submission: Path | None) ->
 
 
 class _Skipped:
-    """Counts the images that can't be read, and says so of each on stderr."""
+    """Counts unreadable images, and reports each on stderr."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -128,7 +128,7 @@ class _Skipped:
 
 
 def _model_file(model: Path, home: Path) -> Path:
-    """Return the model's file: the one that was named, or that of a sweep of this name."""
+    """Return the model file: the given path, or the model of the sweep with this name."""
     from orchestrator.home import Home
 
     is_name = len(model.parts) == 1 and not model.exists() and str(model) in Home(home).sweeps()
@@ -136,7 +136,7 @@ def _model_file(model: Path, home: Path) -> Path:
 
 
 def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
-    """Return the label of each image by its name within the folder that is predicted; empty without a table."""
+    """Return each image's label by its path within the predicted folder; empty without a table."""
     from workers.data.layouts.manifest import read_manifest_rows
 
     if table is None:
@@ -152,19 +152,19 @@ def export(
     name: SweepName,
     method: Annotated[str | None, typer.Option(help="The fusion or the member to export.")] = None,
     out: Annotated[Path | None, typer.Option(help="The model file to write. The default is SWEEP-METHOD.onnx.")] = None,
-    outputs: Annotated[Path | None, typer.Option(help="An .npz file for the arrays that every fusion was made from.")] = None,
+    outputs: Annotated[Path | None, typer.Option(help="An .npz file for the outputs that the fusions were fitted on.")] = None,
     abstain: Annotated[
         bool,
         typer.Option("--abstain", help="Let the model also give `sets` of possible classes, and `disagreement`."),
     ] = False,
     flips: Annotated[
         bool,
-        typer.Option("--flips", help="Let the model look at each image and its mirror image, at twice the computing."),
+        typer.Option("--flips", help="Let the model see each image and its mirror image, at twice the inference cost."),
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write an 8-bit version too, and measure what it costs.")] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
-    """Export a fusion or a member as one model file. Or export the outputs that the fusions were made from."""
+    """Export a fusion or a member as one model file, or the outputs that the fusions were fitted on."""
     from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import Home
 
@@ -172,7 +172,7 @@ def export(
         raise UserInputError("export: --abstain and --flips don't go together: the sets hold for answers without flips.")
     folder = Home(home).existing(name)
     if method is None and outputs is None:
-        raise UserInputError("export: say what: --method NAME for a model, or --outputs FILE.npz.")
+        raise UserInputError("export: nothing to export. Give --method NAME for a model, or --outputs FILE.npz.")
     target = out or Path(f"{name}-{method}.onnx")
     if outputs:
         check_writable("--outputs", outputs)
@@ -240,5 +240,5 @@ def report(name: SweepName, home: HomeDir = DEFAULT_HOME, as_json: AsJson = Fals
         print(json.dumps({**summary.model_dump(mode="json"), "details": shown}))
         return
     if folder.has_newer_run:
-        print("A later run of this sweep is under way, or did not end; this is of the one before:")
+        print("A later run of this sweep is under way or did not finish; the previous run's results:")
     print_summary(Home(home), summary)

@@ -72,7 +72,7 @@ class Screen:
             self.bar = None
 
     def on_event(self, event: Event) -> None:
-        """Follow an event."""
+        """Update the display for an event."""
         self._packing_ended()
         if event.kind == "working" or (event.kind == "published" and len(event.job.members) == 1):
             return

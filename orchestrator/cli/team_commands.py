@@ -1,4 +1,4 @@
-"""Commands on a team file, up to and with the sweep: init, validate, plan, sweep, status, doctor."""
+"""Commands on a team file and its sweep: init, validate, plan, sweep, status, doctor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.planning.plan import Plan
 
 app = typer.Typer()
-SCHEMA_NAME = "conclave.schema.json"  # beside the team file, whose first line names it
+SCHEMA_NAME = "conclave.schema.json"  # written next to the team file, which refers to it in its first line
 
 
 @app.command(epilog="Example: conclave init team.yaml")
@@ -40,7 +40,7 @@ def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path
 
 @app.command(epilog=f"Example: conclave schema > {SCHEMA_NAME}")
 def schema() -> None:
-    """Print the JSON Schema of team files. Editors complete and check them by it."""
+    """Print the JSON Schema of team files, for completion and checks in editors."""
     print(_schema(), end="")
 
 
@@ -73,7 +73,7 @@ def show_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what the data set is like, and what may be wrong with it. Images are decoded as a sweep would; nothing is trained."""
+    """Summarize the data set and its possible problems. Images are decoded as in a sweep; nothing is trained."""
     from orchestrator.cli.screen import Screen
     from orchestrator.config.loader import load_team
     from orchestrator.reporting.contact_sheet import draw_contact_sheet
@@ -105,7 +105,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the jobs, which are done, and the time that is left. Nothing is written."""
+    """List the jobs, their states and the time left. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
     from orchestrator.planning.plan import Planner
@@ -174,7 +174,7 @@ def sweep(
 ) -> None:
     """Train the members, fuse them, and export one model. A finished training is never repeated."""
     if on and (address or inline or as_json):
-        raise UserInputError("--on sweeps on that cluster: it goes together with neither --address nor --inline nor --json.")
+        raise UserInputError("--on runs the sweep on that cluster: it can't be combined with --address, --inline or --json.")
     if down and not on:
         raise UserInputError("--down ends a cluster's machines: name its file with --on.")
     if on:
@@ -218,7 +218,7 @@ def _sweep_on_cluster(team_file: Path, remote: RemoteSweep, down: bool, yes: boo
     from orchestrator.cluster.ray_jobs import sweep_on_cluster
 
     if down and not yes and not sys.stdin.isatty():
-        raise UserInputError("--down asks before it ends machines, and there is no terminal to ask on: say --yes too.")
+        raise UserInputError("--down asks for confirmation, and there is no terminal to ask on: say --yes too.")
 
     def ended() -> None:
         if down and (yes or typer.confirm(f"End the machines of {remote.cluster.name}?", default=True)):
@@ -233,7 +233,7 @@ def status(
     home: HomeDir = DEFAULT_HOME,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is done. Nothing is written."""
+    """Show the progress of one sweep or all. Nothing is written."""
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_table
 
@@ -250,7 +250,7 @@ def status(
 
 
 class _Status(TypedDict):
-    """What `conclave status` shows of a sweep."""
+    """A sweep's entry in `conclave status`."""
 
     state: str
     recommended: str | None

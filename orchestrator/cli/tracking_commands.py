@@ -48,7 +48,7 @@ def server(
 ) -> None:
     """Run a tracking server for the team. Ctrl-C ends it.
 
-    Set its admin's password for the first start, in MLFLOW_AUTH_ADMIN_PASSWORD.
+    Before the first start, set the admin's password in MLFLOW_AUTH_ADMIN_PASSWORD.
     """
     from orchestrator.home import Home
     from orchestrator.tracking.server import Server
@@ -63,12 +63,12 @@ def server(
 
 @app.command(epilog="Example: conclave sync")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
-    """Send to the tracking store what it missed while it was away. Running this twice does no harm."""
+    """Send pending entries to the tracking store, after an outage. It is safe to run twice."""
     from orchestrator.tracking.store import environment_uri
     from workers.tracking.delivery import flush_outbox
     from workers.tracking.outbox import Outbox
 
-    environment_uri()  # an account that it holds goes where MLflow looks for it
+    environment_uri()  # moves the URI's credentials to the variables that MLflow reads
     sent, left, problems = 0, 0, set()
     for outbox in Outbox.all_in_home(home):
         if outbox.unsent():
@@ -76,11 +76,11 @@ def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
                 sent += flush_outbox(outbox)
             except CorruptFileError as error:
                 problems.add(str(error))
-            except Exception as error:  # whatever a network, a server and a database can do
+            except Exception as error:  # networks, servers and databases raise errors of any type
                 problems.add(f"{outbox.uri}: {first_line(error)[:200]}")
         left += len(outbox.unsent())
         if lines := outbox.unreadable():
-            problems.add(f"{outbox.path}: {lines} lines can't be read, and are passed over")
+            problems.add(f"{outbox.path}: {lines} lines can't be read and are skipped")
     if as_json:
         print(json.dumps({"sent": sent, "left": left}))
     else:

@@ -1,6 +1,6 @@
-"""Connect a driver to Ray: to a private local Ray, or to a cluster by its address. Nothing of it outlives the driver.
+"""Connect a driver to Ray: to a private local Ray, which ends with the driver, or to a cluster by its address.
 
-Ray's own way to notice that it is gone is to wait for minutes, and then to end the driver. So we look ourselves before we wait.
+If Ray dies, its client waits for minutes and then ends the driver. So we check that Ray is alive before each wait.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from orchestrator.cluster.reaper import end_session
 from workers.errors import ConclaveError, RayLostError, UserInputError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
-NEEDED = ("gcs_server", "raylet")  # processes of a local Ray, without which nothing goes on; a raylet ends with its agents
-AWAY_SECONDS = 10.0  # for which a cluster's head may not answer
-LOOK_SECONDS = 2.0  # between two looks at a cluster's head
-WATCH_SECONDS = 0.5  # between two looks at whether Ray is there, while it does something for us
-ENDING_SECONDS = 15.0  # that Ray may take to disconnect
-UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # of a Node: its dashboard, autoscaler and log forwarder
+NEEDED = ("gcs_server", "raylet")  # processes that a local Ray can't run without; a raylet ends with its agents
+AWAY_SECONDS = 10.0  # without an answer, after which a cluster's head counts as gone
+LOOK_SECONDS = 2.0  # between two checks of a cluster's head
+WATCH_SECONDS = 0.5  # between two checks that Ray is alive, during a blocking call
+ENDING_SECONDS = 15.0  # limit for disconnecting from a lost Ray
+UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # methods of Node: dashboard, autoscaler, log forwarder
 LOCAL = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default there: this machine is 127.0.0.1, and nobody hears it
-    "RAY_prestart_worker_first_driver": "0",  # processes that no trainer takes: each wants an environment of its own
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default on these systems: bind to 127.0.0.1, unreachable from outside
+    "RAY_prestart_worker_first_driver": "0",  # trainers can't use prestarted workers: each needs its own environment
 }
 
 
 @dataclass(frozen=True)
 class ClusterSnapshot:
-    """The machines of a Ray at one moment.
+    """The machines of a Ray cluster at one moment.
 
-    The autoscaler lists a demand as infeasible where no type could hold it, and also where a limit is reached. The second case
-    shows by another demand of the same shape that is met, or by a machine on its way.
+    The autoscaler lists a demand as infeasible if no machine type can hold it, but also if a limit is reached. In the second
+    case a machine is on its way, or another demand of the same shape is feasible; these demands are left out of `refused`.
 
     Attributes:
         nodes: Resources of each living machine, by Ray's id.
-        draining: Machines that were told to go.
-        refused: Demands that the autoscaler brings nothing for; None without an autoscaler.
+        draining: Ray's ids of draining machines.
+        refused: Demands that the autoscaler can't meet; None without an autoscaler.
         labels: Labels of each machine.
     """
 
@@ -56,17 +56,17 @@ class ClusterSnapshot:
 
 
 class Connection:
-    """A connection to Ray. `ray` is the module, imported only now: it reads its authentication settings at that moment.
+    """A connection to Ray. `ray` is the module, imported late: it reads its authentication settings on import.
 
     Args:
         address: HOST:PORT of a running Ray; None for a private local one.
-        source: What named the address, for messages.
+        source: Option or variable that gave the address, for messages.
 
     Attributes:
-        is_lost: Whether Ray was found to be gone.
+        is_lost: Whether Ray is known to be gone.
 
     Raises:
-        UserInputError: If nobody answers at the address.
+        UserInputError: If no Ray answers at the address.
         ConclaveError: If a local Ray does not start, twice in a row.
     """
 
@@ -86,7 +86,7 @@ class Connection:
         self.ray = ray
         try:
             self._connect()
-        except Exception as error:  # whatever Ray raises where one of its processes does not live for long
+        except Exception as error:  # Ray can raise anything if one of its processes dies early
             if address:
                 raise ConclaveError(f"{source} {address}: Ray doesn't let us in ({first_line(error)[:200]}).") from error
             self._connect_anew()
@@ -101,14 +101,14 @@ class Connection:
             options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(self.folder.session) if self.folder else None}
         self.ray.init(**options)
-        if not self.address:  # pages of a dying raylet's log
+        if not self.address:  # suppress pages of a dying raylet's log
             self.ray._private.worker.print_to_stdstream = lambda *_, **__: None
         self.gcs = self.ray._raylet.GcsClient(address=self.ray.get_runtime_context().gcs_address)
-        for number, handler in handlers.items():  # Ray's own would end the driver before it has tidied up
+        for number, handler in handlers.items():  # Ray's own handlers would end the driver before it cleans up
             signal.signal(number, handler)
 
     def _connect_anew(self) -> None:
-        """End what is left of a local Ray, and start it again. Raises ConclaveError where it does not start."""
+        """Kill the rest of a local Ray, and start a new one. Raises ConclaveError if it does not start."""
         self._disconnect()
         if self.folder:
             end_session(self.folder.path)
@@ -120,22 +120,22 @@ class Connection:
         self.is_lost = False
 
     def check(self) -> None:
-        """Raise RayLostError where Ray is gone: one of a local Ray's processes, or a cluster's head for some seconds."""
+        """Raise RayLostError if a local Ray process died, or a cluster's head has not answered for AWAY_SECONDS."""
         if not self.is_lost:
             self.is_lost = self._head_is_away() if self.address else self._has_died()
         if self.is_lost:
-            logging.getLogger("ray").setLevel(logging.CRITICAL)  # whoever still waits for it logs that it is gone, too
+            logging.getLogger("ray").setLevel(logging.CRITICAL)  # else pending calls log the loss too
             what = f"the cluster's head at {self.address} doesn't answer" if self.address else "Ray ended on this machine"
             raise RayLostError(f"{what}. What is finished is kept: run the same command again.")
 
     def watch(self, step: Callable[[], object]) -> None:
-        """Run a blocking call of Ray's in a thread, and raise RayLostError soon after Ray has died.
+        """Run a blocking Ray call in a thread, and raise RayLostError soon after Ray dies.
 
-        Ray itself would wait a minute, and then end this process without a word of ours.
+        Ray itself would wait a minute, and then end this process without our message.
 
         Raises:
             RayLostError: If Ray is gone.
-            Exception: What the step raises while Ray is there.
+            Exception: Any error of the call while Ray is alive.
         """
         ended: Future[object] = Future()
 
@@ -152,7 +152,7 @@ class Connection:
         ended.result()
 
     def restart(self) -> bool:
-        """Start a local Ray again, where it is gone; return whether that could be done. Raises ConclaveError."""
+        """Restart a lost local Ray; return False on a cluster. Raises ConclaveError if Ray does not start."""
         if self.address:
             return False
         self._connect_anew()
@@ -175,28 +175,28 @@ class Connection:
         return time.monotonic() - self.answered_at > AWAY_SECONDS
 
     def _disconnect(self) -> None:
-        """Disconnect. Ray may wait for what is gone; nobody waits for Ray then."""
+        """Disconnect. Shutting down a lost Ray may hang, so the wait is limited then."""
         ending = threading.Thread(target=self.ray.shutdown, daemon=True, name="ray-shutdown")
         ending.start()
         ending.join(ENDING_SECONDS if self.is_lost else None)
 
     def snapshot(self) -> ClusterSnapshot | None:
-        """Return the machines as they are now, or None where Ray is too busy to say."""
+        """Return the current machines, or None if Ray is too busy to answer."""
         try:
             alive = [node for node in self.ray.nodes() if node["Alive"]]
             nodes = {node["NodeID"]: node["Resources"] for node in alive}
             labels = {node["NodeID"]: node["Labels"] for node in alive}
-            draining = set(self.ray._private.state.state.get_draining_nodes())  # Ray has no other way to ask for them
+            draining = set(self.ray._private.state.state.get_draining_nodes())  # Ray has no public API for them
             return ClusterSnapshot(nodes, draining & set(nodes), self._refused(), labels)
         except self.ray.exceptions.RayError:
             return None
 
     def is_ready(self, reference: Any) -> bool:
-        """Return whether what a reference stands for is there, or failed."""
+        """Return True if the result of a reference is ready, or has failed."""
         return bool(self.ray.wait([reference], timeout=0)[0])
 
     def on_node(self, node: str) -> Any:
-        """Return the scheduling strategy that means this machine and no other."""
+        """Return the scheduling strategy that pins a task to this machine."""
         return self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
     def _refused(self) -> list[dict[str, float]] | None:
@@ -213,7 +213,7 @@ class Connection:
         return [dict(shape) for shape, count in infeasible.items() if count >= pending[shape]]
 
     def close(self) -> None:
-        """Disconnect, and end a private Ray."""
+        """Disconnect, and shut down a private Ray."""
         self._disconnect()
         if self.folder:
             self.folder.dismiss()
@@ -224,7 +224,7 @@ def _shape(bundle: Mapping[str, float]) -> frozenset[tuple[str, float]]:
 
 
 def probe(address: str, source: str = "--address") -> None:
-    """Check that somebody listens at an address. Ray would wait for a dead one for two minutes and end in SystemExit."""
+    """Check that a server listens at an address. Ray would wait for two minutes, and then raise SystemExit."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
@@ -234,9 +234,9 @@ def probe(address: str, source: str = "--address") -> None:
 
 
 def _start_only_what_is_used() -> None:
-    """Let a local Ray begin without the processes that nobody here asks: more than a second, and 160 MB.
+    """Start a local Ray without processes that we don't use, which saves more than a second and 160 MB.
 
-    Ray has no options for it. Where a later Ray starts them under other names, they are started.
+    Ray has no options for it. If a later version of Ray renames these methods, the processes start again.
     """
     from ray._private.node import Node
 
@@ -245,6 +245,6 @@ def _start_only_what_is_used() -> None:
 
 
 def _quiet() -> None:
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # whoever asks a Ray that is gone would start another one
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # else a call to a lost Ray would start a new Ray
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_DEDUP_LOGS="0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")

@@ -1,4 +1,4 @@
-"""Use a cluster file and Ray's own launcher: up, down, attach, a tunnel, files."""
+"""Run Ray's cluster launcher on a cluster file: up, down, attach, SSH tunnel and file copies."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Cluster:
 
     @classmethod
     def read(cls, path: Path) -> Cluster:
-        """Read a cluster file. Raises UserInputError where it is no such file."""
+        """Read a cluster file. Raises UserInputError if the file is not a cluster file."""
         document = teamfile.read_document(path, "Copy cluster.yaml, or a file of examples/clusters, and edit it.")
         if not {"cluster_name", "provider"} <= set(document.values):
             raise UserInputError(f"{path}: not a cluster file: cluster_name and provider are needed. Start from cluster.yaml.")
@@ -54,9 +54,9 @@ class Cluster:
 
     @classmethod
     def ready(cls, file: Path) -> Cluster:
-        """Read a cluster file that is to be started.
+        """Read a cluster file, and check that its cluster can be started.
 
-        Raises UserInputError where it was not edited, or where its secrets are missing.
+        Raises UserInputError if a placeholder is left, or a secret is missing or readable by others.
         """
         cluster = cls.read(file)
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -73,12 +73,12 @@ class Cluster:
 
     @property
     def brings_gpus(self) -> bool:
-        """True if machines with GPUs come when jobs wait, where there may be none yet."""
+        """True if the autoscaler can start machines with GPUs."""
         types = self.config.get("available_node_types") or {}
         return any(float((entry.get("resources") or {}).get("GPU") or 0) >= 1 for entry in types.values())
 
     def secrets(self) -> Iterator[tuple[Path, str]]:
-        """Yield what must be there before machines start, and how it is made: Ray's token, and the tracking server's password."""
+        """Yield each secret's file and the command that creates it: Ray's token, and the tracking server's password."""
         yield Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")), TOKEN
         for source in map(str, (self.config.get("file_mounts") or {}).values()):
             if source.endswith("tracking_password"):
@@ -94,7 +94,7 @@ class Cluster:
         self._run("up", "--yes", str(self.path))
 
     def down(self) -> None:
-        """End all machines of the cluster."""
+        """Terminate all machines of the cluster."""
         self._run("down", "--yes", str(self.path))
 
     def attach(self) -> int:
@@ -102,13 +102,13 @@ class Cluster:
         return subprocess.run([*self.ray, "attach", str(self.path)], env=self._env(), check=False).returncode
 
     def fetch(self, source: str, target: Path) -> None:
-        """Copy a folder of the head into a local one."""
+        """Copy a folder from the head to a local folder."""
         target.mkdir(parents=True, exist_ok=True)
         self._run("rsync-down", str(self.path), f"{source}/", f"{target}/")
 
     @contextlib.contextmanager
     def tunnel(self) -> Iterator[str]:
-        """Open the head's dashboard and jobs on a local port by SSH, and yield the address."""
+        """Open an SSH tunnel to the head's dashboard and job server, and yield its local address."""
         port = _free_port()
         words = [*self.ray, "dashboard", str(self.path), "--port", str(port)]
         process = subprocess.Popen(words, env=self._env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -121,7 +121,7 @@ class Cluster:
             process.wait()
 
     def ui_command(self, home: str) -> str:
-        """Return the command that opens the MLflow UI of the head on this machine."""
+        """Return the command that opens the head's MLflow UI on this machine."""
         if self.serves:
             return f'ray exec {self.path} "echo sign in as admin; sleep infinity" --port-forward 5000'
         return f'ray exec {self.path} "conclave ui --home {home} --port 5000" --port-forward 5000'
@@ -129,7 +129,7 @@ class Cluster:
     def _run(self, *words: str) -> None:
         code = subprocess.run([*self.ray, *words], env=self._env(), check=False).returncode
         if code:
-            raise ConclaveError(f"ray {words[0]} {self.path} failed (exit {code}); what it said is above.")
+            raise ConclaveError(f"ray {words[0]} {self.path} failed (exit {code}); see its output above.")
 
     @staticmethod
     def _env() -> dict[str, str]:
@@ -137,11 +137,11 @@ class Cluster:
 
 
 def _check_secret(path: Path, command: str) -> None:
-    """Check a secret of which every machine of the cluster gets a copy: it must be there, and nobody else may read it."""
+    """Check that a secret, which is copied to every machine, exists and that only its owner can read it."""
     if not path.is_file() or not path.read_text(encoding="utf-8").strip():
-        raise UserInputError(f"{path}: this secret of the cluster's is not there. Make it once: {command}")
+        raise UserInputError(f"{path}: this secret of the cluster is missing. Create it once: {command}")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UserInputError(f"{path}: others can read this secret of the cluster's. Run: chmod 600 {path}")
+        raise UserInputError(f"{path}: other users can read this secret of the cluster. Run: chmod 600 {path}")
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""Know which machines a Ray has, which of them are leaving, whether an autoscaler may bring more, and what can hold a job."""
+"""Track the machines of a Ray cluster: which take work, which are leaving, and which can hold a job."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from workers.config.job import Job
 from workers.config.resources import Labels, Resources
 from workers.errors import ConclaveError
 
-REPLACED_SECONDS = 60.0  # that another machine may take to come in the place of one that went away
-REFUSED_SECONDS = 600.0  # for which an autoscaler brings nothing that could hold a job, before it is given up: idle ones go first
-ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that is Ray's own, of the head alone
-GPUS_COME = "CONCLAVE_GPUS_COME"  # set where an autoscaler brings machines with GPUs, of which there is none yet
+REPLACED_SECONDS = 60.0  # to wait for the replacement of a lost machine
+REFUSED_SECONDS = 600.0  # before a job is given up that the autoscaler can't place: idle machines may end meanwhile
+ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives to the head only
+GPUS_COME = "CONCLAVE_GPUS_COME"  # set if the autoscaler can start machines with GPUs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# glibc would give a step's memory back to the system, and take it again page by page, zeroed: seven of a hundred images a second.
-# One heap for all threads, for the others are too small to hold a batch's tensors. Other C libraries read none of these.
+# By default, glibc returns a step's memory to the system and gets it back page by page, zeroed: 7 % fewer images a second.
+# One arena for all threads, because the other arenas are too small for a batch's tensors. Other C libraries ignore these.
 KEPT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def trainer_environment(threads: int) -> dict[str, str]:
-    """Return the environment variables of a trainer's process that computes with `threads` threads."""
+    """Return the environment variables of a trainer process that uses `threads` threads."""
     return dict.fromkeys(THREADS, str(threads)) | KEPT_MEMORY
 
 
 class Size(NamedTuple):
-    """GPUs and CPUs: those of a machine, or those that a job asks for on one machine.
+    """Number of GPUs and CPUs that a machine has, or that a job needs on one machine.
 
     Attributes:
         gpus: Number of GPUs, fractions included.
@@ -47,7 +47,7 @@ class Size(NamedTuple):
 
     @classmethod
     def sum(cls, sizes: Iterable[Size]) -> Size:
-        """Add sizes, fractions of a GPU too: three thirds are one."""
+        """Add sizes, rounding sums of fractions: three thirds of a GPU are one GPU."""
         return cls(*(round(sum(of), 9) for of in zip(*sizes, strict=True)))
 
     def holds(self, other: Size) -> bool:
@@ -60,14 +60,14 @@ class Size(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The resources of a trainer. Jobs that ask for exactly these may follow one another in it.
+    """The resources of a trainer. It is reused by jobs that ask for exactly these resources.
 
     Attributes:
         gpus: Number of GPUs.
         cpus: Number of CPU cores.
-        threads: Threads that it computes with.
-        labels: Labels of machines, as alternatives.
-        processes: Processes that train together.
+        threads: Number of compute threads.
+        labels: Alternative machine labels, preferred first.
+        processes: Number of processes that train together.
     """
 
     gpus: float
@@ -82,9 +82,9 @@ class Shape(NamedTuple):
         return Size(self.gpus, self.cpus)
 
     def options(self) -> dict[str, Any]:
-        """Return Ray's options for its actor."""
+        """Return the Ray options of the trainer actor."""
         runtime_env = {"env_vars": trainer_environment(self.threads)}
-        if self.processes > 1:  # which ask for themselves, where there is room for all; who starts them is with the driver
+        if self.processes > 1:  # they request their own resources, all together; their parent runs on the head
             return {"num_cpus": 0, "resources": ON_HEAD, "runtime_env": runtime_env}
         options: dict[str, Any] = {"num_gpus": self.gpus, "num_cpus": self.cpus, "runtime_env": runtime_env}
         if self.labels:
@@ -97,7 +97,7 @@ class Machine(NamedTuple):
     """A machine that takes work.
 
     Attributes:
-        size: What it has.
+        size: Its GPUs and CPUs.
         labels: Its labels.
     """
 
@@ -107,32 +107,32 @@ class Machine(NamedTuple):
 
 @dataclass
 class Machines:
-    """The machines of a Ray, looked up at most once a second.
+    """The machines of a Ray cluster, looked up at most once a second.
 
     Attributes:
         connection: The connection to Ray.
         available: Machines that take work.
         alive: Ray's ids of living machines.
-        leaving: Ray's ids of machines that were told to go: drained, as after the notice of a spot machine.
-        is_scaled: Whether an autoscaler brings and ends machines.
-        refused: Sizes that the autoscaler brings nothing for, and since when.
-        looked_at: When they were looked up last.
-        lost_at: When a machine was lost last, or when Ray was first asked and had none.
+        leaving: Ray's ids of draining machines, as after the notice of a spot machine.
+        is_scaled: Whether an autoscaler starts and ends machines.
+        refused: Sizes that the autoscaler can't provide, with the time since when.
+        looked_at: Time of the last lookup.
+        lost_at: Time when a machine was last lost, or of a first lookup that found no machine.
     """
 
     connection: Connection
-    available: list[Machine] = field(default_factory=list)  # those that take work
+    available: list[Machine] = field(default_factory=list)
     alive: set[str] = field(default_factory=set)
-    leaving: set[str] = field(default_factory=set)  # told to go: drained, as after the notice of a spot machine
-    is_scaled: bool = False  # whether an autoscaler brings and ends them
-    refused: dict[Size, float] = field(default_factory=dict)  # what the autoscaler brings nothing for, and since when
+    leaving: set[str] = field(default_factory=set)
+    is_scaled: bool = False
+    refused: dict[Size, float] = field(default_factory=dict)
     looked_at: float = -1.0
     lost_at: float = -math.inf
 
     def look(self) -> Machines:
-        """Look up the machines, where the last look is more than a second ago.
+        """Look up the machines, if the last lookup is more than a second ago.
 
-        Raises ConclaveError where Ray never says anything.
+        Raises ConclaveError if Ray does not answer the first lookup.
         """
         if time.monotonic() - self.looked_at > 1:
             snapshot = self.connection.snapshot()
@@ -157,7 +157,7 @@ class Machines:
         return self
 
     def size_for(self, wanted: Resources) -> Size:
-        """Return the GPUs and CPUs of these resources: one GPU if they name none and machines have some, or will have."""
+        """Return the GPUs and CPUs to request. The default includes a GPU if machines have, or will have, GPUs."""
         has_gpus = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
         return Size(wanted.gpus_where(has_gpus), wanted.cpus)
 
@@ -166,29 +166,29 @@ class Machines:
         return self.shape_for(job.recipe.resources, job.train.threads)
 
     def shape_for(self, wanted: Resources, threads: int) -> Shape:
-        """Return the shape of a trainer with these resources that computes with `threads` threads."""
+        """Return the shape of a trainer with these resources and `threads` threads."""
         return Shape(*self.size_for(wanted), threads, wanted.labels, wanted.processes)
 
     def total(self, wanted: Resources | None = None) -> Size:
-        """Return the size of all machines together, or of those whose labels a job wants."""
+        """Return the total size of all machines, or of those with the wanted labels."""
         wanted = wanted or Resources()
         return Size.sum([m.size for m in self.look().available if wanted.preference(m.labels) is not None] or [Size(0, 0)])
 
     def fit(self, job: Job) -> bool:
-        """Return whether some machine that is there could hold the job."""
+        """Return whether an existing machine could hold the job."""
         wanted = job.recipe.resources
         size = self.size_for(wanted)
         return any(m.size.holds(size) and wanted.preference(m.labels) is not None for m in self.look().available)
 
     def until(self, job: Job, since: float) -> float:
-        """Return when a job that waits for a machine is given up, as a time.monotonic().
+        """Return the time at which a job that waits for a machine is given up, by time.monotonic().
 
-        The team may say so. Where it does not, a job waits as long as an autoscaler may bring a machine, and for a while after
-        one went away.
+        `wait_minutes` sets the limit. Without it, a job waits while the autoscaler may start a machine for it. In any case it
+        waits for a while after a machine was lost.
 
         Args:
             job: The job.
-            since: Since when it waits, as a time.monotonic().
+            since: When the job began to wait, by time.monotonic().
         """
         wait_minutes = job.recipe.resources.wait_minutes
         if wait_minutes is not None:
@@ -200,7 +200,7 @@ class Machines:
         return max(end, self.lost_at + REPLACED_SECONDS)
 
     def why_impossible(self, job: Job) -> str:
-        """Return a sentence that says why no machine can hold the job."""
+        """Return a message explaining why no machine can hold the job."""
         sizes = sorted({machine.size for machine in self.look().available}, reverse=True)[:3]
         there = f"there are machines with {', '.join(map(str, sizes))}" if sizes else "there is no machine that takes work"
         wanted = job.recipe.resources

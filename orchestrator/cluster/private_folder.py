@@ -1,4 +1,4 @@
-"""The folder of a local Ray: its token, its session and its sockets, which only we can read."""
+"""The private folder of a local Ray, readable only by its user: token, session and sockets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from orchestrator.cluster.reaper import DISMISSED, OWNER, TOKEN, end_session
 from workers.errors import ConclaveError
 
 PREFIX = "clv-"
-MAX_PATH = 26  # characters of a folder's path, so that Ray's sockets still fit the 103 that systems allow
+MAX_PATH = 26  # characters of a folder's path: Ray's socket paths below it must fit the system limit of 103
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # tried in this order if TMPDIR is too long, as under SLURM and on macOS
 
 
 @dataclass(frozen=True)
 class PrivateFolder:
-    """A folder of mode 0700 for one local Ray. Its driver holds a lock on it until it ends, however it ends.
+    """A folder of mode 0700 for one local Ray. The driver holds a lock on it until the driver ends or is killed.
 
     Attributes:
         path: The folder.
@@ -38,7 +38,7 @@ class PrivateFolder:
 
     @classmethod
     def make(cls) -> PrivateFolder:
-        """Make a folder with a new token and a reaper, and remove those of dead drivers. Raises ConclaveError if none can be."""
+        """Create a folder with a token and a reaper, and remove those of dead drivers. Raises ConclaveError on failure."""
         with _only_one():
             remove_abandoned()
             path = _make_folder()
@@ -60,11 +60,11 @@ class PrivateFolder:
 
     @property
     def session(self) -> Path:
-        """The folder for Ray's session. Ray opens it to everybody, and nobody comes through the folder around it."""
+        """The folder for Ray's session. Ray makes it world-readable, but the private folder keeps other users out."""
         return self.path / "r"
 
     def dismiss(self) -> None:
-        """Tell the reaper that the driver ends by itself. A second call does nothing."""
+        """Tell the reaper that the driver ends normally. A second call does nothing."""
         if not self.owner.closed:
             with contextlib.suppress(OSError):
                 (self.path / DISMISSED).touch()
@@ -73,7 +73,7 @@ class PrivateFolder:
 
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
-    """Let one process at a time make folders or remove them: a folder that is just being made has no owner yet."""
+    """Let only one process at a time create or remove folders: a folder has no owner while it is being created."""
     lock = _places()[:1]
     with contextlib.ExitStack() as stack:
         if lock:
@@ -83,7 +83,7 @@ def _only_one() -> Iterator[None]:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders of drivers that died together with their reaper, and end what still runs of their Rays."""
+    """Remove the folders of drivers that died together with their reaper, and kill their remaining Ray processes."""
     for place in _places():
         for path in place.glob(f"{PREFIX}*/"):
             with contextlib.suppress(OSError):

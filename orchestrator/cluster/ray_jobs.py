@@ -20,11 +20,11 @@ from workers.config.extensions import is_reference
 from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 
-NOT_READY, READY_SECONDS = "No available agent", 60.0  # what a head says that has just started, and for how long it may
-STOP_SECONDS = 30  # that a sweep which is told to stop may take; Ray would give it three
-AGENT_PORT = " Where something else on the head holds port 52365, end it: the agent that starts jobs listens there."
-FETCHED = (0, 1, 3, 130)  # exit codes of sweeps that left something; one that was rejected did not
-HOME = "/mnt/conclave/runs"  # on the head, where the cluster file does not say otherwise
+NOT_READY, READY_SECONDS = "No available agent", 60.0  # answer of a head that has just started, and how long to retry
+STOP_SECONDS = 30  # limit for a sweep to stop; Ray's default is three
+AGENT_PORT = " If another process on the head uses port 52365, end it: the agent that starts jobs listens there."
+FETCHED = (0, 1, 3, 130)  # exit codes of sweeps that leave results; a rejected sweep leaves none
+HOME = "/mnt/conclave/runs"  # on the head, unless the cluster file says otherwise
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,34 @@ class RemoteSweep:
 
     Attributes:
         cluster: The cluster.
-        home: The local home, where the results are fetched to.
-        say: Shows a line to people.
+        home: The local home, to which the results are fetched.
+        say: Shows a line to the user.
         data: A path on the cluster's shared disk, instead of data.root.
         head_home: The home on the head.
         restart: Members to train afresh.
     """
 
     cluster: Cluster
-    home: Home  # here: where the results are fetched to
+    home: Home
     say: Callable[[str], None]
-    data: str | None = None  # a path on the cluster's shared disk
+    data: str | None = None
     head_home: str = HOME
     restart: tuple[str, ...] = ()
 
 
 def sweep_on_cluster(team_file: Path, remote: RemoteSweep, ended: Callable[[], None] = lambda: None) -> int:
-    """Sweep on a cluster. Ctrl-C stops the sweep there, resumable, and is raised again.
+    """Sweep on a cluster. Ctrl-C stops the sweep there, so that it can be resumed, and is raised again.
 
     Args:
         team_file: The team file.
-        remote: What was asked for.
-        ended: Called once machines may run, whatever comes then.
+        remote: The options of the command.
+        ended: Called at the end, also after an error, if machines may be running.
 
     Returns:
         The exit code of the sweep.
 
     Raises:
-        UserInputError: Before any machine starts.
+        UserInputError: On invalid input, before any machine starts.
     """
     team = config.load_team(team_file)
     team.check_names("--restart", remote.restart)
@@ -82,11 +82,11 @@ def _run(team_file: Path, folder: Path, remote: RemoteSweep) -> int:
         job = _Job.submit(
             address, remote_command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
         )
-        remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` gives a shell beside it")
+        remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` opens a shell there")
         try:
             job.follow(remote.say)
         except KeyboardInterrupt:
-            remote.say("stopping the sweep on the cluster; the same command goes on from there")
+            remote.say("stopping the sweep on the cluster; the same command resumes it")
             job.stop()
             raise
         return job.exit_code()
@@ -107,7 +107,7 @@ def remote_command(team_file: str, remote: RemoteSweep) -> str:
 
 
 def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
-    """Copy the team file, and what it needs from beside it, to `target`: the user's own modules, and weights to start from."""
+    """Copy the team file to `target`, with the custom modules and the starting weights that lie in its folder."""
     folder = team_file.resolve().parent
     shutil.copyfile(team_file, target / team_file.name)
     for path in folder.glob("*.py"):
@@ -118,7 +118,7 @@ def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
             shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
     for weights in {m.weights for m in team.recipes if m.weights}:
         if not weights.is_relative_to(folder):
-            raise UserInputError(f"weights {weights}: lie outside {folder}; on a cluster they have to be beside the team file.")
+            raise UserInputError(f"weights {weights}: lie outside {folder}; on a cluster they must be in the team file's folder.")
         if not weights.is_file():
             raise UserInputError(f"weights: {weights} is not there. Give a state-dict file.")
         copied = target / weights.relative_to(folder)
@@ -145,7 +145,7 @@ class _Job:
         def is_taken() -> bool:
             try:
                 names.append(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
-            except RuntimeError as error:  # Ray's own for every answer that is none
+            except RuntimeError as error:  # Ray's client raises it for every failed request
                 refusals.append(str(error))
             return bool(names)
 
@@ -168,7 +168,7 @@ class _Job:
             say(rest)
 
     def stop(self) -> None:
-        """Stop the job, and come back once it has written checkpoints and left: the machines may be ended next."""
+        """Stop the job, and wait until it has written its checkpoints: the machines may be terminated next."""
         self.client.stop_job(self.name)
         wait_until(lambda: self.client.get_job_status(self.name).is_terminal(), STOP_SECONDS)
 

@@ -1,8 +1,8 @@
-"""End what a killed driver leaves behind, and remove its private folder.
+"""Kill the processes that a driver leaves behind, and remove its private folder.
 
-This is a process of its own, run as a file with the driver's private folder. It waits for the lock that the driver holds until
-its end. Then it ends Ray's processes that are still there, and whatever was just being started: they have the token of the
-folder in their environment, or a file of the folder open.
+This file runs as a separate process, with the driver's private folder as its argument. It waits for the lock that the driver
+holds until its end. Then it kills the remaining Ray processes, including those that are just starting: they have the folder's
+token in their environment, or a file of the folder open.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 import psutil
 
 TOKEN, OWNER = "token", "owner"  # files of a private folder
-DISMISSED = "dismissed"  # a file that a driver leaves if it ends by itself
-TITLE = "ray::"  # with which the titles of Ray's processes begin
+DISMISSED = "dismissed"  # a file that a driver creates if it ends normally
+TITLE = "ray::"  # prefix of the titles of Ray's processes
 SENTENCE = "conclave: the command was ended from outside, or by Ray. What is finished is kept: run the same command again."
-GRACE_SECONDS = 1.5  # for processes to leave on their own
+GRACE_SECONDS = 1.5  # for processes to exit on their own
 WATCH_SECONDS = 6.0  # a raylet that is not dead yet may still start a worker
 
 
 def main() -> None:
-    """Wait for the end of the driver, and clean up after it."""
+    """Wait until the driver ends, and clean up after it."""
     folder = Path(sys.argv[1])
     with open(folder / OWNER) as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _hang_up() -> None:
-    """Let go of the output: whoever reads it in a pipe would wait for this process, which has nothing more to say."""
+    """Close the output: else a process that reads it through a pipe would wait until the reaper ends."""
     with open(os.devnull, "wb") as nowhere:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere.fileno(), stream.fileno())
@@ -60,13 +60,13 @@ def end_session(folder: Path) -> None:
 def is_of_session(process: psutil.Process, folder: Path) -> bool:
     """Return whether a process belongs to the Ray of a private folder.
 
-    Ray's agents write their title over their environment; their logs lie in the folder.
+    Ray's agents overwrite their environment with their title, so their open log files identify them.
     """
     with contextlib.suppress(psutil.Error):
         if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(folder / TOKEN):
             return not _is_reaper(process)
     with contextlib.suppress(psutil.Error):
-        if any(word.startswith(TITLE) for word in process.cmdline()[:1]):  # a process that has just ended has none
+        if any(word.startswith(TITLE) for word in process.cmdline()[:1]):  # empty for a process that has just ended
             return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
     return False
 

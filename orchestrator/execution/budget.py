@@ -1,4 +1,4 @@
-"""Count what a sweep has used of its `budget:`. Once it is used up, no further job starts."""
+"""Track how much of its `budget:` a sweep has used. Once the budget is used up, no further job starts."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from orchestrator.config.team import Team
 from orchestrator.execution.executor import Event, OnEvent
 from orchestrator.planning.plan import Plan
 
-_RAISE = "raise it and run again: what is done is kept"
+_RAISE = "raise it and run again: finished work is kept"
 
 
 @dataclass
 class BudgetTracker:
-    """Counts a sweep's costs from its events, and hands each event on.
+    """Counts a sweep's costs from its events, and passes each event on.
 
-    `max_hours` counts the clock of this run, its searches included. `max_cost` counts all runs of the sweep: what searches and
-    finished trainings took, and what trainers have worked since, failed tries included, by the hourly price of one trainer. A
-    trainer that waits for a machine costs nothing. A training by four processes counts four times.
+    `max_hours` limits the wall-clock time of this run, including its searches. `max_cost` limits the cost of all runs of the
+    sweep: the trainer time of searches, finished trainings and this run's jobs, including failed attempts, times the hourly
+    price of one trainer. Waiting for a machine costs nothing. A training on four processes counts four times.
 
     Attributes:
         team: The team, with its budget and prices.
-        on_event: Gets every event that the tracker gets.
-        paid_seconds: Training seconds that earlier runs paid for.
+        on_event: Called with every event, after it is counted.
+        paid_seconds: Trainer seconds charged so far: earlier runs, searches and ended jobs.
         clock: Returns the time in seconds.
-        began: When the sweep began, by the same clock; now, where left out.
+        began: Start of the sweep by the same clock; defaults to now.
     """
 
     team: Team
@@ -34,7 +34,7 @@ class BudgetTracker:
     paid_seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
     began: float | None = None
-    running: dict[str, tuple[float, int]] = field(default_factory=dict)  # key of a job -> (since when, number of processes)
+    running: dict[str, tuple[float, int]] = field(default_factory=dict)  # job key -> (start, number of processes)
 
     def __post_init__(self) -> None:
         if self.began is None:
@@ -42,7 +42,7 @@ class BudgetTracker:
 
     @classmethod
     def from_plan(cls, plan: Plan, on_event: OnEvent, began: float) -> BudgetTracker:
-        """Return a tracker that counts what the finished jobs of a plan have cost already."""
+        """Return a tracker that starts from the cost of a plan's finished jobs and searches."""
         paid_seconds = 0.0
         if plan.team.budget.max_cost:
             finished = {planned.signature: planned.artifact for planned in plan.members if planned.signature in plan.done}
@@ -51,7 +51,7 @@ class BudgetTracker:
         return cls(plan.team, on_event, paid_seconds, began=began)
 
     def __call__(self, event: Event) -> None:
-        """Count an event, and hand it on."""
+        """Count an event, and pass it on."""
         key = event.job.key
         if event.kind == "working":
             self.running[key] = (self.clock(), event.job.recipe.resources.processes)
@@ -60,7 +60,7 @@ class BudgetTracker:
         self.on_event(event)
 
     def why_exhausted(self) -> str | None:
-        """Return why no further job may start, or None while the budget lasts."""
+        """Return the reason that no further job may start, or None while the budget lasts."""
         budget = self.team.budget
         assert self.began is not None
         hours = (self.clock() - self.began) / 3600

@@ -1,6 +1,6 @@
-"""The seam between the scheduler and whatever runs jobs: the `Executor` protocol and its events.
+"""The interface between the scheduler and what runs the jobs: the `Executor` protocol and its events.
 
-An executor is any class with these methods. `tests/orchestrator/test_executors.py` is the contract that each one passes.
+An executor is any class with these methods. `tests/orchestrator/test_executors.py` is the contract test for all executors.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Event:
 
     Attributes:
         job: The job.
-        kind: What happened. A job is `started` once it is submitted, maybe to a machine that has yet to come, and `working`
-            once it runs on a machine. It is `published` each time that one of its members is made.
-        epoch: Number of finished epochs, for events of the kind `epoch`.
+        kind: What happened. A job is `started` when it is submitted, perhaps before its machine exists, and `working` when it
+            runs on a machine. `published` comes once for each member that the job finishes.
+        epoch: Number of finished epochs, for `epoch` events.
         metrics: Metrics of the last epoch.
-        text: A sentence for people; the member's name, for events of the kind `published`.
+        text: A sentence for the user; the member's name for `published` events.
         trace: A traceback, for the job's log.
     """
 
@@ -40,16 +40,15 @@ Answer = TypeVar("Answer")
 
 
 class Executor(Protocol):
-    """Runs jobs, and the fusion step, somewhere. It is the only seam between the scheduler and Ray.
+    """Runs jobs and the fusion step. It is the only interface between the scheduler and Ray.
 
-    For each submitted job, `poll` yields exactly one Outcome in the end; before it come any number of events: `working` once the
-    job runs, `epoch`, `published` and `note`. A job whose outcome has come may be submitted again. Nothing that a job does,
-    and no death of a process, is raised by an executor; what is raised ends the sweep. After a RayLostError, `recover` may make
-    it usable again.
+    For each submitted job, `poll` yields any number of events (`working` once the job runs, `epoch`, `published` and `note`),
+    then exactly one Outcome. After its outcome, a job may be submitted again. A failed job or a dead process is an outcome,
+    never an exception. An exception ends the sweep, except a RayLostError after which `recover` makes the executor usable again.
     """
 
     def why_unschedulable(self, job: Job) -> str | None:
-        """Return why the job can never run here, or None if it can."""
+        """Return the reason that the job can never run here, or None if it can."""
 
     def has_capacity(self, job: Job) -> bool:
         """Return whether the job could start now."""
@@ -59,26 +58,26 @@ class Executor(Protocol):
 
         Args:
             job: The job.
-            uri: The tracking store, if there is one.
-            runs: The runs of the job's members in it, in their order; empty where there are none.
+            uri: URI of the tracking store, or None.
+            runs: Run ids of the job's members, in their order; empty if the job is not tracked.
         """
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
-        """Return what happened since the last call. Wait for about `seconds` at most."""
+        """Return the events and outcomes since the last call, waiting for about `seconds` at most."""
         ...
 
     def stop(self, seconds: float) -> None:
-        """Ask every running job to write a checkpoint and leave, and wait for `seconds` at most."""
+        """Ask every running job to write a checkpoint and exit, and wait for `seconds` at most."""
 
     def prepare_on_head(self, modules: Sequence[str]) -> None:
-        """Get ready for a call of a function that needs these modules, so that the call has less to wait for."""
+        """Prepare for a `call_on_head` that needs these modules, so that it starts sooner."""
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Call a function on the machine of the driver, in a process that can compute, and return its result."""
+        """Call a function in a compute process on the driver's machine, and return its result."""
 
     def recover(self) -> bool:
-        """Make this executor usable again after a RayLostError, without the jobs it had. Return whether that could be done."""
+        """Make this executor usable again after a RayLostError; its jobs are lost. Return True on success."""
         ...
 
     def close(self) -> None:
-        """End everything that this executor started."""
+        """Stop everything that this executor started."""

@@ -11,7 +11,7 @@ from workers.config.job import Job
 
 
 class InlineExecutor:
-    """Holds one job at a time and runs it, in this process, at the next poll."""
+    """Holds one job at a time, and runs it in this process at the next poll."""
 
     def __init__(self) -> None:
         self._submitted: tuple[Job, str | None, tuple[str, ...]] | None = None
@@ -21,7 +21,7 @@ class InlineExecutor:
         return None
 
     def has_capacity(self, job: Job) -> bool:
-        """Return whether no job waits to be run."""
+        """Return True if no job is waiting."""
         return self._submitted is None
 
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
@@ -50,14 +50,14 @@ class InlineExecutor:
         self._submitted = None
 
     def prepare_on_head(self, modules: Sequence[str]) -> None:
-        """Do nothing: what is called here is imported when it is called."""
+        """Do nothing: `call_on_head` imports what it needs."""
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Call the function here."""
+        """Call the function in this process."""
         return function(*arguments)
 
     def recover(self) -> bool:
-        """Return False: there is no Ray to start again."""
+        """Return False: this executor uses no Ray that could be restarted."""
         return False
 
     def close(self) -> None:

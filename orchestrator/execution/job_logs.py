@@ -1,4 +1,4 @@
-"""Write what happens to each job to a log file of its own: its events, and the tracebacks of its failures."""
+"""Write one log file per job: its events, and the tracebacks of its failures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ FAILURES = ("retry", "failed", "diverged", "unschedulable")
 
 @dataclass(frozen=True)
 class JobLogs:
-    """Follows a sweep's events, writes them down, and hands each one on. The text of a failure ends with the path of its log.
+    """Logs a sweep's events, and passes each event on. The text of a failure ends with the path of its log.
 
     Attributes:
         folder: Folder of the logs.
-        on_event: Gets every event.
+        on_event: Called with every event, after it is logged.
     """
 
     folder: Path
     on_event: OnEvent
 
     def __call__(self, event: Event) -> None:
-        """Write an event down."""
+        """Log an event, and pass it on."""
         path = self.folder / log_name(event.job.label)
         if event.kind not in FAILURES:
             append(path, _line(event))

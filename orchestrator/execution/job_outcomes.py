@@ -1,4 +1,4 @@
-"""How jobs end: outcomes, and the one function that says what a failure means and which retry limit pays for it."""
+"""How jobs end: their outcomes, and which retry limit each failure counts against."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Outcome:
         job: The job.
         kind: How it ended.
         reason: Why it failed, in a sentence.
-        cause: Which of the retry limits pays for another try; None where another try would end in the same way.
-        trace: The traceback of what failed, for the job's log.
+        cause: Retry limit that a retry counts against; None if a retry would fail in the same way.
+        trace: Traceback of the failure, for the job's log.
     """
 
     job: Job
@@ -41,21 +41,21 @@ class Outcome:
 
 
 class Death(Enum):
-    """How a trainer's process came to its end, where it did not return anything."""
+    """How a trainer's process ended, if it returned nothing."""
 
-    ITSELF = "it died, and its machine lives"
+    ITSELF = "it died, but its machine is alive"
     MACHINE = "its machine went away"
     MEMORY = "it was killed because its machine ran out of memory"
-    HUNG = "it gave no sign of life, and was ended"
+    HUNG = "it stopped responding, and was killed"
 
 
 def outcome_of_result(job: Job, result: JobResult, is_leaving: bool = False) -> Outcome:
-    """Return what a job's result means.
+    """Return the outcome of a job that returned a result.
 
     Args:
         job: The job.
         result: What `run_job` returned.
-        is_leaving: Whether the job was told to leave because its machine is being taken away.
+        is_leaving: Whether the job was stopped because its machine is being taken away.
     """
     failure = result.failure
     if failure is None:
@@ -65,7 +65,7 @@ def outcome_of_result(job: Job, result: JobResult, is_leaving: bool = False) -> 
 
 
 def _meaning(failure: Failure, is_leaving: bool) -> tuple[Kind, str, Cause | None]:
-    """Return the kind of outcome, the reason, and the retry limit that pays: none for what would be the same the next time."""
+    """Return the outcome's kind, its reason and its retry limit: None if a retry would fail in the same way."""
     match failure.kind:
         case FailureKind.PREEMPTED:
             return "failed", MACHINE_GONE, "preemptions"
@@ -80,12 +80,12 @@ def _meaning(failure: Failure, is_leaving: bool) -> tuple[Kind, str, Cause | Non
 
 
 def outcome_of_death(job: Job, death: Death, text: str) -> Outcome:
-    """Return what the end of a trainer's process means for its job.
+    """Return the outcome of a job whose trainer process died.
 
     Args:
         job: The job.
         death: How the process ended.
-        text: What is known of it.
+        text: Ray's error, or why the trainer counts as hung.
     """
     match death:
         case Death.MACHINE:

@@ -1,4 +1,4 @@
-"""Jobs that wait: for a place to run, or for the trainings that they need."""
+"""Queue of jobs that wait for a machine, or for the trainings that they need."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from workers.config.job import Job
 
 
 class JobQueue:
-    """Jobs that can start, in order and grouped by what they ask of a machine; and jobs that wait for other jobs.
+    """Jobs that can start, in order and grouped by their resources, and jobs that wait for other jobs.
 
-    No step looks at every job, so a job of a plan of thousands costs as much as one of a plan of ten.
+    No step scans all jobs, so scheduling a job costs the same in a plan of thousands as in a plan of ten.
 
     Args:
-        jobs: The jobs to run. What a job needs and is not among them counts as done.
+        jobs: The jobs to run. Dependencies that are not among them count as done.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         queued = {signature for job in jobs for signature in job.signatures}
         self._ready: dict[Hashable, deque[Job]] = {}
-        self._missing: dict[str, set[str]] = {}  # key of a job -> signatures that it still needs
+        self._missing: dict[str, set[str]] = {}  # job key -> signatures that the job still needs
         self._needed_by: dict[str, list[Job]] = {}
         for job in jobs:
             missing = queued.intersection(job.teachers)
@@ -34,15 +34,15 @@ class JobQueue:
                 self._needed_by.setdefault(signature, []).append(job)
 
     def __bool__(self) -> bool:
-        """Return whether any job waits."""
+        """Return True if any job is waiting."""
         return bool(self._missing) or any(self._ready.values())
 
     def add(self, job: Job) -> None:
-        """Put a job behind those that can start."""
+        """Append a job to the jobs that can start."""
         self._ready.setdefault((job.recipe.resources, job.train.threads), deque()).append(job)
 
     def pop_all(self, why: str | None) -> list[Outcome]:
-        """Remove all jobs, as skipped for the reason `why`. Does nothing where there is no reason."""
+        """Remove all jobs, and return them as skipped for the reason `why`. Do nothing if `why` is None."""
         if why is None:
             return []
         jobs = {job.key: job for queue in self._ready.values() for job in queue}
@@ -52,7 +52,7 @@ class JobQueue:
         return [Outcome(job, "skipped", why) for job in jobs.values()]
 
     def pop_unschedulable(self, executor: Executor) -> list[Outcome]:
-        """Remove the jobs that no machine can hold. The first job of those that ask for the same answers for all of them."""
+        """Remove the jobs that no machine can hold. Jobs with equal resources are checked once."""
         outcomes = []
         for queue in self._ready.values():
             if queue and (reason := executor.why_unschedulable(queue[0])):
@@ -61,13 +61,13 @@ class JobQueue:
         return outcomes
 
     def pop_startable(self, executor: Executor) -> Iterator[Job]:
-        """Yield jobs as long as the executor has capacity. The caller submits each job before it asks for the next one."""
+        """Yield jobs while the executor has capacity. The caller must submit each job before it takes the next."""
         for queue in self._ready.values():
             while queue and executor.has_capacity(queue[0]):
                 yield queue.popleft()
 
     def mark_finished(self, outcome: Outcome) -> list[Job]:
-        """Release the jobs that waited for this one.
+        """Release the jobs that waited for a job that has ended.
 
         Returns:
             Jobs that can never start, because a job that they need did not succeed.
@@ -77,7 +77,7 @@ class JobQueue:
             for job in self._needed_by.pop(signature, ()):
                 missing = self._missing.get(job.key)
                 if missing is None:
-                    continue  # given up already, for another job that it needed
+                    continue  # already given up, because another job that it needs failed
                 missing.discard(signature)
                 if outcome.kind != "done":
                     del self._missing[job.key]

@@ -1,4 +1,4 @@
-"""Check before a sweep that every recipe can be trained, so that nothing is written for a team that cannot be."""
+"""Check that every recipe can be trained, before a sweep writes anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workers.errors import UserInputError
 
 
 def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
-    """Build every network of the team once, and try what of the user's own the recipes name.
+    """Build every network of the team once, and try the custom code that the recipes name.
 
-    A team of networks that are sure to work, with nothing of the user's own, is not tried: torch takes seconds to import.
+    A team of built-in networks known to work, without custom code, is skipped: importing torch takes seconds.
 
     Args:
         team: The team.
-        import_paths: Folders from which the users' own modules are imported.
+        import_paths: Folders from which custom modules are imported.
 
     Raises:
         UserInputError: With one line for each problem.
@@ -51,7 +51,7 @@ def _problems(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], st
 
 
 def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str | None]) -> Iterator[str]:
-    """Yield what is wrong with a recipe's network. Equal networks are tried once; `tried` remembers what came of it."""
+    """Yield the problems of a recipe's network. Equal networks are tried once; `tried` caches the results."""
     from workers.models.build import build
     from workers.models.network import has_linear_head
     from workers.runtime.recipe_check import why_untrainable
@@ -62,7 +62,7 @@ def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str
     except UserInputError as error:
         yield str(error)
         return
-    except Exception as error:  # whatever a network of the user's own can raise
+    except Exception as error:  # a custom network can raise anything
         yield f"member {recipe.name}: {recipe.arch} can't be built ({error})."
         return
     key = (recipe.arch, recipe.width, recipe.stem, classes)
@@ -71,11 +71,11 @@ def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str
     if problem := tried[key]:
         yield (
             f"member {recipe.name}: {recipe.arch} can't be trained on images of {size} x {size} pixels ({problem}). "
-            "Set data.image_size to what it takes, or give another network."
+            "Set data.image_size to a size that it accepts, or use another network."
         )
     starting = [name for name in team.fusion if FUSIONS[name].needs_linear_heads]
     if starting and recipe in team.trainings and not has_linear_head(network):
         yield (
-            f"member {recipe.name}: {recipe.arch} doesn't end in a Linear head, which {starting[0]} starts from. "
+            f"member {recipe.name}: {recipe.arch} doesn't end in a Linear head, which {starting[0]} needs. "
             f"Take {starting[0]} out of `fusion:`, or give another network."
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
-OF_THE_DRIVER = ("workers.tracking.client", "orchestrator.reporting.plots")  # the first is MLflow
+OF_THE_DRIVER = ("workers.tracking.client", "orchestrator.reporting.plots")  # the first imports MLflow
 
 
 def inline_executor(team: Team, folder: SweepFolder) -> Executor:
@@ -34,8 +34,8 @@ class RayBackend:
     """Executors and searches on Ray.
 
     Args:
-        address: HOST:PORT of a running Ray cluster. Without it, RAY_ADDRESS counts, and else a local Ray is started.
-        say: Shows a line to people.
+        address: HOST:PORT of a running Ray cluster. Defaults to RAY_ADDRESS; without either, a local Ray is started.
+        say: Shows a line to the user.
     """
 
     def __init__(self, address: str | None, say: Callable[[str], None]) -> None:
@@ -45,29 +45,29 @@ class RayBackend:
 
     @cached_property
     def connection(self) -> Connection:
-        """The connection that all executors and searches share: Ray keeps the token of the first one for good."""
+        """The connection shared by all executors and searches: Ray keeps the first connection's token for good."""
         from orchestrator.cluster.connection import Connection
 
         return Connection(self.address, self.source)
 
     def check_reachable(self) -> None:
-        """Check that a cluster answers at the address, if one was named. Raises UserInputError where none does."""
+        """Check that the named cluster, if any, answers. Raises UserInputError if it does not."""
         from orchestrator.cluster.connection import probe
 
         if self.address:
             probe(self.address, self.source)
 
     def begin(self, wanted: Sequence[tuple[Resources, int]]) -> None:
-        """Check that a named cluster answers. Else begin a local Ray and its trainers, and import what comes next meanwhile.
+        """Check that the named cluster answers, or start a local Ray and its trainers, and import the driver's modules.
 
         Args:
-            wanted: Resources of the first trainings, and the threads that each computes with; none where others come before.
+            wanted: Resources and number of threads of each first training; empty if search trials run before.
 
         Raises:
-            UserInputError: If a cluster was named, and nobody answers there.
+            UserInputError: If the named cluster does not answer.
             ConclaveError: If the local Ray does not start.
         """
-        if self.address:  # whose machines may cost money as soon as a trainer asks for them
+        if self.address:  # start no trainers: its machines may cost money as soon as a trainer asks for them
             return self.check_reachable()
         from orchestrator.cluster.machines import Machines
         from orchestrator.execution.trainer_pool import begin_trainers
@@ -99,7 +99,7 @@ class RayBackend:
             self.connection.close()
 
     def _machine_policy(self, team: Team, folder: SweepFolder) -> tuple[bool, DriverDisk | None]:
-        """Return whether machines must be like this one, and the disk of the home where machines may have other disks."""
+        """Return whether machines must have our versions, and the home's disk if machines may have other disks."""
         on_cluster, holder = self.address is not None, folder.holder.absolute()
         disk = DriverDisk(holder, holder.read_text(encoding="utf-8")) if on_cluster else None
         return team.environment == "strict" or (team.environment == "auto" and on_cluster), disk

@@ -20,22 +20,22 @@ from workers.errors import ConclaveError, first_line
 from workers.runtime.localize import DriverDisk
 
 FUSION_TRIES = 3
-HEARTBEAT_SECONDS = 1.0  # between two looks at the fusion actor
-STARTING_SECONDS = 600.0  # that the fusion actor may take to import what it needs
-ENDING_SECONDS = 20.0  # that the head may take to end a hung process
-MOST_WAITING = 32  # jobs that wait at once for machines of an autoscaler, which brings as many as these need
+HEARTBEAT_SECONDS = 1.0  # between two checks of the fusion actor
+STARTING_SECONDS = 600.0  # limit for the fusion actor's imports
+ENDING_SECONDS = 20.0  # limit for the head to kill a hung process
+MOST_WAITING = 32  # jobs that may wait for an autoscaler at once; it starts as many machines as they need
 
 
 @dataclass
 class RayExecutor:
-    """Runs jobs in Ray actors: its pool has the trainers, and its supervisor judges how their jobs ended.
+    """Runs jobs in Ray actors: a pool holds the trainers, and a supervisor decides the outcomes of their jobs.
 
     Attributes:
         connection: The connection to Ray.
         heartbeat: When a trainer counts as hung.
-        strict: Whether a machine with other versions than this one's ends the sweep.
-        disk: The disk of the home, where machines may have other disks.
-        trainers: Trainers that have begun and wait for a job.
+        strict: Whether a machine with other package versions than this machine's ends the sweep.
+        disk: The home's disk; None on a local Ray.
+        trainers: Trainers that were started already, and have no job.
     """
 
     connection: Connection
@@ -56,13 +56,13 @@ class RayExecutor:
         self.modules: tuple[str, ...] = ()
 
     def why_unschedulable(self, job: Job) -> str | None:
-        """Return why no machine can hold the job, or None where one can, or may still come."""
+        """Return the reason that no machine can hold the job, or None if a machine can, or may still be added."""
         now = time.monotonic()
         may_wait = self.machines.fit(job) or now < self.machines.until(job, now)
         return None if may_wait else self.machines.why_impossible(job)
 
     def has_capacity(self, job: Job) -> bool:
-        """Return whether the job could start now. Jobs that wait for a machine are submitted too, so that one comes."""
+        """Return whether to submit the job now: it can start, or it must wait in Ray for a machine to be added."""
         shape = self.machines.shape(job)
         if self.pool.idle(shape):
             return True
@@ -79,9 +79,9 @@ class RayExecutor:
         self.pool.give(self.pool.acquire(self.machines.shape(job)), job, (uri, runs))
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
-        """Return what happened to the jobs since the last call. Wait for about `seconds` at most.
+        """Return the events and outcomes since the last call, waiting for about `seconds` at most.
 
-        Raises RayLostError where Ray itself is gone, for then nothing that it says of a job is true.
+        Raises RayLostError if Ray itself is gone, because its answers about jobs are wrong then.
         """
         self.connection.check()
         self.pool.leave_draining_machines()
@@ -93,28 +93,28 @@ class RayExecutor:
         return [item for trainer, assignment in busy for item in self.supervisor.look_after(trainer, assignment)]
 
     def stop(self, seconds: float) -> None:
-        """Ask every running job to write a checkpoint and leave."""
+        """Ask every running job to write a checkpoint and exit."""
         if not self.connection.is_lost:
             self.pool.stop(seconds)
 
     def close(self) -> None:
-        """End all trainers, and the fusion actor."""
+        """Kill all trainers and the fusion actor."""
         self.pool.close()
         if self.fusion_actor is not None:
             self._end(self.fusion_actor)
             self.fusion_actor = None
 
     def recover(self) -> bool:
-        """Start a local Ray again that is gone, and return whether that could be done. Raises ConclaveError."""
+        """Restart a lost local Ray; return False on a cluster. Raises ConclaveError if Ray does not start."""
         if not self.connection.restart():
             return False
-        self._begin(())  # nothing of what was there is known to this Ray
+        self._begin(())  # the new Ray knows none of the old actors
         return True
 
     def prepare_on_head(self, modules: Sequence[str]) -> None:
-        """Begin the fusion actor, where there is none and a core is free: it imports what it will need.
+        """Start the fusion actor if a core is free, so that it imports these modules ahead of its first call.
 
-        Where none is free until the call comes, it begins then, with these modules.
+        If no core is free, `call_on_head` starts it with these modules.
         """
         self.modules = tuple(modules)
         busy = Size.sum([Size(0, 0), *(trainer.shape.size for trainer, _ in self.pool.busy())])
@@ -128,9 +128,9 @@ class RayExecutor:
             self.fusion_actor = untyped(FusionActor).options(num_cpus=0, resources=ON_HEAD).remote(self.modules)
 
     def call_on_head(self, function: Callable[..., Answer], *arguments: Any) -> Answer:
-        """Call a function in the fusion actor, which is pinned to the head. Raises what the function raises.
+        """Call a function in the fusion actor, which is pinned to the head. Raises the function's exceptions.
 
-        It is supervised as trainers are: where it dies or hangs, another one begins.
+        If the actor dies or hangs, a new actor repeats the call; ConclaveError after FUSION_TRIES attempts.
         """
         self.connection.check()
         self.pool.drop_idle()
@@ -151,7 +151,7 @@ class RayExecutor:
         raise ConclaveError(f"the fusion actor died {FUSION_TRIES} times ({reason}). Run again: nothing is trained again.")
 
     def _waits_for(self, actor: Any, answer: Any) -> bool:
-        """Wait for an answer of the fusion actor. Return whether it is there; False where the actor gave no sign of life."""
+        """Wait for an answer of the fusion actor. Return False if the actor stops responding."""
         heard_at, heartbeat, pid = time.monotonic(), actor.heartbeat.remote(), None
         while not self.ray.wait([answer], timeout=HEARTBEAT_SECONDS)[0]:
             self.connection.check()
@@ -161,12 +161,12 @@ class RayExecutor:
             if pid is not None and silent > self.heartbeat.seconds:
                 self._kill_process(pid)
                 return False
-            if pid is None and silent > STARTING_SECONDS:  # it is pinned to the head, where it waits for nobody
+            if pid is None and silent > STARTING_SECONDS:  # pinned to the head, it does not wait for a machine
                 return False
         return True
 
     def _kill_process(self, pid: int) -> None:
-        """End a process on the head: Ray can't end one that was stopped."""
+        """Kill a process on the head: Ray can't kill a stopped process."""
         from workers.runtime.actor import end_process
 
         head = untyped(end_process).options(resources=ON_HEAD).remote(pid)

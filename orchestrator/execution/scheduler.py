@@ -21,12 +21,12 @@ class Scheduler:
 
     Attributes:
         executor: Where jobs run.
-        retries: How often a failed job is tried again, by cause.
-        on_event: Is told of everything that happens to a job.
+        retries: How often a failed job is retried, by cause.
+        on_event: Called with every event.
         tracking_uri: The tracking store that jobs write to, if any.
-        runs_of: Returns the runs of a job's members in the tracking store, in their order; none where it is away.
-        why_closed: Returns why no further job may start, or None. Jobs that run already end in any case.
-        when_all_run: Is called now and then while no job waits any more, and some still run.
+        runs_of: Returns the run ids of a job's members, in their order; empty if the tracking store is away.
+        why_closed: Returns the reason that no further job may start, or None. Running jobs finish in any case.
+        when_all_run: Called before each poll while jobs run and none waits.
     """
 
     executor: Executor

@@ -1,4 +1,4 @@
-"""Watch over the trainers that have a job: ask for heartbeats, and judge how each job ended."""
+"""Watch the busy trainers: request heartbeats, and decide the outcome of each job."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, Tra
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.errors import EnvironmentMismatchError, FailureKind
 
-ENDING_SECONDS = 20  # that a hung trainer's machine may take to end it
+ENDING_SECONDS = 20  # limit for a machine to kill its hung trainer
 
 
 @dataclass
 class Supervisor:
-    """Tells what happens to the jobs of a pool's trainers.
+    """Reports the events and outcomes of the jobs of a pool's trainers.
 
     Attributes:
         pool: The trainers.
@@ -32,13 +32,13 @@ class Supervisor:
         self.ray = self.connection.ray
 
     def look_after(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event | Outcome]:
-        """Return what happened to a trainer's job since the last call; its outcome comes last, where there is one."""
+        """Return the events of a trainer's job since the last call, followed by its outcome if it has ended."""
         events = self._progress(trainer, assignment)
         outcome = self._outcome(trainer, assignment)
         return [*events, *self._last_events(assignment, outcome), outcome] if outcome else [*events]
 
     def _progress(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event]:
-        """Return events from the trainer's last heartbeat, and ask for the next one without waiting for it."""
+        """Return events from the trainer's last heartbeat, and request the next heartbeat without waiting for it."""
         if trainer.state is TrainerState.DEAD:
             return []
         events = assignment.waiting_note(trainer.shape.size)
@@ -46,7 +46,7 @@ class Supervisor:
             try:
                 heartbeat = self.ray.get(assignment.pending_heartbeat)
             except self.ray.exceptions.RayError:
-                return events  # the job's own result tells what happened
+                return events  # the job's result will show the error
             assignment.pending_heartbeat = None
             if heartbeat.is_waiting:
                 return events
@@ -56,7 +56,7 @@ class Supervisor:
         return events
 
     def _last_events(self, assignment: Assignment, outcome: Outcome) -> list[Event]:
-        """Return what a job published since its last heartbeat, where it succeeded."""
+        """Return the `published` events since the last heartbeat of a job that succeeded."""
         if outcome.kind != "done":
             return []
         shown = assignment.heartbeat.published if assignment.heartbeat else []
@@ -64,7 +64,7 @@ class Supervisor:
         return [Event(assignment.job, "published", text=name) for name in names]
 
     def _outcome(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
-        """Return the outcome of the trainer's job, where there is one by now."""
+        """Return the outcome of the trainer's job, or None if it has not ended."""
         if trainer.state is TrainerState.DEAD:
             return self._outcome_of_death(trainer, assignment)
         if self.connection.is_ready(assignment.result):
@@ -78,7 +78,7 @@ class Supervisor:
         return None
 
     def _outcome_of_result(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
-        """Return the outcome of a job that returned something; none yet where its trainer died, and its machine is asked."""
+        """Return the outcome of a job whose result is ready, or None if its trainer died and the machine must be probed."""
         errors = self.ray.exceptions
         try:
             result = self.ray.get(assignment.result)
@@ -87,7 +87,7 @@ class Supervisor:
         except errors.RayError as error:
             return self._ask_machine(trainer, assignment, error)
         if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
-            raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same there, or set `environment: warn`.")
+            raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same versions, or set `environment: warn`.")
         is_leaving = trainer.state is TrainerState.LEAVING
         outcome = outcome_of_result(assignment.job, result, is_leaving)
         if is_leaving and result.failure and result.failure.kind is FailureKind.STOPPED:
@@ -97,20 +97,20 @@ class Supervisor:
         return outcome
 
     def _ask_machine(self, trainer: TrainerHandle, assignment: Assignment, error: Exception) -> Outcome | None:
-        """Ask a dead trainer's machine whether it lives, where Ray's error leaves that open."""
+        """Probe the machine of a dead trainer, unless Ray's error says whether the machine is lost."""
         from workers.runtime.actor import is_there
 
         text = " ".join(str(error).split())
         if getattr(error, "preempted", False) or "node has died" in text:
             return self._bury(trainer, assignment, Death.MACHINE, text)
-        if assignment.heartbeat is None:  # nobody knows where it ran
+        if assignment.heartbeat is None:  # its machine is unknown
             return self._bury(trainer, assignment, Death.ITSELF, text)
         on_node = self.connection.on_node(assignment.heartbeat.node)
         trainer.mark_dead(text, untyped(is_there).options(scheduling_strategy=on_node).remote())
         return None
 
     def _outcome_of_death(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
-        """Judge a death: on a living machine it is an error. A lost machine shows only by not answering, some seconds later."""
+        """Return the outcome of a dead trainer's job, once it is known whether its machine is alive or lost too."""
         if trainer.node not in self.machines.look().alive:
             return self._bury(trainer, assignment, Death.MACHINE, trainer.death_text)
         if not self.connection.is_ready(trainer.death_answer):
@@ -126,7 +126,7 @@ class Supervisor:
         return outcome_of_death(assignment.job, death, text)
 
     def _end_hung(self, trainer: TrainerHandle, assignment: Assignment) -> None:
-        """End a hung trainer by its process id, on its own machine."""
+        """Kill a hung trainer by its process id, on its machine."""
         from workers.runtime.actor import end_process
 
         assert assignment.heartbeat
@@ -136,11 +136,11 @@ class Supervisor:
         self.pool.drop(trainer)
 
     def _has_waited_too_long(self, assignment: Assignment) -> bool:
-        """Return whether the machine that the job waits for never came."""
+        """Return True if no machine for the job was added within its wait limit."""
         job = assignment.job
         if assignment.heartbeat is not None or self.machines.fit(job):
             return False
         may_wait = job.recipe.resources.wait_minutes is None
         if self.machines.is_scaled and may_wait and any(other.heartbeat for _, other in self.pool.busy()):
-            return False  # their machines may go, where the cluster is at its limit, and make room for one that fits
+            return False  # if the cluster is at its limit, their machines may go later, and make room for one that fits
         return time.monotonic() > self.machines.until(job, assignment.submitted_at)

@@ -1,4 +1,4 @@
-"""A trainer actor as the driver sees it: which job it has, in which state it is, and what its heartbeats say."""
+"""A trainer actor as the driver sees it: its job, its state and its heartbeats."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from workers.runtime.actor import Placement
     from workers.runtime.heartbeat import Heartbeat
 
-WAITING_NOTE_SECONDS = 20.0  # after which people are told that a job waits
+WAITING_NOTE_SECONDS = 20.0  # after which a note says that a job waits
 
 
 class TrainerState(Enum):
     """What a trainer is doing."""
 
     IDLE = "has no job"
-    SUBMITTED = "has a job, and gave no heartbeat for it: it may wait for a machine"
+    SUBMITTED = "has a job, but no heartbeat yet: it may be waiting for a machine"
     WORKING = "works on its job"
-    LEAVING = "was told to write a checkpoint and end, because its machine is being taken away"
-    DEAD = "died; its machine is being asked whether it lives"
+    LEAVING = "is writing a checkpoint before it exits, because its machine is being taken away"
+    DEAD = "died; its machine is being probed"
 
 
 @dataclass
 class Assignment:
-    """A job that was given to a trainer.
+    """A job assigned to a trainer.
 
     Attributes:
         job: The job.
-        tracking: The tracking store, and the runs of the job's members in it.
+        tracking: URI of the tracking store, and run ids of the job's members.
         result: Ray's reference to the job's result.
-        submitted_at: When it was given, as a time.monotonic().
-        pending_heartbeat: Ray's reference to the heartbeat that the trainer was asked for.
+        submitted_at: Time of the assignment, by time.monotonic().
+        pending_heartbeat: Ray's reference to the requested heartbeat.
         heartbeat: The last heartbeat.
-        answered_at: When that came.
-        stepped_at: When the last step was seen.
-        notes_shown: Number of the heartbeats' notes that were shown.
-        published_shown: Number of the published members that were shown.
-        has_waited: Whether people were told that the job waits.
+        answered_at: Time of the last heartbeat.
+        stepped_at: Time of the last heartbeat with a new training step.
+        notes_shown: Number of notes already shown.
+        published_shown: Number of published members already shown.
+        has_waited: Whether the note that the job waits was shown.
     """
 
     job: Job
@@ -60,7 +60,7 @@ class Assignment:
     has_waited: bool = False
 
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
-        """Remember a heartbeat, and return what is new in it."""
+        """Store a heartbeat, and return events for what is new in it."""
         before, self.heartbeat = self.heartbeat, heartbeat
         self.answered_at = time.monotonic() - heartbeat.age
         events = [Event(self.job, "working")] if before is None else []
@@ -74,7 +74,7 @@ class Assignment:
         return events
 
     def waiting_note(self, size: object) -> list[Event]:
-        """Return an event once the job has waited for some time for a machine with room for `size`."""
+        """Return a note, once, if the job has long waited for a machine with room for `size`."""
         waited = time.monotonic() - self.submitted_at
         if self.heartbeat is not None or self.has_waited or waited <= WAITING_NOTE_SECONDS:
             return []
@@ -82,7 +82,7 @@ class Assignment:
         return [Event(self.job, "note", text=f"waits for a machine with room for {size}")]
 
     def why_hung(self, limits: HeartbeatSpec) -> str | None:
-        """Return why the trainer counts as hung, or None. Before its first heartbeat it may still wait for a machine."""
+        """Return the reason that the trainer counts as hung, or None. Before its first heartbeat it may be waiting."""
         now = time.monotonic()
         if self.heartbeat is None:
             return None
@@ -99,12 +99,12 @@ class TrainerHandle:
 
     Attributes:
         actor: Ray's handle.
-        shape: What it has.
+        shape: Its resources.
         state: What it is doing.
-        assignment: The job at hand; None where it is idle.
-        node: Ray's id of its machine, once it gave a heartbeat.
-        death_text: What Ray said of its death.
-        death_answer: Ray's reference to what its machine was asked after its death.
+        assignment: The current job; None if idle.
+        node: Ray's id of its machine; empty before the first heartbeat.
+        death_text: Ray's error when the trainer died.
+        death_answer: Ray's reference to the probe of a dead trainer's machine.
     """
 
     actor: Any
@@ -117,20 +117,20 @@ class TrainerHandle:
 
     @property
     def is_idle(self) -> bool:
-        """True if it has no job."""
+        """True if the trainer has no job."""
         return self.assignment is None
 
     def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], placement: Placement) -> None:
-        """Give it a job."""
+        """Start a job in this trainer."""
         result = self.actor.run.remote(job, *tracking, placement)
         self.assignment, self.state = Assignment(job, tracking, result), TrainerState.SUBMITTED
 
     def release(self) -> None:
-        """Take its job away, because the job has ended."""
+        """Mark the trainer as idle after its job has ended."""
         self.assignment, self.state = None, TrainerState.IDLE
 
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
-        """Remember a heartbeat for the job at hand, and return what is new in it."""
+        """Store a heartbeat for the current job, and return events for what is new in it."""
         assert self.assignment
         self.node = heartbeat.node
         if self.state is TrainerState.SUBMITTED:
@@ -138,11 +138,11 @@ class TrainerHandle:
         return self.assignment.take_heartbeat(heartbeat)
 
     def leave(self) -> None:
-        """Tell it to write a checkpoint and end."""
+        """Tell the trainer to write a checkpoint and exit."""
         if self.state is not TrainerState.LEAVING:
             self.state = TrainerState.LEAVING
             self.actor.stop.remote()
 
     def mark_dead(self, text: str, answer: Any) -> None:
-        """Remember its death, while it is not clear whether its machine is gone too."""
+        """Record that the trainer died, until a probe shows whether its machine is lost too."""
         self.state, self.death_text, self.death_answer = TrainerState.DEAD, text, answer

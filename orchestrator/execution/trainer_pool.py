@@ -1,4 +1,4 @@
-"""The trainer actors of a sweep: who is there, who has a job, and who leaves."""
+"""The trainer actors of a sweep: idle, busy and leaving."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainerPool:
-    """Makes trainers, keeps idle ones for the next job of their shape, and ends them.
+    """Starts trainers, keeps idle trainers for the next job of their shape, and kills them.
 
     Attributes:
         connection: The connection to Ray.
         machines: The machines that Ray has.
-        strict: Whether a machine with other versions than this one's ends the sweep.
-        disk: The disk of the home, where machines may have other disks.
+        strict: Whether a machine with other package versions than this machine's ends the sweep.
+        disk: The home's disk; None on a local Ray.
         trainers: All trainers.
     """
 
@@ -45,17 +45,17 @@ class TrainerPool:
         return JobLocalizer(environment(), self.strict, self.disk)
 
     def busy(self) -> list[tuple[TrainerHandle, Assignment]]:
-        """Return the trainers that have a job, each with it."""
+        """Return the trainers that have a job, with their assignments."""
         return [(trainer, trainer.assignment) for trainer in self.trainers if trainer.assignment]
 
     def idle(self, shape: Shape) -> TrainerHandle | None:
-        """Return a trainer of this shape that may be given a job: none on a machine that was told to go."""
+        """Return an idle trainer of this shape, or None. Trainers on draining machines don't count."""
         leaving = self.machines.look().leaving
         fitting = (t for t in self.trainers if t.is_idle and t.shape == shape and t.node not in leaving)
         return next(fitting, None)
 
     def acquire(self, shape: Shape) -> TrainerHandle:
-        """Return an idle trainer of this shape, or a new one in the place of idle ones of other shapes."""
+        """Return an idle trainer of this shape, or kill the idle trainers of other shapes and start a new trainer."""
         if trainer := self.idle(shape):
             return trainer
         self.drop_idle()
@@ -63,29 +63,29 @@ class TrainerPool:
         return self.trainers[-1]
 
     def give(self, trainer: TrainerHandle, job: Job, tracking: tuple[str | None, tuple[str, ...]]) -> None:
-        """Give a trainer a job.
+        """Start a job in an idle trainer.
 
         Args:
-            trainer: The trainer, which has none.
+            trainer: The idle trainer.
             job: The job.
-            tracking: The tracking store, and the runs of the job's members in it.
+            tracking: URI of the tracking store, and run ids of the job's members.
         """
         from workers.runtime.actor import Placement
 
         trainer.assign(job, tracking, Placement(self.localizer, trainer.shape.gpus))
 
     def drop(self, trainer: TrainerHandle) -> None:
-        """End a trainer."""
+        """Kill a trainer."""
         self.trainers.remove(trainer)
         self.connection.ray.kill(trainer.actor)
 
     def drop_idle(self) -> None:
-        """End the trainers that have no job."""
+        """Kill the idle trainers."""
         for trainer in [t for t in self.trainers if t.is_idle]:
             self.drop(trainer)
 
     def leave_draining_machines(self) -> None:
-        """Make trainers on machines that were told to go write a checkpoint and end; their jobs go on elsewhere."""
+        """Make trainers on draining machines write a checkpoint and exit; their jobs resume elsewhere."""
         for trainer in [t for t in self.trainers if t.node in self.machines.look().leaving]:
             if trainer.is_idle:
                 self.drop(trainer)
@@ -93,7 +93,7 @@ class TrainerPool:
                 trainer.leave()
 
     def hand_over(self) -> None:
-        """Give an idle trainer the job of one that waits for a machine, which else might wait for the idle one's cores."""
+        """Move jobs that still wait for a machine to idle trainers, whose cores they may be waiting for."""
         for trainer, assignment in self.busy():
             is_waiting = trainer.state is TrainerState.SUBMITTED and not self.connection.is_ready(assignment.result)
             idle = self.idle(trainer.shape)
@@ -102,7 +102,7 @@ class TrainerPool:
                 self.give(idle, assignment.job, assignment.tracking)
 
     def stop(self, seconds: float) -> None:
-        """Ask every trainer with a job to write a checkpoint and leave, and wait for that."""
+        """Ask every busy trainer to write a checkpoint and exit, and wait for `seconds` at most."""
         busy = self.busy()
         for trainer, _ in busy:
             trainer.actor.stop.remote()
@@ -111,27 +111,27 @@ class TrainerPool:
             self.connection.ray.wait(results, num_returns=len(busy), timeout=seconds)
 
     def close(self) -> None:
-        """End all trainers."""
+        """Kill all trainers."""
         for trainer in self.trainers if not self.connection.is_lost else ():
             self.connection.ray.kill(trainer.actor)
         self.trainers.clear()
 
 
 def begin_trainer(shape: Shape) -> TrainerHandle:
-    """Begin a trainer, which imports what it needs before it has a job."""
+    """Start a trainer. It runs its imports before it gets a job."""
     from workers.runtime.actor import TrainerActor
 
     return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(shape.processes > 1), shape)
 
 
 def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) -> list[TrainerHandle]:
-    """Begin trainers for what comes first, as many as the machines have room for at once.
+    """Start trainers for the first trainings, as many as fit on the machines at once.
 
-    It stops at the first training that wants labels.
+    Stops at the first training that asks for labels.
 
     Args:
         machines: The machines.
-        wanted: Resources of each training, and the threads that it computes with.
+        wanted: Resources and number of threads of each training.
     """
     total, begun = machines.total(), list[TrainerHandle]()
     for resources, threads in wanted:
@@ -143,5 +143,5 @@ def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) 
 
 
 def untyped(actor: Any) -> Any:
-    """Return an actor class without its type: Ray's decorator changes it in ways that no type checker follows."""
+    """Return an actor class untyped: type checkers can't follow Ray's decorator."""
     return actor

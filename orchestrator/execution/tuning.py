@@ -1,6 +1,6 @@
-"""Run a search's trials by Ray Tune: Optuna says what to try (TPE), ASHA ends early what does worse than others.
+"""Run a search's trials with Ray Tune: Optuna's TPE samples the settings, ASHA stops bad trials early.
 
-Tune schedules. What was tried and how it went is written to the search's own record, from which another run goes on.
+Tune only schedules. Trials and their results are written to the search's own record, from which a later run resumes.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from workers.runtime.actor import JobLocalizer
 
-DIGITS = 4  # of what is chosen: a recipe that people can read
-Result = Mapping[str, float]  # what a trial reports after an epoch
-DIVERGED = 1e9  # the loss of a trial that came to none
+DIGITS = 4  # significant digits of sampled settings, for readable recipes
+Result = Mapping[str, float]  # metrics of a trial after an epoch
+DIVERGED = 1e9  # loss reported for a diverged trial
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Tuner:
 
     Attributes:
         connection: The connection to Ray.
-        say: Shows a line to people.
-        strict: Whether machines must be like this one.
-        disk: The disk of the home, where machines may have other disks.
+        say: Shows a line to the user.
+        strict: Whether machines must have this machine's package versions.
+        disk: The home's disk; None on a local Ray.
     """
 
     connection: Connection
@@ -55,9 +55,9 @@ class Tuner:
         return JobLocalizer(environment(), self.strict, self.disk)
 
     def __call__(self, search: Search) -> None:
-        """Try until all trials came to an end. Raises KeyboardInterrupt where somebody stops it; it can go on later."""
+        """Run trials until all have ended. After a KeyboardInterrupt, the search can be resumed."""
         os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-        private = self.connection.folder  # which goes also where this process is killed
+        private = self.connection.folder  # removed even if this process is killed
         with tempfile.TemporaryDirectory(dir=private.path if private else None) as folder:  # for Tune's own records
             self._run(search, folder)
 
@@ -85,11 +85,11 @@ class Tuner:
         self.say(f"{search.label}: searching, {search.left} of {search.space.trials} trials left")
         self.connection.watch(tuner.fit)
         if search.left:
-            raise ConclaveError(f"search of {search.label}: {search.left} trials did not come to an end. Run again.")
+            raise ConclaveError(f"search of {search.label}: {search.left} trials did not finish. Run again.")
 
 
 def rounded(search: Search, config: Choice) -> Choice:
-    """Round Tune's choice to digits that people can read, within the ranges."""
+    """Round a choice to DIGITS significant digits, within the ranges of the search space."""
     choice: Choice = {}
     for key, value in config.items():
         if isinstance(value, str):
@@ -101,7 +101,7 @@ def rounded(search: Search, config: Choice) -> Choice:
 
 
 def _distributions(search: Search) -> dict[str, BaseDistribution]:
-    """Return the search space in Optuna's terms."""
+    """Return the search space as Optuna distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     spec = search.space
@@ -116,7 +116,7 @@ def _distributions(search: Search) -> dict[str, BaseDistribution]:
 
 
 class _Reports(TrainingCallback):
-    """Reports each epoch to Tune, those before an interruption too."""
+    """Reports each epoch to Tune, including epochs before an interruption."""
 
     def on_resume(self, history: Sequence[Epoch]) -> None:
         """Report the epochs of a checkpoint."""
@@ -143,14 +143,13 @@ def _train(config: Choice, search: Search, localizer: JobLocalizer) -> None:
 
 
 def _no_keeper() -> None:
-    """Stand in for a keeper in Tune's copy."""
+    """Replace the searcher and the callback in Tune's pickled state, which is never read."""
 
 
 def suggest(search: Search) -> Choice:
     """Choose the settings of the next trial, by Optuna's TPE.
 
-    They follow from the record and from the trial's number in it alone. So a search that was killed goes on as if it had not
-    been.
+    The choice depends only on the record and the trial's number in it, so a killed search resumes as if uninterrupted.
     """
     import optuna
 
@@ -165,7 +164,7 @@ def suggest(search: Search) -> Choice:
 
 
 def _searcher(search: Search) -> Any:
-    """Return Tune's way to ask for choices: first those of trials that were cut off, then new ones."""
+    """Return a Tune searcher that repeats interrupted trials first, then suggests new choices."""
     from ray.tune.search import Searcher
 
     cut_off = [trial.choice for trial in search.trials.values() if not trial.has_ended]
@@ -173,17 +172,14 @@ def _searcher(search: Search) -> Any:
     class Recorded(Searcher):  # type: ignore[misc]
         def suggest(self, trial_id: str) -> Choice:
             choice = cut_off.pop(0) if cut_off else suggest(search)
-            search.add(choice)  # so that the next one has another number
+            search.add(choice)  # so that the next trial gets a new number
             return choice
 
         def on_trial_complete(self, trial_id: str, result: Result | None = None, error: bool = False) -> None:
             """Do nothing: the keeper writes the record."""
 
         def save(self, checkpoint_path: str) -> None:
-            """Do nothing: the record is the truth."""
-
-        def restore(self, checkpoint_path: str) -> None:
-            """Do nothing, as above."""
+            """Do nothing: the record holds all state."""
 
         def __reduce__(self) -> Any:
             return _no_keeper, ()
@@ -192,7 +188,7 @@ def _searcher(search: Search) -> Any:
 
 
 def keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]) -> Any:
-    """Return Tune's callback that records what happens to trials, and looks whether Ray lives."""
+    """Return a Tune callback that records the trials, and checks that Ray is alive."""
     from ray import tune
 
     class Keeper(tune.Callback):  # type: ignore[misc]
@@ -200,7 +196,7 @@ def keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]
             self.names: dict[str, str] = {}
 
         def __reduce__(self) -> Any:
-            return _no_keeper, ()  # Tune keeps a copy of itself, which nobody asks for: the search's own record is the truth
+            return _no_keeper, ()  # Tune's saved state is never read: the search's own record replaces it
 
         def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
             check()
@@ -220,7 +216,7 @@ def keeper(search: Search, say: Callable[[str], None], check: Callable[[], None]
             record.state = "done" if len(record.epochs) >= search.epochs else "stopped"
             loss = f"loss {record.epochs[-1]['loss']:.4f}" if record.epochs else "no epoch"
             text = f"{record.state} after {len(record.epochs)} epochs, {loss}"
-            search.save()  # before anybody hears of it
+            search.save()  # before the result is shown
             say(f"{search.label}: trial {describe_choice(record.choice)}: {text}")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -1,1 +1,1 @@
-"""Show what came out: the summary, the table, the plots and the HTML report."""
+"""Present the results of a sweep: the summary, the table, the plots and the HTML report."""

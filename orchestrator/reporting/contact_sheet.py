@@ -9,9 +9,9 @@ import numpy as np
 from workers.data.store import Store
 from workers.data.summary import DataSummary
 
-IMAGES = 10  # of each class
+IMAGES = 10  # per class
 MOST_CLASSES = 40
-INCHES = 0.62  # of an image
+INCHES = 0.62  # side of an image
 
 
 def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
@@ -19,11 +19,11 @@ def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
 
     Args:
         store: The packed data.
-        summary: What the data set is like.
+        summary: The summary of the data set.
         target: The file.
 
     Returns:
-        A sentence on what is not as one would expect; "" where nothing is.
+        Notes on transliterated names and omitted classes; "" if there are none.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
         for place, name in enumerate(shown):
             rows = np.flatnonzero(labels == place)
             chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
-            step = store.size + max(1, store.size // 16)  # a white gap lies between images
+            step = store.size + max(1, store.size // 16)  # leaves a white gap between images
             strip = np.full((store.size, IMAGES * step, 3), 255, dtype=np.uint8)
             for number, row in enumerate(chosen.tolist()):
                 strip[:, number * step : number * step + store.size] = store.images[row]

@@ -1,4 +1,4 @@
-"""Make names of classes drawable in plots: by a font of the system that has their letters, or else in Latin letters."""
+"""Make class names drawable in plots: with a system font that has their letters, or transliterated to Latin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
-OWN_FONT = "DejaVu Sans"  # which comes with matplotlib
-# Fonts with the letters of many languages, which systems bring along.
+OWN_FONT = "DejaVu Sans"  # ships with matplotlib
+# System fonts with the letters of many languages.
 FONTS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei"),
     *("WenQuanYi Zen Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei"),
@@ -21,12 +21,12 @@ FONTS = (
 
 @dataclass(frozen=True)
 class Lettering:
-    """How names are written in plots.
+    """Fonts and transliterations for names in plots.
 
     Attributes:
-        families: The fonts to use, the first that has a letter counts.
-        shown: What is drawn for each name: the name itself, or a transliteration.
-        note: A sentence on names that are drawn otherwise; "" where there are none.
+        families: Fonts in order of preference, for each letter.
+        shown: Transliteration of each name that no font can draw.
+        note: A sentence on transliterated names; "" if there are none.
     """
 
     families: tuple[str, ...]
@@ -34,12 +34,12 @@ class Lettering:
     note: str = ""
 
     def of(self, names: Iterable[str]) -> list[str]:
-        """Return what is drawn for names."""
+        """Return the text to draw for each name."""
         return [self.shown.get(name, name) for name in names]
 
 
 def lettering(names: Sequence[str]) -> Lettering:
-    """Return how to write these names."""
+    """Choose the fonts and transliterations for these names."""
     families, missing = [OWN_FONT], {name for name in names if not _draws(OWN_FONT, name)}
     for family in FONTS if missing else ():
         drawn = {name for name in missing if _is_there(family) and _draws(family, name, OWN_FONT)}

@@ -1,4 +1,4 @@
-"""Say in words what would make the vote better."""
+"""Describe the steps that would improve the vote."""
 
 from __future__ import annotations
 

@@ -16,17 +16,17 @@ LONGEST_LABEL = 24  # characters
 
 
 def _shortened(names: Sequence[str]) -> list[str]:
-    """Shorten labels of axes, so that a long name leaves room for the plot itself."""
+    """Shorten axis labels, so that long names leave room for the plot."""
     return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
 def all_plots(details: FusionDetails, histories: Histories, class_names: Sequence[str]) -> dict[str, Figure]:
-    """Return every plot by the name that the page calls it by.
+    """Return all plots, keyed by their names in the report.
 
     Args:
         details: What the fusion step returned.
         histories: Metrics of each epoch of each member's full training.
-        class_names: The class names as they are to be drawn.
+        class_names: The class names as drawn in plots.
     """
     return {
         "costs": costs(details),
@@ -103,7 +103,7 @@ def forecast(details: FusionDetails) -> Figure:
     if spread:
         numbers, low, high = zip(*spread, strict=True)
         axes.fill_between(numbers, [100 * x for x in low], [100 * x for x in high], alpha=0.2, color="C1")
-    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="What more such members would give")
+    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="Accuracy with more members like these")
     axes.set_xticks([point.members for point in ahead])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -127,7 +127,7 @@ def reliability(details: FusionDetails) -> Figure:
 
 
 def disagreement(details: FusionDetails) -> Figure:
-    """Plot how often two members disagree in being right, in percent of the *fuse* rows."""
+    """Plot the percentage of *fuse* rows on which exactly one of two members is right."""
     names = list(details.diversity.confusion)
     share = [[0.0] * len(names) for _ in names]
     for pair in details.diversity.pairs:
@@ -144,12 +144,12 @@ def disagreement(details: FusionDetails) -> Figure:
         for j, value in enumerate(row):
             if i != j:
                 axes.text(j, i, f"{value:.1f}", ha="center", va="center", color="white" if value > 0.6 * largest else "black")
-    axes.set_title("Rows that just one of two gets right")
+    axes.set_title("Rows that exactly one of two members gets right")
     return figure
 
 
 def confusion(details: FusionDetails, class_names: Sequence[str]) -> Figure:
-    """Plot each member's confusion matrix on *fuse*, its mistakes alone."""
+    """Plot the off-diagonal part of each member's confusion matrix on *fuse*."""
     matrices = details.diversity.confusion
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
@@ -167,4 +167,4 @@ def _mistakes(axes: Axes, matrix: list[list[int]], names: Sequence[str]) -> None
     ticks = range(len(names)) if len(names) <= 12 else []
     axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90, parse_math=False)  # a folder may be named $x$
     axes.set_yticks(ticks, [names[i] for i in ticks], parse_math=False)
-    axes.set(xlabel="guessed", ylabel="is")
+    axes.set(xlabel="predicted", ylabel="true")

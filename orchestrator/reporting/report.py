@@ -1,4 +1,4 @@
-"""Show what came out: the rows of the table, the verdict, one self-contained HTML page, and a note for the tracking UI."""
+"""Present the results of a sweep: table rows, a self-contained HTML page, and a note for the tracking UI."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
 
 
 def _matched(row: Candidate) -> str:
-    """Return the best vote of networks that the same training paid for, as text."""
+    """Return the best vote for the same training time, as text."""
     vote = row.matched
     return f"{(vote.test or vote.fuse).accuracy:.2%} (vote of {vote.networks})" if vote else ""
 
@@ -79,7 +79,7 @@ def run_note(summary: SweepSummary, details: FusionDetails | None = None) -> str
 
     Args:
         summary: The sweep's summary.
-        details: What the fusion step returned; None where nothing was fused.
+        details: What the fusion step returned; None if nothing was fused.
     """
     lines = [f"### Sweep {summary.sweep}: {summary.state}", "", f"Recommended: **{summary.recommended}**", ""]
     if details:
@@ -102,7 +102,7 @@ def _note_cells(row: MemberState | FusionSummary) -> str:
 
 
 def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details: FusionDetails, histories: Histories) -> None:
-    """Write report.html, and its plots, which are inside it and beside it.
+    """Write report.html with its plots embedded, and the plots as PNG files next to it.
 
     Args:
         folder: The sweep's folder.
@@ -147,14 +147,17 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
 
 
 def smallest_difference(candidates: Mapping[str, TestResults], recommended: str, single: str) -> float | None:
-    """Return what the *test* rows can show of the recommended fusion; of any candidate, where no fusion is recommended."""
+    """Return the smallest difference that the *test* rows can show.
+
+    It is the recommended fusion's, or the largest of all candidates if a single member is recommended.
+    """
     names = list(candidates) if recommended == single else [recommended]
     return max((candidates[name].detectable or 0.0 for name in names), default=0.0) or None
 
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image as the page shows it: its id, what is known of its row, and its picture as a PNG in base64."""
+    """An image in the report: its id, its row's results, and its pixels as a base64 PNG."""
 
     id: str
     row: HardRow | SuspectLabel
@@ -167,7 +170,7 @@ class ShownImage:
 
 
 def _picture(pixels: Any) -> str:
-    """Return (H, W, 3) uint8 pixels as a PNG in base64, large enough to see."""
+    """Encode (H, W, 3) uint8 pixels as a base64 PNG, large enough to see."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -178,6 +181,6 @@ def _picture(pixels: Any) -> str:
 
 
 def environment_facts() -> dict[str, str]:
-    """Return the versions that the report names."""
+    """Return the versions that the report lists."""
     packages = ("torch", "torchvision", "ray", "mlflow", "numpy", "scikit-learn", "onnxruntime")
     return {"python": platform.python_version(), "machine": platform.machine(), **{p: version(p) for p in packages}}

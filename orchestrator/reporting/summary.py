@@ -1,4 +1,4 @@
-"""Sum up what a plan's trainings came to: the state of each member, and the summary of a sweep."""
+"""Summarize the trainings of a plan: the state of each member, and the summary of the sweep."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from workers.diagnostics.logs import log_name
 
 
 def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, MemberState]:
-    """Return each member's state, by its full training.
+    """Return each member's state, which is that of its full training.
 
     A member that lacks fold trainings is done, and its reason says why stacks go without it.
 
     Args:
         plan: The plan.
-        outcomes: What became of the jobs that were run, by their keys.
+        outcomes: Outcomes of the jobs that were run, by job key.
     """
     return {member.name: _state(plan.of_member(member.name), outcomes) for member in plan.team.members}
 
 
 def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> MemberState | None:
-    """Return the student's state, or None where the team asks for none."""
+    """Return the student's state, or None if the team has no student."""
     return _state([plan.student], outcomes) if plan.student else None
 
 
@@ -58,7 +58,7 @@ def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) ->
 
 
 def _outcome_of(planned: PlannedMember, outcomes: Mapping[str, Outcome]) -> Outcome | None:
-    """Return what became of a member's job, or of the job of an equal recipe that was run in its place."""
+    """Return the outcome of a member's job, or of a job with an equal recipe that ran instead."""
     in_its_place = (outcome for outcome in outcomes.values() if planned.signature in outcome.job.signatures)
     return outcomes.get(planned.job.key) or next(in_its_place, None)
 
@@ -74,13 +74,13 @@ def histories(plan: Plan) -> dict[str, list[dict[str, float]]]:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """Makes the summary of one sweep, summary.json.
+    """Builds the summary of one sweep, summary.json.
 
     Attributes:
         plan: The plan.
         folder: The sweep's folder.
         runs: The sweep's runs.
-        data: What the data set is like.
+        data: The summary of the data set.
     """
 
     plan: Plan
@@ -95,8 +95,8 @@ class SweepReport:
 
         Args:
             members: State of each member, from `member_states`.
-            outcomes: What became of the jobs that were run, by their keys.
-            details: What the fusion step returned; None where nothing was fused.
+            outcomes: Outcomes of the jobs that were run, by job key.
+            details: What the fusion step returned; None if nothing was fused.
         """
         plan, rows = self.plan, details.candidates if details else {}
         student = student_state(plan, outcomes)

@@ -25,13 +25,13 @@ def print_table(headers: list[str], rows: list[list[str]], marked: int | None = 
     for i, row in enumerate(rows):
         table.add_row(*row, style="bold green" if i == marked else None)
     console = Console()
-    if not console.is_terminal:  # in a pipe or a file nothing is cut off
+    if not console.is_terminal:  # don't truncate in a pipe or a file
         console = Console(width=WIDE)
     console.print(table)
 
 
 def print_summary(home: Home, summary: SweepSummary) -> None:
-    """Print a sweep's table, its verdict, and where its model and its report are."""
+    """Print a sweep's table, its verdict, and the paths of its model and report."""
     from orchestrator.reporting import report
     from orchestrator.reporting.next_steps import next_steps_text
     from orchestrator.reporting.verdict import contributions_text, diversity_text, doubts_text, verdict

@@ -1,15 +1,15 @@
-"""Say which candidate to use, why, what it gains, what it costs, and how good the evidence is: a sentence a line."""
+"""Explain the recommendation: its reason, gain, costs and evidence, one sentence per line."""
 
 from __future__ import annotations
 
 from fusion.results import FEWEST_ROWS, Candidate, Choice, FusionDetails, Gain, LossDifference, Metric
 
-STRONG, FAIR = 0.005, 0.02  # of accuracy: smaller differences between candidates can't be shown
-FEWEST_DIFFERING = 6  # rows on which just one of two candidates is right, and always the same one, for McNemar's p below 5 %
+STRONG, FAIR = 0.005, 0.02  # largest detectable difference in accuracy for each grade
+FEWEST_DIFFERING = 6  # discordant rows, all in favour of one candidate, that bring McNemar's p below 5 %
 
 
 def verdict(details: FusionDetails) -> list[str]:
-    """Return the verdict, one line for each thing that there is to say.
+    """Return the verdict, one sentence per line.
 
     Args:
         details: What the fusion step returned.
@@ -26,7 +26,7 @@ def verdict(details: FusionDetails) -> list[str]:
 
 
 def contributions_text(details: FusionDetails) -> str | None:
-    """Return what each member brings to the vote, in points and at what price; None where that was not worked out."""
+    """Return each member's contribution to the vote in points, with its price; None if not computed."""
     if not details.contributions:
         return None
     texts = []
@@ -38,7 +38,7 @@ def contributions_text(details: FusionDetails) -> str | None:
 
 
 def diversity_text(details: FusionDetails) -> list[str]:
-    """Return a sentence on how alike the members are; none where nothing was learned."""
+    """Return a sentence on the diversity of the members; empty if no candidate beats chance."""
     return [] if details.choice.is_at_chance else [details.diversity.verdict]
 
 
@@ -51,7 +51,7 @@ def doubts_text(details: FusionDetails) -> list[str]:
 
 
 def abstention_text(details: FusionDetails) -> str:
-    """Return what the prediction sets of the recommended candidate come to."""
+    """Describe the recommended candidate's prediction sets: coverage and size."""
     found = details.abstention
     where = "" if found.on_test is None else f" On the test rows, {found.on_test:.1%} of the sets hold the right class."
     sets = f"Prediction sets that hold the right class of {found.coverage:.0%} of new images have"
@@ -59,12 +59,12 @@ def abstention_text(details: FusionDetails) -> str:
 
 
 def money_text(amount: float) -> str:
-    """Return an amount of money with two decimals, or as many as show it."""
+    """Format an amount of money with two decimals, or with one significant digit if below 0.01."""
     return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.1g}"
 
 
 def difference_text(metric: Metric, value: float, interval: tuple[float, float]) -> str:
-    """Return a difference by a metric with its interval: in nats, or in points of accuracy."""
+    """Format a difference with its interval, in nats or in points of accuracy."""
     low, high = interval
     if metric == "nll":
         return f"{value:.4f} nats ({low:.4f} to {high:.4f})"
@@ -72,7 +72,7 @@ def difference_text(metric: Metric, value: float, interval: tuple[float, float])
 
 
 def _best_score(details: FusionDetails, choice: Choice) -> str:
-    """Compare the best score with the best value."""
+    """Compare the best-scoring candidate with the recommended one."""
     best, chosen = (details.candidates[name] for name in (choice.best_score, details.recommended))
     if not choice.lost.difference:
         return f"Best score: {choice.best_score} is as good. {_price(best, chosen)}"
@@ -84,11 +84,11 @@ def _best_score(details: FusionDetails, choice: Choice) -> str:
 
 
 def _next_cheaper(details: FusionDetails, choice: Choice, name: str, worth: LossDifference) -> str:
-    """Say what the recommended candidate is worth over the next cheaper one."""
+    """Compare the next cheaper candidate with the recommended one."""
     cheaper, chosen = details.candidates[name], details.candidates[details.recommended]
     (low, high), word = worth.interval, "worse"
     value = worth.difference
-    if value < 0:  # where the rows are too few to choose by
+    if value < 0:  # if the rows are too few to choose by
         value, low, high, word = -value, -high, -low, "better"
     difference = difference_text(choice.metric, value, (low, high))
     doubt = ", which may be chance" if low <= 0 <= high else ""
@@ -96,8 +96,8 @@ def _next_cheaper(details: FusionDetails, choice: Choice, name: str, worth: Loss
 
 
 def _price(other: Candidate, chosen: Candidate) -> str:
-    """Say what one candidate costs beside the recommended one."""
-    inference = other.multiply_adds / (chosen.multiply_adds or 1)  # a network may have none
+    """Compare a candidate's costs with those of the recommended one."""
+    inference = other.multiply_adds / (chosen.multiply_adds or 1)  # a network may have no multiply-adds
     training = other.train_seconds / (chosen.train_seconds or 1)
     if f"{inference:.2f}" == "1.00" and f"{training:.2f}" == "1.00":
         return "It costs almost the same."
@@ -133,7 +133,7 @@ def _costs(name: str, row: Candidate) -> str:
 
 
 def _at_chance(details: FusionDetails, choice: Choice) -> str:
-    """Say that nothing was learned."""
+    """Warn that no candidate beats chance."""
     accuracy = details.candidates[choice.best_score].fuse.accuracy
     return (
         f"Nothing here is surely better than guessing: {choice.best_score}, the best, is right on {accuracy:.0%} of the "
@@ -143,7 +143,7 @@ def _at_chance(details: FusionDetails, choice: Choice) -> str:
 
 def _evidence(choice: Choice) -> str:
     """Grade the evidence: the smallest difference that the *fuse* rows can show."""
-    if choice.detectable == 0 and choice.detectable_accuracy == 0:  # of one member, all fusions are that member
+    if choice.detectable == 0 and choice.detectable_accuracy == 0:  # with one member, every fusion equals that member
         return "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
     smallest = choice.detectable_accuracy if choice.metric == "nll" else choice.detectable
     smallest = min(1.0, max(smallest, FEWEST_DIFFERING / choice.rows))

@@ -17,11 +17,11 @@ from workers.tracking.outbox import Outbox
 if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
-AWAY_SECONDS = 30.0  # for which a store that did not answer is asked nothing more
-RESTARTED = {"state": "restarted"}  # no run with this tag is taken for a finished training
+AWAY_SECONDS = 30.0  # before a store that did not answer is tried again
+RESTARTED = {"state": "restarted"}  # a run with this tag never counts as a finished training
 FIRST_RUNS = 100  # members whose runs are created before any training starts
 UNFINISHED = ("RUNNING", "SCHEDULED")
-NEVER_ARRIVED = "it was trained on a machine with another disk, and never came to the tracking store"
+NEVER_ARRIVED = "it was trained on a machine with another disk, and its files never reached the tracking store"
 
 
 def now_ms() -> int:
@@ -30,11 +30,11 @@ def now_ms() -> int:
 
 
 def later_than(since: int) -> int:
-    """Return the time in milliseconds since 1970, or the next one after `since`: clocks differ, and are set back."""
+    """Return the time in milliseconds since 1970, but at least `since` + 1: clocks differ, and are set back."""
     return max(now_ms(), since + 1)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MemberRuns:
     """The runs of the members of one sweep.
 
@@ -44,8 +44,8 @@ class MemberRuns:
         plan: The plan.
         experiment: Id of the experiment.
         parent: Id of the sweep's run.
-        ids: Run ids by the signature of the member.
-        away_until: A time.monotonic() until which a store that did not answer is asked nothing more.
+        ids: Run ids by signature.
+        away_until: Time until which a store that did not answer is not tried again, by time.monotonic().
         is_doubtful: Whether the store may have created runs whose ids never arrived here.
     """
 
@@ -59,7 +59,7 @@ class MemberRuns:
     is_doubtful: bool = False
 
     def run_id(self, planned: PlannedMember) -> str:
-        """Return a member's run, created where there is none. The run of a full training comes before those of its folds."""
+        """Return a member's run id, creating the run if needed; the run of a full training before those of its folds."""
         if planned.signature not in self.ids:
             self.ids[planned.signature] = self._create(planned)
             if planned.artifact.done:
@@ -67,39 +67,39 @@ class MemberRuns:
         return self.ids[planned.signature]
 
     def run_id_or_none(self, planned: PlannedMember) -> str | None:
-        """Return a member's run while jobs run, or None where the store is away.
+        """Return a member's run id, or None if the store is away.
 
-        The training goes on untracked then. Its run is created and filled at the end, or by the next sweep.
+        The training then runs untracked. Its run is created and filled at the end, or by the next sweep.
         """
         if planned.signature not in self.ids and time.monotonic() < self.away_until:
             return None
         try:
             return self.run_id(planned)
-        except Exception:  # whatever a network and a server can do
+        except Exception:  # any error of the network or the server
             self.is_doubtful = True
             self.away_until = time.monotonic() + AWAY_SECONDS
             return None
 
     def of_job(self, job: Job) -> tuple[str, ...]:
-        """Return the runs of a job's members, in their order; none where the store is away."""
+        """Return the run ids of a job's members, in their order; empty if the store is away."""
         runs = [self.run_id_or_none(PlannedMember(job, member)) for member in job.members]
         return tuple(run for run in runs if run) if all(runs) else ()
 
     def create_first(self) -> None:
-        """Create runs, so that people see what waits. In a plan of thousands the others are created as their jobs start."""
-        done = [planned for planned in self.plan.members if planned.signature in self.plan.done]
+        """Create runs of finished and of the first pending trainings. Other runs are created when their jobs start."""
+        done = [planned for planned in self.plan.members if planned.artifact.done]
         for planned in (*done, *self.plan.members[:FIRST_RUNS]):
             self.run_id(planned)
 
     def restart(self, planned: PlannedMember) -> None:
-        """Delete a training that is to be done afresh: its files, and every run that could be taken for it."""
+        """Discard a training, so that it starts afresh: delete its files, and tag its runs as restarted."""
         from workers.storage.training_folder import TrainingFolder
 
         while run := self.tracking.find_training(self.experiment, planned.signature):
             self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
         if run := self.ids.pop(planned.signature, None):
             self.tracking.send([TagsEntry(run=run, tags=RESTARTED)])
-            if self.tracking.status(run) in UNFINISHED:  # a driver that was killed left it
+            if self.tracking.status(run) in UNFINISHED:  # left by a killed driver
                 self.tracking.send([StatusEntry(run=run, status="KILLED", time=now_ms(), tags=RESTARTED)])
         planned.artifact.delete()
         TrainingFolder.of(planned.job).remove_checkpoints()
@@ -108,20 +108,20 @@ class MemberRuns:
         """Download the trainings that only the tracking store has.
 
         Raises:
-            StoreAwayError: If the store goes away meanwhile. Nothing is to be trained again for that.
+            StoreAwayError: If the store goes away meanwhile. Its trainings must not be repeated for that.
         """
         missing = [planned for planned in self.plan.members if not planned.artifact.done]
         runs = self.tracking.runs_with_tag(self.experiment, "state", "done") if missing else {}
         for planned in missing:
             run = runs.get(planned.signature)
             if run and not download_training(planned.artifact, self.tracking, run):
-                self.tracking.has_run(run)  # which tells a store that is away from a run whose files are gone
+                self.tracking.has_run(run)  # raises if the store is away, not if the run's files are gone
 
     def collect(self, outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-        """Download the trainings of machines with another disk, and create runs that could not be created before.
+        """Download the trainings of machines with another disk, and create the runs that are still missing.
 
         Args:
-            outcomes: What became of the jobs, by their keys.
+            outcomes: Outcomes of the jobs, by job key.
 
         Returns:
             The outcomes, corrected for trainings that never arrived.
@@ -155,23 +155,23 @@ class MemberRuns:
         return run
 
     def log_settings(self, signatures: Collection[str]) -> None:
-        """Log the settings of trainings whose runs are there; what a run has already stays."""
+        """Log the settings of trainings that have runs. Parameters that a run already has are kept."""
         for planned in self.plan.members:
             if planned.signature in signatures:
                 self.tracking.log_params(self.ids[planned.signature], _settings(planned))
 
     def _created_before(self, planned: PlannedMember) -> str | None:
-        """Return the run of a request whose answer got lost, or None."""
+        """Return the run that was created by a request whose answer was lost, or None."""
         if not self.is_doubtful:
             return None
         children = self.tracking.children(self.experiment, self.parent)
         return next((child.run for child in children if child.signature == planned.signature), None)
 
-    def reconcile(self) -> None:
-        """Make the store say of every run of this sweep what became of its training, whatever it was told before.
+    def reconcile_members(self) -> None:
+        """Correct the status of every run of this sweep in the store, so that it matches the run's training.
 
         Raises:
-            Exception: Whatever the store raises while it is away. The next sweep does it then.
+            Exception: Any error of the store while it is away. The next sweep reconciles then.
         """
         by_run = {self.ids[planned.signature]: planned for planned in self.plan.members if planned.signature in self.ids}
         for child in self.tracking.children(self.experiment, self.parent):
@@ -181,13 +181,13 @@ class MemberRuns:
             elif planned and child.status in UNFINISHED:
                 self.outbox.status(child.run, "KILLED", later_than(child.since), {"state": "not done"})
             elif not planned and child.run not in self.ids.values() and child.status in UNFINISHED:
-                if child.is_empty and child.signature in self.ids:  # made twice, because an answer got lost
+                if child.is_empty and child.signature in self.ids:  # created twice, because an answer was lost
                     self.tracking.delete_run(child.run)
                 else:
                     self.outbox.status(child.run, "KILLED", later_than(child.since), {"state": "left out"})
 
     def _publish(self, planned: PlannedMember, run: str, since: int = 0) -> None:
-        """Fill the run of a training that was finished before in this home. Its status was set at `since`, if it was."""
+        """Fill the run of a training that this home has finished before. `since` is when its status was last set."""
         record = planned.artifact.manifest()
         for epoch, metrics in enumerate(record.history):
             values = {k: v for k, v in metrics.items() if k != "time"}

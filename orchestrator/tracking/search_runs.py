@@ -7,7 +7,7 @@ from orchestrator.tracking.member_runs import MemberRuns, now_ms
 
 
 def log_search(runs: MemberRuns, search: Search) -> None:
-    """Create the runs of a search and of its trials. Those that are there stay as they are."""
+    """Create the runs of a search and of its trials. Existing runs stay as they are."""
     if search.signature not in runs.ids:
         runs.ids[search.signature] = _create(runs, search.signature, f"{search.label} search", runs.parent)
     for name, trial in search.trials.items():

@@ -1,4 +1,4 @@
-"""Run the team's tracking server: MLflow's own, behind a password, with artifacts through it, no jobs and no pickle."""
+"""Run the team's tracking server: MLflow's, with a password and proxied artifacts, without jobs or pickle."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
 from workers.tracking.database import HOME_DATABASE, ensure_database
 
-MOST_WORKERS = 4  # MLflow's own number; each imports all of MLflow
+MOST_WORKERS = 4  # MLflow's default; each worker imports all of MLflow
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable, as are the two of clients: MLFLOW_TRACKING_USERNAME, _PASSWORD
+PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # read by MLflow; clients use MLFLOW_TRACKING_USERNAME and _PASSWORD
 SHORTEST = 12
 STARTING = 180.0
 
@@ -30,12 +30,12 @@ class Server:
     """A tracking server.
 
     Attributes:
-        home: Where it keeps its files.
+        home: Folder of its files.
         host: The address that it listens on.
         port: Its port.
-        database: postgresql://USER:PASSWORD@HOST/NAME; a SQLite file of the home where left out.
-        artifacts: A folder, or s3://BUCKET/PATH; a folder of the home where left out.
-        allow: Names, with port, by which clients may call it.
+        database: postgresql://USER:PASSWORD@HOST/NAME; defaults to a SQLite file in the home.
+        artifacts: A folder, or s3://BUCKET/PATH; defaults to a folder in the home.
+        allow: Host names, with port, that clients may use for it.
     """
 
     home: Path
@@ -46,7 +46,7 @@ class Server:
     allow: Sequence[str] = ()
 
     def in_background(self, words: Sequence[str]) -> None:
-        """Start the same command without us, and come back once it answers. Raises ConclaveError where it does not."""
+        """Start the same command in the background, and return once it answers. Raises ConclaveError if it does not."""
         self.check()
         self.home.mkdir(parents=True, exist_ok=True)
         log = self.home / "server.log"
@@ -60,14 +60,14 @@ class Server:
     def _answers(self) -> bool:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
-        except urllib.error.HTTPError:  # it wants a password
+        except urllib.error.HTTPError:  # the server asks for a password
             return True
         except OSError:
             return False
         return True
 
     def start(self) -> None:
-        """Become the server. Raises UserInputError where the password is missing, before anything is written."""
+        """Become the server process. Raises UserInputError before anything is written if the password is missing."""
         self.check()
         self.write()
         os.execve(sys.executable, self.command(), {**os.environ, **self.env()})
@@ -76,19 +76,19 @@ class Server:
         """Check the password and the packages. Raises UserInputError."""
         if len(os.environ.get(PASSWORD, "")) < SHORTEST and not self._started_before():
             raise UserInputError(
-                f"{PASSWORD}: set it to a password of at least {SHORTEST} characters, the admin's, for the first start."
+                f"{PASSWORD}: set it to the admin's password, of at least {SHORTEST} characters, for the first start."
             )
         if find_spec("flask_wtf") is None:  # MLflow's authentication would end in a traceback
-            raise UserInputError("the server needs packages of its own: pip install 'conclave-ensembles[server]'")
+            raise UserInputError("the server needs extra packages: pip install 'conclave-ensembles[server]'")
 
     def write(self) -> None:
-        """Write what MLflow reads at its start, secrets among it."""
+        """Write the files that MLflow reads at its start, including secrets."""
         self.home.mkdir(parents=True, exist_ok=True)
         if not self.secret.exists():
             write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
         if not self.database:
-            ensure_database(self.home / HOME_DATABASE)  # whole or not at all, which MLflow's own first start is not
+            ensure_database(self.home / HOME_DATABASE)  # atomic, unlike MLflow's own first start
         if not self.database:  # it holds hashes of passwords
             (self.home / "server-users.db").touch(mode=0o600)
             (self.home / "server-users.db").chmod(0o600)
@@ -104,7 +104,7 @@ class Server:
         return self.home / "server-auth.ini"
 
     def _started_before(self) -> bool:
-        """Return whether it was started before with the same database of accounts: another one has no admin yet."""
+        """Return whether a server was started before with this account database: a new database has no admin yet."""
         return self.settings.exists() and self.settings.read_text(encoding="utf-8") == self._authentication()
 
     def command(self) -> list[str]:
@@ -117,7 +117,7 @@ class Server:
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
     def env(self) -> Mapping[str, str]:
-        """Return MLflow's environment. It holds the secrets, because everybody on the machine can read a command line."""
+        """Return MLflow's environment variables. They hold the secrets, because any user can read a command line."""
         return {
             **SAFE,
             "MLFLOW_BACKEND_STORE_URI": self.database or f"sqlite:///{self.home.absolute()}/mlflow.db",
@@ -126,9 +126,9 @@ class Server:
         }
 
     def _authentication(self) -> str:
-        """Return the authentication's settings: nobody without an account; accounts read what others made and write their own."""
+        """Return the authentication settings: an account is required; it can read all runs, and write only its own."""
         database = self.database or f"sqlite:///{self.home.absolute()}/server-users.db"
-        escaped = database.replace("%", "%%")  # which means one % in such a file
+        escaped = database.replace("%", "%%")  # %% is a literal % in an INI file
         return f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {escaped}\nadmin_username = admin\n" + (
             "authorization_function = orchestrator.tracking.server_auth:authenticate\n"
             "auth_cache_ttl_seconds = 60\n"  # else each request hashes its password anew

@@ -1,7 +1,7 @@
-"""Refuse requests that name a place for artifacts, on the team's tracking server. MLflow's basic auth does the rest.
+"""Refuse requests to the tracking server that set an artifact location. MLflow's basic auth does the rest.
 
-MLflow calls `authenticate` for each request: `server-auth.ini` names it. Without it, a client could say that an experiment's
-artifacts lie in a folder of the server, and then read the server's files.
+MLflow calls `authenticate`, named in `server-auth.ini`, for each request. Without it, a client could set an experiment's
+artifact location to a folder of the server, and then read the server's files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PROXIED = "mlflow-artifacts:"  # scheme of artifacts that go through the server
-LOCATION_FIELDS = ("artifact_location", "artifactLocation", "mlflow.artifactLocation")  # the second is protobuf's for the first
+LOCATION_FIELDS = ("artifact_location", "artifactLocation", "mlflow.artifactLocation")  # the second is protobuf's JSON name
 REFUSAL = "artifact_location: this server chooses where artifacts lie ({location} is not accepted). Leave it out."
 
 

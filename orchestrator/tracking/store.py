@@ -17,23 +17,23 @@ from workers.tracking.database import SCHEME, path_of, uri_of
 
 ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself for the rest of the process
-# Where the user and the password of a URI go: MLflow and PostgreSQL read these, and no file or message has them.
+# Variables that take the user and password of a URI: MLflow and PostgreSQL read them, so no file or message holds them.
 ACCOUNTS = {
     "http": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     "postgresql": ("PGUSER", "PGPASSWORD"),
 }
-SECRETS = ("user", "password")  # parameters of an address that go the same way
+SECRETS = ("user", "password")  # URI parameters that move to the same variables
 
 
 def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None]) -> str:
     """Return the URI of the tracking store: the team's, else CONCLAVE_TRACKING_URI, else the home's.
 
     Args:
-        spec: What the team file says of tracking.
-        team_file: The team file, whose folder relative paths count from.
+        spec: The team's tracking settings.
+        team_file: The team file; relative paths start at its folder.
         home: The home.
-        say: Shows a line to people, where a store that is not required is away.
+        say: Shows a line to the user if an optional store is away.
 
     Raises:
         UserInputError: If a required store does not answer, or the team file holds a password.
@@ -43,9 +43,7 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         if _account_in(uri, source) is not None:
             user, password = ACCOUNTS.get(urlsplit(uri).scheme.partition("+")[0], (TRACKING_URI, TRACKING_URI))
             names = user if user == password else f"{user} and {password}"
-            raise UserInputError(
-                f"tracking.uri: it holds a password, and team files are passed around. Give the password by {names}."
-            )
+            raise UserInputError(f"tracking.uri: it holds a password, and team files are passed around. Set {names} instead.")
     else:
         source, uri = TRACKING_URI, environment_uri()
     if not uri:
@@ -60,7 +58,7 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
 
 
 def environment_uri() -> str:
-    """Return CONCLAVE_TRACKING_URI without its account, which goes to the variables that are meant for it; "" for none.
+    """Return CONCLAVE_TRACKING_URI without its account, which moves to the variables in ACCOUNTS; "" if unset.
 
     Raises:
         UserInputError: If it holds a password that no other variable can take.
@@ -84,10 +82,10 @@ def environment_uri() -> str:
 
 
 def _account_in(uri: str, source: str) -> tuple[str, str] | None:
-    """Return the user and the password that an address holds, or None where it holds neither.
+    """Return the user and the password in an address, or None if it has no password.
 
     Raises:
-        UserInputError: If it can't be told where they end, or there is a name alone. The message does not have them.
+        UserInputError: If the address can't be parsed, or has a user but no password. The message shows neither.
     """
     try:
         parts = urlsplit(uri)
@@ -101,64 +99,64 @@ def _account_in(uri: str, source: str) -> tuple[str, str] | None:
     query = dict(parse_qsl(parts.query)) if is_known else {}
     user = query.get("user") if parts.username is None else unquote(parts.username)
     password = query.get("password") if parts.password is None else unquote(parts.password)
-    if password is None and parts.username and parts.scheme in ("http", "https"):  # MLflow takes no name alone
+    if password is None and parts.username and parts.scheme in ("http", "https"):  # MLflow needs both
         raise UserInputError(f"{source}: the address holds a name without a password. Give a token by MLFLOW_TRACKING_TOKEN.")
     return None if password is None else (user or "", password)
 
 
 def _absolute(uri: str, folder: Path, source: str) -> str:
-    """Return a URI whose file, where it is one, does not depend on the folder that one is in.
+    """Return a URI with the path of a SQLite file resolved against `folder`; other URIs stay unchanged.
 
     Raises:
-        UserInputError: If the folder's path holds what the address of a SQLite database can't hold.
+        UserInputError: If the folder's path has a character that the address of a SQLite database can't hold.
     """
     database = path_of(uri)
     if database is None or database.is_absolute():
         return uri
     if unusable := [letter for letter in "?%" if letter in str(folder)]:
         raise UserInputError(
-            f"{source}: it counts from {folder}, whose path holds {unusable[0]!r}, which the address of a SQLite database can't "
-            "hold. Use a folder of another name."
+            f"{source}: it starts at {folder}, whose path has a {unusable[0]!r}, which the address of a SQLite database can't "
+            "hold. Rename the folder."
         )
     query = uri.removeprefix(SCHEME).partition("?")[2]
     return uri_of(folder / database) + (f"?{query}" if query else "")
 
 
 def _problem_with(uri: str) -> str | None:
-    """Return what is wrong with a tracking store, or None. One in a file is created when it is opened."""
+    """Return the problem with a tracking store, or None. A SQLite file is created when it is opened."""
     scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
         return None
     if scheme == "file" or (not scheme and uri != "databricks"):
-        return "is a folder, which MLflow keeps no runs in any more; sqlite:///PATH is a file for them"
+        return "is a folder, in which MLflow no longer keeps runs; use a file, sqlite:///PATH"
     answers: list[str | None] = []
 
     def ask() -> None:
         answers.append((_silence(uri) if scheme in ("http", "https") else None) or _refusal(uri))
 
-    thread = threading.Thread(target=ask, daemon=True)  # a server that drips byte by byte is never done
+    thread = threading.Thread(target=ask, daemon=True)  # a server that sends byte by byte would never time out
     thread.start()
     thread.join(ANSWER_SECONDS)
     return answers[0] if answers else f"doesn't answer within {ANSWER_SECONDS:g} s"
 
 
 def _silence(uri: str) -> str | None:
-    """Return why nobody answers HTTP at a URI, or None where somebody does."""
+    """Return the problem with an HTTP request to a URI, or None if a server answers."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
     except urllib.error.HTTPError:
-        return None  # somebody answers; whether they let us in is seen next
-    except Exception as error:  # a network's, or an answer that is no HTTP
+        return None  # a server answers; `_refusal` checks access next
+    except Exception as error:  # a network error, or an answer that is not HTTP
         return f"doesn't answer as a web server does ({getattr(error, 'reason', None) or type(error).__name__})"
     return None
 
 
 def _refusal(uri: str) -> str | None:
-    """Return the store's problem with a call that changes nothing."""
+    """Return the problem with a read-only request to the store, or None."""
     from workers.tracking.client import TrackingClient
 
     try:
         TrackingClient(uri).client.search_experiments(max_results=1)
-    except Exception as error:  # whatever a network, a server and a database driver can do
+    except Exception as error:  # any error of the network, the server or the database driver
         return f"can't be used ({first_line(error)[:200]})"
     return None

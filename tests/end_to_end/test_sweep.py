@@ -409,8 +409,8 @@ def test_a_student_is_trained_once_from_all_members(tmp_path: Path) -> None:
     conclave("export", "tiny", "--home", "home", "--method", "student", "--out", "student.onnx", cwd=tmp_path)
     alone = conclave("fuse", "tiny", "--home", "home", "--only", "a", "--json", cwd=tmp_path).stdout
     assert "student was left out" in alone
-    without = conclave("fuse", "tiny", "--home", "home", "--method", "vote", cwd=tmp_path).stdout
-    assert "Use " in without, "it is trained, and no fusion asks it"
+    without = json.loads(conclave("fuse", "tiny", "--home", "home", "--method", "vote", "--json", cwd=tmp_path).stdout)
+    assert set(without["candidates"]) == {"a", "b", "vote"}, "it is trained, and no fusion asks it"
     (tmp_path / "team.yaml").write_text(STUDENT.replace("epochs: 3, ", "epochs: 3, temperature: 2, "))
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.trained == 1
 
@@ -625,13 +625,13 @@ def test_a_later_run_that_did_not_end_is_told_and_tables_are_whole_in_a_pipe(
     whole = conclave("report", "tiny", "--home", "home", cwd=tmp_path).stdout
     assert "…" not in whole
     assert long in whole
-    assert "done" in conclave("status", "--home", "home", cwd=tmp_path).stdout
+    assert json.loads(conclave("status", "--home", "home", "--json", cwd=tmp_path).stdout)["tiny"]["state"] == "done"
     (tmp_path / "team.yaml").write_text(text + "  - {name: c, seed: 9}\n")
 
     def killed(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(pipeline._ActiveSweep, "_train", killed)
+    monkeypatch.setattr(pipeline._Sweep, "_train", killed)
     with pytest.raises(MemoryError):
         inline(tmp_path / "team.yaml", tmp_path / "home")
     assert "unfinished" in conclave("status", "--home", "home", cwd=tmp_path).stdout

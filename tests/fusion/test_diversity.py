@@ -95,6 +95,7 @@ def test_a_forecast_has_an_interval_and_is_left_out_where_the_rows_cannot_tell()
     """Members that are right on 14 to 27 % of few rows promise nothing."""
     five = table(6000, members=5, skill=(0.7,) * 5)
     ahead = forecast(mean_hits(softmax(five.logits[:3]), five.labels), 5)
+    assert len(ahead) == 5
     for point in ahead[3:]:
         assert point.interval is not None
         assert point.interval[0] <= point.accuracy <= point.interval[1]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from fusion.fitting.cross_validation import PENALTIES, fit_heads, shuffled_splits
+from fusion.fitting.cross_validation import PATIENCE, PENALTIES, fit_heads, shuffled_splits
 from fusion.fitting.heads import HeadProblem, MatrixProblem, WeightsProblem
 from fusion.methods.concat import Concat, averaging_head
 from fusion.methods.stack import meta_features
@@ -118,4 +118,4 @@ def test_no_penalty_is_tried_after_two_that_gained_nothing() -> None:
     best = fit_heads(problem_of, 300, folds, PENALTIES)[0]
     losses = list(best.nll.values())
     assert best.nll[best.penalty] == min(losses)
-    assert len(losses) == len(PENALTIES) or min(losses) not in losses[-2:]
+    assert len(losses) == losses.index(min(losses)) + 1 + PATIENCE < len(PENALTIES)

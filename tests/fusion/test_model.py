@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusion.export.abstaining import disagreement
 from fusion.export.flips import predict_with_flips
 from fusion.export.freezing import FoldedConv, freeze_for_inference
 from fusion.export.fused_model import Combiner, FusedModel, assemble
@@ -18,7 +19,7 @@ from fusion.interface import FUSIONS
 from fusion.methods.cascade import Cascade
 from fusion.methods.stack import Stack
 from fusion.methods.vote import Vote
-from fusion.metrics.conformal import disagreement, prediction_sets, set_scores
+from fusion.metrics.conformal import prediction_sets, set_scores
 from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions
 from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import CandidateNetworks
@@ -180,5 +181,5 @@ def test_an_exported_model_that_abstains_gives_the_sets_and_the_disagreement_of_
     assert np.abs(given - probabilities).max() < 1e-4
     assert (sets == prediction_sets(given.astype(float), level)).mean() > 0.98
     assert 1 < sets.sum(1).mean() < CLASSES
-    assert np.abs(apart - disagreement(torch.stack(logits).softmax(2).double().numpy())).max() < 1e-4
+    assert np.abs(apart - disagreement(torch.stack(logits).double().softmax(2)).numpy()).max() < 1e-4
     assert apart.max() > 0

@@ -50,7 +50,7 @@ def test_a_competitions_file_is_filled_in_its_own_order(lines: Sequence[str], ex
     [
         (["id,label", "2,?", "7,?", "8,?"], "2 of 3 ids have no image, such as 7, 8"),
         (["id,cow,horse", "2,0,0"], "the columns horse are no classes of the model"),
-        (["id"], "expected an id and a class"),
+        (["id"], "an id and a class in each row"),
     ],
 )
 def test_a_competitions_file_that_can_not_be_filled_is_refused(lines: Sequence[str], why: str, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_every_fusion_gives_probabilities(skills: list[float], seed: int) -> Non
     rows, names = np.arange(80), tuple(f"m{i}" for i in range(len(skills)))
     team = TeamPredictions(names, tuple("wxyz"), given_inputs, given_inputs.fuse, rows, rows, rows)
     fitted = fit_all(team, [name for name in FUSIONS.own_names() if name not in ("concat", "student", "stack_bag")])
+    assert set(fitted) == {*names, "vote", "vote_logits", "stack", "weighted", "cascade"}
     for name, fusion in fitted.items():
         probabilities = fusion.predict_proba(given_inputs.fuse)
         assert probabilities.shape == (80, CLASSES), name

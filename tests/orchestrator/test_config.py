@@ -175,7 +175,7 @@ BAD = {
     "duplicate YAML key": (HEAD + ONE + "seed: 1\nseed: 2\n", 4, "duplicate key"),
     "duplicate member": (HEAD + "members:\n  - {name: a}\n  - {name: A}\n", 4, "taken (line 3)"),
     "zero members": (HEAD + "members: []\n", 2, "at least one member"),
-    "no members": (HEAD, 1, "members: is required"),
+    "no members": (HEAD, 1, "members: required key is missing"),
     "lr NaN": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: .nan}}]\n", 2, "finite"),
     "lr negative": (HEAD + "members: [{name: a, optimizer: {kind: sgd, lr: -1}}]\n", 2, "greater than 0"),
     "batch 0": (HEAD + ONE + "train: {batch_size: 0}\n", 3, "greater than or equal to 2"),
@@ -230,7 +230,7 @@ BAD = {
     "a search of snapshots": (
         HEAD + "members:\n  - {name: a, snapshots: 2, search: {trials: 2, lr: [1, 2]}}\n",
         3,
-        "without snapshots and average",
+        "together with snapshots, average",
     ),
     "a label that is none": (HEAD + ONE + "resources: {labels: {market: [spot]}}\n", 3, "labels of machines like"),
     "labels of nothing": (HEAD + ONE + "resources: {labels: [{}]}\n", 3, "labels of machines like"),
@@ -241,7 +241,7 @@ BAD = {
     "a student that begins from another network": (
         HEAD + ONE + "fusion: [student]\nstudent: {start: a, width: 8}\n",
         4,
-        "another network",
+        "a different network",
     ),
     "a student that is none": (HEAD + ONE + "fusion: [student]\nstudent: 3\n", 4, "expected a mapping"),
     "a student's unknown key": (HEAD + ONE + "fusion: [student]\nstudent: {temprature: 3}\n", 4, "did you mean temperature?"),
@@ -278,7 +278,7 @@ def test_several_errors_are_reported_at_once() -> None:
 @pytest.mark.parametrize("members", ["1," * 20_001, "\n" * 20_001, "[" * 201 + "]" * 201])
 def test_a_file_that_takes_many_seconds_to_parse_is_refused_before(members: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teamfile, "YAML", lambda **_: pytest.fail("it is parsed"))
-    with pytest.raises(UserInputError, match="more than 20000 lines and entries, or more than 200 brackets"):
+    with pytest.raises(UserInputError, match="more than 20000 lines and entries, or more than 200 nested brackets"):
         parsed(f"name: t\nmembers: [{members}]\n")
 
 

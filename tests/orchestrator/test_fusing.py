@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +16,15 @@ import torch
 from fusion.predictions import FusionInputs, TeamPredictions
 from fusion.selection.fitting import fit_all
 from fusion.selection.networks import CandidateNetworks
-from orchestrator.fusing.costs import all_cores, measure_inference
+from orchestrator.fusing.costs import InferenceCost, all_cores, efforts, measure_inference
 from orchestrator.fusing.progress import Steps, follow
 from orchestrator.fusing.warnings import still_improving, warn
-from tests.factories import CLASSES, member, table
+from tests.factories import CLASSES, member, record, table
 from workers.diagnostics.waiting import wait_until
 from workers.models.build import build
 from workers.models.multiply_adds import multiply_adds
 from workers.models.network import Network
+from workers.storage.artifacts import MemberArtifact
 
 
 def team(rows: int = 400, **keys: object) -> TeamPredictions:
@@ -55,11 +59,24 @@ def test_each_network_is_measured_once_however_many_fusions_ask_it() -> None:
     assert all(cost.seconds > 0 and cost.seconds_all_cores > 0 for cost in costs.values())
 
 
+def test_measured_times_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that was busy in one of two reruns gives the same efforts, which decide."""
+    given, found = team(), []
+    for seconds in (60.0, 7.3):
+        epoch = {"train/loss": 0.5, "seconds": seconds, "time": 7.0}
+        monkeypatch.setattr(MemberArtifact, "manifest", lambda self, e=epoch: record(train_seconds=e["seconds"], history=[e]))
+        fitted = fit_all(given, ("vote",))
+        full = dict.fromkeys(given.names, Path("nowhere"))
+        fitted_team: Any = SimpleNamespace(team=given, fitted=fitted, full=full, folds={}, student=None)
+        found.append(efforts(fitted_team, {name: InferenceCost(seconds, seconds, 1e6) for name in fitted}))
+    assert found[0] == found[1]
+
+
 def test_all_cores_are_used_while_fusing_and_given_back() -> None:
     torch.set_num_threads(1)
     with all_cores() as threads:
         assert threads == 1
-        assert torch.get_num_threads() >= 1
+        assert torch.get_num_threads() == (os.cpu_count() or 1)
     assert torch.get_num_threads() == 1
 
 

@@ -14,7 +14,7 @@ from orchestrator import sweep
 from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan
-from orchestrator.sweep import SweepOptions, _PreparedSweep
+from orchestrator.sweep import SweepOptions, _Sweep
 from orchestrator.tracking import member_runs as runs
 from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
 from tests.factories import planned, record
@@ -39,11 +39,11 @@ def test_of_a_large_plan_runs_are_made_as_jobs_start_and_found_again(tmp_path: P
     first = opened(made, tmp_path)
     assert list(first.ids) == [one.signature for one in made.members[:4]]
     late = made.of_member("m-3")[2]
-    run = first.members.run_id(late)
+    run = first.run_id(late)
     tags = first.tracking.client.get_run(run).data.tags
     assert tags["mlflow.parentRunId"] == first.ids[made.of_member("m-3")[0].signature], "nested under its member's"
     again = opened(made, tmp_path)  # the first was killed: its sweep.json knows four
-    assert again.members.run_id(late) == run
+    assert again.run_id(late) == run
     assert again.parent == first.parent
 
 
@@ -67,17 +67,17 @@ def test_a_store_that_goes_away_ends_no_sweep_and_gets_its_runs_later(tmp_path: 
 
     monkeypatch.setattr(TrackingClient, "create_run", away)
     late = made.of_member("m-2")[0]
-    assert one.members.run_id_or_none(late) is None
-    assert one.members.run_id_or_none(made.of_member("m-3")[0]) is None
+    assert one.run_id_or_none(late) is None
+    assert one.run_id_or_none(made.of_member("m-3")[0]) is None
     assert len(asked) == 1, "who was not answered does not hold up job after job"
-    assert one.members.run_id_or_none(made.of_member("m-1")[0]) == one.ids[made.of_member("m-1")[0].signature], (
+    assert one.run_id_or_none(made.of_member("m-1")[0]) == one.ids[made.of_member("m-1")[0].signature], (
         "what is known needs nobody"
     )
     monkeypatch.setattr(TrackingClient, "create_run", start)
     monkeypatch.setattr(MemberArtifact, "done", property(lambda self: self.root.name == late.signature))
     monkeypatch.setattr(MemberArtifact, "manifest", lambda self: record())
-    one.members.away_until = 0.0
-    one.collect_trainings({late.job.key: Outcome(late.job)})
+    one.away_until = 0.0
+    one.collect({late.job.key: Outcome(late.job)})
     flush_outbox(one.outbox)
     run = one.tracking.client.get_run(one.ids[late.signature])
     assert (run.info.status, run.data.tags["state"], run.data.metrics["train/loss"]) == ("FINISHED", "done", 0.5)
@@ -127,7 +127,7 @@ def test_a_driver_killed_before_it_wrote_of_its_runs_finds_them_again(tmp_path: 
         with pytest.raises(SystemExit):
             opened(made, tmp_path)
     one = opened(made, tmp_path)
-    found = one.tracking.client.search_runs([one.members.experiment], max_results=100)
+    found = one.tracking.client.search_runs([one.experiment], max_results=100)
     assert len(found) == len({run.data.tags.get("signature", "the sweep") for run in found}) == 1 + len(made.members)
 
 
@@ -144,15 +144,13 @@ def test_an_answer_that_got_lost_doubles_no_run(tmp_path: Path, monkeypatch: pyt
     late = made.of_member("m-2")[0]
     with monkeypatch.context() as away:
         away.setattr(TrackingClient, "create_run", lost)
-        assert one.members.run_id_or_none(late) is None
-    run = one.members.run_id_or_none(late)
-    mine = [child for child in one.tracking.children(one.members.experiment, one.parent) if child.signature == late.signature]
+        assert one.run_id_or_none(late) is None
+    run = one.run_id_or_none(late)
+    mine = [child for child in one.tracking.children(one.experiment, one.parent) if child.signature == late.signature]
     assert [child.run for child in mine] == [run]
-    double = create(
-        one.tracking, one.members.experiment, "m-2", {"signature": late.signature, "sweep": one.parent, "state": "pending"}
-    )
+    double = create(one.tracking, one.experiment, "m-2", {"signature": late.signature, "sweep": one.parent, "state": "pending"})
     one.flush(30)
-    assert double not in [child.run for child in one.tracking.children(one.members.experiment, one.parent)]
+    assert double not in [child.run for child in one.tracking.children(one.experiment, one.parent)]
 
 
 def test_a_home_that_was_moved_goes_on_with_its_runs_and_sends_what_it_kept(tmp_path: Path) -> None:
@@ -183,7 +181,7 @@ def test_a_database_that_can_not_be_written_is_said_in_a_sentence(tmp_path: Path
 
     monkeypatch.setattr(type(one.tracking.client), "create_run", is_locked)
     with pytest.raises(ConclaveError, match=r"mlflow\.db: \(sqlite3\.OperationalError\) database is locked\. What is finished"):
-        one.tracking.create_run(one.members.experiment, "x", {})
+        one.tracking.create_run(one.experiment, "x", {})
 
 
 def test_a_clock_that_was_set_back_leaves_no_run_with_an_old_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +198,7 @@ def test_a_clock_that_was_set_back_leaves_no_run_with_an_old_status(tmp_path: Pa
 class Prepared:
     """A sweep that is about to open its runs, in a store that answered a moment ago."""
 
-    sweep: _PreparedSweep
+    sweep: _Sweep
     made: Plan
     said: list[str]
 
@@ -211,7 +209,7 @@ def prepared(made: Plan, home: Path, uri: str) -> Prepared:
     (home / "team.yaml").write_text(TEAM)
     options = SweepOptions(Home(home), make_executor=Mock(), say=said.append)
     place = SweepPlace(home / "team.yaml", Home(home), folder, uri)
-    return Prepared(_PreparedSweep(place, options, Mock(team=made.team)), made, said)
+    return Prepared(_Sweep(place, options, made), made, said)
 
 
 def test_a_store_that_went_away_before_the_first_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +224,9 @@ def test_a_store_that_went_away_before_the_first_run_is_waited_for(tmp_path: Pat
 
     monkeypatch.setattr(kind, "log_batch", is_away_first)
     monkeypatch.setattr("workers.diagnostics.waiting.time.sleep", lambda seconds: None)
-    opened_runs = one.sweep._open_runs(one.made, [])
-    found = opened_runs.tracking.client.search_runs([opened_runs.members.experiment], max_results=100)
+    one.sweep._open_runs()
+    opened_runs = one.sweep.runs
+    found = opened_runs.tracking.client.search_runs([opened_runs.experiment], max_results=100)
     assert len(found) == 1 + len(one.made.members), "the run that was there already is none too many"
     assert all(run.data.params for run in found), "whose settings had not arrived, too"
     assert one.said == []
@@ -240,9 +239,10 @@ def test_a_store_that_stays_away_before_the_first_run(required: bool, tmp_path: 
     one = prepared(planned(text, tmp_path), tmp_path, "http://127.0.0.1:9")
     if required:
         with pytest.raises(StoreAwayError, match=r"tracking http://127\.0\.0\.1:9: .* run again"):
-            one.sweep._open_runs(one.made, [])
+            one.sweep._open_runs()
         return
-    opened_runs = one.sweep._open_runs(one.made, [])
+    one.sweep._open_runs()
+    opened_runs = one.sweep.runs
     assert opened_runs.tracking.uri == one.sweep.place.uri == Home(tmp_path).tracking_uri
     assert len(opened_runs.ids) == len(one.made.members)
     assert "is tracked in" in one.said[0]
@@ -255,7 +255,7 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
     one, first = opened(made, tmp_path), made.members[0]
     one.outbox.status(one.ids[first.signature], "FINISHED", runs.now_ms() + 1, {"state": "done"})
     flush_outbox(one.outbox)
-    one.import_remote_trainings()
+    one.import_remote()
     assert not first.artifact.done, "its files are gone, so it is trained again"
 
     def is_away(*_: object, **__: object) -> None:
@@ -264,7 +264,7 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
     monkeypatch.setattr(type(one.tracking.client), "get_run", is_away)
     monkeypatch.setattr(TrackingClient, "download", lambda *_, **__: None)
     with pytest.raises(StoreAwayError):
-        one.import_remote_trainings()
+        one.import_remote()
 
 
 def test_the_sweeps_own_run_says_how_it_ended_though_a_clock_was_set_back(tmp_path: Path) -> None:
@@ -282,10 +282,10 @@ def test_a_sweeps_run_that_was_made_twice_is_there_once(tmp_path: Path) -> None:
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
     tags = {"team": "t", "role": "sweep", "state": "running", "folder": one.place.folder.identifier()}
-    double = one.tracking.create_run(one.members.experiment, "t", tags)
+    double = one.tracking.create_run(one.experiment, "t", tags)
     one.mark_failed()
     assert one.flush(30) == 0
-    assert [run.run for run in one.tracking.sweeps_of(one.members.experiment, tags["folder"])] == [one.parent]
+    assert [run.run for run in one.tracking.sweeps_of(one.experiment, tags["folder"])] == [one.parent]
     assert double != one.parent
 
 
@@ -310,8 +310,8 @@ def test_the_run_of_a_copied_homes_sweep_is_no_double(tmp_path: Path) -> None:
     one = opened(made, tmp_path)
     identifier = one.place.folder.identifier()
     tags = {"team": "t", "role": "sweep", "state": "running", "folder": identifier}
-    other = one.tracking.create_run(one.members.experiment, "t", tags)
-    one.tracking.create_run(one.members.experiment, "m", {"sweep": other, "state": "running"}, other)
+    other = one.tracking.create_run(one.experiment, "t", tags)
+    one.tracking.create_run(one.experiment, "m", {"sweep": other, "state": "running"}, other)
     one.mark_failed()
     assert one.flush(30) == 0
-    assert other in [run.run for run in one.tracking.sweeps_of(one.members.experiment, identifier)]
+    assert other in [run.run for run in one.tracking.sweeps_of(one.experiment, identifier)]

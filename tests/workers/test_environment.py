@@ -1,5 +1,9 @@
 """What a machine computes with, and how a difference is told."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -10,7 +14,9 @@ def test_the_same_machine_does_not_differ() -> None:
     here = environment()
     assert here["torch"] == torch.__version__
     assert {"python", "code", "numpy", "safetensors"} <= set(here)
-    assert differences(here, environment()) == []
+    code = "import json; from workers.runtime.environment import environment; print(json.dumps(dict(environment())))"
+    elsewhere = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert differences(here, elsewhere) == [], "another process, which did not import torch"
 
 
 def test_a_difference_is_named_with_both_sides() -> None:

@@ -372,7 +372,9 @@ def test_early_stopping_uses_rows_of_its_own() -> None:
     spec = member(optimizer={"kind": "sgd", "lr": 1e-12})
     settings = TrainSpec.model_validate({"epochs": 30, "batch_size": 16, "stop": {"patience": 2}, "precision": "float32"})
     result = run_one(lambda: build(spec, 3, 8), rows, spec, settings)
-    assert len(result.history) < 30
+    losses = [epoch["stop/loss"] for epoch in result.history]
+    assert len(losses) - 1 - losses.index(min(losses)) == 2, "it stops two epochs after the best one"
+    assert losses != [epoch["fuse/loss"] for epoch in result.history]
 
 
 def test_one_cycle_is_torchs() -> None:

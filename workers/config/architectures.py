@@ -1,4 +1,4 @@
-"""Find the source of a network by what a team file says under `arch:`, without importing torch."""
+"""Resolve `arch:` of a team file to a source of networks, without importing torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def split_arch(arch: str) -> tuple[ArchitectureSource, str]:
 
 
 def check_arch(arch: str) -> str:
-    """Return what names a network: NAME, SOURCE/NAME, or package.module:callable. Raises ValueError for anything else."""
+    """Return `arch` if it is NAME, SOURCE/NAME or package.module:callable. Raises ValueError otherwise."""
     if arch in ARCHITECTURES and arch not in ("torchvision", "own"):
         raise ValueError(f"{arch} is a source of networks; say which of them, as {arch}/NAME")
     source, name = split_arch(arch)
@@ -28,7 +28,7 @@ def check_arch(arch: str) -> str:
 
 
 def describe_arch() -> str:
-    """Return what may stand under `arch:`, in a sentence."""
+    """Return a sentence on the valid values of `arch:`."""
     sources = [name for name in ARCHITECTURES.names() if name not in ("torchvision", "own")]
     others = f", a network of {' or '.join(sources)} as SOURCE/NAME," if sources else ""
-    return f"A classifier of torchvision{others} or a network of your own as package.module:callable."
+    return f"A classifier of torchvision{others} or a custom network as package.module:callable."

@@ -1,7 +1,7 @@
-"""What users and other distributions can add to a training: augmentations, optimizers, schedules, layouts, architecture sources.
+"""Extension points of a training: augmentations, optimizers, schedules, layouts, architecture sources.
 
-Each kind has a registry and a base class. The modules that the registries find import torch only where they compute, so names
-and their documentation are listed without it. A name like `my_module:Posterize` stands for something of the user's own.
+Each kind has a registry and a base class. Registered modules import torch only when they compute, so names and documentation
+can be listed without it. A reference like `my_module:Posterize` names a user's own class or function.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Labels(NamedTuple):
     Attributes:
         first: (N,) int64, the labels.
         second: (N,) int64, the labels of the images that were mixed in.
-        share: Share of the first; 1 where nothing was mixed in. In a captured step it is a tensor ().
-        other: (N,) int64, the places in the batch of the images that were mixed in. Rows with weights need it.
+        share: Weight of `first`; 1 if nothing was mixed in. A scalar tensor in a captured step.
+        other: (N,) int64, the batch indices of the images that were mixed in. Weighted rows need it.
     """
 
     first: Tensor
@@ -47,33 +47,33 @@ class Labels(NamedTuple):
 
 
 def is_reference(name: str) -> bool:
-    """Return whether a name stands for something of the user's own, as package.module:name."""
+    """Return whether a name is a reference to user code, package.module:name."""
     return REFERENCE.fullmatch(name) is not None
 
 
 def load_reference(name: str) -> Any:
-    """Return what a reference stands for. Raises UserInputError where it cannot be imported."""
+    """Import the object that a reference names. Raises UserInputError if that fails."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever a user's module can raise
+    except Exception as error:  # a user's module can raise anything
         raise UserInputError(f"{name}: can't be imported ({type(error).__name__}: {error}).") from error
 
 
 class Augmentation:
     """One way to change a batch of images. Its strength is one number, which a team file gives as NAME: STRENGTH.
 
-    All randomness comes from the generator that it is given, so that trainings repeat.
+    All randomness comes from the given generator, so that trainings are reproducible.
 
     Class attributes:
-        default: The strength where a team file gives none.
+        default: The strength if a team file gives none.
         largest: The largest strength that makes sense.
-        meaning: What the strength is.
+        meaning: Description of the strength.
         order: Augmentations are applied in this order, whatever the order in the team file.
-        moves_pixels: Whether it only moves pixels. It works on (N, H, W, 3) uint8 then, before the others, which work on
+        moves_pixels: Whether it only moves pixels. It then gets (N, H, W, 3) uint8, before the others, which get
             (N, 3, H, W) float32 in [0, 1].
-        can_be_captured: Whether `apply` decides nothing on the host: all that it draws is drawn on the images' device, and no
-            step of it depends on a number in Python that changes. A GPU may then keep it as a CUDA graph.
+        can_be_captured: Whether `apply` may run in a CUDA graph: it draws random numbers on the images' device only, and
+            nothing in it depends on a Python number that changes.
 
     Args:
         strength: The strength.
@@ -94,7 +94,7 @@ class Augmentation:
         return images
 
     def mix(self, x: Tensor, labels: Labels, generator: torch.Generator) -> tuple[Tensor, Labels]:
-        """Return images (N, 3, H, W) that are mixed with each other, and their labels. It comes after all others."""
+        """Mix images (N, 3, H, W) with each other, and their labels. Runs after all other augmentations."""
         return x, labels
 
 
@@ -150,24 +150,24 @@ class OwnSchedule(ScheduleSpec):
 
 
 class Kinds:
-    """A pydantic annotation: a name, or a mapping with `kind`, becomes the settings class that the registry has for it.
+    """A pydantic annotation that parses a name, or a mapping with `kind`, into the settings class registered for it.
 
     Args:
         registry: The classes by kind.
-        own: The class for references to something of the user's own.
-        allows_changes: Whether a mapping without `kind` stays as it is: it changes settings of the kind in `defaults:`.
+        own: The settings class for references to user code.
+        allows_changes: Whether to keep a mapping without `kind`, which changes settings of the kind in `defaults:`.
     """
 
     def __init__(self, registry: Registry[Any], own: type[Strict], allows_changes: bool = False) -> None:
         self.registry, self.own, self.allows_changes = registry, own, allows_changes
 
     def parse(self, value: Any) -> Any:
-        """Return the settings that a value of a team file stands for. Raises ValueError."""
+        """Parse a team file's value into settings. Raises ValueError if it is invalid."""
         if isinstance(value, self.own.__mro__[1]):
             return value
         settings = {"kind": value} if isinstance(value, str) else value
         if not isinstance(settings, Mapping):
-            raise ValueError(  # noqa: TRY004  # what pydantic takes for an answer to a user
+            raise ValueError(  # noqa: TRY004  # pydantic reports only ValueError to users
                 f"expected the name of one {self.registry.kind}, or a mapping with its kind"
             )
         if "kind" not in settings:
@@ -182,7 +182,7 @@ class Kinds:
         return [self.registry[name] for name in self.registry.names()]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Parse where a pydantic model has such a field."""
+        """Parse pydantic fields with this annotation."""
         return core_schema.no_info_plain_validator_function(self.parse)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -24,16 +24,16 @@ class Job(Strict):
 
     Attributes:
         recipe: The recipe.
-        members: The members that it publishes, in the order in which they are made.
+        members: The members that it publishes, in order of completion.
         fold: The fold that is left out; None for a full training.
-        train: What all trainings of the team share, with the epochs of this one.
+        train: The team's training settings, with the epochs of this training.
         data: The data set and its splits.
         team_seed: Seed of the split.
         home: The home.
         store: Folder of the packed data.
         import_paths: Folders from which the users' own modules are imported.
         checkpoint_seconds: Longest time without a checkpoint.
-        teachers: Signatures of the members whose pooled answers a student learns.
+        teachers: Signatures of the members that a student learns from.
         start: Signature of the teacher whose weights a student begins from.
     """
 
@@ -57,28 +57,28 @@ class Job(Strict):
 
     @property
     def key(self) -> str:
-        """What tells the job from all others: the set of signatures that it publishes."""
+        """The job's unique key: the signatures that it publishes."""
         return "+".join(self.signatures)
 
     @property
     def label(self) -> str:
-        """The training's name, and the fold where there is one."""
+        """The training's name, with the fold of a fold training."""
         return self._with_fold(self.recipe.name)
 
     def label_of(self, member: TrainedMember) -> str:
-        """Return a member's name, and the fold where there is one."""
+        """Return a member's name, with the fold of a fold training."""
         return self._with_fold(member.name)
 
     def _with_fold(self, name: str) -> str:
         return name if self.fold is None else f"{name} fold {self.fold}"
 
     def first_epoch(self, member: TrainedMember) -> int:
-        """Return the first epoch, from 0, that only this member needed: the end of the snapshot before it."""
+        """Return the first epoch, from 0, that only this member needs: the end of the previous snapshot."""
         ends = [0, *(self.last_epoch(other) for other in self.members)]
         return self.last_epoch(member) if member.averaged else max(end for end in ends if end < self.last_epoch(member))
 
     def last_epoch(self, member: TrainedMember) -> int:
-        """Return the number of epochs after which a member is made."""
+        """Return the number of epochs after which a member is complete."""
         return self.recipe.last_epoch(member, self.train.epochs)
 
     @property
@@ -97,6 +97,6 @@ class Job(Strict):
 
 
 def derive_seed(*parts: object) -> int:
-    """Derive a seed below 2**31 from anything printable: the same on every machine and day."""
+    """Derive a seed below 2**31 from the text of `parts`, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

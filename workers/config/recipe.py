@@ -24,19 +24,19 @@ from workers.config.extensions import (
 )
 from workers.config.strict import Shorthand, Strict, kind
 
-OPTIMIZER, SCHEDULE = "sgd", "step"  # where a team file names none
+OPTIMIZER, SCHEDULE = "sgd", "step"  # defaults
 
 Optimizer = Annotated[OptimizerSpec, Kinds(OPTIMIZERS, OwnOptimizer)]
 Schedule = Annotated[ScheduleSpec, Kinds(SCHEDULES, OwnSchedule)]
 
 
 def default_optimizer() -> OptimizerSpec:
-    """Return the optimizer that is taken where a team file names none."""
+    """Return the optimizer that is used if a team file names none."""
     return OPTIMIZERS[OPTIMIZER].model_validate({})
 
 
 def default_schedule() -> ScheduleSpec:
-    """Return the schedule that is taken where a team file names none."""
+    """Return the schedule that is used if a team file names none."""
     return SCHEDULES[SCHEDULE].model_validate({})
 
 
@@ -51,22 +51,22 @@ class Swa(Strict):
     """Mean of the weights at the ends of the last epochs (Izmailov et al. 2018, arXiv:1803.05407); `last` is their share."""
 
     kind: Literal["swa"] = "swa"
-    last: float = Field(0.25, gt=0, le=1)  # share of the epochs
+    last: float = Field(0.25, gt=0, le=1)
 
 
 Average = Annotated[Annotated[Ema | Swa, Field(discriminator="kind")], BeforeValidator(kind), Shorthand({"enum": ["ema", "swa"]})]
 
 
 class Cycles(Strict):
-    """How a training's epochs are shared among its snapshots: a long first cycle, then short ones (Garipov et al. 2018).
+    """Snapshot cycles of a training: a long first cycle, then short ones (Garipov et al. 2018).
 
     Attributes:
-        first: Share of the epochs that the first cycle has. The others share the rest equally.
-        rate: Share of the learning rate at which the later cycles start.
+        first: The first cycle's share of the epochs. The others share the rest equally.
+        rate: Factor on the learning rate at the start of the later cycles.
     """
 
-    first: float = Field(gt=0, lt=1)  # the first cycle's share of the epochs; the others have equal shares of the rest
-    rate: float = Field(1.0, gt=0, le=1)  # the share of the learning rate at which the others start
+    first: float = Field(gt=0, lt=1)
+    rate: float = Field(1.0, gt=0, le=1)
 
 
 class Augment(Strict):
@@ -92,8 +92,8 @@ def _augment(value: Any) -> Any:
 
 
 def check_strength(name: str, strength: Any = None) -> float:
-    """Return the strength of an augmentation, its default where none is given. Raises ValueError."""
-    if is_reference(name):  # what its class says of strengths is not known before it is imported
+    """Return the strength of an augmentation, or its default if None. Raises ValueError if it is invalid."""
+    if is_reference(name):  # its class is not imported yet, so its limits are unknown
         default, largest, meaning = 1.0, math.inf, "strength"
     else:
         known = AUGMENTATIONS[name]
@@ -112,7 +112,7 @@ def _no_augment_twice(value: tuple[Augment, ...]) -> tuple[Augment, ...]:
 
 
 class _AugmentSchema:
-    """Describe augmentations in a JSON Schema as people write them: NAME, or NAME: STRENGTH."""
+    """Describe augmentations in a JSON Schema as team files write them: NAME, or NAME: STRENGTH."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         strengths: JsonSchemaValue = {}

@@ -1,7 +1,7 @@
-"""Find extensions by name: each is one module of a package, with one registered class; or an entry point of a distribution.
+"""Find extensions by name: modules of a package with one registered class each, or entry points of a distribution.
 
-Names are the modules' own, so they can be listed without importing any of them. A module is imported once its name is asked
-for. Modules whose names begin with an underscore are helpers.
+Names are module names, so listing them imports nothing. A module is imported when its name is first looked up. Modules whose
+names begin with an underscore are helpers.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pydantic_core import CoreSchema, core_schema
 
 from workers.errors import UserInputError
 
-LONGEST_NAME = 60  # characters of a name that is shown
+LONGEST_NAME = 60  # characters of a name in a message
 T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
-    """A name that no extension has. The text says which names there are."""
+    """An unknown extension name. The message lists the known ones."""
 
 
 class Registry(Generic[T]):
-    """The extensions of one kind. As a pydantic annotation, `Annotated[str, REGISTRY]` is a name that is known.
+    """The extensions of one kind. In pydantic models, `Annotated[str, REGISTRY]` accepts known names only.
 
     Args:
-        kind: What an extension of this kind is called, like "augmentation".
-        package: Name of the package of our own extensions.
-        group: Group of the entry points of other distributions.
+        kind: Name of the kind in messages, like "augmentation".
+        package: Name of the package of built-in extensions.
+        group: Entry point group for other distributions.
     """
 
     def __init__(self, kind: str, package: str, group: str) -> None:
@@ -48,13 +48,13 @@ class Registry(Generic[T]):
         return extension
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, our own first."""
+        """Return all names, the built-in ones first."""
         if self._foreign_names is None:
             self._foreign_names = tuple(point.name for point in entry_points(group=self.group))
         return tuple(dict.fromkeys((*self.own_names(), *self._foreign_names)))
 
     def own_names(self) -> tuple[str, ...]:
-        """Return the names of our own extensions, in the order of the alphabet."""
+        """Return the names of the built-in extensions, sorted."""
         if self._own_names is None:
             folder = importlib.import_module(self.package).__path__
             modules = sorted(module.name for module in pkgutil.iter_modules(folder))
@@ -75,13 +75,13 @@ class Registry(Generic[T]):
         return ((name, self[name]) for name in self.names())
 
     def check(self, name: str) -> str:
-        """Return a name that is known. Raises UnknownNameError for any other."""
+        """Return the name if it is known. Raises UnknownNameError otherwise."""
         if name not in self.own_names() and name not in self:
             raise UnknownNameError(self.answer(name))
         return name
 
     def answer(self, name: str, more: Sequence[str] = ()) -> str:
-        """Return a sentence that answers an unknown name with the known ones; `more` are names of another source."""
+        """Return the message for an unknown name, which lists the known names and those in `more`."""
         names = (*self.names(), *more)
         if len(name) > LONGEST_NAME:
             name = f"{name[:LONGEST_NAME]}..."
@@ -96,21 +96,21 @@ class Registry(Generic[T]):
                 place = f"{self.package.replace('.', '/')}/{name}.py"
                 raise UserInputError(f"{self.kind} {name}: {place} registers no class. Put the decorator `register` above it.")
             return
-        if name not in self.names():  # looking through all that is installed takes long
+        if name not in self.names():  # scans all installed distributions, which is slow
             raise UnknownNameError(self.answer(name))
         for point in entry_points(group=self.group, name=name):
             self._classes[name] = self._import(name, point.value, point.load)
             return
 
     def _import(self, name: str, place: str, load: Callable[[], Any]) -> Any:
-        """Import an extension. Raises UserInputError where its module cannot be imported."""
+        """Import an extension. Raises UserInputError if its module cannot be imported."""
         try:
             return load()
-        except Exception as error:  # whatever a module that is being written can raise
+        except Exception as error:  # an extension's module can raise anything
             raise UserInputError(f"{self.kind} {name}: {place} can't be imported ({type(error).__name__}: {error}).") from error
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Check names where a pydantic model has one."""
+        """Check pydantic fields with this annotation."""
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

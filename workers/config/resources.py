@@ -1,4 +1,4 @@
-"""Describe what a job asks of a machine."""
+"""Describe the resources that a job requests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
 def _labels(value: Any) -> Any:
-    """Accept `{market: spot}`, a list of such mappings with the preferred one first, and what a manifest has of either."""
+    """Accept `{market: spot}`, a list of such mappings with the preferred one first, and the dumped form of both."""
     entries = value if isinstance(value, tuple | list) else (value,)
     wishes = [dict(entry) if _are_pairs(entry) else entry for entry in entries]
     for wish in wishes:
         if not (isinstance(wish, Mapping) and wish and all(_is_label(word) for pair in wish.items() for word in pair)):
-            raise ValueError("expected labels of machines like {market: spot}, or a list of such, the preferred ones first")
+            raise ValueError("expected labels of machines like {market: spot}, or a list of them, the preferred one first")
     return tuple(tuple(sorted(wish.items())) for wish in wishes)
 
 
@@ -43,32 +43,30 @@ def _open(value: Any) -> Any:
 
 
 class Resources(Strict):
-    """The resources that one job asks for.
+    """The resources that one job requests.
 
     Attributes:
-        gpus: Number of GPUs, fractions included. None, which is `auto` in a file, means one where there are GPUs; several
-            trainings share it where a trial shows that they are faster together. Each process of a group has one.
+        gpus: Number of GPUs, may be fractional. None (`auto` in a file) means one if the machines have GPUs; several
+            trainings share it if a trial shows that to be faster. Each process of a group gets one.
         cpus: Number of CPU cores.
         workers: Processes that train one member together. None means one per GPU.
-        labels: Labels that a machine must have, as alternatives with the preferred one first. Without any, every machine will do.
-        wait_minutes: How long to wait for a machine that could hold the job. None means as long as one may come.
+        labels: Labels that a machine must have: alternatives, the preferred one first. Empty means any machine.
+        wait_minutes: Maximum wait for a machine that can hold the job. None means as long as one may still come.
     """
 
     gpus: Annotated[float | None, BeforeValidator(_open), Shorthand({"const": AUTO})] = Field(None, ge=0, le=1024)
     cpus: float = Field(1, gt=0, le=10**4)
-    workers: int | None = Field(None, ge=1, le=1024)  # processes that train one fit together; null: one a GPU
+    workers: int | None = Field(None, ge=1, le=1024)
     labels: Annotated[tuple[Labels, ...], BeforeValidator(_labels), Shorthand(LABELS_SCHEMA)] = ()
-    wait_minutes: float | None = Field(
-        None, ge=0, le=10**6
-    )  # for a machine that could hold the job; null: as long as one may come
+    wait_minutes: float | None = Field(None, ge=0, le=10**6)
 
     def preference(self, labels: Mapping[str, str]) -> int | None:
-        """Return which of the alternatives, from 0, a machine with these labels meets first, or None where it meets none."""
+        """Return the index of the first alternative that a machine with these labels meets, or None."""
         wishes = self.labels or ((),)
         return next((i for i, wish in enumerate(wishes) if all(labels.get(k) == v for k, v in wish)), None)
 
     def gpus_where(self, has_gpus: bool) -> float:
-        """Return how many GPUs a job asks for, given whether there are machines with GPUs."""
+        """Return the number of GPUs that a job requests, given whether the machines have GPUs."""
         return float(has_gpus) * (self.workers or 1) if self.gpus is None else self.gpus
 
     @property

@@ -1,4 +1,4 @@
-"""Describe what a search of recipes may try."""
+"""Describe the search space of a recipe search."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def _augment_range(value: Mapping[str, Range]) -> Mapping[str, Range]:
 
 
 class SearchSpec(Strict):
-    """The settings to try in place of a member's own. Trials are scored on a tenth of the *fit* rows; the best become members.
+    """The search space of a member's recipe. Trials are scored on a tenth of the *fit* rows; the best become members.
 
     Attributes:
         trials: Number of trials.
         keep: Number of recipes that become members.
-        epochs: Most epochs of a trial. None means as many as a member has.
+        epochs: Maximum epochs of a trial. None means as many as a member.
         grace: Epochs that each trial trains before it may be stopped.
-        lr: Range of learning rates, searched by their logarithm.
-        weight_decay: Range of weight decays, searched by their logarithm.
+        lr: Range of learning rates, on a log scale.
+        weight_decay: Range of weight decays, on a log scale.
         optimizer: Optimizers to choose from.
         augment: Range of strengths of each augmentation.
     """
 
     trials: int = Field(ge=2, le=1000)
     keep: int = Field(1, ge=1, le=100)
-    epochs: int | None = Field(None, ge=1, le=10**5)  # the most that a trial trains; as many as a member where left out
-    grace: int = Field(1, ge=1, le=10**5)  # epochs that each trial trains before it may be stopped
-    lr: Range | None = None  # searched by its logarithm, as is the next
+    epochs: int | None = Field(None, ge=1, le=10**5)
+    grace: int = Field(1, ge=1, le=10**5)
+    lr: Range | None = None
     weight_decay: Range | None = None
     optimizer: tuple[Annotated[str, OPTIMIZERS], ...] = ()
-    augment: Annotated[dict[str, Range], AfterValidator(_augment_range)] = Field({})  # of strengths
+    augment: Annotated[dict[str, Range], AfterValidator(_augment_range)] = Field({})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not (self.lr or self.weight_decay or self.augment):  # by names alone the same would be tried again and again
+        if not (self.lr or self.weight_decay or self.augment):  # optimizer names alone would repeat the same few trials
             raise ValueError(
                 "nothing to search; give a range of lr, weight_decay or augment. Compare optimizers alone by members"
             )

@@ -1,4 +1,4 @@
-"""Describe what a member is (`MemberSpec`), and what the whole team shares (`DataSpec`, `TrainSpec`). No torch."""
+"""Describe members (`MemberSpec`) and the settings that a team shares (`DataSpec`, `TrainSpec`), without torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from workers.config.strict import FilePath, Name, Shorthand, Strict
 
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
 MOST_EPOCHS = 10**5
-NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # and defaults
+NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # defaults
 
 
 class DataSpec(Strict):
@@ -39,31 +39,31 @@ class DataSpec(Strict):
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int = Field(5, ge=0, le=1000)
-    max_bad: int = Field(0, ge=0, le=10**9)  # images that may fail to decode; they are left out and listed
-    validation: Literal["fuse", "leave_out"] | None = None  # of train, val and test; left out, the file's version decides
-    duplicates: Literal["warn", "drop", "error"] = "warn"  # equal images in two parts, or under two labels
+    max_bad: int = Field(0, ge=0, le=10**9)  # maximum number of undecodable images, which are left out and listed
+    validation: Literal["fuse", "leave_out"] | None = None  # role of val rows beside train and test; None: by the file's version
+    duplicates: Literal["warn", "drop", "error"] = "warn"  # identical images in two parts or with two labels
     manifest: FilePath | None = Field(None, strict=False)
-    columns: dict[Column, str] = Field(default_factory=dict)  # names of a manifest's columns, by what they mean
+    columns: dict[Column, str] = Field(default_factory=dict)  # a manifest's column names, by role
 
     def described(self) -> dict[str, object]:
-        """Return the settings as JSON. A newer key is there only where it is used, so that it is no change of an older sweep."""
+        """Return the settings as JSON, without newer keys at their defaults, so that older sweeps compare as equal."""
         values = self.model_dump(mode="json")
         return {key: value for key, value in values.items() if key not in NEWER_DATA_KEYS or value != NEWER_DATA_KEYS[key]}
 
     @property
     def size(self) -> int:
-        """Side of the images in pixels: as the team says, else what suits the data set."""
+        """Side of the images in pixels: the team's setting, or the data set's default."""
         return self.image_size or LAYOUTS[self.dataset].default_size
 
 
 class StopSpec(Strict):
-    """Stop early, by a tenth of the *fit* rows that is set apart; never by *fuse* or *test*."""
+    """Early stopping on a held-out tenth of the *fit* rows; never on *fuse* or *test*."""
 
     patience: int = Field(ge=1, le=MOST_EPOCHS)
 
 
 def _compile(value: Any) -> Any:
-    """Let `true` stand for torch's own default, and `false` for none."""
+    """Map `true` to torch's "default" mode, and `false` to None."""
     return {True: "default", False: None}.get(value, value) if isinstance(value, bool) else value
 
 
@@ -85,19 +85,19 @@ class TrainSpec(Strict):
     )
 
     def of_fold(self, fold: int | None) -> TrainSpec:
-        """Return the settings of one training: the share of epochs of a fold training becomes a number of epochs."""
+        """Return the settings of one training, with `fold_epochs` resolved into a number of epochs."""
         epochs = self.epochs if fold is None else max(1, round(self.epochs * self.fold_epochs))
         return self.model_copy(update={"epochs": epochs, "fold_epochs": 1.0})
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What of the user's own the settings name: a schedule."""
+        """References to user code in the settings: a schedule."""
         return (self.schedule.kind,) if is_reference(self.schedule.kind) else ()
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """Return what changes a training's result.
+        """Return the settings that change a training's result.
 
-        A newer key counts only where it is used, so that finished trainings stay valid.
+        Newer keys are included only if used, so that finished trainings stay valid.
         """
         return self.model_dump(mode="json", exclude={"fold_epochs", *(() if self.compile else ("compile",))})
 
@@ -106,13 +106,13 @@ CROSS_ENTROPY = "cross_entropy"
 
 
 def check_loss(name: str) -> str:
-    """Return the name of a loss: cross_entropy, or a function of the user's own. Raises ValueError for any other."""
+    """Return the loss's name if it is cross_entropy or a reference to a function. Raises ValueError otherwise."""
     if name != CROSS_ENTROPY and not is_reference(name):
         raise ValueError(f"unknown loss {name!r}. Use {CROSS_ENTROPY}, or a function of your own as package.module:function")
     return name
 
 
-RECIPE_FIELDS = ("seed", "arch", "width", "stem", "optimizer", "augment", "label_smoothing")  # whose change changes weights
+RECIPE_FIELDS = ("seed", "arch", "width", "stem", "optimizer", "augment", "label_smoothing")  # the fields that affect the weights
 
 
 class TrainedMember(Strict):
@@ -121,7 +121,7 @@ class TrainedMember(Strict):
     Attributes:
         name: The member's name.
         seed: Its seed.
-        cycle: The cycle of snapshots that ends in it, from 1.
+        cycle: The snapshot cycle that ends in it, from 1.
         averaged: Whether its weights are averaged along the training.
     """
 
@@ -132,15 +132,15 @@ class TrainedMember(Strict):
 
 
 class MemberSpec(Strict):
-    """The recipe of one training, with every default filled in. Most trainings make one member; `members` tells which.
+    """The recipe of one training, with all defaults filled in. It makes the members in `members`, usually one.
 
     Attributes:
-        loss: The loss: cross_entropy, or a function (logits, labels) -> scalar of the user's own.
+        loss: cross_entropy, or a reference to a function (logits, labels) -> scalar.
         snapshots: Number of cycles of the training, each of which ends in a member.
-        cycles: How long the cycles are; of equal lengths where left out.
-        average: How weights are averaged along the training, for a second member that costs no training of its own.
-        search: What to try, where the recipe is still to be found.
-        pick: Which of the found recipes this is, from 1.
+        cycles: Lengths of the cycles; equal if None.
+        average: Weight averaging along the training, which gives a second member at no training cost.
+        search: The search space, if the recipe comes from a search.
+        pick: Rank of this recipe in its search, from 1.
     """
 
     name: Name
@@ -162,7 +162,7 @@ class MemberSpec(Strict):
 
     @property
     def references(self) -> tuple[str, ...]:
-        """What of the user's own the recipe names besides the network: augmentations, optimizer, loss."""
+        """References to user code in the recipe, except the network: augmentations, optimizer, loss."""
         names = (*(augment.name for augment in self.augment), self.optimizer.kind, self.loss)
         return tuple(name for name in names if is_reference(name))
 
@@ -178,10 +178,10 @@ class MemberSpec(Strict):
         return plain, TrainedMember(name=f"{self.name}.{self.average.kind}", seed=self.seed, averaged=True)
 
     def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
-        """Return what changes the weights of one member of the training, and nothing else: no name, no resources, no path.
+        """Return only the fields that change a member's weights: no name, no resources, no path.
 
         Args:
-            member: The member; the first where left out.
+            member: The member; the first if None.
         """
         member = member or self.members[0]
         fields = self.model_dump(mode="json", include={*RECIPE_FIELDS})
@@ -200,16 +200,16 @@ class MemberSpec(Strict):
         return fields
 
     def record(self, member: TrainedMember) -> MemberRecord:
-        """Return how manifests and exported models describe one member of the training."""
+        """Return the record of a member for manifests and exported models."""
         selected = {"name": member.name, "seed": member.seed, "cycle": member.cycle, "averaged": member.averaged}
         return MemberRecord.model_validate_json(json.dumps({**self.model_dump(mode="json"), **selected}))
 
     def last_epoch(self, member: TrainedMember, epochs: int) -> int:
-        """Return the number of epochs after which a member is made, for a training of `epochs` epochs."""
+        """Return the number of epochs after which a member is complete, for a training of `epochs` epochs."""
         return self.cycle_ends(epochs)[member.cycle - 1]
 
     def chosen(self, choice: Choice) -> MemberSpec:
-        """Return the recipe with a search's choice in the place of its own settings."""
+        """Return the recipe with a search's choice filled in."""
         optimizer: dict[str, Any] = self.optimizer.model_dump()
         if choice.get("optimizer", optimizer["kind"]) != optimizer["kind"]:
             optimizer = {"kind": choice["optimizer"]}
@@ -234,39 +234,39 @@ class MemberSpec(Strict):
 
 
 class MemberRecord(MemberSpec):
-    """A member as manifests and exported models describe it: its training's recipe, and which of the members it is."""
+    """A member in manifests and exported models: its training's recipe, with its own seed and cycle."""
 
-    model_config = ConfigDict(extra="allow")  # a student's has more keys
+    model_config = ConfigDict(extra="allow")  # a student has more keys
 
     cycle: int = Field(1, ge=1)
     averaged: bool = False
 
     def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
-        """Return what changes the weights of this member."""
+        """Return the fields that change this member's weights."""
         own = TrainedMember(name=self.name, seed=self.seed, cycle=self.cycle, averaged=self.averaged)
         return super().fingerprint_fields(member or own)
 
     def recipe_fields(self, *others: str) -> dict[str, object]:
-        """Return what the members of one training have in common, without the keys `others`."""
+        """Return the fields that the members of one training share, without the keys `others`."""
         excluded = {"name", "resources", "cycle", "averaged", "search", "pick", *others}
         return self.model_dump(mode="json", exclude=excluded)
 
 
 class StudentSpec(MemberSpec):
-    """A network that learns from the members' pooled answers.
+    """A student: one network that is distilled from the members' pooled predictions.
 
     Attributes:
-        epochs: Number of epochs; as many as the members' where left out.
-        soft: Share of the loss that is the distance to the members' answers. The rest is that of the labels.
-        temperature: Above 1, small probabilities count for more.
-        start: The member whose weights it begins from; fresh ones where left out.
+        epochs: Number of epochs; as many as the members if None.
+        soft: Weight of the distillation loss. The loss on the labels has the rest.
+        temperature: Softmax temperature. Above 1, small probabilities count for more.
+        start: The member whose weights it starts from; fresh weights if None.
     """
 
-    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)  # as many as the members' where left out
-    soft: float = Field(1.0, gt=0, le=1)  # share of the loss that is the distance to the members' answers; the rest: labels
-    temperature: float = Field(1.0, gt=0, le=100)  # above 1 the small probabilities count for more
-    start: Name | None = None  # the member whose weights it begins from; fresh ones where left out
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
+    soft: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0, le=100)
+    start: Name | None = None
 
     def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
-        """Return what changes the weights. The epochs are the training's; a start counts by its signature, not by its name."""
+        """Return the fields that change the weights. Epochs are a training setting; `start` counts by signature, not name."""
         return {**super().fingerprint_fields(member), "soft": self.soft, "temperature": self.temperature}

@@ -1,4 +1,4 @@
-"""Share what every description needs: frozen models that refuse unknown keys and wrong types, and names."""
+"""Base types of all descriptions: frozen models that refuse unknown keys and wrong types, names and paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Strict(BaseModel):
 
 
 def check_path(path: Path) -> Path:
-    """Return a path that can be one. Raises ValueError for any other."""
+    """Return the path if it is valid. Raises ValueError otherwise."""
     if "\0" in str(path):
         raise ValueError("it holds a null byte, which no path does")
     try:
@@ -40,11 +40,11 @@ def check_path(path: Path) -> Path:
     return path
 
 
-FilePath = Annotated[Path, AfterValidator(check_path)]  # `~` and environment variables count
+FilePath = Annotated[Path, AfterValidator(check_path)]  # may contain `~` and environment variables
 
 
 class Shorthand:
-    """A pydantic annotation: in a JSON Schema, a value may stand in a short form too, which a validator before it expands.
+    """A pydantic annotation that adds a value's short form to the JSON Schema. A preceding validator expands it.
 
     Args:
         short: JSON Schema of the short form.
@@ -54,10 +54,10 @@ class Shorthand:
         self.short = short
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Return a schema of either form."""
+        """Return a schema that accepts both forms."""
         return {"anyOf": [self.short, handler(schema)]}
 
 
 def kind(value: Any) -> Any:
-    """Let a plain name stand for a mapping: `adamw` for `{kind: adamw}`."""
+    """Expand a plain name to a mapping: `adamw` to `{kind: adamw}`."""
     return {"kind": value} if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The callback of a training. It is told what happens, and it answers one question: whether to stop."""
+"""The callback of a training: it receives events, and can ask the training to stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TrainingCallback:
     """Follows a training. The methods of this class do nothing; subclasses override what they need."""
 
     def on_resume(self, history: Sequence[Epoch]) -> None:
-        """Called before the first step, with the metrics of the epochs that a checkpoint brought."""
+        """Called before the first step, with the metrics of the epochs restored from a checkpoint."""
 
     def on_epoch_end(self, epoch: int, metrics: Epoch) -> None:
         """Called with the metrics of each epoch, counted from 0, once its checkpoint is written."""
@@ -28,10 +28,10 @@ class TrainingCallback:
         """Called after a checkpoint was written."""
 
     def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
-        """Called for each member whose artifact is there: as soon as it is made, or at once where it was made before."""
+        """Called for each published member: once its artifact is written, or at once if it existed before."""
 
     def note(self, text: str) -> None:
-        """Called with something that people should know."""
+        """Called with a message for the user."""
 
     def should_stop(self) -> bool:
         """Return True to make the training write a checkpoint after its step and raise TrainingStopped."""

@@ -1,11 +1,11 @@
 """Named points in our own code where tests inject a fault. Off unless CONCLAVE_FAULT is set.
 
 CONCLAVE_FAULT=POINT[@JOB]:COUNT:ACTION, several separated by commas: at the COUNTth time (from 1) that a process reaches
-POINT in one job, or in JOB where one is named, do ACTION: kill (SIGKILL to itself), stop (SIGSTOP), raise, hang,
-disk-full, oom (out of device memory), or nan and other (returned to the caller, who knows what to spoil).
+POINT in one job, or in JOB if given, do ACTION: kill (SIGKILL to itself), stop (SIGSTOP), raise, hang,
+disk-full, oom (out of device memory), or nan and other (returned to the caller, which corrupts its own values).
 
-CONCLAVE_FAULT_DIR names a folder in which a fault leaves a file when it happens. With it each fault happens once in all, in
-whatever process comes first, and a test can see that it did. Without it each process has its own.
+CONCLAVE_FAULT_DIR names a folder in which each fault leaves a file. With it, each fault happens only once, in the first process
+that reaches it, and a test can look for the file. Without it, it happens once per process.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def set_job(label: str) -> None:
 
 
 def fault_point(point: str) -> str:
-    """Do what CONCLAVE_FAULT asks for at this point.
+    """Inject the fault that CONCLAVE_FAULT sets for this point, if any.
 
     Returns:
-        "nan" or "other" where the caller is to spoil its own values, else "".
+        "nan" or "other" if the caller should corrupt its own values, else "".
     """
     setting = os.environ.get("CONCLAVE_FAULT")
     if not setting:
@@ -52,12 +52,12 @@ def fault_point(point: str) -> str:
 
 
 def _is_due(point: str, count: int) -> bool:
-    """Return whether the count is right: with a folder that remembers, any time from the COUNTth on; else just then."""
+    """Return whether a fault is due: at the COUNTth time, or from then on if CONCLAVE_FAULT_DIR is set."""
     return _times_reached[point] >= count if "CONCLAVE_FAULT_DIR" in os.environ else _times_reached[point] == count
 
 
 def _is_first(fault: str) -> bool:
-    """Claim a fault for this process; return False where another process did so before."""
+    """Claim a fault for this process; return False if another process claimed it before."""
     folder = os.environ.get("CONCLAVE_FAULT_DIR")
     if folder is None:
         return True
@@ -65,7 +65,7 @@ def _is_first(fault: str) -> bool:
         file.write(str(os.getpid()))
         file.flush()
         try:
-            os.link(file.name, Path(folder, fault.replace("/", "_")))  # there with its content, or not at all
+            os.link(file.name, Path(folder, fault.replace("/", "_")))  # atomic: the file never exists without its content
         except FileExistsError:
             return False
     return True

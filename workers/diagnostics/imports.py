@@ -1,4 +1,4 @@
-"""Import heavy packages without a look for garbage among what they make: all of it stays."""
+"""Import heavy packages without garbage collection, since their objects live as long as the process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 
 def import_all(modules: Sequence[str]) -> None:
-    """Import modules one after another. Python's collector rests meanwhile, and never looks at what they made.
+    """Import modules with the garbage collector off, and exempt their objects from later collections.
 
-    No other thread may import anything at that time: of two that wait for each other, Python gives one a module half done.
+    No other thread may import meanwhile: if two imports wait for each other, Python hands one a half-initialized module.
 
-    A module that can't be imported is left out: whoever needs it meets the error, and says it.
+    A module that can't be imported is skipped: the code that needs it raises the error.
     """
     gc.disable()
     try:

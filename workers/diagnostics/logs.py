@@ -1,4 +1,4 @@
-"""Log files that rotate: one for each job and one for the driver of a sweep, and one of the user's for everything else."""
+"""Rotating log files: one per job, one for the driver of a sweep, and one per user for everything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIVER = logging.getLogger("conclave")
 
 
 class _Handler(RotatingFileHandler):
-    """A rotating file. A disk that takes nothing more loses the message, and nobody hears of it on the screen."""
+    """A rotating log file. If the disk is full, messages are dropped silently."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=LARGEST_BYTES, backupCount=OLD_FILES, encoding="utf-8", delay=True)
@@ -32,7 +32,7 @@ def log_name(label: str) -> str:
 
 
 def append(path: Path, text: str, level: int = logging.INFO) -> None:
-    """Append a message to a log file, which is rotated where it has grown large."""
+    """Append a message to a log file, and rotate the file if it is large."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _Handler(path)
@@ -42,9 +42,9 @@ def append(path: Path, text: str, level: int = logging.INFO) -> None:
 
 @contextlib.contextmanager
 def driver_log(path: Path) -> Iterator[None]:
-    """Send what the driver logs to a file, tracebacks of unexpected exceptions among it.
+    """Send the driver's log to a file, with the tracebacks of unexpected exceptions.
 
-    Such an exception goes on with the attribute `log_path`, so that whoever meets it can say where its traceback is.
+    The exception is raised again with the attribute `log_path`, so that its handler can name the log.
     """
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def driver_log(path: Path) -> Iterator[None]:
 
 
 def log_unexpected(error: BaseException) -> Path:
-    """Return the file that has the traceback of an exception; it is written to the user's log where no other has it."""
+    """Return the log that has an exception's traceback, writing it to the user's log if no other has it."""
     known = getattr(error, "log_path", None)
     if isinstance(known, Path):
         return known

@@ -1,4 +1,4 @@
-"""Wait for something to become true, or to work."""
+"""Wait for a condition, or retry a step until it works."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Answer = TypeVar("Answer")
 def wait_until(
     condition: Callable[[], object], seconds: float, pause: float = 0.5, give_up: Callable[[], object] | None = None
 ) -> bool:
-    """Ask a question again and again, until the answer is yes.
+    """Poll a condition until it is true, or time runs out.
 
     Args:
-        condition: The question. It is asked once at least.
-        seconds: For how long it is asked.
-        pause: Seconds between two questions.
-        give_up: Whether the answer can never become yes any more.
+        condition: The condition. It is checked at least once.
+        seconds: Maximum time to wait.
+        pause: Seconds between two checks.
+        give_up: Returns true if the condition can no longer become true.
 
     Returns:
-        Whether it was yes in the end.
+        Whether the condition became true.
     """
     until = time.monotonic() + seconds
     while not condition():
@@ -32,19 +32,19 @@ def wait_until(
 
 
 def retry_while(kind: type[Exception], step: Callable[[], Answer], seconds: float, pause: float = 2.0) -> Answer:
-    """Do a step, and do it again while it raises errors of a kind.
+    """Run a step, and retry it while it raises errors of a kind.
 
     Args:
-        kind: The kind of error after which another try may work.
-        step: The step. It is done once at least.
-        seconds: After so many seconds no further try is begun.
+        kind: The type of error after which a retry may work.
+        step: The step. It is run at least once.
+        seconds: No retry starts after this many seconds.
         pause: Seconds between two tries.
 
     Returns:
-        What the step returned.
+        The step's result.
 
     Raises:
-        Exception: What the last try raised.
+        Exception: The error of the last try.
     """
     until = time.monotonic() + seconds
     while True:

@@ -1,1 +1,1 @@
-"""Networks: torchvision's classifiers, ResNets of any width, and the users' own, all with `features` and `head`."""
+"""Networks: torchvision's classifiers, ResNets of any width, and custom networks, all with `features` and `head`."""

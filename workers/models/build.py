@@ -1,4 +1,4 @@
-"""Build a member's network: a torchvision classifier by name, a ResNet of any width, or a network of the user's own."""
+"""Build a member's network: a torchvision classifier by name, a ResNet of any width, or a custom network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.models.small_conv import use_small_conv
 
 
 def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
-    """Return a member's network, with fresh weights from its seed or with those that `weights:` names.
+    """Return a member's network, with fresh weights from its seed, or with the weights in `weights:`.
 
     Args:
         spec: The member.
@@ -26,7 +26,7 @@ def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
         image_size: Side of the images in pixels.
 
     Raises:
-        UserInputError: If the network cannot be built as asked.
+        UserInputError: If the network cannot be built as specified.
     """
     torch.manual_seed(spec.seed)
     network = _built(spec, classes, image_size)
@@ -48,7 +48,7 @@ def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
 
 
 class _Features(nn.Module):
-    """A user's network that has `features` and a `head`, without the head."""
+    """A custom network with `features` and `head`, stripped of its head."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Features(nn.Module):
 
 
 def _split(network: nn.Module, classes: int) -> Network:
-    """Cut a network before its last Linear layer. A network that does not end in one gives its logits as features."""
+    """Split a network before its last Linear layer. If it does not end in one, its logits are the features."""
     linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linears or cast(nn.Linear, network.get_submodule(linears[-1])).out_features != classes:
         return Network(network, nn.Identity())
@@ -71,7 +71,7 @@ def _split(network: nn.Module, classes: int) -> Network:
 
 
 def _load(network: nn.Module, spec: MemberSpec) -> None:
-    """Start from a state dict, without a head for another number of classes. Never unpickles code."""
+    """Load a state dict, except a head for another number of classes. Never unpickles code."""
     path = cast(Path, spec.weights)
     try:
         if path.suffix == ".safetensors":
@@ -99,5 +99,5 @@ def _load(network: nn.Module, spec: MemberSpec) -> None:
 
 
 def import_from(paths: Iterable[str]) -> None:
-    """Make modules importable from the folders in which users keep networks of their own."""
+    """Add the folders of users' own modules to the import path."""
     sys.path[:0] = [p for p in paths if p not in sys.path]

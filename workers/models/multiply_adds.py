@@ -1,4 +1,4 @@
-"""Count the multiply-adds of networks: what an inference costs, the same on every machine and at every hour."""
+"""Count multiply-adds of networks, a measure of inference cost that is the same on every machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.models.small_conv import plain_convolutions
 
 
 def multiply_adds(network: nn.Module, size: int) -> int:
-    """Return the multiply-adds of one image of `size` pixels per side in all convolutions and matrix products of a network."""
+    """Return a network's multiply-adds, in convolutions and matrix products, for an image of `size` x `size` pixels."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     image = torch.zeros(1, 3, size, size, device=device)
     with plain_convolutions(network):
@@ -24,7 +24,7 @@ def count_multiply_adds(run: Callable[[], object]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     was_fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # whose one operation hides its matrix products from the counter
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused operation hides its matrix products from the counter
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             run()

@@ -1,4 +1,4 @@
-"""The form that every network takes here: `features(x)` and `head`; and ResNets of any width."""
+"""The interface of all networks, `features(x)` and `head`, and ResNets of any width."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-# ImageNet's channel statistics: fixed, so that nothing is estimated from rows that a training may not see, and right for
-# weights trained elsewhere.
+# ImageNet's channel statistics: fixed, so that nothing is estimated from held-out rows, and right for pretrained weights.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-ONEDNN_BLOCK = 16  # channels that its kernels work on at once, at most
+ONEDNN_BLOCK = 16  # most channels that an oneDNN kernel works on at once
 
 
 class Network(nn.Module):
@@ -32,7 +31,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return what the head reads: (N, 3, H, W) float32 in [0, 1] -> (N, D)."""
+        """Return the features: (N, 3, H, W) float32 in [0, 1] -> (N, D)."""
         return cast(Tensor, self.trunk((x - self.mean) / self.std))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,14 +42,14 @@ class Network(nn.Module):
 class BasicBlock(nn.Module):
     """Two convolutions with a shortcut around them (He et al. 2015, arXiv:1512.03385): (N, P, H, W) -> (N, O, H', W').
 
-    Its keys and outputs are those of torchvision's block. It stands here because importing torchvision takes a process more than
-    a second, most of it for torch's compiler.
+    Its keys and outputs are those of torchvision's block. It is defined here because importing torchvision takes more than a
+    second, mostly for torch's compiler.
 
     Args:
-        planes: Channels that come in, P.
-        out: Channels that go out, O.
+        planes: Input channels P.
+        out: Output channels O.
         stride: Stride of the first convolution.
-        downsample: Brings what comes in to the size of what goes out; None where it has that size.
+        downsample: Maps the input to the output's shape; None if the shapes are equal.
     """
 
     def __init__(self, planes: int, out: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
@@ -63,7 +62,7 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's maps."""
+        """Return the block's feature maps."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += x if self.downsample is None else self.downsample(x)
         return cast(Tensor, self.relu(out))
@@ -117,9 +116,9 @@ def has_linear_head(network: Network) -> bool:
 
 
 def memory_format(network: nn.Module, device: torch.device, precision: str) -> torch.memory_format:
-    """Return channels_last, which is faster, where it is safe.
+    """Return channels_last, which is faster, if it is safe; else contiguous_format.
 
-    oneDNN's float32 backward pass writes past its buffer in strided 1x1 convolutions of few channels in that order
+    oneDNN's float32 backward pass writes past its buffer in strided 1x1 convolutions of few channels in that layout
     (github.com/uxlfoundation/oneDNN/issues/6035): such a network would crash, or train to wrong weights.
 
     Args:

@@ -1,4 +1,4 @@
-"""Load a finished training as a network again, its classes in the order of the data."""
+"""Restore the network of a finished training, with its classes in the order of the data."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def restore(artifact: MemberArtifact, classes: Sequence[str], image_size: int, s
         artifact: A finished training.
         classes: Class names in the wanted order.
         image_size: Side of the images in pixels.
-        spec: The member; the one in the artifact's manifest where left out.
+        spec: The member; the one in the artifact's manifest if None.
 
     Raises:
         CorruptFileError: If a file of the artifact is damaged.
-        ConclaveError: If the classes are others, or cannot be put into the wanted order.
+        ConclaveError: If the classes differ, or cannot be reordered.
     """
     record = artifact.manifest()
     spec = spec or record.member
@@ -38,7 +38,7 @@ def restore(artifact: MemberArtifact, classes: Sequence[str], image_size: int, s
 
 
 def _reorder_head(network: Network, order: list[int], name: str) -> None:
-    """Make a head that counts the classes in another order count them in the wanted one."""
+    """Permute the head's outputs into the wanted class order."""
     if not isinstance(network.head, nn.Linear):
         raise ConclaveError(f"member {name} knows the classes in another order, and has no Linear head to reorder.")
     with torch.no_grad():

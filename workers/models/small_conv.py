@@ -1,4 +1,4 @@
-"""Convolve small maps well: 3x3 kernels on one or two pixels per side as one matrix product, exact and several times as fast.
+"""Convolve 1x1 and 2x2 feature maps with 3x3 kernels as one matrix product: exact, and several times as fast.
 
 On such maps most of a kernel falls on padding: eight of nine taps on 1x1, five of nine on 2x2. Convolution kernels multiply by
 those zeros, once forward and twice backward. ResNet18 with its usual stem has maps of 2x2 and 1x1 in half of its layers at
@@ -20,7 +20,7 @@ class SmallConv2d(nn.Conv2d):
     """A Conv2d with a 3x3 kernel and padding 1: (N, C, H, W) -> (N, O, H', W'), the same numbers up to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve, by a matrix product where the map is small."""
+        """Convolve, with a matrix product if the map is small."""
         side = self.small_side(x)
         if not side:
             return super().forward(x)
@@ -33,27 +33,27 @@ class SmallConv2d(nn.Conv2d):
         return result.view(-1, side_after, side_after, self.out_channels).permute(0, 3, 1, 2)
 
     def small_side(self, x: Tensor) -> int:
-        """Return the side of a square map of one or two pixels per side, and 0 for any other map."""
+        """Return the side of a 1x1 or 2x2 map, and 0 for any other map."""
         height, width = x.shape[-2:]
         return width if height == width and width <= 2 else 0
 
     def side_after(self, side: int) -> int:
-        """Return the side of the result, for a map of one or two pixels per side."""
+        """Return the side of the result for a 1x1 or 2x2 map."""
         return 1 if self.stride[0] == 2 else side
 
 
 class _Taps(torch.autograd.Function):
-    """Of a kernel (O, C, 3, 3) the taps that meet a pixel of a small map, for each pixel of the result: (after² O, side² C).
+    """Taps of a kernel (O, C, 3, 3) that overlap a small feature map, for each output pixel: (after² O, side² C).
 
-    Torch would fill a kernel of zeros for the gradient of each slice, which took a fifth of a step of ResNet18 at 32 x 32. One is
-    enough. Gradients are added up in the order in which torch would, so the numbers are the same.
+    Autograd would fill a kernel of zeros for the gradient of each slice, which took a fifth of a ResNet18 step at 32 x 32. One is
+    enough. Gradients are summed in autograd's order, so the numbers are the same.
     """
 
     generate_vmap_rule = True  # for packs
 
     @staticmethod
     def forward(weight: Tensor, side: int, side_after: int, precision: torch.dtype) -> Tensor:
-        kernel = weight.permute(0, 2, 3, 1)  # channels last, as all lies in memory
+        kernel = weight.permute(0, 2, 3, 1)  # channels last, like all tensors here
         outputs, channels = weight.shape[:2]
         shape = (side_after, side_after, outputs, side, side, channels)
         matrix = weight.new_empty(shape, dtype=precision)
@@ -79,16 +79,16 @@ class _Taps(torch.autograd.Function):
 
 
 def _met(side: int, side_after: int) -> list[tuple[int, int, slice, slice]]:
-    """Return each pixel of the result, and the rows and columns of a 3x3 kernel that meet the map there."""
+    """Return each output pixel with the rows and columns of a 3x3 kernel that overlap the map there."""
     met = [slice(1 - place, 1 - place + side) for place in range(side_after)]
     return [(i, j, rows, columns) for i, rows in enumerate(met) for j, columns in enumerate(met)]
 
 
 class StridedConv2d(nn.Conv2d):
-    """A Conv2d with a stride: (N, C, H, W) -> (N, O, H', W'), whose gradients are right in bfloat16 on a CPU too.
+    """A strided Conv2d, (N, C, H, W) -> (N, O, H', W'), with correct bfloat16 gradients on a CPU too.
 
-    Where a map is smaller than the stride, oneDNN leaves the weights' gradient uninitialised at the taps that meet no pixel. So
-    such a map is convolved with a stride of one, of which the places are taken that the stride would reach.
+    If a map is smaller than the stride, oneDNN leaves the weight gradient uninitialised at taps that overlap no pixel. Such a map
+    is convolved with stride one, and the result is subsampled.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ FORMS: tuple[type[nn.Conv2d], ...] = (SmallConv2d, StridedConv2d)
 
 
 def use_small_conv(network: nn.Module) -> None:
-    """Give every convolution that fits one of our forms. Its parameters, their names and their layout stay as they are."""
+    """Switch suitable convolutions to SmallConv2d or StridedConv2d. Parameters, names and layout stay the same."""
     for module in network.modules():
         if type(module) is nn.Conv2d:
             module.__class__ = SmallConv2d if _fits(module) else StridedConv2d if _is_strided(module) else nn.Conv2d
 
 
 def use_plain_conv(network: nn.Module) -> None:
-    """Turn our forms back into plain convolutions, for tools that know those alone."""
+    """Undo `use_small_conv`, for tools that support only plain Conv2d."""
     for module in network.modules():
         if type(module) in FORMS:
             module.__class__ = nn.Conv2d
@@ -120,7 +120,7 @@ def use_plain_conv(network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def plain_convolutions(network: nn.Module) -> Iterator[None]:
-    """Make all convolutions plain for as long as the context lasts."""
+    """Make all convolutions plain inside the context."""
     ours = [(module, type(module)) for module in network.modules() if type(module) in FORMS]
     use_plain_conv(network)
     try:

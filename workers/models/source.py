@@ -1,4 +1,4 @@
-"""What a source of networks is: names, and networks by their names."""
+"""The base class of sources of networks."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ if TYPE_CHECKING:
 class ArchitectureSource(ABC):
     """A source of networks: one module of `workers/models/architectures/` with one class, registered there.
 
-    In a team file, `arch: SOURCE/NAME` names a network of a source. `arch: NAME` is torchvision's, and
-    `arch: package.module:callable` the user's own.
+    In a team file, `arch: SOURCE/NAME` names a network of a source, `arch: NAME` one of torchvision's, and
+    `arch: package.module:callable` a custom network.
     """
 
     @abstractmethod
     def check(self, name: str) -> None:
-        """Raise ValueError where there is no such network. It is called without torch."""
+        """Raise ValueError if there is no such network. Must not import torch."""
 
     @abstractmethod
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
-        """Return a network with fresh weights by torch's global generator, which is seeded by the member's seed.
+        """Return a network with fresh weights from torch's global generator, seeded with the member's seed.
 
         It turns normalized images (N, 3, H, W) float32 into logits (N, classes). A network that ends in a Linear layer, or has
         `features` and a `head`, gives `concat` its features.
 
         Args:
             spec: The member.
-            name: The name behind SOURCE/, or the whole of `arch`.
+            name: The name after SOURCE/, or all of `arch`.
             classes: Number of classes.
             image_size: Side of the images in pixels.
 
         Raises:
-            UserInputError: If the network cannot be built as asked.
+            UserInputError: If the network cannot be built as specified.
         """
 
     def is_sure(self, name: str) -> bool:
-        """Return whether a network can be built and trained whatever the recipe and the images, and ends in a Linear layer.
+        """Return whether a network trains with any recipe and any images, and ends in a Linear layer.
 
-        Nobody tries it before a sweep then. It is called without torch, which takes seconds to import.
+        If so, it is not tried out before a sweep. Must not import torch, which takes seconds.
         """
         return False
 
     def module(self, name: str) -> str | None:
-        """Return the Python module whose code the network's weights depend on, for the signature; None for a library's."""
+        """Return the module whose code determines the weights, for the signature; None for a library's network."""
         return None

@@ -1,1 +1,1 @@
-"""Run one job on the machine where it was placed: the Ray actor, the data at hand, the processes of one training."""
+"""Run one job on its machine: the Ray actor, the local data, and the processes of one training."""

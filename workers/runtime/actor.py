@@ -1,4 +1,4 @@
-"""The thin Ray shell around `run_job`: one trainer actor runs one job at a time, and can be asked how far it is."""
+"""Ray actors around `run_job`: a trainer actor runs one job at a time and reports its progress."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ NO_WAY_BACK = (
 
 @dataclass(frozen=True)
 class JobLocalizer:
-    """Prepares a job for the machine where it happens to be: compares the machine with the head, and brings the data.
+    """Prepares a job for this machine: compares its environment with the head's, and fetches the data.
 
     Attributes:
         head: The environment of the head.
-        strict: Whether a machine with another environment is refused.
-        disk: The driver's disk. A machine that does not see it borrows the data, and sends what it makes to the tracking
-            store. None where every machine sees the same disk.
-        has_server: Whether a tracking server can take what is made on another disk.
+        strict: Whether to refuse a machine with a different environment.
+        disk: The driver's disk. A machine that cannot see it fetches the data, and sends its artifacts to the tracking
+            store. None if all machines share a disk.
+        has_server: Whether a tracking server can receive artifacts from another disk.
     """
 
     head: Environment
@@ -52,13 +52,13 @@ class JobLocalizer:
         """Prepare a job.
 
         Returns:
-            The job as this machine has to do it, a note for people, and whether nobody else sees this machine's disk.
+            The job with this machine's paths, a note for the user, and whether this machine's disk is private.
 
         Raises:
-            ConclaveError: If this machine must not, or cannot, do the job.
+            ConclaveError: If this machine must not, or cannot, run the job.
         """
         differing = differences(self.head, environment())
-        note = f"the machine {platform.node()} is not like the head: {'; '.join(differing)}" if differing else ""
+        note = f"the machine {platform.node()} differs from the head: {'; '.join(differing)}" if differing else ""
         if note and self.strict:
             raise EnvironmentMismatchError(note)
         if self.disk is None or self.disk.is_visible():
@@ -77,11 +77,11 @@ class JobLocalizer:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a trainer does a job.
+    """Machine and resources of a trainer's job.
 
     Attributes:
         localizer: Prepares the job for the trainer's machine.
-        gpus: GPUs that the trainer has.
+        gpus: Number of GPUs of the trainer.
     """
 
     localizer: JobLocalizer
@@ -90,24 +90,24 @@ class Placement:
 
 @ray.remote(max_restarts=0, max_concurrency=4)
 class TrainerActor:
-    """Runs one job after another. Other threads answer `heartbeat`, take `stop`, and hear of jobs of several processes.
+    """Runs one job after another. Other threads serve `heartbeat`, `stop`, and `report` from distributed jobs.
 
-    It imports what a training needs before it takes its first job.
+    Imports everything that a training needs before the first job.
 
     Args:
-        leads: Whether its jobs are done by several processes, the first of which reports to it.
+        leads: Whether its jobs run in several processes, the first of which reports to this actor.
     """
 
     def __init__(self, leads: bool = False) -> None:
         self.leads = leads
         self.progress = JobProgress()
         self.lock = threading.Lock()
-        self.reported: Heartbeat | None = None  # by the first of several processes
+        self.reported: Heartbeat | None = None  # last heartbeat from the first of several processes
         self.reported_at = 0.0
-        import_all(["workers.runtime.training_job"])  # in no thread: what is imported twice at once may be seen half done
+        import_all(["workers.runtime.training_job"])  # not in a thread: concurrent imports may see half-initialized modules
 
     def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
-        """Run a job; return what `run_job` returns, or a failure where this machine cannot do the job."""
+        """Run a job. Return its result, or a failure if this machine cannot run it."""
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
@@ -127,23 +127,23 @@ class TrainerActor:
             return train_distributed(DistributedJob(job, context, gpus, localizer, ray.get_runtime_context().current_actor))
         except Exception as error:  # Ray Train raises whatever its workers raised
             is_lost = self.reported is not None and self.reported.node not in _living_nodes()
-            text = " ".join(str(error).split())[-300:]  # Ray Train's messages are pages, and end with the cause
+            text = " ".join(str(error).split())[-300:]  # Ray Train's messages are pages long and end with the cause
             kind = FailureKind.PREEMPTED if is_lost else FailureKind.UNEXPECTED
             return JobResult(replace(Failure.of(error), kind=kind, sentence=f"{type(error).__name__}: {text}"))
 
     def report(self, heartbeat: Heartbeat) -> bool:
-        """Take the heartbeat of the first of several processes; return whether they are to stop."""
+        """Store the heartbeat of the first of several processes. Return whether they should stop."""
         self.reported, self.reported_at = heartbeat, time.monotonic()
         return self.progress.stop_requested
 
     def heartbeat(self) -> Heartbeat:
-        """Return a sign of life: of several processes, the first one's. Until that reports, they wait or start."""
+        """Return a heartbeat. For several processes it is the first process's; until it reports, they are waiting."""
         if reported := self.reported:
             return replace(reported, age=time.monotonic() - self.reported_at)
         return self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), is_waiting=self.leads)
 
     def stop(self) -> None:
-        """Make the running training write a checkpoint after its step, and leave."""
+        """Ask the running training to write a checkpoint after its current step, and stop."""
         self.progress.stop_requested = True
 
 
@@ -153,9 +153,9 @@ def _living_nodes() -> set[str]:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
 def end_process(pid: int) -> None:
-    """Kill a process of Ray on this machine: `ray.kill` leaves a stopped one alive, with its memory.
+    """Kill a Ray process on this machine: `ray.kill` leaves a stopped process alive, with its memory.
 
-    Where the process is gone, its id may have gone to another one, which is left alone.
+    If the process has ended, its id may belong to another program, which is not killed.
     """
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
@@ -165,31 +165,31 @@ def end_process(pid: int) -> None:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
 def is_there() -> bool:
-    """Return True, which only a machine that still lives can do."""
+    """Return True: only a living machine can answer."""
     return True
 
 
 @ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})  # type: ignore[untyped-decorator]  # Ray's own
 def serve_chunk(store: Path, name: str, offset: int) -> bytes:
-    """Return a piece of a packed store's file. Runs on the head, where the driver has packed the data."""
+    """Return a chunk of a packed store's file. Runs on the head, where the driver packed the data."""
     return read_chunk(store, name, offset)
 
 
 @ray.remote(max_restarts=0, max_concurrency=2)
 class FusionActor:
-    """Runs the fusion step on the machine where it was placed. Another thread answers `heartbeat`.
+    """Runs the fusion step on its machine. A second thread serves `heartbeat`.
 
     Args:
-        modules: What it imports before it takes a call.
+        modules: Modules to import before the first call.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:
         import_all(modules)
 
     def heartbeat(self) -> int:
-        """Give a sign of life: the process id."""
+        """Return the process id, as a sign of life."""
         return os.getpid()
 
     def call(self, function: Any, *arguments: Any) -> Any:
-        """Call a function, which the orchestrator handed over with its arguments."""
+        """Call a function that the orchestrator sent, with its arguments."""
         return function(*arguments)

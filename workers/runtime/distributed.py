@@ -1,7 +1,7 @@
-"""Train one job by several processes of one machine: Ray Train's TorchTrainer starts them, each with its share of the GPUs.
+"""Train one job in several processes on one machine, started by Ray Train's TorchTrainer.
 
-The first process does all that a trainer does. The others only help it to train. The trainer actor that asked for the job
-hears of it once a second.
+Each process gets its share of the GPUs. The first does everything that a trainer does; the others only help it to train. Once a
+second, the first reports to the trainer actor that started the job.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from workers.runtime.job_runner import JobContext, run_job
 from workers.training.collectives import ProcessGroup
 
 REPORT_SECONDS = 1.0
-TIMEOUT_SECONDS = 24 * 3600  # of a step that waits for another process; one that hangs is ended by its heartbeat before
+TIMEOUT_SECONDS = 24 * 3600  # for a step that waits for another process; missing heartbeats end a hung process earlier
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class DistributedJob:
     Attributes:
         job: The job.
         context: The tracking store and the run.
-        gpus: GPUs of all processes together.
+        gpus: Number of GPUs of all processes together.
         localize: Prepares the job for the processes' machine.
-        trainer: Handle of the trainer actor that hears of the job.
+        trainer: Handle of the trainer actor to report to.
     """
 
     job: Job
@@ -55,9 +55,9 @@ class DistributedJob:
 
 
 def train_distributed(work: DistributedJob) -> JobResult:
-    """Train a job by several processes; return what `run_job` returns in the first of them.
+    """Train a job in several processes. Return the result of `run_job` in the first process.
 
-    Raises whatever the other processes raised, but for TrainingStopped and DivergedError, which the first process reports.
+    Raises whatever the other processes raised, except TrainingStopped and DivergedError, which the first process reports.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     wanted = work.job.recipe.resources
@@ -66,10 +66,10 @@ def train_distributed(work: DistributedJob) -> JobResult:
         num_workers=wanted.processes,
         use_gpu=bool(work.gpus),
         resources_per_worker=per_process,
-        placement_strategy="STRICT_PACK",  # on one machine, as the job asks for it
+        placement_strategy="STRICT_PACK",  # all on one machine
         label_selector=dict(wanted.labels[0]) if wanted.labels else None,
     )
-    with tempfile.TemporaryDirectory() as folder:  # for Ray Train's own records: checkpoints are ours
+    with tempfile.TemporaryDirectory() as folder:  # for Ray Train's records: we write our own checkpoints
         trainer = TorchTrainer(
             _run_process,
             train_loop_config={"work": work},
@@ -89,9 +89,9 @@ def _run_process(config: dict[str, DistributedJob]) -> JobResult:
     try:
         job, note, is_isolated = work.localize(work.job)
     except ConclaveError as error:
-        if error.kind is FailureKind.UNEXPECTED:  # of this process alone: Ray ends the others
+        if error.kind is FailureKind.UNEXPECTED:  # only this process failed: Ray ends the others
             raise
-        return JobResult(Failure.of(error))  # all processes are on one machine, where it holds for each
+        return JobResult(Failure.of(error))  # all processes share the machine, so all of them fail alike
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -106,7 +106,7 @@ def _run_process(config: dict[str, DistributedJob]) -> JobResult:
 
 
 class _Reporting:
-    """Reports a progress to the trainer actor while it lasts, and brings back whether to stop."""
+    """Reports progress to the trainer actor in the background, and receives its stop requests."""
 
     def __init__(self, progress: JobProgress, trainer: Any) -> None:
         self.progress, self.trainer = progress, trainer

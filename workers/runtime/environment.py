@@ -1,4 +1,4 @@
-"""Describe what a machine computes with, and compare machines: mixed ones would give other weights without a word."""
+"""Describe a machine's environment, and compare machines: mixed versions would silently change the weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DISTRIBUTION = "conclave-ensembles"
 PACKAGES = ("conclave", "fusion", "orchestrator", "workers")
 DEVICE_FACTS = ("cuda", "driver", "device")
 MISSING = "missing"
-DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))  # one of them is there where a machine has a GPU; the second is WSL's
+DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))  # one exists if the machine has a GPU; the second is WSL's
 Environment = Mapping[str, str]
 
 
 @lru_cache
 def environment() -> Environment:
-    """Return the versions of Python, of required packages and of our own code; and the GPU with its driver, if there is one."""
+    """Return the versions of Python, required packages and our own code, and any GPU with its driver."""
     facts = {"python": platform.python_version(), "code": _code_digest()}
     facts |= {requirement.name: installed for requirement, installed in requirements()}
     facts["torch"] = _torch_version()
@@ -41,7 +41,7 @@ def environment() -> Environment:
 
 
 def differences(head: Environment, machine: Environment) -> list[str]:
-    """Return a sentence for each fact that differs. GPUs are compared only where both have one, since a head needs none."""
+    """Return a sentence for each fact that differs. GPUs are compared only if both machines have one."""
     names = [n for n in sorted({*head, *machine}) if n not in DEVICE_FACTS or (n in head and n in machine)]
     return [
         f"{name} is {machine.get(name, MISSING)}, and {head.get(name, MISSING)} at the head"
@@ -51,7 +51,7 @@ def differences(head: Environment, machine: Environment) -> list[str]:
 
 
 def requirements() -> Iterator[tuple[Requirement, str]]:
-    """Yield each requirement of our distribution, and the version that is installed, or "missing"."""
+    """Yield each requirement of our distribution with its installed version, or with "missing"."""
     for line in requires(DISTRIBUTION) or ():
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate():
@@ -62,7 +62,7 @@ def requirements() -> Iterator[tuple[Requirement, str]]:
 
 
 def _torch_version() -> str:
-    """Return torch.__version__, which names the build too, as torch's own file has it: importing torch takes seconds."""
+    """Return torch.__version__, including the build, from torch's version file: importing torch takes seconds."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return MISSING

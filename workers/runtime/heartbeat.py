@@ -1,4 +1,4 @@
-"""The progress of a running job, and its trainer's heartbeat, as others see them."""
+"""Track the progress of a running job, and report it in the trainer's heartbeat."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Heartbeat:
         node: Ray's id of that machine.
         epoch: Number of finished epochs.
         metrics: Metrics of the last epoch.
-        notes: Everything that people should know of the job, so far.
+        notes: Notes for the user so far.
         steps: Number of optimizer steps since the job started.
         published: Names of the members whose artifacts are published, so far.
-        is_waiting: Whether the job is done by several processes, of which none has reported yet.
-        age: Seconds since the process gave it: others may hand on the sign of life of one that has died since.
+        is_waiting: Whether the job runs in several processes and none has reported yet.
+        age: Seconds since the process sent it: a relayed heartbeat may come from a process that has died since.
     """
 
     pid: int
@@ -43,7 +43,7 @@ class Heartbeat:
 
 @dataclass
 class JobProgress(TrainingCallback):
-    """Follows a training for the live table, hands on what it hears to the job's tracking run, and can ask it to stop."""
+    """Follows a training for the live table, forwards its events to the tracking run, and relays stop requests."""
 
     tracking_run: JobRun | None = None
     epochs_done: int = 0
@@ -71,12 +71,12 @@ class JobProgress(TrainingCallback):
         self.steps += 1
 
     def on_checkpoint(self) -> None:
-        """Let the tracking run have the checkpoint."""
+        """Report the checkpoint to the tracking run."""
         if self.tracking_run:
             self.tracking_run.on_checkpoint()
 
     def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
-        """Let the tracking run have the artifact."""
+        """Report the artifact to the tracking run."""
         self.published.append(member.name)
         if self.tracking_run:
             self.tracking_run.on_published(member, artifact)
@@ -88,10 +88,10 @@ class JobProgress(TrainingCallback):
             self.tracking_run.note(text)
 
     def should_stop(self) -> bool:
-        """Return whether somebody asked the job to stop."""
+        """Return whether a stop was requested."""
         return self.stop_requested
 
     def heartbeat(self, pid: int, node: str, is_waiting: bool = False) -> Heartbeat:
-        """Return the sign of life of the process that this progress belongs to."""
+        """Return a heartbeat with the current progress."""
         notes, published = list(self.notes), list(self.published)
         return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published, is_waiting)

@@ -1,4 +1,4 @@
-"""What comes back from a job: nothing where its artifacts are published, else a failure with its traceback."""
+"""The result of a job: success, or a failure with its traceback."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Failure:
     """Why a job did not succeed.
 
     Attributes:
-        kind: What kind of failure it is.
-        sentence: What happened, for people.
-        trace: The traceback, for the job's log; empty where there is none.
+        kind: Kind of failure.
+        sentence: What happened, for the user.
+        trace: The traceback, for the job's log; may be empty.
     """
 
     kind: FailureKind
@@ -30,7 +30,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return the failure that an exception is, in an `except` clause."""
+        """Convert an exception to a failure. Call this in an `except` clause."""
         if isinstance(error, ConclaveError):
             return cls(error.kind, str(error), traceback.format_exc())
         kind = FailureKind.PERMANENT if _is_deterministic(error) else FailureKind.UNEXPECTED
@@ -38,8 +38,8 @@ class Failure:
 
 
 def _is_deterministic(error: Exception) -> bool:
-    """Return whether a program would fail in the same way the next time: it contains a mistake, or its shapes do not fit."""
-    if type(error) is RuntimeError:  # torch's own for shapes that do not fit; what a device or a network reports has other types
+    """Return whether a retry would fail the same way: the code has a bug, or its shapes do not match."""
+    if type(error) is RuntimeError:  # torch raises it for mismatched shapes; device and network errors name their source
         return not any(name in str(error) for name in OF_DEVICES)
     return isinstance(error, MISTAKES)
 
@@ -49,9 +49,7 @@ class JobResult:
     """The result of a job.
 
     Attributes:
-        failure: Why it failed; None where all of its artifacts are published.
-        version: Version of this form. A driver and its trainers run the same one, which the environment check sees to.
+        failure: Why it failed; None if all of its artifacts are published.
     """
 
     failure: Failure | None = None
-    version: int = 1

@@ -1,4 +1,4 @@
-"""Run one job, and report it to its tracking runs and to whoever follows its progress."""
+"""Run one job, and report to its tracking runs and its progress callback."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobContext:
-    """Where a job runs and what it writes to.
+    """The device, the processes and the tracking runs of a job.
 
     Attributes:
         uri: The tracking store, or None for no tracking.
-        runs: The runs of the job's members in the tracking store, in their order; empty for no tracking.
-        note: Something that people should know of this machine.
-        is_isolated: Whether nobody else sees this machine's disk, so that the runs must have everything before the job ends.
-        device: The device to train on; the first GPU, or the CPU, where left out.
-        group: The processes that train together; this process alone where left out.
+        runs: Run ids of the job's members, in member order; empty for no tracking.
+        note: Note about this machine for the user.
+        is_isolated: Whether this machine's disk is private, so that the runs must have everything before the job ends.
+        device: The device to train on; by default the first GPU, else the CPU.
+        group: The processes that train together; by default this process alone.
     """
 
     uri: str | None = None
@@ -44,7 +44,7 @@ def run_job(job: Job, progress: JobProgress, context: JobContext | None = None) 
     Args:
         job: The job.
         progress: Follows the training.
-        context: The machine and the tracking runs; no tracking where left out.
+        context: The machine and the tracking runs; by default no tracking.
     """
     from workers.runtime import training_job
     from workers.tracking.job_run import JobRun
@@ -64,7 +64,7 @@ def run_job(job: Job, progress: JobProgress, context: JobContext | None = None) 
         if run and isinstance(error, TrainingStopped):
             run.leave()
         return JobResult(Failure.of(error))
-    except Exception as error:  # whatever a user's network and a library can raise
+    except Exception as error:  # custom networks and libraries can raise anything
         return JobResult(Failure.of(error))
     else:
         return JobResult()

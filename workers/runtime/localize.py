@@ -1,8 +1,8 @@
-"""Serve a machine that does not share the driver's disk: it gets a home of its own, and the data is streamed to it once.
+"""Prepare a machine that does not share the driver's disk: give it a local home, and stream the data to it once.
 
-CONCLAVE_CACHE (the user's cache folder, ~/.cache/conclave on Linux) holds both: data/DIGEST is a packed store, and home/ is where
-trainings are made before they go to the tracking store. Where it takes more than CONCLAVE_CACHE_GB (50), what was unused for the
-longest time goes first.
+CONCLAVE_CACHE (the user's cache folder, ~/.cache/conclave on Linux) holds both: data/DIGEST is a packed store, and home/ holds
+trainings until they reach the tracking store. If the cache exceeds CONCLAVE_CACHE_GB (50), the least recently used entries are
+removed first.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
 CHUNK_BYTES = 16 << 20
-Read = Callable[[str, int], bytes]  # at most CHUNK_BYTES bytes of a store's file, from an offset on
+Read = Callable[[str, int], bytes]  # (file name, offset) -> at most CHUNK_BYTES bytes of a store's file
 
 
 @dataclass(frozen=True)
 class DriverDisk:
-    """The driver's disk, recognised by a file that is there, with this content, while the driver runs."""
+    """The driver's disk, recognised by a marker file with this content, which exists while the driver runs."""
 
     marker: Path
     content: str
@@ -54,7 +54,7 @@ def localize_job(job: Job, read: Read) -> Job:
         read: Reads from the driver's store.
 
     Raises:
-        ConclaveError: If the data did not arrive whole.
+        ConclaveError: If the data did not arrive complete.
     """
     root, digest = cache_folder(), str(json.loads(read("store.json", 0))["digest"])
     if not re.fullmatch("[0-9a-f]{64}", digest):
@@ -79,7 +79,7 @@ def cache_folder() -> Path:
 
 
 def read_chunk(store: Path, name: str, offset: int) -> bytes:
-    """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError where the name is none of a store's files."""
+    """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError if a store has no file of this name."""
     if name not in Store.FILES:
         raise ConclaveError(f"{name}: not a file of a packed store")
     with open(store / name, "rb") as file:
@@ -88,8 +88,8 @@ def read_chunk(store: Path, name: str, offset: int) -> bytes:
 
 
 def _stream(store: Path, read: Read, digest: str) -> None:
-    """Copy a store file by file into a folder beside it, which is renamed into place once its content has the digest."""
-    for stale in store.parent.glob(f".{digest}-*"):  # of a process that was killed: we hold its lock
+    """Copy a store file by file into a temporary folder, and rename that into place if its digest matches."""
+    for stale in store.parent.glob(f".{digest}-*"):  # left by a killed process: we hold its lock
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
     try:
@@ -106,7 +106,7 @@ def _stream(store: Path, read: Read, digest: str) -> None:
 
 
 def evict_cache(root: Path, most_bytes: float, in_use: set[Path]) -> None:
-    """Remove what was unused for the longest time, until the rest takes at most `most_bytes`. What is in use stays."""
+    """Remove least recently used entries until the rest takes at most `most_bytes`. Entries in use are kept."""
     jobs = [artifact.root for artifact in MemberArtifact.all_in_home(root / "home")]
     entries = [*(root / "data").glob("[!.]*"), *jobs]
     sizes = {entry: _folder_bytes(entry) for entry in entries}
@@ -125,7 +125,7 @@ def _store_lock(store: Path) -> Path:
 
 @contextlib.contextmanager
 def _lock_entry(entry: Path, is_job: bool) -> Iterator[None]:
-    """Raise Timeout where a trainer is at work on an entry. Other trainers keep the pages of a store that they have mapped."""
+    """Lock a cache entry, or raise Timeout if a trainer has it. Trainers that have mapped a store keep its pages."""
     with file_lock(MemberArtifact(entry).lock_path if is_job else _store_lock(entry), timeout=0):
         yield
 
@@ -133,12 +133,12 @@ def _lock_entry(entry: Path, is_job: bool) -> Iterator[None]:
 def _last_used(entry: Path) -> float:
     try:
         return entry.stat().st_mtime
-    except FileNotFoundError:  # another trainer made room
+    except FileNotFoundError:  # another trainer removed it
         return 0.0
 
 
 def _folder_bytes(folder: Path) -> int:
-    """Return the size of a folder. A trainer at work may remove its older checkpoints meanwhile."""
+    """Return the size of a folder in bytes. A running trainer may remove older checkpoints meanwhile."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

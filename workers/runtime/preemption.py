@@ -1,7 +1,7 @@
-"""Watch for the notice that a spot machine is taken away, and drain its Ray node. Runs beside Ray on such a machine.
+"""Watch for a spot machine's interruption notice, and drain its Ray node. Runs next to Ray on such a machine.
 
-From then on no job starts here; the scheduler makes running ones write a checkpoint and go on elsewhere. The notice is EC2's,
-two minutes ahead: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+After the notice no job starts here; the scheduler makes running jobs write a checkpoint and resume elsewhere. EC2 gives the
+notice two minutes ahead: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 
     python -m workers.runtime.preemption [--address URL] [--node-id ID] [--every SECONDS]
 """
@@ -17,19 +17,19 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 
-METADATA_ADDRESS = "http://169.254.169.254"  # of the instance metadata service, on every EC2 machine
+METADATA_ADDRESS = "http://169.254.169.254"  # instance metadata service of every EC2 machine
 TOKEN_SECONDS = 300
-WARNING_SECONDS = 120  # that EC2 gives
+WARNING_SECONDS = 120  # EC2's notice period
 
 
 def seconds_left(address: str) -> int | None:
-    """Return the seconds until this machine is taken away, or None where nobody said so.
+    """Return the seconds until this machine is interrupted, or None without a notice.
 
     Args:
         address: URL of the instance metadata service.
 
     Raises:
-        OSError: If nobody answers.
+        OSError: If the service does not answer.
     """
     headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
     token = _fetch(urllib.request.Request(f"{address}/latest/api/token", method="PUT", headers=headers))
@@ -48,14 +48,14 @@ def seconds_left(address: str) -> int | None:
 
 
 def drain(seconds: int, node: str | None) -> None:
-    """Drain a Ray node by Ray's own command: the node with this id, or the one on this machine."""
-    words = ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the provider takes it away"]
+    """Drain a Ray node with Ray's own command: the node with this id, or by default this machine's."""
+    words = ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot interruption by the provider"]
     words += ["--deadline-remaining-seconds", str(seconds), *(["--node-id", node] if node else [])]
     subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True)
 
 
 def main() -> None:
-    """Wait for the notice, drain the node, and end."""
+    """Wait for the notice, drain the node, and exit."""
     parser = argparse.ArgumentParser(prog="python -m workers.runtime.preemption")
     parser.add_argument("--address", default=METADATA_ADDRESS)
     parser.add_argument("--node-id")
@@ -65,9 +65,9 @@ def main() -> None:
         try:
             left = seconds_left(options.address)
         except (OSError, ValueError):
-            left = None  # nobody answers: not such a machine, or not for the moment
+            left = None  # no answer: not an EC2 machine, or a temporary failure
         if left is not None:
-            print(f"this machine is taken away in {left} s", flush=True)
+            print(f"this machine will be interrupted in {left} s", flush=True)
             return drain(left, options.node_id)
         time.sleep(options.every)
 

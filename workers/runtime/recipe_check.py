@@ -1,4 +1,4 @@
-"""Try a recipe on a few made-up images: its network, and what of the user's own it names."""
+"""Try a recipe's network and custom extensions on a few synthetic images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from workers.training.augmentation import augment, make_augmentations
 from workers.training.objective import Objective
 
 IMAGES, CLASSES = 2, 3
-SMALL_PARAMETERS, SMALL_SIDE = 25_000_000, 256  # of a network and its images: two of them take less than half a second
+SMALL_PARAMETERS, SMALL_SIDE = 25_000_000, 256  # up to here, two images take less than half a second
 
 
 def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
-    """Yield a sentence for each augmentation, optimizer or loss of the user's own that cannot be used.
+    """Yield a sentence for each custom augmentation, optimizer or loss that cannot be used.
 
     Args:
         recipe: The recipe.
@@ -30,7 +30,7 @@ def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
         images = torch.zeros(IMAGES, image_size, image_size, 3, dtype=torch.uint8)
         x, _ = augment(images, labels, make_augmentations(recipe.augment), torch.Generator().manual_seed(0))
         if x.shape != (IMAGES, 3, image_size, image_size):
-            raise ValueError(f"images of {tuple(x.shape[1:])} came out of it, not of {(3, image_size, image_size)}")
+            raise ValueError(f"it returned images of shape {tuple(x.shape[1:])}, not {(3, image_size, image_size)}")
 
     def try_loss() -> None:
         loss = Objective(recipe).loss(torch.zeros(IMAGES, CLASSES), labels)
@@ -47,11 +47,11 @@ def problems_of_recipe(recipe: MemberSpec, image_size: int) -> Iterator[str]:
 
 
 def why_untrainable(build: Callable[[], nn.Module], image_size: int, classes: int) -> str | None:
-    """Run one forward and one backward pass on two images. Return what goes wrong, or None.
+    """Run one forward and one backward pass on two images. Return the problem, or None.
 
-    Of a large network only shapes are computed first, which takes little time however large it is. What fails there is tried in
-    earnest: a network of the user's own may need real numbers. A small one is tried in earnest at once, because torch needs more
-    than a second to import what computes shapes.
+    A large network first runs on the meta device, which computes only shapes and is fast at any size. If that fails, it runs on
+    the CPU: a custom network may need real values. A small network runs on the CPU at once, because importing torch's support
+    for the meta device takes more than a second.
 
     Args:
         build: Returns the network.
@@ -65,7 +65,7 @@ def why_untrainable(build: Callable[[], nn.Module], image_size: int, classes: in
             if logits.shape != (IMAGES, classes):
                 return f"it answers {tuple(logits.shape)} for {IMAGES} images, and not {(IMAGES, classes)}"
             logits.sum().backward()
-        except Exception as error:  # whatever a network of the user's own can raise
+        except Exception as error:  # a custom network can raise anything
             problem = " ".join(str(error).split()) or type(error).__name__
         else:
             return None
@@ -78,7 +78,7 @@ def _is_small(build: Callable[[], nn.Module], image_size: int) -> bool:
 
 
 def problems_of_training(train: TrainSpec) -> Iterator[str]:
-    """Yield a sentence where a schedule of the user's own cannot be used."""
+    """Yield a sentence if a custom schedule cannot be used."""
     if train.schedule.kind in train.references:
         yield from _problem(f"schedule {train.schedule.kind}", lambda: train.schedule.rate(0.1, 0, 10, 5))
 
@@ -88,5 +88,5 @@ def _problem(what: str, try_it: Callable[[], object]) -> Iterator[str]:
         try_it()
     except UserInputError as error:
         yield str(error)
-    except Exception as error:  # whatever a user's own code can raise
+    except Exception as error:  # custom code can raise anything
         yield f"{what}: {type(error).__name__}: {error}."

@@ -1,6 +1,6 @@
-"""Run one trial of a search: train on the *fit* rows but for a tenth, by which the trial is scored.
+"""Run one trial of a search: train on 90 % of the *fit* rows, and score on the other 10 %.
 
-A trial never sees *fuse* and *test*.
+A trial never sees *fuse* or *test*.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ LOSS, ACCURACY = "stop/loss", "stop/accuracy"
 
 
 def trial_job(job: Job) -> Job:
-    """Return the job as a trial does it: with rows set apart, and without ever stopping by itself."""
+    """Return the job as a trial: with rows held out for scoring, and a patience that never stops it early."""
     return job.model_copy(update={"train": job.train.model_copy(update={"stop": StopSpec(patience=job.train.epochs + 1)})})
 
 
 def run_trial(job: Job, callback: TrainingCallback) -> None:
-    """Train a trial, from its checkpoint where there is one.
+    """Train a trial, resuming from its checkpoint if one exists.
 
     Args:
         job: The trial, as a job.
-        callback: Gets each epoch's metrics, LOSS and ACCURACY among them.
+        callback: Receives each epoch's metrics, including LOSS and ACCURACY.
 
     Raises:
         ConclaveError: What `train` raises.

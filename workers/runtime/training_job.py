@@ -1,4 +1,4 @@
-"""Do one job from start to finish: its data and network, the training, the artifact of each member."""
+"""Run one job from start to finish: data, network, training, and each member's artifact."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workers.training.task import TrainingData, TrainingResult, TrainingTask
 from workers.training.train import train
 
 Weights = dict[str, torch.Tensor]
-STOP_FRACTION = 0.1  # of the *fit* rows, set apart for early stopping
+STOP_FRACTION = 0.1  # of the *fit* rows, held out for early stopping
 
 
 def train_job(
@@ -40,21 +40,21 @@ def train_job(
     device: torch.device | None = None,
     group: SingleProcess | None = None,
 ) -> None:
-    """Train a job, and publish an artifact for each of its members as soon as it is made. What is published stays.
+    """Train a job, and publish each member's artifact as soon as it is made. Published artifacts are kept.
 
-    Each process of a group calls this; the first one sees to the artifacts.
+    Every process of a group calls this; only the first one writes artifacts.
 
     Args:
         job: The job.
         callback: Follows the training.
-        device: The device; the first GPU, or the CPU, where left out.
-        group: The processes that train together; this process alone where left out.
+        device: The device; by default the first GPU, else the CPU.
+        group: The processes that train together; by default this process alone.
 
     Raises:
         ConclaveError: What `train` raises.
     """
     folder, group = TrainingFolder.of(job), group or SINGLE_PROCESS
-    with folder.locked(callback) if group.rank == 0 else nullcontext():  # another sweep may train the same
+    with folder.locked(callback) if group.rank == 0 else nullcontext():  # another sweep may run the same training
         is_missing = group.all_reduce(*(group.rank == 0 and not artifact.done for artifact in folder.artifacts))
         published = [member for member, missing in zip(job.members, is_missing, strict=True) if not missing]
         for member in published if group.rank == 0 else ():
@@ -66,12 +66,12 @@ def train_job(
 
 
 def default_device() -> torch.device:
-    """Return the first GPU where there is one, else the CPU."""
+    """Return the first GPU if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def use_deterministic_kernels(device: torch.device) -> None:
-    """Make the same job give the same weights on the same kind of GPU: no kernel whose sums depend on what came first."""
+    """Use deterministic kernels, so that a job always gives the same weights on the same kind of GPU."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -82,7 +82,7 @@ def use_deterministic_kernels(device: torch.device) -> None:
 def training_data(job: Job, store: Store, split: Split, device: torch.device) -> TrainingData:
     """Return the rows that a job trains on.
 
-    On a GPU, the whole data set is on the device where it takes less than a quarter of the free memory.
+    On a GPU, the whole data set moves to the device if it takes less than a quarter of the free memory.
     """
     images = torch.from_numpy(store.images)
     labels = torch.from_numpy(np.array(store.labels))
@@ -109,7 +109,7 @@ def training_data(job: Job, store: Store, split: Split, device: torch.device) ->
 
 
 def _weights(store: Store, rows: Rows) -> torch.Tensor | None:
-    """Return the rows' weights, whose mean over the rows to train on is 1."""
+    """Return the rows' weights, scaled to a mean of 1 over the rows to train on."""
     if store.weights is None:
         return None
     return torch.from_numpy(store.weights / store.weights[rows].mean()).float()
@@ -122,7 +122,7 @@ def _teacher(job: Job, store: Store) -> Teacher | None:
 
 @dataclass
 class _JobTraining:
-    """Trains one job of which not all artifacts are there, on one device."""
+    """Trains the missing members of one job on one device."""
 
     job: Job
     device: torch.device
@@ -143,12 +143,12 @@ class _JobTraining:
         self.data = training_data(job, self.store, self.split, self.device)
 
     def task(self, missing: tuple[JobMember, ...], checkpoints: Checkpoints | None = None) -> TrainingTask:
-        """Return the task of making the missing members, once the data is loaded."""
+        """Return the task that trains the missing members. Requires `prepare`."""
         job, settings = self.job, (checkpoints, self.callback, self.job.checkpoint_seconds, self.group)
         return TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
 
     def run(self, published: Sequence[JobMember]) -> None:
-        """Train, and publish the artifacts of all members but those that are published."""
+        """Train, and publish the artifacts of all members that are not published yet."""
         job = self.job
         self.prepare()
         checkpoints = Checkpoints(self.folder.checkpoint, job.signatures[0], self.callback.note)
@@ -166,7 +166,7 @@ class _JobTraining:
         self.callback.on_published(own, artifact)
 
     def network(self) -> Network:
-        """Build the network, with fresh weights or with those that a student begins from."""
+        """Build the network, with fresh weights or with a student's starting weights."""
         recipe, classes, size = self.job.seeded_recipe, self.store.classes, self.store.size
         network = build(recipe, len(classes), size)
         if self.job.start:
@@ -175,9 +175,9 @@ class _JobTraining:
         return network
 
     def _outputs(self, result: TrainingResult) -> Weights:
-        """Compute outputs on *fuse* and *test*, and those of a fold training on the rows that it left out.
+        """Compute outputs on *fuse* and *test*; for a fold training, also on its left-out rows.
 
-        Only full trainings keep features: those of fold trainings live in other bases, and no fusion may mix them.
+        Only full trainings keep features: each fold training has a different feature space, and no fusion may mix them.
         """
         parts = {"fuse": self.split.fuse, "test": self.split.test}
         if self.job.fold is not None:

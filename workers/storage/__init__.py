@@ -1,1 +1,1 @@
-"""Files that are whole or not there: atomic writes, checksummed tensors, checkpoints and artifacts."""
+"""Write files completely or not at all: atomic writes, checksummed tensors, checkpoints and artifacts."""

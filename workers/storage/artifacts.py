@@ -1,4 +1,4 @@
-"""The artifact of a member: owns every path and file name of it, and reads it back.
+"""Write and read a member's artifact. Defines all of its paths and file names.
 
     HOME/jobs/SIGNATURE/fit/     weights.safetensors, outputs.safetensors, manifest.json (written last)
     HOME/jobs/SIGNATURE/.lock    held by the process that trains it
@@ -26,7 +26,7 @@ JOBS = "jobs"
 
 
 def class_order(member_classes: Sequence[str], classes: Sequence[str], name: str) -> list[int]:
-    """Return where each of `classes` stands among a member's classes.
+    """Return the index of each of `classes` among a member's classes.
 
     Args:
         member_classes: Class names in the order of the member's logits.
@@ -34,7 +34,7 @@ def class_order(member_classes: Sequence[str], classes: Sequence[str], name: str
         name: The member's name, for the message.
 
     Raises:
-        ConclaveError: If the two are not the same classes.
+        ConclaveError: If the two sets of classes differ.
     """
     if sorted(member_classes) != sorted(classes):
         raise ConclaveError(f"member {name} knows other classes than the data: {', '.join(member_classes)}; it can't be fused.")
@@ -49,7 +49,7 @@ class MemberArtifact:
 
     @classmethod
     def in_home(cls, home: Path, signature: str) -> MemberArtifact:
-        """Return the artifact with this signature, whether it is there or not."""
+        """Return the artifact with this signature, which need not exist."""
         return cls(home / JOBS / signature)
 
     @classmethod
@@ -98,8 +98,8 @@ class MemberArtifact:
         """Return the outputs, verified by their checksum.
 
         Returns:
-            For each part (`fuse` and `test`; `oof` too of a fold training): PART_rows (n,) int64, PART_logits (n, C) float32
-            and, of a full training, PART_features (n, D) float32.
+            For each part (`fuse`, `test`, and `oof` for a fold training): PART_rows (n,) int64, PART_logits (n, C) float32
+            and, for a full training, PART_features (n, D) float32.
 
         Raises:
             CorruptFileError: If the file is damaged.
@@ -109,12 +109,12 @@ class MemberArtifact:
         return load_tensors(self.folder, "outputs")
 
     def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: TrainingRecord) -> None:
-        """Make the artifact: write everything to a folder beside it, then rename that into place.
+        """Write the artifact to a temporary folder, then rename that into place.
 
         Args:
             weights: The final weights.
             outputs: The outputs (see `outputs`).
-            record: What the manifest says.
+            record: The record for the manifest.
         """
         from workers.storage.tensor_folder import replace_folder, save_tensors
 
@@ -125,7 +125,7 @@ class MemberArtifact:
         fault_point("artifact.published")
 
     def import_folder(self, folder: Path) -> None:
-        """Take an artifact that was made elsewhere, if every file is whole. Raises CorruptFileError."""
+        """Import an artifact from a folder after verifying every file. Raises CorruptFileError."""
         from workers.storage.tensor_folder import replace_folder, verify_folder
 
         self.root.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class MemberArtifact:
         replace_folder(self._incoming, self.folder)
 
     def remove_incoming(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove files that a killed process left incomplete."""
         shutil.rmtree(self._incoming, ignore_errors=True)
 
     def delete(self) -> None:

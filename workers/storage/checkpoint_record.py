@@ -1,4 +1,4 @@
-"""The record of a checkpoint: what its `manifest.json` says beside the checksums of its tensors."""
+"""The record of a checkpoint, stored in its `manifest.json` next to the checksums of its tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workers.diagnostics.callback import Epoch
 
 @dataclass
 class Sums:
-    """Sums over the steps of an unfinished epoch: the loss, the number of right answers, and seconds."""
+    """Sums over the steps of an unfinished epoch: the loss, the number of correct answers, and seconds."""
 
     loss: float = 0.0
     correct: float = 0.0
@@ -20,17 +20,17 @@ class Sums:
 
 
 class CheckpointRecord(BaseModel):
-    """Where a training was when its checkpoint was written.
+    """Progress of a training when its checkpoint was written.
 
     Attributes:
-        version: Version of this form.
-        owner: What tells the training from others: the signature of its first member.
+        version: Format version.
+        owner: Unique id of the training: the signature of its first member.
         epoch: Number of finished epochs.
-        step: Number of finished steps of the epoch after them.
+        step: Number of finished steps in the unfinished epoch.
         history: Metrics of each finished epoch.
         micro_batch: Images per forward pass.
-        sums: What the steps of the unfinished epoch summed up to, of each process.
-        average: Settings of the average of the weights that the checkpoint holds; None where it holds none.
+        sums: Sums over the steps of the unfinished epoch, one entry per process.
+        average: Settings of the weight average in the checkpoint; None if it has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,5 +46,5 @@ class CheckpointRecord(BaseModel):
 
     @property
     def position(self) -> tuple[int, int]:
-        """The finished epochs and the finished steps after them; the larger, the later."""
+        """Number of finished epochs and of finished steps in the unfinished epoch; sorts by time."""
         return self.epoch, self.step

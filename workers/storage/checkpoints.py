@@ -38,9 +38,9 @@ class Checkpoints:
     """The checkpoints of one training, in `folder`/EPOCH-STEP.
 
     Attributes:
-        folder: Where they are kept.
-        owner: What tells the training from others: the signature of its first member.
-        note: Hears of every checkpoint that could not be written or read while another way was left.
+        folder: Folder that holds the checkpoints.
+        owner: Unique id of the training: the signature of its first member.
+        note: Called with a sentence for each checkpoint that could not be written or read, if the training can continue.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Checkpoints:
     note: Callable[[str], None] = lambda text: None
 
     def save(self, tensors: Groups, record: CheckpointRecord) -> None:
-        """Write a checkpoint. A full or failing disk is noted, not raised: the training goes on with the older checkpoints."""
+        """Write a checkpoint. Disk errors are noted, not raised: the training continues with the older checkpoints."""
         new, target = self.folder / UNFINISHED_CHECKPOINT, self.folder / checkpoint_name(*record.position)
         shutil.rmtree(new, ignore_errors=True)
         try:
@@ -63,7 +63,7 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def clear(self) -> None:
-        """Remove all checkpoints, because the training begins anew."""
+        """Remove all checkpoints, so that the training starts from scratch."""
         for folder in self.complete():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -72,10 +72,10 @@ class Checkpoints:
         return sorted(p.parent for p in self.folder.glob(f"[0-9]*/{MANIFEST}"))
 
     def newest(self) -> State | None:
-        """Return the newest checkpoint that can be read, or None where there is none.
+        """Return the newest readable checkpoint, or None if there are no checkpoints.
 
         Raises:
-            CorruptFileError: If there are checkpoints and all of them are damaged. It names the files.
+            CorruptFileError: If there are checkpoints and all are damaged. The message names the files.
         """
         problems: list[str] = []
         for folder in reversed(self.complete()):
@@ -85,7 +85,7 @@ class Checkpoints:
                 problems.append(str(error))
                 continue
             for problem in problems:
-                self.note(f"going on from the checkpoint before: {problem}")
+                self.note(f"resuming from an earlier checkpoint: {problem}")
             for later in [f for f in self.complete() if f > folder]:
                 shutil.rmtree(later)
             return state

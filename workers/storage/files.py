@@ -1,4 +1,4 @@
-"""Write files that are whole or not there, and compute digests of tensors."""
+"""Write files completely or not at all, and compute digests of files and tensors."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-UMASK = os.umask(0o077)  # there is no way to read it but to set it
+UMASK = os.umask(0o077)  # reading the umask requires setting it
 os.umask(UMASK)
 
 
 def file_lock(path: Path, timeout: float = -1) -> FileLock:
-    """Return a lock that everybody can take who may write here: whose home it is, and the group of a home that is shared.
+    """Return a file lock that any user with write access can take: a home's owner, and a shared home's group.
 
     Args:
         path: The lock's file.
-        timeout: Seconds to wait for it; for ever where left out.
+        timeout: Seconds to wait for it; by default forever.
     """
     return FileLock(path, timeout, mode=0o666 & ~UMASK)
 
@@ -39,7 +39,7 @@ def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o6
         path: The file.
         content: What to write.
         point: Name of the fault points that tests inject faults at.
-        mode: Permissions of the file; those of the umask where left out.
+        mode: Permissions of the file; by default those of the umask.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -55,7 +55,7 @@ def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o6
         os.chmod(name, mode)
         fault_point(f"{point}.rename")
         os.replace(name, path)
-    except IsADirectoryError as error:  # Python's own names the temporary file
+    except IsADirectoryError as error:  # Python's message names the temporary file
         Path(name).unlink(missing_ok=True)
         raise IsADirectoryError(error.errno, "there is a folder in the place of this file", str(path)) from None
     except BaseException:
@@ -65,7 +65,7 @@ def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o6
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last."""
+    """Flush renames in `folder` to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. Raises ValueError for numbers that JSON has not, such as NaN."""
+    """Write JSON atomically. Raises ValueError for numbers that JSON cannot hold, such as NaN."""
     write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode())
 
 

@@ -1,4 +1,4 @@
-"""Read the manifest of a folder of tensors: the record of what the folder holds, and the checksums of its files. No torch."""
+"""Read a tensor folder's manifest: its record and the checksums of its files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Manifest:
     Attributes:
         path: The manifest's file.
         files: SHA-256 of each file of the folder, by its name.
-        values: Everything in the manifest, sealed.
+        values: All values in the manifest, including its own checksum.
     """
 
     path: Path
@@ -45,8 +45,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        FileNotFoundError: If there is none.
-        CorruptFileError: If it is not what was written.
+        FileNotFoundError: If the folder has no manifest.
+        CorruptFileError: If the manifest is damaged.
     """
     path = folder / MANIFEST
     try:

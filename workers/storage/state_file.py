@@ -1,4 +1,4 @@
-"""Read and write records in JSON, each sealed with a checksum of its values. State files, manifests and outboxes share this."""
+"""Read and write JSON records sealed with a checksum. Used by state files, manifests and outboxes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of JSON with their checksum, which covers what they say, not how they are written."""
+    """Return JSON values with their checksum, which ignores formatting."""
     plain = json.loads(json.dumps(values, allow_nan=False))
     return {**plain, CHECKSUM: _checksum(plain)}
 
 
 def unseal(values: object) -> dict[str, Any] | None:
-    """Return the values that were sealed; None if they are anything else."""
+    """Return sealed values without their checksum; None if the checksum does not match."""
     if not isinstance(values, dict):
         return None
     plain = {key: value for key, value in values.items() if key != CHECKSUM}
@@ -59,11 +59,11 @@ def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
 
 
 def parse_record(path: Path, values: object, kind: type[Record], advice: str) -> Record:
-    """Return the record that sealed values hold.
+    """Verify sealed values, and return their record.
 
     Args:
-        path: Their file.
-        values: The values.
+        path: File that the values were read from.
+        values: The sealed values.
         kind: The kind of record.
         advice: What to do about a damaged file, in a sentence.
 

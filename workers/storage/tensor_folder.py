@@ -1,4 +1,4 @@
-"""Save tensors to a folder atomically, and read them back by their checksums. No pickle.
+"""Save tensors to a folder atomically, and verify their checksums on reading. No pickle.
 
 A folder holds one `NAME.safetensors` file per group of tensors, and a manifest, written last, with their checksums.
 """
@@ -31,9 +31,9 @@ def save_tensors(folder: Path, groups: Groups, record: BaseModel, point: str = "
     """Write groups of tensors and, last, the manifest.
 
     Args:
-        folder: The folder; made if it is not there.
-        groups: The tensors, by the name of their file and by their own name.
-        record: What the manifest says beside the checksums.
+        folder: The folder; created if missing.
+        groups: The tensors, by file name and tensor name.
+        record: The record to store in the manifest next to the checksums.
         point: Name of the fault points that tests inject faults at.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put the complete folder `new` where `old` is."""
+    """Replace the folder `old` by the complete folder `new`."""
     shutil.rmtree(old, ignore_errors=True)
     new.rename(old)
     sync_folder(old.parent)

@@ -1,6 +1,6 @@
-"""The files of a training that is under way: its checkpoints, and the locks of the artifacts that it will publish.
+"""The files of a running training: its checkpoints, and the locks of the artifacts that it will publish.
 
-HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two checkpoints, beside the artifact of its first member
+HOME/jobs/SIGNATURE/checkpoint/EPOCH-STEP/   the last two checkpoints, next to the artifact of the first member
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
 CHECKPOINT = "checkpoint"
-UNFINISHED_CHECKPOINT = ".new"  # in the folder of checkpoints: one that is being written
+UNFINISHED_CHECKPOINT = ".new"  # name of the checkpoint being written, in the folder of checkpoints
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainingFolder:
 
     @classmethod
     def of(cls, job: Job) -> TrainingFolder:
-        """Return the folder of a job's training, whether it is there or not."""
+        """Return the folder of a job's training, which need not exist."""
         return cls(tuple(MemberArtifact.in_home(job.home, signature) for signature in job.signatures))
 
     @property
@@ -50,7 +50,7 @@ class TrainingFolder:
 
     @property
     def incoming_checkpoint(self) -> Path:
-        """Where checkpoints from a tracking run are put together."""
+        """Temporary folder for checkpoints that are downloaded from a tracking run."""
         return self.root / ".checkpoint.new"
 
     @property
@@ -60,9 +60,9 @@ class TrainingFolder:
 
     @contextlib.contextmanager
     def locked(self, callback: TrainingCallback) -> Iterator[None]:
-        """Let only one process train this at a time. A dead process's lock is free. Raises TrainingStopped if told to stop."""
+        """Hold the training's locks; a dead process holds none. Raises TrainingStopped if stopped while waiting."""
         with contextlib.ExitStack() as locks:
-            # All processes take the locks in one order: so none waits for another in a ring.
+            # All processes take the locks in the same order, which rules out deadlocks.
             for artifact in sorted(self.artifacts, key=lambda artifact: artifact.root):
                 artifact.root.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(_waited_for(artifact, callback))
@@ -70,7 +70,7 @@ class TrainingFolder:
             yield
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process left here, unless another process is at work."""
+        """Remove files that a killed process left, unless another process is training."""
         with contextlib.suppress(Timeout), contextlib.ExitStack() as locks:
             for artifact in self.artifacts:
                 if artifact.root.is_dir():
@@ -106,9 +106,9 @@ def _waited_for(artifact: MemberArtifact, callback: TrainingCallback) -> Iterato
             break
         except Timeout:
             if callback.should_stop():
-                raise TrainingStopped("stopped while another process trains the same") from None
+                raise TrainingStopped("stopped while another process runs the same training") from None
             if not has_waited:
-                callback.note("another process trains the same: waiting for it")
+                callback.note("another process runs the same training: waiting for it")
             has_waited = True
             callback.on_step_end()
     try:

@@ -1,4 +1,4 @@
-"""The record of a finished training for one of its members: what `manifest.json` says beside the checksums."""
+"""The record of a trained member, stored in its `manifest.json` next to the checksums."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from workers.diagnostics.callback import Epoch
 
 
 class TrainingRecord(BaseModel):
-    """What is known of a finished training, for one of the members that it made.
+    """Record of a finished training, for one of its members.
 
     Attributes:
-        version: Version of this form.
+        version: Format version.
         signature: Hash of everything that changes the member's weights.
         member: The recipe, and which of the training's members this is.
-        train: What all trainings of the team shared, as JSON.
+        train: Settings shared by all trainings of the team, as JSON.
         fold: The fold that was left out; None for a full training.
-        seed: Seed of the member's weights, order of rows and augmentation.
+        seed: Seed of the member's weights, row order and augmentation.
         classes: Class names in the order of the logits.
         data_digest: Digest of the packed data.
         image_size: Side of the images in pixels.
         weights_sha256: Digest of the weights.
         processes: Number of processes that trained together.
-        train_seconds: Seconds of all processes that this member alone took: those of a snapshot are of its own cycle.
+        train_seconds: Training seconds of this member alone, over all processes; for a snapshot, of its own cycle.
         history: Metrics of each epoch from the start of the training.
         micro_batch: Images per forward pass.
         precision: "float32" or "bfloat16".
-        captured: Whether the steps were taken as one CUDA graph. That changes no weight.
-        resumed_from: Number of epochs that a checkpoint brought.
+        captured: Whether the steps ran as a CUDA graph, which does not change the weights.
+        resumed_from: Number of epochs restored from a checkpoint.
         device: Name of the device.
         threads: Number of threads per process.
         torch: Version of PyTorch.
@@ -63,10 +63,10 @@ class TrainingRecord(BaseModel):
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of all processes from the start of the training to this member, whatever else the training made on its way."""
+        """Seconds of all processes from the start of the training to this member, including earlier members."""
         return self.processes * sum(epoch["seconds"] for epoch in self.history)
 
     @property
     def finished_ms(self) -> int:
-        """When the last epoch ended, in milliseconds since 1970."""
+        """End of the last epoch, in milliseconds since 1970."""
         return int(self.history[-1]["time"])

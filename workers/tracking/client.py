@@ -1,6 +1,6 @@
-"""Talk to MLflow. No other module imports it.
+"""Talk to MLflow's tracking store.
 
-The driver creates the experiment and the runs; a trainer writes to the run that it was given.
+The driver creates the experiment and the runs; a trainer writes to its own run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
-# Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is away.
+# Set before mlflow is imported: no pickle is ever loaded, and no call blocks for minutes when a server is down.
 os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # which is ours, and JSON under --json
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is ours, and JSON under --json
 
 import logging
 
@@ -48,22 +48,22 @@ from workers.tracking.served_package import save_served_model
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # it logs what it raises, with a traceback
 logging.getLogger("alembic").setLevel(logging.ERROR)
 
-# Not PERMISSION_DENIED: a proxy, or a server that came back with other names to answer to, says it of whatever it is sent.
+# Not PERMISSION_DENIED: a proxy, or a server restarted with other allowed host names, returns it for every request.
 PERMANENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"}
-STATUS_TIME = "status_time"  # tag of a run: since when it has its status, in milliseconds since 1970
+STATUS_TIME = "status_time"  # run tag: time of its last status change, in milliseconds since 1970
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 OLDEST_FIRST = ["attributes.start_time ASC"]
 
-EPOCH_KEY = "train/loss"  # every epoch has it, so its steps tell which epochs a run has
+EPOCH_KEY = "train/loss"  # logged once per epoch, so its steps are the epochs of a run
 
 
 def _in_words(
     method: Callable[Concatenate[TrackingClient, Given], Answer],
 ) -> Callable[Concatenate[TrackingClient, Given], Answer]:
-    """Make a method raise errors that are sentences.
+    """Convert a method's MLflow errors to our own, with a message for the user.
 
-    It raises StoreAwayError where MLflow's database is locked or its server is away, and ConclaveError where it says no for good.
+    Raises StoreAwayError if MLflow's database is locked or its server is down, and ConclaveError if MLflow refuses for good.
     """
 
     @wraps(method)
@@ -79,14 +79,14 @@ def _in_words(
 
 @dataclass(frozen=True)
 class SearchedRun:
-    """A run of a sweep, or of a member or a search of one.
+    """A tracking run of a sweep, or of one of its members or searches.
 
     Attributes:
-        run: Its id.
-        signature: The signature of its training; "" where it is none.
-        status: Its status, by MLflow's word for it.
+        run: Run id.
+        signature: The signature of its training; "" if it is not a training.
+        status: Its MLflow status.
         is_empty: Whether it has no metrics.
-        since: Since when it has its status, in milliseconds since 1970; 0 where nobody said.
+        since: Time of its last status change, in milliseconds since 1970; 0 if unknown.
     """
 
     run: str
@@ -101,25 +101,25 @@ class TrackingClient:
     """A tracking store, by its URI."""
 
     uri: str
-    _epochs: dict[str, set[int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # that runs have, by run
+    _epochs: dict[str, set[int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # already sent, by run
 
     @cached_property
     def client(self) -> Any:
-        """MLflow's own client. Raises ConclaveError where the store is a database in a file that can't be used."""
+        """MLflow's own client. Raises ConclaveError if the store is a database file that cannot be used."""
         if database := path_of(self.uri):
             ensure_database(database)
         return mlflow.MlflowClient(self.uri, self.uri)
 
     @_in_words
     def experiment(self, name: str, artifacts: Path | None) -> str:
-        """Return the id of an experiment, which is created if it is not there.
+        """Return an experiment's id, creating the experiment if it does not exist.
 
         Args:
             name: The experiment's name.
-            artifacts: Folder for its artifacts; None where the server says where they go.
+            artifacts: Folder for its artifacts; None if the server chooses it.
 
         Raises:
-            ConclaveError: If the store is away, or the experiment was deleted.
+            ConclaveError: If the store is unreachable, or the experiment was deleted.
         """
         experiment = self.client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage != "active":
@@ -134,7 +134,7 @@ class TrackingClient:
 
     @_in_words
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
-        """Create a run, nested under `parent` where there is one, and return its id."""
+        """Create a run, nested under `parent` if given, and return its id."""
         all_tags = {**tags, "mlflow.source.name": "conclave", "mlflow.user": os.environ.get("USER", "conclave")}
         if parent:
             all_tags["mlflow.parentRunId"] = parent
@@ -142,7 +142,7 @@ class TrackingClient:
 
     @_in_words
     def has_run(self, run: str | None) -> bool:
-        """Return whether a run is there and was not deleted."""
+        """Return whether a run exists and is not deleted."""
         try:
             return run is not None and self.client.get_run(run).info.lifecycle_stage == "active"
         except MlflowException as error:
@@ -152,14 +152,14 @@ class TrackingClient:
 
     @_in_words
     def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
-        """Log parameters. They cannot change in MLflow, so those that the run has already stay; a new run has none."""
+        """Log parameters. MLflow cannot change parameters, so existing values stay; a new run has none."""
         known = {} if is_new else self.client.get_run(run).data.params
         missing = [Param(k, str(v)[:6000]) for k, v in values.items() if k not in known]
         for at in range(0, len(missing), 100):
             self.client.log_batch(run, params=missing[at : at + 100])
 
     def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
-        """Copy a file or a folder into a run's artifacts, replacing what is there."""
+        """Copy a file or a folder into a run's artifacts, replacing existing files."""
         if path_of(self.uri) and (folder or path.is_file()):
             self._remove_anothers(run, f"{folder or ''}/{'' if path.is_dir() else path.name}".strip("/"))
         if path.is_dir():
@@ -168,7 +168,7 @@ class TrackingClient:
             self.client.log_artifact(run, str(path), folder)
 
     def _remove_anothers(self, run: str, name: str) -> None:
-        """Remove an artifact of a shared home that another user wrote: we may replace it, and not change it."""
+        """Remove another user's artifact from a shared home: we may replace it, but not modify it."""
         uri = urlsplit(str(self.client.get_run(run).info.artifact_uri))
         target = Path(unquote(uri.path), name)
         if uri.scheme in ("", "file") and target.exists() and target.stat().st_uid != os.getuid():
@@ -180,11 +180,11 @@ class TrackingClient:
         Args:
             run: The run's id.
             folder: Path of the folder, or of a file, within the run's artifacts.
-            into: Where to copy it. Without it, a local store's folder is used in place, and a remote one's goes to a
-                temporary folder.
+            into: Folder to copy it to. By default a local store's folder is used in place, and a remote store's folder is
+                downloaded to a temporary folder.
 
         Returns:
-            The local path, or None where the run has no such artifact.
+            The local path, or None if the run has no such artifact.
         """
         target = str(into) if into else None
         try:
@@ -194,7 +194,7 @@ class TrackingClient:
             return None
 
     def send(self, entries: Sequence[Entry]) -> None:
-        """Send spooled entries, metrics of one run in one request. Raises RefusedEntryError where it never can be sent."""
+        """Send spooled entries, batching a run's metrics. Raises RefusedEntryError if an entry can never be sent."""
         try:
             for run, batch in groupby(entries, lambda entry: entry.run if isinstance(entry, MetricsEntry) else None):
                 if run is not None:
@@ -208,7 +208,7 @@ class TrackingClient:
             raise
 
     def _send_metrics(self, run: str, entries: Sequence[MetricsEntry]) -> None:
-        """Send metrics. The first point of a step counts: an epoch that is trained again after a loss adds no second one."""
+        """Send metrics, except for epochs that the run has already: an epoch trained again adds no second point."""
         epochs = {entry.step for entry in entries if EPOCH_KEY in entry.metrics}
         known = self._epochs_of(run) if epochs else set()
         points = [
@@ -220,13 +220,13 @@ class TrackingClient:
         try:
             for at in range(0, len(points), 500):
                 self.client.log_batch(run, metrics=points[at : at + 500])
-        except Exception:  # nobody knows what arrived
+        except Exception:  # some points may have arrived
             self._epochs.pop(run, None)
             raise
         known |= epochs
 
     def _epochs_of(self, run: str) -> set[int]:
-        """Return the epochs whose metrics a run has. The store is asked once; then this knows what it has sent."""
+        """Return the epochs whose metrics a run has. Queries the store only once per run."""
         if run not in self._epochs:
             self._epochs[run] = {point.step for point in self.client.get_metric_history(run, EPOCH_KEY)}
         return self._epochs[run]
@@ -246,7 +246,7 @@ class TrackingClient:
                 self.register(run, name, Path(path))
 
     def _send_status(self, entry: StatusEntry) -> None:
-        """Set a status, unless the run has a later one: what was kept while the store was away may arrive after newer things."""
+        """Set a status, unless the run has a later one: entries spooled during an outage may arrive late."""
         if _status_time(self.client.get_run(entry.run)) > entry.time:
             return
         if entry.status == "RUNNING":
@@ -270,7 +270,7 @@ class TrackingClient:
 
     @_in_words
     def status(self, run: str) -> str:
-        """Return MLflow's word for the status of a run."""
+        """Return the MLflow status of a run."""
         return str(self.client.get_run(run).info.status)
 
     @_in_words
@@ -281,15 +281,15 @@ class TrackingClient:
 
     @_in_words
     def sweeps_of(self, experiment: str, folder: str) -> list[SearchedRun]:
-        """Return the runs of the experiment that are the sweep of a folder, by the folder's identifier; the oldest first.
+        """Return the sweep runs of a folder, given its identifier; oldest first.
 
-        There are several where an answer got lost, and MLflow's client asked again by itself.
+        There are several if a response got lost and MLflow's client retried the request.
         """
         return self._searched(experiment, f"tags.role = 'sweep' and tags.folder = '{folder}'")
 
     @_in_words
     def children(self, experiment: str, sweep: str) -> list[SearchedRun]:
-        """Return the runs of a sweep, the oldest first; those that were restarted are left out."""
+        """Return the runs of a sweep, oldest first, without restarted runs."""
         return self._searched(experiment, f"tags.sweep = '{sweep}' and tags.state != 'restarted'")
 
     def _searched(self, experiment: str, wanted: str) -> list[SearchedRun]:
@@ -312,12 +312,12 @@ class TrackingClient:
 
     @_in_words
     def delete_run(self, run: str) -> None:
-        """Delete a run. MLflow keeps it where deleted things are."""
+        """Delete a run. MLflow only marks it as deleted."""
         self.client.delete_run(run)
 
     @_in_words
     def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
-        """Return the runs of an experiment that have this tag, by the signature of their training; the newest of each."""
+        """Return the newest run with this tag for each training signature in an experiment."""
         runs: dict[str, str] = {}
         wanted, token = f"tags.{tag} = '{value}' and tags.state != 'restarted'", None
         while token != "":
@@ -353,6 +353,6 @@ class TrackingClient:
 
 
 def _status_time(run: Any) -> int:
-    """Return since when a run has its status, in milliseconds since 1970; 0 where nobody said."""
+    """Return the time of a run's last status change, in milliseconds since 1970; 0 if unknown."""
     since = run.data.tags.get(STATUS_TIME, "0")
     return int(since) if since.isdecimal() else 0

@@ -1,7 +1,7 @@
-"""MLflow's SQLite database in a file: made whole or not at all, migrated on a copy, and moved together with its folder.
+"""Create MLflow's SQLite database atomically, migrate it on a copy, and update it after its folder was moved.
 
-MLflow makes its tables one by one: a process that is killed on the way, a full disk or a second process would leave a file that
-no later command can use.
+MLflow creates its tables one by one: a killed process, a full disk or a second process would leave a file that no later command
+can use.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from workers.errors import ConclaveError, CorruptFileError, first_line
 from workers.storage.files import UMASK, file_lock, sync_folder
 
 SCHEME = "sqlite:///"
-HOME_DATABASE = "mlflow.db"  # of a home
-LOCK_SECONDS = 120.0  # for another process to make the database, which takes ten
-BUSY_SECONDS = 30.0  # for a writer of another process
+HOME_DATABASE = "mlflow.db"  # file name in a home
+LOCK_SECONDS = 120.0  # wait for another process to create the database, which takes 10 s
+BUSY_SECONDS = 30.0  # wait for another process to finish writing
 OUT_OF_DATE = "out-of-date"  # in MLflow's error about the tables of an earlier version
 
 
 def path_of(uri: str) -> Path | None:
-    """Return the file of a tracking store that is a SQLite database in a file, or None."""
+    """Return the file of a SQLite tracking store, or None for any other store."""
     if not uri.startswith(SCHEME):
         return None
     name = unquote(uri.removeprefix(SCHEME).partition("?")[0])
@@ -34,20 +34,20 @@ def path_of(uri: str) -> Path | None:
 
 
 def uri_of(database: Path) -> str:
-    """Return the tracking store that a SQLite database in a file is."""
+    """Return the tracking URI of a SQLite database file."""
     return f"{SCHEME}{database.absolute()}"
 
 
 def artifacts_beside(database: Path) -> Path:
-    """Return the folder that the artifacts of a database in a file go to."""
+    """Return the artifact folder of a database file."""
     return database.absolute().parent / "artifacts"
 
 
 def ensure_database(database: Path) -> None:
-    """Make the database, or migrate it, and point it to the artifacts beside it. Several processes may call this at once.
+    """Create or migrate the database, and point it to the artifact folder next to it. Safe to call concurrently.
 
     Raises:
-        ConclaveError: If the file cannot be made, or is no database of MLflow's.
+        ConclaveError: If the file cannot be created, or is not an MLflow database.
     """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def ensure_database(database: Path) -> None:
                 f"{database}: another program holds the database. End it, or wait until it is done, and run again."
             ) from None
         raise ConclaveError(
-            f"{database}: the database can't be written ({error}). Make room, or let the folder be written to."
+            f"{database}: the database can't be written ({error}). Free some disk space, or make the folder writable."
         ) from None
 
 
@@ -83,7 +83,7 @@ def _is_ready(database: Path) -> bool:
 
 
 def _is_current(database: Path) -> bool:
-    """Return whether MLflow opens a database without a migration, creating the tables in a new file. Raises ConclaveError."""
+    """Return False if MLflow must migrate a database. Creates the tables in a new file. Raises ConclaveError."""
     import mlflow
 
     try:
@@ -96,9 +96,9 @@ def _is_current(database: Path) -> bool:
 
 
 def _make(database: Path) -> None:
-    """Put a database with the tables of this MLflow in place, with everything that the file holds. The caller has the lock."""
+    """Create the database, or replace it by a migrated copy. The caller holds the lock."""
     new = database.with_name(f".{database.name}.new")
-    _remove(new)  # a killed process left it
+    _remove(new)  # left by a killed process
     try:
         if database.exists() and database.stat().st_size:
             with _opened(database) as source, contextlib.closing(sqlite3.connect(new)) as target:
@@ -106,11 +106,11 @@ def _make(database: Path) -> None:
             _upgrade(new, database)
         else:
             _is_current(new)
-        new.chmod(0o666 & ~UMASK)  # SQLite lets nobody else write
+        new.chmod(0o666 & ~UMASK)  # SQLite makes it writable only for its owner
         with new.open("rb") as file:
             os.fsync(file.fileno())
         new.replace(database)
-    except ConclaveError as error:  # its sentence names the new file
+    except ConclaveError as error:  # its message names the temporary file
         raise ConclaveError(str(error).replace(str(new), str(database))) from None
     finally:
         _remove(new)
@@ -137,7 +137,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _opened(database: Path) -> Iterator[sqlite3.Connection]:
-    """Open a database. Raises CorruptFileError where the file is none."""
+    """Open a database. Raises CorruptFileError if the file is not a database."""
     try:
         with contextlib.closing(sqlite3.connect(database, timeout=BUSY_SECONDS)) as connection:
             yield connection
@@ -156,7 +156,7 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 
 
 def _moved_locations(connection: sqlite3.Connection, database: Path) -> list[str]:
-    """Return the artifact folders beside an earlier place of this database, which was moved or copied from there."""
+    """Return the artifact folders next to earlier locations of this database, if it was moved or copied."""
     here = artifacts_beside(database)
     query = """SELECT DISTINCT artifact_location FROM experiments e WHERE EXISTS (SELECT 1 FROM runs r JOIN tags t
         ON t.run_uuid = r.run_uuid WHERE r.experiment_id = e.experiment_id AND t.key = 'role' AND t.value = 'sweep')"""
@@ -174,7 +174,7 @@ def _is_elsewhere(location: str, here: Path) -> bool:
 
 
 def _move_location(connection: sqlite3.Connection, old: str, new: str) -> None:
-    """Replace the URI of a folder of artifacts wherever the database has it, or a path below it."""
+    """Replace an artifact folder's URI, and all paths below it, throughout the database."""
     for table, column in (
         ("experiments", "artifact_location"),
         ("runs", "artifact_uri"),

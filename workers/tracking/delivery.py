@@ -1,4 +1,4 @@
-"""Send outboxes to the tracking store, and download finished trainings from there."""
+"""Send outboxes to the tracking store, and download finished trainings from it."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from workers.tracking.outbox import Outbox
 if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
-BATCH = 50  # entries that are sent at once, at most
+BATCH = 50  # largest number of entries to send at once
 
 
 def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: float | None = None) -> int:
-    """Send the entries that were not sent yet, in order, and mark each as sent.
+    """Send the unsent entries in order, and mark each as sent.
 
     Args:
         outbox: The outbox.
-        tracking: The store; the outbox's own where left out.
-        until: A time.monotonic() after which no further batch is begun.
+        tracking: The store; by default the outbox's own.
+        until: Value of time.monotonic() after which no new batch starts.
 
     Returns:
         The number of entries that were sent.
 
     Raises:
-        Exception: Whatever the store raises while it is away. What was sent before stays marked.
+        Exception: Whatever the store raises while it is unreachable. Entries already sent stay marked.
     """
     from workers.tracking.client import TrackingClient  # imports MLflow
 
     if tracking is None and not outbox.uri:
-        raise CorruptFileError(f"{outbox.path}: the line that names its tracking store is damaged. Sweep again: that mends it.")
+        raise CorruptFileError(f"{outbox.path}: the line that names its tracking store is damaged. Sweep again to repair it.")
     tracking = tracking or TrackingClient(outbox.uri)
     count, size = 0, BATCH if until is None else 1
     while (batch := outbox.unsent()[:size]) and (until is None or time.monotonic() < until):
@@ -48,14 +48,14 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
         outbox.mark_sent(batch[-1][1])
         count += len(batch)
         size = min(BATCH, 2 * size)
-        if until is not None:  # none is broken off, so as many as the time is enough for
+        if until is not None:  # a batch is never interrupted, so it must fit the time left
             each = (time.monotonic() - began) / len(batch)
             size = max(1, min(size, int((until - time.monotonic()) / max(each, 1e-3))))
     return count
 
 
 def _send_one_by_one(outbox: Outbox, tracking: TrackingClient, batch: list[tuple[Entry, int]]) -> None:
-    """Send entries one by one, so that one which the store will never take does not hold up the others."""
+    """Send entries one by one, so that a refused entry does not block the others."""
     for entry, end in batch:
         with contextlib.suppress(RefusedEntryError):
             tracking.send([entry])
@@ -66,7 +66,7 @@ def download_training(artifact: MemberArtifact, tracking: TrackingClient, run: s
     """Download the finished training of a run into this home.
 
     Returns:
-        Whether the run had it, whole.
+        True if the run had a complete artifact.
     """
     if run is None:
         return False
@@ -76,6 +76,6 @@ def download_training(artifact: MemberArtifact, tracking: TrackingClient, run: s
             return False
         try:
             artifact.import_folder(folder)
-        except CorruptFileError:  # cut off on its way, or damaged there
+        except CorruptFileError:  # truncated during the download, or damaged in the store
             return False
     return True

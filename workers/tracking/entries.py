@@ -1,4 +1,4 @@
-"""The entries of an outbox: what can be told to a tracking store of a run. Each one is a line of JSON."""
+"""The entries of an outbox: updates of a tracking run, each stored as a line of JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class RefusedEntryError(Exception):
-    """The store answers, and will never take this entry; its run was deleted, for example."""
+    """The store will never accept this entry, for example because its run was deleted."""
 
 
 class RunEntry(BaseModel):
@@ -36,18 +36,18 @@ class TagsEntry(RunEntry):
 
 
 class ArtifactEntry(RunEntry):
-    """A file or a folder for a run's artifacts, and the folder there that it goes to. It is read when it is sent."""
+    """A file or folder to add to a run's artifacts, and its target folder there. It is read when it is sent."""
 
     artifact: str
     folder: str | None = None
 
 
 class StatusEntry(RunEntry):
-    """The status of a run, by MLflow's word for it, and tags that belong to it.
+    """The status of a run, and the tags that belong to it.
 
     Attributes:
-        status: The status.
-        time: Since when, in milliseconds since 1970. A store that knows of a later status keeps that one.
+        status: The MLflow status.
+        time: Time of the change, in milliseconds since 1970. A later status in the store takes precedence.
         tags: Tags that change with the status.
     """
 
@@ -57,14 +57,14 @@ class StatusEntry(RunEntry):
 
 
 class ModelEntry(RunEntry):
-    """A fused model for the registry: its name there, and its ONNX file."""
+    """A fused model for the registry: its registered name and its ONNX file."""
 
     model: str
     path: str
 
 
 class ForgetEntry(RunEntry):
-    """A folder of a run's artifacts that nobody needs any more."""
+    """A folder to delete from a run's artifacts."""
 
     forget: str
 

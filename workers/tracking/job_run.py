@@ -1,7 +1,7 @@
-"""A job's tracking runs, as its trainer sees them: everything goes to outboxes, and a background thread sends it.
+"""Track a job from its trainer: everything goes to outboxes, which a background thread sends.
 
-Training never waits for the tracking store. What could not be sent stays in the outboxes for `conclave sync`. Training does not
-wait for MLflow's import of two seconds either: the thread makes it.
+Training never waits for the tracking store. Unsent entries stay in the outboxes for `conclave sync`. The thread also imports
+MLflow, which takes two seconds.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
 LONGEST_PAUSE_SECONDS = 30.0
-LARGEST_SHARE = 0.005  # of the time that sending may take while a training is under way, for it takes the same core
-MOST_BEHIND_SECONDS = 5.0  # that the tracking store is behind the training for that reason
-PATIENCE_SECONDS = 5.0  # for the last entries of a job
-LEAVING_SECONDS = 60.0  # for the last checkpoint of a job that was told to stop; a spot machine has two minutes
-DELIVERY_SECONDS = 1800.0  # that a job waits for a tracking store that must have everything
-ARRIVAL_SECONDS = 60.0  # that a training which was made elsewhere may take to arrive
-TEACHER_MISSING = "the training {}, which this one learns from, is neither here nor in the tracking store. Run the sweep again."
+LARGEST_SHARE = 0.005  # largest share of the time for sending during a training, which uses the same core
+MOST_BEHIND_SECONDS = 5.0  # longest pause between two sends for that reason
+PATIENCE_SECONDS = 5.0  # wait for the last entries of a job
+LEAVING_SECONDS = 60.0  # wait for the last checkpoint of a stopped job; a spot machine has two minutes
+DELIVERY_SECONDS = 1800.0  # wait for the tracking store if it must have everything
+ARRIVAL_SECONDS = 60.0  # wait for a training that another machine made
+TEACHER_MISSING = "the teacher's training {} is neither on this machine nor in the tracking store. Run the sweep again."
 
 
 class Sender(threading.Thread):
-    """Sends outboxes in the background, with pauses that grow while the store is away.
+    """Sends outboxes in the background, with exponential backoff while the store is unreachable.
 
-    It gathers the metrics of several epochs where they follow each other faster than they can be sent at little cost.
+    Batches the metrics of several epochs if epochs end faster than they can be sent at little cost.
     """
 
     def __init__(self, outboxes: Sequence[Outbox]) -> None:
@@ -73,13 +73,13 @@ class Sender(threading.Thread):
                 self.ending.wait(min((time.monotonic() - began) / LARGEST_SHARE, MOST_BEHIND_SECONDS))
                 self.wake.wait(1.0)
                 self.wake.clear()
-            except Exception:  # whatever a network and a server can do: it stays in the outboxes
+            except Exception:  # any failure of a network or a server: entries stay in the outboxes
                 self.is_failing = True
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     def _upload(self) -> None:
-        """Run the pending upload once; the last one again where the store did not take it, for nothing newer will come."""
+        """Run the pending upload once. After `close`, retry a failed upload, because no newer one will follow."""
         upload, self.upload = self.upload, None
         try:
             if upload:
@@ -93,7 +93,7 @@ class Sender(threading.Thread):
 
         Args:
             seconds: How long to wait.
-            insist: Whether to wait even though the store is away. Else the thread is left to itself then.
+            insist: Whether to wait even if the store is unreachable. Otherwise the thread is then abandoned.
         """
         self.ending.set()
         self.wake.set()
@@ -102,7 +102,7 @@ class Sender(threading.Thread):
 
 
 class MemberRun:
-    """The tracking run of one member that a job makes.
+    """The tracking run of one member of a job.
 
     Args:
         job: The job.
@@ -117,15 +117,15 @@ class MemberRun:
         self.known_steps = self.outbox.steps()
 
     def start(self, history: Sequence[Epoch]) -> None:
-        """Start the run. A job that was killed between its checkpoint and its outbox lacks a point, which is added here."""
+        """Start the run, adding the point missing if a job was killed between its checkpoint and its outbox."""
         for epoch, metrics in enumerate(history):
             self.add_epoch(epoch, metrics)
         self.outbox.status(self.run, "RUNNING", _now_ms())
 
     def add_epoch(self, epoch: int, metrics: Epoch) -> None:
-        """Add one point per step: an epoch that was trained before, and again after a crash, keeps its first.
+        """Add the metrics of an epoch, unless it has some: an epoch trained again after a crash keeps its first.
 
-        Epochs after the end of a snapshot are none of its own.
+        Epochs after the end of a snapshot are ignored.
         """
         if epoch + 1 not in self.known_steps and epoch < self.last_epoch:
             self.known_steps.add(epoch + 1)
@@ -133,7 +133,7 @@ class MemberRun:
             self.outbox.metrics(self.run, values, epoch + 1, int(metrics["time"]))
 
     def finish(self, artifact: MemberArtifact) -> None:
-        """Add everything of a member that is published: its metrics, its artifact, its tags and its status."""
+        """Add a published member's metrics, artifact, tags and final status."""
         record = artifact.manifest()
         self.start(record.history)
         self.outbox.artifact(self.run, artifact.folder, "fit")
@@ -148,8 +148,8 @@ class JobRun:
     Args:
         job: The job.
         uri: The tracking store.
-        runs: The ids of its members' runs, in their order.
-        is_isolated: Whether what the job makes has no other way to the driver than these runs.
+        runs: Run ids of the job's members, in member order.
+        is_isolated: Whether the job's artifacts can reach the driver only through these runs.
     """
 
     def __init__(self, job: Job, uri: str, runs: Sequence[str], is_isolated: bool = False) -> None:
@@ -163,7 +163,7 @@ class JobRun:
 
     @property
     def run(self) -> str:
-        """The run that keeps the checkpoints."""
+        """Id of the run that keeps the checkpoints."""
         return self.members[0].run
 
     @cached_property
@@ -174,17 +174,17 @@ class JobRun:
         return TrackingClient(self.uri)
 
     def download_teachers(self) -> None:
-        """Download the trainings that the job learns from, where another machine made them: they may be on their way still.
+        """Download teacher trainings that other machines made, waiting for those still being uploaded.
 
         Raises:
-            NotArrivedError: If one does not arrive in time.
+            NotArrivedError: If a teacher's training does not arrive in time.
         """
         for signature in self.job.teachers:
             if not wait_until(partial(self._has_teacher, signature), ARRIVAL_SECONDS, 1.0):
                 raise NotArrivedError(TEACHER_MISSING.format(signature))
 
     def _has_teacher(self, signature: str) -> bool:
-        """Return whether a training is here, or could be downloaded."""
+        """Return whether a training is on this machine, downloading it if needed."""
         from workers.tracking.delivery import download_training
 
         artifact = MemberArtifact.in_home(self.job.home, signature)
@@ -197,24 +197,24 @@ class JobRun:
         return download_training(artifact, self.tracking, run)
 
     def download_checkpoint(self) -> None:
-        """Download the checkpoints of the job, where this machine has none of its own."""
+        """Download the job's checkpoints if this machine has none."""
         has_checkpoint = self.folder.done or self.folder.checkpoint.exists()
         if has_checkpoint or not (self.members[0].known_steps or self.uri.startswith("http")):
-            return  # a store without a server has none if nothing was sent to it from here
+            return  # a store without a server has no checkpoints unless this machine sent some
         incoming = self.folder.incoming_checkpoint
         shutil.rmtree(incoming, ignore_errors=True)
         with tempfile.TemporaryDirectory() as work:
             folder = self.tracking.download(self.run, "checkpoint", Path(work))
             for slot in folder.iterdir() if folder else ():
                 self.folder.root.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # one that was cut off
+                with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # a truncated checkpoint
                     record = verify_folder(slot).parse(CheckpointRecord)
                     shutil.copytree(slot, incoming / checkpoint_name(*record.position))
         if incoming.exists():
             incoming.rename(self.folder.checkpoint)
 
     def on_resume(self, history: Sequence[Epoch]) -> None:
-        """Start the runs of the members that are still to be made."""
+        """Start the runs of the missing members."""
         for run in self._unpublished():
             run.start(history)
 
@@ -225,7 +225,7 @@ class JobRun:
         self.sender.wake.set()
 
     def on_checkpoint(self) -> None:
-        """Upload the checkpoint in the background, where the last upload is long ago."""
+        """Upload the checkpoint in the background, if the last upload is old enough."""
         if time.monotonic() - self.uploaded_at > self.job.checkpoint_seconds:
             self.uploaded_at = time.monotonic()
             self.sender.upload = self._upload
@@ -237,7 +237,7 @@ class JobRun:
             run.outbox.tags(run.run, {"note": text, "mlflow.note.content": text})
 
     def on_published(self, member: JobMember, artifact: MemberArtifact) -> None:
-        """Add everything of a member that is made. After the last one the checkpoints go."""
+        """Add a published member to its run. After the last member, delete the checkpoints."""
         next(run for run in self.members if run.member == member).finish(artifact)
         self.published.add(member.name)
         if not self._unpublished():
@@ -245,7 +245,7 @@ class JobRun:
         self.sender.wake.set()
 
     def leave(self) -> None:
-        """Upload the checkpoint at once: the job leaves its machine, and may go on at another one."""
+        """Upload the checkpoint at once: the job leaves this machine, and may resume on another one."""
         self.sender.upload = self._upload
         self.patience_seconds = LEAVING_SECONDS
 
@@ -257,7 +257,7 @@ class JobRun:
         return [run for run in self.members if run.member.name not in self.published]
 
     def _upload(self) -> None:
-        """Upload the newest checkpoint into the older of two slots, its manifest last: the other slot stays whole meanwhile."""
+        """Upload the newest checkpoint to the older of two slots, manifest last, so that one slot is always complete."""
         newest = max(self.folder.checkpoint.glob("[0-9]*"), default=None)
         if newest is None:
             return
@@ -267,7 +267,7 @@ class JobRun:
             self.tracking.log_artifact(self.run, file, slot)
 
     def _slot_position(self, slot: str) -> str:
-        """Return the name of the checkpoint in a slot, whoever put it there; an empty slot's sorts before all others."""
+        """Return the name of the checkpoint in a slot; "" for an empty slot, which sorts before all others."""
         with tempfile.TemporaryDirectory() as work:
             path = self.tracking.download(self.run, f"checkpoint/{slot}/{MANIFEST}", Path(work))
             try:

@@ -1,8 +1,8 @@
-"""Write to the local disk first what has to reach the tracking store: append-only, sent later, never lost. No MLflow here.
+"""Queue tracking updates on the local disk: append-only, sent later, never lost. Imports no MLflow.
 
-HOME/spool/NAME.jsonl holds a line that says for which store it is, and then one entry per line; HOME/spool/NAME.sent holds the
-number of its bytes that were sent. Entries are idempotent: sending one twice is the same as sending it once. Paths in the home
-are kept as they are within it, and its own store as "home", so that a home that was moved sends its own files to itself.
+HOME/spool/NAME.jsonl holds a header line that names the tracking store, then one entry per line; HOME/spool/NAME.sent holds the
+number of bytes already sent. Entries are idempotent: sending one twice is the same as sending it once. Paths in the home are
+stored relative to it, and its own store as "home", so that a moved home sends its own files to its own store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workers.tracking.entries import (
 )
 
 VERSION = 1
-OWN_STORE = "home"  # in the place of the URI of the home's own store
+OWN_STORE = "home"  # stands for the URI of the home's own store
 FOLDER = "spool"
 
 
@@ -42,7 +42,7 @@ class Outbox:
 
     @classmethod
     def open(cls, home: Path, name: str, uri: str) -> Outbox:
-        """Return the outbox of this name for a tracking store, created if it is not there."""
+        """Return the outbox of this name for a tracking store, creating it if it does not exist."""
         outbox = cls.in_home(home, name)
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
         cls.remove_leftovers(home, [name])
@@ -55,7 +55,7 @@ class Outbox:
 
     @classmethod
     def in_home(cls, home: Path, name: str) -> Outbox:
-        """Return the outbox of this name, whether it is there or not."""
+        """Return the outbox of this name, which need not exist."""
         return cls(home / FOLDER / f"{name}.jsonl")
 
     @classmethod
@@ -65,7 +65,7 @@ class Outbox:
 
     @staticmethod
     def remove_leftovers(home: Path, names: Iterable[str]) -> None:
-        """Remove what the owners of these outboxes were writing when they were killed."""
+        """Remove temporary files that killed owners of these outboxes left."""
         owned = set(names)
         for kind in (".sent.", ".jsonl."):
             for stale in (home / FOLDER).glob(f".*{kind}*"):
@@ -74,18 +74,18 @@ class Outbox:
 
     @property
     def uri(self) -> str:
-        """The tracking store that the entries are for; "" where the line that says it is damaged."""
+        """URI of the tracking store for these entries; "" if the header line is damaged."""
         uri = next((str(values["uri"]) for values, _ in self._lines(0) if "uri" in values), "")
         return self.own_uri if uri == OWN_STORE else uri
 
     @property
     def home(self) -> Path:
-        """The home."""
+        """The home that contains the outbox."""
         return self.path.absolute().parents[1]
 
     @property
     def own_uri(self) -> str:
-        """The tracking store in the home."""
+        """URI of the home's own tracking store."""
         return uri_of(self.home / HOME_DATABASE)
 
     def metrics(self, run: str, values: Mapping[str, float], step: int, time_ms: int) -> None:
@@ -101,7 +101,7 @@ class Outbox:
         self._add(ArtifactEntry(run=run, artifact=self._within(path), folder=folder))
 
     def status(self, run: str, status: str, time_ms: int, tags: Mapping[str, str] | None = None) -> None:
-        """Add the status of a run, by MLflow's word for it, with the tags that belong to it."""
+        """Add the MLflow status of a run, with the tags that belong to it."""
         self._add(StatusEntry(run=run, status=status, time=time_ms, tags=dict(tags or {})))
 
     def model(self, run: str, name: str, onnx_file: Path) -> None:
@@ -109,19 +109,19 @@ class Outbox:
         self._add(ModelEntry(run=run, model=name, path=self._within(onnx_file)))
 
     def delete_checkpoint(self, run: str) -> None:
-        """Add that a run needs its checkpoint no more."""
+        """Add the deletion of a run's checkpoint."""
         self._add(ForgetEntry(run=run, forget="checkpoint"))
 
     def steps(self) -> set[int]:
-        """Return the steps whose metrics are here, sent or not."""
+        """Return the steps with metrics in this outbox, sent or not."""
         return {entry.step for entry, _ in self._entries(0) if isinstance(entry, MetricsEntry)}
 
     def unsent(self) -> list[tuple[Entry, int]]:
-        """Return the entries that were not sent yet, each with the offset behind it. A line that a crash tore is passed over."""
+        """Return the unsent entries, each with the offset of its end. Lines torn by a crash are skipped."""
         return list(self._entries(self._offset()))
 
     def unreadable(self) -> int:
-        """Return how many lines that were not sent yet can't be read."""
+        """Return the number of unsent lines that cannot be read."""
         content = self.path.read_bytes()[self._offset() :] if self.path.exists() else b""
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
         return sum(_values(line) is None for line in lines)
@@ -131,7 +131,7 @@ class Outbox:
         write_bytes(self.path.with_suffix(".sent"), str(offset).encode(), "spool")
 
     def _offset(self) -> int:
-        """Return the number of bytes that were sent: 0, so that all are sent again, where what is kept of it can't be true."""
+        """Return the number of bytes sent. If the stored number is invalid, return 0, so that all are sent again."""
         try:
             offset = int(self.path.with_suffix(".sent").read_text())
             with open(self.path, "rb") as file:
@@ -152,7 +152,7 @@ class Outbox:
             os.fsync(file.fileno())
 
     def _within(self, path: Path) -> str:
-        """Return a path as it is kept."""
+        """Return a path as stored: relative to the home if inside it, else absolute."""
         absolute = path.absolute()
         return str(absolute.relative_to(self.home) if absolute.is_relative_to(self.home) else absolute)
 

@@ -1,7 +1,7 @@
-"""The fused model as MLflow serves it: arrays or image files in, probabilities out, by ONNX Runtime and without a pickle.
+"""Serve the fused model in MLflow: arrays or image files in, probabilities out, with ONNX Runtime and no pickle.
 
-MLflow keeps a copy of this module and of the decoder beside the model. So the model is served where Conclave is not installed,
-and images are decoded there as they were for training. No torch.
+MLflow keeps a copy of this module and of the decoder with the model, so the model is served without Conclave, and images are
+decoded as for training. Imports no torch.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class ServedModel:
         self.size = int(self.session.get_inputs()[0].shape[1])
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return {"probabilities": (N, C) float32} of images.
+        """Return {"probabilities": (N, C) float32} for images.
 
         Args:
             model_input: (N, H, W, 3) numbers from 0 to 255; or N image files as bytes or in base64, in a list, an array or a
-                table of one column. Either may stand alone in a dictionary, by any name.
+                table of one column. Either may be the only value of a dictionary, under any key.
             params: Not used.
 
         Raises:
-            MlflowException: If the images cannot be used. It says why.
+            MlflowException: If the images cannot be used. The message says why.
         """
         images = [self._image(value, i) for i, value in enumerate(_rows(model_input))]
         starts = range(0, len(images), BATCH)
@@ -52,7 +52,7 @@ class ServedModel:
         return {"probabilities": np.concatenate(parts)}
 
     def _image(self, value: Any, number: int) -> Pixels:
-        """Return one image as the network takes it: (S, S, 3) uint8."""
+        """Convert an image to the network's input format: (S, S, 3) uint8."""
         if isinstance(value, str | bytes):
             try:
                 return decode(value if isinstance(value, bytes) else _from_base64(value, number), self.size)
@@ -62,7 +62,7 @@ class ServedModel:
 
 
 def _rows(given: Any) -> Any:
-    """Return what was sent as an array (N, H, W, 3) uint8, or as a list of image files."""
+    """Convert the input to an array (N, H, W, 3) uint8, or to a list of image files."""
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a pandas table
         given = {str(name): given[name].tolist() for name in given.columns}
     if isinstance(given, Mapping):
@@ -78,12 +78,12 @@ def _rows(given: Any) -> Any:
         flat = array.reshape(-1).tolist()
         if flat and all(isinstance(value, str | bytes) for value in flat):
             return flat
-        raise _refusal(f"What was sent is neither numbers nor image files. {EXPECTED}")
+        raise _refusal(f"The input is neither numbers nor image files. {EXPECTED}")
     return _eight_bits(array)
 
 
 def _holds_files(values: Any) -> bool:
-    """Return whether bytes are in a list: NumPy would cut zeros off their ends."""
+    """Return whether a list contains bytes, which NumPy would strip of trailing zeros."""
     return isinstance(values, list | tuple) and any(isinstance(value, bytes) for value in values)
 
 
@@ -99,7 +99,7 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:
     lowest, largest = float(array.min()), float(array.max())
     if array.dtype.kind == "f" and largest <= 1:
         raise _refusal(
-            f"The largest value is {largest:g}: the images seem to be scaled to 1, and this model wants 0 to 255. "
+            f"The largest value is {largest:g}: the images seem to be scaled to 1, and this model expects 0 to 255. "
             "Multiply them by 255, or send them as uint8."
         )
     if not (lowest >= 0 and largest <= 255):  # NaN compares false
@@ -108,7 +108,7 @@ def _eight_bits(array: np.ndarray[Any, Any]) -> Pixels:
 
 
 def _from_base64(text: str, number: int) -> bytes:
-    """Return the content of a file in base64, with or without the beginning of a data URL."""
+    """Decode a base64 file, with or without the prefix of a data URL."""
     try:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError):

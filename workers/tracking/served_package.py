@@ -1,4 +1,4 @@
-"""Save a fused ONNX file as a model that MLflow serves: the file, and the few modules of Conclave that answer requests."""
+"""Save a fused ONNX file as an MLflow model, with the few Conclave modules that serve it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import io
 import tempfile
 from pathlib import Path
 
-SERVED_PACKAGE = "conclave_served"  # under which a registered model keeps what serves it
+SERVED_PACKAGE = "conclave_served"  # package name of the serving code in a registered model
 SERVED_MODULES = ("__init__.py", "data/__init__.py", "data/images.py", "tracking/__init__.py", "tracking/served_model.py")
 SERVED_REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pi-heif", "pillow")
 
 
 def save_served_model(onnx_file: Path, target: Path) -> None:
-    """Write a fused ONNX file as a model that MLflow serves by `ServedModel`, without a pickle.
+    """Save a fused ONNX file as an MLflow model that `ServedModel` serves, without pickle.
 
     Args:
         onnx_file: The ONNX file.
-        target: The folder to write, which is not there yet.
+        target: The folder to create; it must not exist.
     """
     import mlflow
     import numpy as np
@@ -26,7 +26,7 @@ def save_served_model(onnx_file: Path, target: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     classes = onnx.load(str(onnx_file)).graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    # No schema of the inputs: MLflow would cut floats down to uint8 by it, without a word, and refuse image files.
+    # No input schema: with one, MLflow would silently truncate floats to uint8, and refuse image files.
     signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]))
     with tempfile.TemporaryDirectory() as work:
         mlflow.pyfunc.save_model(
@@ -35,7 +35,7 @@ def save_served_model(onnx_file: Path, target: Path) -> None:
             data_path=str(onnx_file),
             code_paths=[str(_copy_served_modules(Path(work)))],
             signature=signature,
-            input_example=[_grey_png()],  # in MLflow's page of the model, and tried now
+            input_example=[_grey_png()],  # shown on MLflow's page of the model, and tried while saving
             pip_requirements=[f"{name}=={_version(name)}" for name in SERVED_REQUIREMENTS],
         )
 
@@ -50,7 +50,7 @@ def _grey_png() -> str:
 
 
 def _copy_served_modules(work: Path) -> Path:
-    """Copy what serves a model to a package, whose name clashes with nothing that is installed. Return its folder."""
+    """Copy the serving modules into a package whose name clashes with no installed one. Return its folder."""
     package, source = work / SERVED_PACKAGE, Path(__file__).parents[1]
     for name in SERVED_MODULES:
         (package / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Train one network from fresh weights to final ones. Pure of Ray, MLflow and scikit-learn."""
+"""Train one network from fresh to final weights. Imports neither Ray nor MLflow nor scikit-learn."""

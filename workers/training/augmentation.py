@@ -1,7 +1,7 @@
 """Augment whole batches on the device, deterministically from a generator.
 
-Augmentations that only move pixels work on uint8 images, the others on float32 in [0, 1]. They are applied in the order of their
-class attribute `order`, whatever the order in the team file. Those that mix images come last.
+Augmentations that only move pixels work on uint8 images, all others on float32 images in [0, 1]. Their class attribute `order`,
+not the team file, sets the order in which they run. Augmentations that mix images run last.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from workers.errors import UserInputError
 
 
 def make_augmentations(recipe: Sequence[Augment]) -> list[Augmentation]:
-    """Return the augmentations of a recipe, in the order in which they are applied.
+    """Build a recipe's augmentations, in the order in which they run.
 
     Raises:
-        UserInputError: If one of the user's own cannot be imported, or is no Augmentation.
+        UserInputError: If a custom augmentation cannot be imported, or does not subclass Augmentation.
     """
     made: list[Augmentation] = []
     for augment in recipe:
@@ -43,13 +43,13 @@ def augment(
         generator: Source of all randomness, on the images' device.
 
     Returns:
-        (N, 3, H, W) float32 in [0, 1]; and the labels.
+        Images (N, 3, H, W) float32 in [0, 1], and their labels.
     """
     return mix(transform(images, augmentations, generator), labels, augmentations, generator)
 
 
 def transform(images: Tensor, augmentations: Sequence[Augmentation], generator: torch.Generator) -> Tensor:
-    """Apply augmentations to a batch, but mix no images. Arguments and images are those of `augment`."""
+    """Apply augmentations without mixing images. Arguments and returned images as in `augment`."""
     for augmentation in augmentations:
         if augmentation.moves_pixels:
             images = augmentation.apply(images, generator)
@@ -61,7 +61,7 @@ def transform(images: Tensor, augmentations: Sequence[Augmentation], generator: 
 
 
 def mix(x: Tensor, labels: Tensor, augmentations: Sequence[Augmentation], generator: torch.Generator) -> tuple[Tensor, Labels]:
-    """Mix the images (N, 3, H, W) of a batch after `transform`, where augmentations do. Return them, and their labels."""
+    """Mix the images (N, 3, H, W) of a batch, after `transform`. Return the images and their labels."""
     mixed = Labels(labels, labels)
     for augmentation in augmentations:
         x, mixed = augmentation.mix(x, mixed, generator)

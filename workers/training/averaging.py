@@ -1,4 +1,4 @@
-"""Average weights along a training: for `train.ema`, whose average is the result, and for a member's `average`."""
+"""Average weights during training: for `train.ema` (the average is the result) and for a member's `average`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EMA, SECOND = "ema", "average"  # names of the averages in checkpoints
 
 
 class WeightAverage:
-    """Follows a network: over its steps where the average is exponential, over its last epochs where it is stochastic.
+    """Average of a network's weights: over all steps (EMA) or over the last epochs (SWA).
 
     Args:
-        network: The network that is trained.
+        network: The network being trained.
         rule: How to average.
-        epochs: Number of epochs of the whole training.
+        epochs: Number of epochs in the whole training.
     """
 
     def __init__(self, network: Network, rule: Ema | Swa, epochs: int) -> None:
@@ -37,29 +37,29 @@ class WeightAverage:
         return self.model.module  # type: ignore[return-value]
 
     def on_step_end(self, network: Network) -> None:
-        """Follow an optimizer step."""
+        """Update an EMA after an optimizer step."""
         if isinstance(self.rule, Ema):
             self.model.update_parameters(network)
 
     def on_epoch_end(self, network: Network, epochs_done: int) -> None:
-        """Follow the end of an epoch."""
+        """Update an SWA after an epoch, if it is among the last ones."""
         if isinstance(self.rule, Swa) and epochs_done > self.first:
             self.model.update_parameters(network)
 
     def update_batchnorm_stats(self, images: Iterable[Tensor], device: torch.device) -> None:
-        """Take batch statistics anew from images (n, 3, H, W): those of a mean of weights belong to no trained network."""
+        """Recompute batch norm statistics from images (n, 3, H, W). Only SWA needs it: EMA averages the buffers too."""
         if isinstance(self.rule, Swa):
             update_bn(images, self.network, device)
 
 
 class WeightAverages:
-    """The averages that one training follows: that of `train.ema`, and that of a second member.
+    """The weight averages of one training: `train.ema`'s and the second member's.
 
     Args:
-        network: The network that is trained.
-        recipe: The recipe, which says how a second member is averaged.
-        spec: What all trainings share.
-        has_second_member: Whether a second member is still to be made.
+        network: The network being trained.
+        recipe: The recipe, with the second member's averaging rule.
+        spec: Settings shared by all trainings.
+        has_second_member: Whether a second member is still missing.
     """
 
     def __init__(self, network: Network, recipe: MemberSpec, spec: TrainSpec, has_second_member: bool) -> None:
@@ -72,33 +72,33 @@ class WeightAverages:
 
     @property
     def settings(self) -> dict[str, JsonValue] | None:
-        """How a second member is averaged, as a checkpoint records it."""
+        """The second member's averaging rule, as recorded in checkpoints; None without a second member."""
         return self.rule.model_dump(mode="json") if self.rule else None
 
     def on_step_end(self, network: Network) -> None:
-        """Follow an optimizer step."""
+        """Update all averages after an optimizer step."""
         for average in self.by_name.values():
             average.on_step_end(network)
 
     def on_epoch_end(self, network: Network, epochs_done: int) -> None:
-        """Follow the end of an epoch."""
+        """Update all averages after an epoch."""
         for average in self.by_name.values():
             average.on_epoch_end(network, epochs_done)
 
     def evaluated(self, network: Network) -> Network:
-        """Return what is evaluated in the place of the network: the average of `train.ema`, where there is one."""
+        """Return the network to evaluate: the average of `train.ema` if set, else the network itself."""
         return self.by_name[EMA].network if EMA in self.by_name else network
 
     def second_member(self, images: Iterable[Tensor], device: torch.device) -> Network:
-        """Return the network of the second member, its batch statistics taken from images (n, 3, H, W)."""
+        """Return the second member's network, with batch norm statistics from images (n, 3, H, W)."""
         self.by_name[SECOND].update_batchnorm_stats(images, device)
         return self.by_name[SECOND].network
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of each average, by its name."""
+        """Return each average's tensors, by the average's name."""
         return {name: average.model.state_dict() for name, average in self.by_name.items()}
 
     def load_states(self, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put back what `states` returned. Raises KeyError or RuntimeError for the states of others."""
+        """Restore what `states` returned. Raises KeyError or RuntimeError if it does not fit these averages."""
         for name, average in self.by_name.items():
             average.model.load_state_dict(states[name])

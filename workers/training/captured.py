@@ -1,7 +1,7 @@
-"""Take the steps of a training on a GPU as one CUDA graph: small kernels are bound by their launches, and a graph has only one.
+"""Run each training step on a GPU as one CUDA graph, which replaces many small kernel launches by one.
 
-The step is one function over tensors that stay where they are. A GPU captures it once and replays it. Any other device can run
-the same function as it is, which is how it is tested.
+The step is one function over tensors with fixed addresses. A GPU captures it once and replays it. Other devices can run the
+function directly, which is how it is tested.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from workers.training.memory import is_out_of_memory
 from workers.training.objective import NO_OTHERS
 
 CAPTURING_DEVICES = ("cuda",)
-WARM_UPS = 3  # steps before the capture, in which libraries choose their kernels and optimizers make their state
+WARM_UPS = 3  # steps before the capture, in which libraries choose kernels and optimizers create their state
 FUSED = (torch.optim.SGD, torch.optim.AdamW)
 Captured = TypeVar("Captured")
 Step = Callable[[Tensor, Labels, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class NotCapturedError(ConclaveError):
-    """A GPU can't capture something. A step leaves the network and the optimizer as they were before."""
+    """A GPU cannot capture a function. A failed step leaves the network and the optimizer unchanged."""
 
 
 def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim.Optimizer, passes: int) -> str | None:
-    """Return why the steps of a training can't be a graph, in words; None where they can.
+    """Return the reason that a training's steps cannot be captured, or None if they can.
 
     Args:
         recipe: The recipe.
-        spec: What all trainings share.
+        spec: Settings shared by all trainings.
         optimizer: The optimizer.
-        passes: Number of backward passes of a step.
+        passes: Number of backward passes per step.
     """
     reasons = {
         "a step has several micro-batches": passes > 1,
@@ -54,17 +54,17 @@ def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim
 
 
 def mixes(augmentations: Sequence[Augmentation]) -> bool:
-    """Return whether any of the augmentations mixes images."""
+    """Return whether any augmentation mixes images."""
     return any(type(one).mix is not Augmentation.mix for one in augmentations)
 
 
 @dataclass
 class CapturedStep:
-    """A step over tensors that stay where they are.
+    """A training step over tensors with fixed addresses. A GPU replays it as a CUDA graph.
 
     Attributes:
-        step: Takes a step from images (N, 3, H, W), labels and weights; returns the mean loss and the number of right answers.
-            Whoever has it holds this too. So it is held weakly: else both, and the graph's memory, would stay for long.
+        step: Takes a step on images (N, 3, H, W), labels and weights; returns the mean loss and the number of correct answers.
+            A weak reference: its owner holds this object, and a cycle would keep the graph's memory alive.
         network: The network.
         optimizer: Its optimizer.
         mixes: Whether images are mixed, so that the labels have two parts.
@@ -79,7 +79,7 @@ class CapturedStep:
     _outputs: tuple[Tensor, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __call__(self, x: Tensor, labels: Labels, weights: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        """Take a step at a learning rate. What it returns is overwritten by the next one."""
+        """Take a step at learning rate `rate`. The next step overwrites the returned tensors."""
         given = {"x": x, "first": labels.first, "rate": torch.tensor(rate)}
         if self.mixes:
             given |= {"second": labels.second, "share": torch.tensor(labels.share)}
@@ -100,7 +100,7 @@ class CapturedStep:
         return self._outputs
 
     def _compute(self) -> tuple[Tensor, Tensor]:
-        """Take a step from the inputs that are there. This is what a graph holds."""
+        """Take a step on the current inputs. The graph captures this function."""
         held = self._inputs
         labels = Labels(held["first"], held["first"])
         if self.mixes:
@@ -112,12 +112,12 @@ class CapturedStep:
         return step(held["x"], labels, held.get("weights"))
 
     def _capture(self) -> None:
-        """Capture the step. The network and the optimizer are afterwards as they were before, also where that fails."""
+        """Capture the step. Leaves the network and the optimizer unchanged, even if it fails."""
         try:
             graph = torch.cuda.CUDAGraph()
             self._outputs = capture(graph, self._compute, self._warming_up())
         except BaseException:
-            self.optimizer.zero_grad(set_to_none=True)  # some may be in the graph's memory, which nothing has written
+            self.optimizer.zero_grad(set_to_none=True)  # gradients may lie in the graph's memory, which was never written
             raise
         finally:
             self._let_capture(False)
@@ -125,25 +125,25 @@ class CapturedStep:
 
     @contextmanager
     def _warming_up(self) -> Iterator[None]:
-        """Surround the steps before the capture. Raises NotCapturedError where they draw on the host: a graph would not."""
+        """Wrap the warm-up steps. Raises NotCapturedError if they draw on the host or replace buffers."""
         before, there = _host_draws(), dict(_named(self.network))
         with unchanged(self.network, self.optimizer):
             yield
             if _host_draws() != before:
                 raise NotCapturedError("the network draws random numbers on the host")
             if any(tensor is not there.get(name) for name, tensor in _named(self.network)):
-                raise NotCapturedError("the network replaces its buffers, in the place of writing into them")
+                raise NotCapturedError("the network replaces its buffers instead of writing into them")
         self._let_capture(True)
 
     def _let_capture(self, capturable: bool) -> None:
-        """Tell the optimizer that what follows is a capture. Of other steps it would warn then."""
+        """Mark the optimizer as capturable for a capture only: in other steps the flag makes it warn."""
         for settings in (*self.optimizer.param_groups, self.optimizer.defaults):
             if "capturable" in settings:
                 settings["capturable"] = capturable
 
 
 def _others(labels: Labels) -> Tensor:
-    """Return the places of the images that were mixed in. Raises UserInputError where an augmentation does not say them."""
+    """Return the indices of the mixed-in images. Raises UserInputError if an augmentation does not report them."""
     if labels.other is not None:
         return labels.other
     if labels.share != 1:
@@ -152,16 +152,16 @@ def _others(labels: Labels) -> Tensor:
 
 
 def _host_draws() -> tuple[Any, ...]:
-    """Return where the random number generators are that work on the host."""
+    """Return the states of the host's random number generators."""
     _, key, *place = np.random.get_state()
     return torch.get_rng_state().tolist(), random.getstate(), np.asarray(key).tolist(), place
 
 
 def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around: AbstractContextManager[None]) -> Captured:
-    """Capture what a function computes, after it has run a few times within `around`. Return the tensors that replays write.
+    """Capture a function after a few warm-up calls within `around`. Return the tensors that replays write.
 
     Raises:
-        NotCapturedError: If that can't be captured, as where a network of a user's own looks at a number on its way.
+        NotCapturedError: If the function cannot be captured, for example because a custom network reads a value on the host.
     """
     try:
         with around:
@@ -173,7 +173,7 @@ def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around
                         compute()
             finally:
                 torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # which is left, whatever happens
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):  # left even on errors
             return compute()
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -182,7 +182,7 @@ def capture(graph: torch.cuda.CUDAGraph, compute: Callable[[], Captured], around
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the first line of what went wrong first: the end of a capture that failed raises an error of its own."""
+    """Return the first line of the original error: ending a failed capture raises another error on top."""
     while error.__context__ is not None:
         error = error.__context__
     return str(error).partition("\n")[0]
@@ -190,10 +190,9 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put back, at the end, the tensors of a network and its optimizer, in place, and torch's random number generators.
+    """Restore the tensors of a network and its optimizer, in place, and torch's random state on exit.
 
-    State of the optimizer that came in between is zero then. Zero is what the fused optimizers start from: their first step comes
-    to the same.
+    Optimizer state created in between is set to zero. The fused optimizers start from zero, so their first step is the same.
     """
     weights = {name: (tensor, tensor.detach().clone()) for name, tensor in _named(network)}
     state = {(parameter, name): value.clone() for parameter, name, value in _tensors(optimizer)}
@@ -215,7 +214,7 @@ def _named(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, str, Tensor]]:
-    """Yield each tensor of an optimizer's state, with its parameter and its name."""
+    """Yield each tensor of an optimizer's state as (parameter, name, tensor)."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor):

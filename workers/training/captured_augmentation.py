@@ -1,8 +1,8 @@
-"""Augment batches on a GPU as one CUDA graph, whose draws come from a generator that is registered with it.
+"""Augment batches on a GPU as one CUDA graph that draws from a registered generator.
 
-As with a step, this is one function over tensors that stay where they are, and any other device can run it as it is. A number
-that an augmentation drew elsewhere would stay in a graph as it was. So each augmentation says whether it can be captured, and a
-graph is compared with the augmentations themselves, for two seeds and two batches, before it is used.
+Like a captured step, this is one function over tensors with fixed addresses, and other devices can run it directly. A graph would
+freeze any number drawn from another generator. So each augmentation declares whether it can be captured, and a graph is compared
+with eager augmentation, for two seeds and two batches, before it is used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from workers.training.captured import NotCapturedError, capture
 
 
 def can_be_captured(augmentations: Sequence[Augmentation]) -> bool:
-    """Return whether there is anything to capture, and all of it says that it can be."""
+    """Return True if any augmentation changes images and all of those can be captured."""
     applied = [one for one in augmentations if type(one).apply is not Augmentation.apply]
     return bool(applied) and all(one.can_be_captured for one in applied)
 
 
 class CapturedAugmentation:
-    """What augmentations make of a batch, over tensors that stay where they are. It mixes no images.
+    """Augmentations without mixing, over tensors with fixed addresses. A GPU replays them as a CUDA graph.
 
     Args:
         augmentations: The augmentations, in the order of `make_augmentations`.
@@ -41,26 +41,26 @@ class CapturedAugmentation:
         """Augment a batch.
 
         Args:
-            images: (N, H, W, 3) uint8, of the same N each time.
+            images: (N, H, W, 3) uint8, with the same N in every call.
             seed: Seed of all draws.
 
         Returns:
-            (N, 3, H, W) float32, which the next call overwrites; and the generator, for what is drawn after this.
+            (N, 3, H, W) float32, which the next call overwrites; and the generator, for later draws.
 
         Raises:
-            NotCapturedError: If a GPU can't capture this, or it is not the same in a graph.
+            NotCapturedError: If a GPU cannot capture the augmentations, or the graph differs from eager augmentation.
         """
         if self._generator is None:
             self._generator = torch.Generator(images.device)
             self._images = images.clone()
             is_gpu = images.device.type == "cuda"
-            with torch.random.fork_rng([images.device] if is_gpu else []):  # so that a global generator stays where it is
+            with torch.random.fork_rng([images.device] if is_gpu else []):  # keeps global generators unchanged
                 self.graph = self._capture(self._generator) if is_gpu else None
                 self._compare_with_eager(images, seed)
         return self._run(images, seed), self._generator
 
     def _run(self, images: Tensor, seed: int) -> Tensor:
-        """Augment a batch, by the graph where there is one."""
+        """Augment a batch, with the graph if one was captured."""
         assert self._generator is not None
         self._generator.manual_seed(seed)
         self._images.copy_(images, non_blocking=True)
@@ -70,18 +70,17 @@ class CapturedAugmentation:
         return self._output
 
     def _compute(self, generator: torch.Generator) -> Tensor:
-        """Augment the batch that is there. This is what a graph holds."""
+        """Augment the current batch. The graph captures this function."""
         return transform(self._images, self.augmentations, generator)
 
     def _capture(self, generator: torch.Generator) -> torch.cuda.CUDAGraph:
-        """Capture the augmentations."""
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(generator)
         self._output = capture(graph, lambda: self._compute(generator), nullcontext())
         return graph
 
     def _compare_with_eager(self, images: Tensor, seed: int) -> None:
-        """Raise NotCapturedError where two batches come out otherwise than from the augmentations themselves."""
+        """Raise NotCapturedError if either of two batches differs from eager augmentation."""
         assert self._generator is not None
         for number, batch in enumerate((images, images.flip(0))):
             plain = torch.Generator(images.device).manual_seed(seed + number)

@@ -1,4 +1,4 @@
-"""Decide when a checkpoint is worth the time that it takes to write."""
+"""Decide when a checkpoint is worth the time to write it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-FREE_SECONDS = 0.3  # that the checkpoints of a training may take altogether, whatever their share
-LARGEST_SHARE = 0.01  # of the time that checkpoints at the ends of epochs may take beyond that
+FREE_SECONDS = 0.3  # total writing time that a training may always spend, whatever its share
+LARGEST_SHARE = 0.01  # largest share of the time for end-of-epoch checkpoints beyond that
 
 
 class CheckpointPolicy:
-    """Knows when the last checkpoint was written, and how long that and all of them took.
+    """Tracks when the last checkpoint was written, and the writing time of it and of all checkpoints.
 
     Args:
-        longest_seconds: Longest time that a training goes without a checkpoint.
+        longest_seconds: Longest time without a checkpoint.
     """
 
     def __init__(self, longest_seconds: float) -> None:
@@ -22,7 +22,7 @@ class CheckpointPolicy:
         self.start()
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start the clock, with no time spent on checkpoints."""
         self.written_at, self.write_seconds, self.total_seconds = time.monotonic(), 0.0, 0.0
 
     def is_overdue(self) -> bool:
@@ -32,8 +32,8 @@ class CheckpointPolicy:
     def is_due(self) -> bool:
         """Return whether the checkpoint at the end of an epoch may be written.
 
-        It may not where writing would take more than its share of the time. What a kill then costs is at most a hundred times
-        what a checkpoint takes: half a minute or so.
+        False if writing would take more than its share of the time. A kill then costs at most 100 times the writing time of a
+        checkpoint: about half a minute.
         """
         is_free = self.total_seconds < FREE_SECONDS
         return is_free or time.monotonic() - self.written_at > self.write_seconds / LARGEST_SHARE

@@ -1,7 +1,7 @@
-"""The processes that train one network together by PyTorch's DDP, and the single process that trains alone.
+"""Train one network with several processes through PyTorch's DDP, or with a single process.
 
-Each process takes its share of every batch. Gradients and batch statistics are those of the whole batch, so the result equals
-a single process's up to rounding. What a decision rests on is summed over all processes first, so that nobody goes on alone.
+Each process takes its share of every batch. Gradients and batch norm statistics cover the whole batch, so the result equals
+a single process's up to rounding. Values that control the training are first summed over all processes, so that all decide alike.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class SingleProcess:
     rank, size = 0, 1
 
     def synchronize_batchnorm(self, network: Network) -> Network:
-        """Return the network with batch statistics over all processes."""
+        """Return the network with batch norm statistics over all processes."""
         return network
 
     def wrap(self, network: Network) -> nn.Module:
-        """Return the module to call for logits, whose gradients are those of the whole batch."""
+        """Return the module to call for logits; its gradients cover the whole batch."""
         return network
 
     def micro_batches(self, rows: int, largest: int) -> list[slice]:
         """Divide a batch of `rows` rows into micro-batches of at most `largest`.
 
-        Batch statistics are a micro-batch's, so a micro-batch of a single process is one of all processes together.
+        Batch norm statistics are per micro-batch, so all processes share each micro-batch instead of taking whole ones.
 
         Returns:
             This process's share of each micro-batch.
@@ -48,7 +48,7 @@ class SingleProcess:
         return slice(first, last)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Within this context, backward passes add to gradients without exchanging them; another pass of the step follows."""
+        """Return a context for all backward passes of a step but the last: gradients add up without being exchanged."""
         return nullcontext()
 
     def all_gather(self, *values: Tensor | float) -> list[list[float]]:
@@ -61,13 +61,13 @@ class SingleProcess:
 
 
 class ProcessGroup(SingleProcess):
-    """One of several processes, in the process group that torch.distributed was set up with."""
+    """One of several processes, in torch.distributed's default process group."""
 
     def __init__(self) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def synchronize_batchnorm(self, network: Network) -> Network:
-        """Return the network with batch statistics over all processes; torch's own SyncBatchNorm is for GPUs alone."""
+        """Return the network with batch norm statistics over all processes; torch's SyncBatchNorm supports only GPUs."""
         if next(network.parameters()).device.type == "cuda":
             return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-any-return, no-untyped-call]
         for module in [m for m in network.modules() if isinstance(m, _BatchNorm)]:
@@ -112,10 +112,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SummedBatchNorm(_BatchNorm):
-    """Batch norm whose statistics are those of the batches of all processes together: (n, C, ...) -> the same shape."""
+    """Batch norm with statistics over the batches of all processes: (n, C, ...) -> the same shape."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Accept any input: this module takes the place of a norm that has checked its own."""
+        """Accept any shape: this class replaces batch norms of any dimension."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a batch."""
@@ -143,7 +143,7 @@ def _broadcast(per_channel: Tensor, x: Tensor) -> Tensor:
 
 
 def equal_slices(count: int, largest: int) -> Iterator[slice]:
-    """Yield slices of equal length, give or take one, none longer than `largest`: batch statistics want no odd rest."""
+    """Yield near-equal slices of at most `largest`: a short last slice would harm batch norm statistics."""
     number = math.ceil(count / largest)
     bounds = [round(i * count / number) for i in range(number + 1)]
     return (slice(a, b) for a, b in itertools.pairwise(bounds))

@@ -1,4 +1,4 @@
-"""The teacher of a student, and the loss that draws the student's answers to the teacher's."""
+"""Knowledge distillation: a student's teacher, and the loss between their outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TINY = 1e-12
 class Teacher:
     """The vote of finished networks: (N, 3, H, W) float32 in [0, 1] -> (N, C) float32 probabilities.
 
-    It is a vote and not a fusion that was fitted on *fuse*. No teacher has seen the *fuse* rows, so
-    a student's outputs on them are honest.
+    The teacher is a vote, not a fusion fitted on *fuse*: no teacher has seen the *fuse* rows, so a student's outputs on them
+    are unbiased.
 
     Args:
         networks: The members' networks, in evaluation mode.
@@ -38,16 +38,15 @@ class Teacher:
 
 
 def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
-    """Return the KL divergence of a student's answers from its teacher's, both softened by a temperature.
+    """Return the KL divergence between teacher and student probabilities, both softened by a temperature.
 
-    It is multiplied by the squared temperature, so that gradients keep their size (Hinton, Vinyals and Dean 2015,
-    arXiv:1503.02531).
+    The factor of the squared temperature preserves the scale of the gradients (Hinton et al. (2015), arXiv:1503.02531).
 
     Args:
         logits: (N, C) of the student.
         taught: (N, C) probabilities of the teacher.
         temperature: Above 1, small probabilities count for more.
-        weights: (N,) what each row counts for; None where all count alike.
+        weights: (N,) weight of each row; None for equal weights.
     """
     softened = (taught.clamp(min=TINY).log() / temperature).log_softmax(1)
     answered = (logits / temperature).log_softmax(1)

@@ -1,4 +1,4 @@
-"""Keep the best weights of a training, and end it once it got no better for some epochs."""
+"""Keep a training's best weights, and stop it after several epochs without improvement."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LOSS = "stop/loss"
 
 
 class EarlyStopping:
-    """Watches the loss on the rows that are set apart for it. Without such rows it does nothing.
+    """Watches the loss on the rows held out for early stopping. Does nothing without such rows.
 
     Attributes:
-        best: The weights of the epoch with the lowest loss, or nothing.
+        best: The weights of the epoch with the lowest loss; empty if none were kept.
 
     Args:
-        spec: After how many epochs without a lower loss the training ends; None for never.
-        has_rows: Whether rows are set apart.
+        spec: The patience, in epochs without a lower loss; None to never stop early.
+        has_rows: Whether rows are held out.
     """
 
     def __init__(self, spec: StopSpec | None, has_rows: bool) -> None:
@@ -33,13 +33,13 @@ class EarlyStopping:
             self.best = {name: value.detach().clone() for name, value in network.state_dict().items()}
 
     def is_over(self, history: Sequence[Epoch]) -> bool:
-        """Return whether the training has got no better for as many epochs as it may."""
+        """Return whether the patience is exhausted."""
         if self.spec is None or not history:
             return False
         losses = [epoch[LOSS] for epoch in history]
         return len(losses) - 1 - losses.index(min(losses)) >= self.spec.patience
 
     def restore_best(self, network: nn.Module) -> None:
-        """Give a network the best weights, if there are any."""
+        """Load the best weights into a network, if any were kept."""
         if self.best:
             network.load_state_dict(self.best)

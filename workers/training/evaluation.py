@@ -1,4 +1,4 @@
-"""Compute a trained network's outputs, and choose the precision that a device computes in."""
+"""Compute a trained network's outputs, and choose a device's precision."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workers.models.network import Network
 from workers.training.augmentation import to_float
 
 EVAL_BATCH = 512
-PRECISE = 5e-5  # the largest difference of a probability
-LARGEST_LOSS = 1e9  # in the place of one that is not finite, which JSON has no number for
+PRECISE = 5e-5  # largest difference between two probabilities
+LARGEST_LOSS = 1e9  # replaces a non-finite loss, which JSON cannot hold
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return "float32" or "bfloat16" for the setting `precision`; "auto" takes bfloat16 where the device has units for it."""
+    """Resolve `precision` to "float32" or "bfloat16"; "auto" picks bfloat16 if the device has hardware for it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -39,8 +39,8 @@ def _has_bf16_units() -> bool:
 def predict_outputs(network: Network, images: Tensor, rows: Tensor | Rows, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the logits (n, C) and features (n, D) of `rows`, float32 on the CPU, in evaluation mode.
 
-    GPUs convolve six times as fast in TF32, whose ten bits may differ too much from the exported model. It is used where the
-    first batch shows that it doesn't.
+    Convolutions on a GPU are six times as fast in TF32, but its 10-bit mantissa may deviate too much from the exported model.
+    TF32 is used only if the first batch stays within tolerance.
 
     Args:
         network: The network, on `device`.
@@ -65,10 +65,10 @@ def predict_outputs(network: Network, images: Tensor, rows: Tensor | Rows, devic
 
 
 def tf32_is_precise(compute: Callable[[], Tensor]) -> bool:
-    """Return whether logits (n, C) in TF32 give the probabilities of those in float32, within half of what an export allows.
+    """Return whether TF32 and float32 give the same probabilities, within half of an export's tolerance.
 
     Args:
-        compute: Computes them, by whatever `torch.backends.cudnn` allows when it is called.
+        compute: Computes logits (n, C) under the current flags of `torch.backends.cudnn`.
     """
     found = []
     for allowed in (False, True):
@@ -79,12 +79,12 @@ def tf32_is_precise(compute: Callable[[], Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class Validation:
-    """Measures networks between two epochs.
+    """Measures a network's loss and accuracy between two epochs.
 
     Attributes:
         images: (N, H, W, 3) uint8, the images of the whole data set.
         labels: (N,) int64.
-        rows: Row numbers to measure on, by the name that the metrics get.
+        rows: Row numbers to measure on, by the prefix of their metrics.
         device: The device to compute on.
         precision: "float32" or "bfloat16".
     """

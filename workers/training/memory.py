@@ -1,4 +1,4 @@
-"""Tell that a device has too little memory, and give back what is no longer used."""
+"""Detect out-of-memory errors, and release unused GPU memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 import torch
 
-SIGN = re.compile(r"(CUDA|cuda|Cuda|CUBLAS|cuDNN|CUDNN|HIP).*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")  # in other words
+SIGN = re.compile(r"(CUDA|cuda|Cuda|CUBLAS|cuDNN|CUDNN|HIP).*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")  # other wordings
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it came after, says that a device has too little memory."""
+    """Return whether an error, or any error in its chain, is an out-of-memory error of a device."""
     seen: set[int] = set()  # an error may be its own cause
     while error is not None and id(error) not in seen:
         if isinstance(error, torch.OutOfMemoryError):
@@ -24,7 +24,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Give memory of a GPU back that nothing uses any more, so that another process can have it. Elsewhere do nothing."""
+    """Release unused GPU memory for other processes. Does nothing on other devices."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

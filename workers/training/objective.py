@@ -1,4 +1,4 @@
-"""The loss that a training minimises: of mixed labels, and for a student of the distance to its teacher."""
+"""The training loss: for mixed labels, row weights, and a student's distance to its teacher."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Objective:
         Args:
             logits: (n, C) of the network.
             labels: The labels of the whole batch.
-            part: The rows of the batch that `logits` are of.
+            part: The rows of the batch that `logits` belong to.
             taught: (n, C) probabilities of the teacher, for a student.
-            weights: What the loss of each row of the whole batch counts for; None where all count alike.
+            weights: Loss weight of each row of the whole batch; None for equal weights.
         """
         loss = self._mixed(logits, labels, part) if weights is None else self._weighted(logits, labels, part, weights)
         if taught is None or not isinstance(self.recipe, StudentSpec):
@@ -53,7 +53,7 @@ class Objective:
         )
 
     def _weighted(self, logits: Tensor, labels: Labels, part: slice, weights: Tensor) -> Tensor:
-        """Return the mean of the weighted losses. A mixed image counts for as much of each label as the image that it is from."""
+        """Return the mean weighted loss. A mixed image's loss for each label has the weight of that label's image."""
         loss = (self.losses(logits, labels.first[part]) * weights[part]).mean()
         if _is_all(labels.share):
             return loss
@@ -80,5 +80,5 @@ class Objective:
 
 
 def _is_all(share: float | Tensor) -> bool:
-    """Return whether nothing is mixed in. A tensor on a GPU is not looked at: that would wait for all that was asked of it."""
+    """Return True if nothing is mixed in. Never reads a tensor's value: that would synchronize with the GPU."""
     return not isinstance(share, Tensor) and share == 1

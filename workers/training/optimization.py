@@ -1,4 +1,4 @@
-"""Compute the learning rate of each step, make a recipe's optimizer, and keep its state as plain tensors."""
+"""Compute learning rates, build a recipe's optimizer, and save its state as plain tensors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from workers.errors import ConclaveError
 def learning_rate(spec: TrainSpec, recipe: MemberSpec, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of an optimizer step.
 
-    With snapshots, the rate falls by a cosine in each cycle and starts anew, whatever the schedule (Huang et al. 2017,
-    arXiv:1704.00109); `cycles.rate` lowers the later starts.
+    With snapshots, the rate follows a cosine in each cycle and then restarts, whatever the schedule (Huang et al. (2017),
+    arXiv:1704.00109); `cycles.rate` scales the rate of the later cycles.
 
     Args:
         spec: The schedule and the number of epochs.
@@ -40,10 +40,10 @@ def make_optimizer(recipe: MemberSpec, network: nn.Module) -> torch.optim.Optimi
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's tensors by `INDEX|NAME`. The learning rate is not among them: it follows from the step.
+    """Return the optimizer's tensors by `INDEX|NAME`, without the learning rate, which follows from the step.
 
     Raises:
-        ConclaveError: If an optimizer of the user's own keeps something else, which no checkpoint could bring back.
+        ConclaveError: If a custom optimizer keeps state other than tensors, which a checkpoint cannot restore.
     """
     for state in optimizer.state_dict()["state"].values():
         for name, value in state.items():
@@ -61,7 +61,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_state` returned. Raises KeyError, IndexError or ValueError for the state of another network."""
+    """Restore what `optimizer_state` returned. Raises KeyError, IndexError or ValueError for another network's state."""
     parameters = list(network.parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in saved.items():
@@ -71,7 +71,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, network: nn.Module, s
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Lay out a state tensor in memory like its parameter: the fused optimizers walk memory, not indices (channels_last)."""
+    """Give a state tensor its parameter's memory layout: fused optimizers walk memory, not indices (channels_last)."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training, and how a training goes on from it."""
+"""Save a training's state to checkpoints, and resume the training from them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from workers.training.optimization import load_optimizer_state, optimizer_state
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training is.
+    """Progress of a training.
 
     Attributes:
         history: Metrics of each finished epoch.
         micro_batch: Images per forward pass.
         step: Number of finished steps of the current epoch.
-        sums: What these steps summed up to, of each process.
+        sums: Sums over these steps, one entry per process.
     """
 
     history: list[Epoch]
@@ -37,11 +37,11 @@ class Position:
 
 @dataclass(frozen=True)
 class SavedState:
-    """Writes checkpoints of a training, and puts them back.
+    """Writes a training's checkpoints, and restores them.
 
     Attributes:
-        checkpoints: Where they are kept; None for none.
-        network: The network that is trained.
+        checkpoints: The checkpoints on disk; None to keep none.
+        network: The network being trained.
         optimizer: Its optimizer.
         averages: The averages of its weights.
         stopping: Keeps its best weights.
@@ -74,16 +74,16 @@ class SavedState:
         self.checkpoints.save(groups, record)
 
     def restore(self, first_end: int) -> Position | None:
-        """Go on from the newest checkpoint that leads to all members that are missing.
+        """Resume from the newest checkpoint, if it leads to all missing members.
 
         Args:
-            first_end: Number of epochs after which the first of them is made.
+            first_end: Number of epochs after which the first missing member is made.
 
         Returns:
-            Where the training is; None where it begins anew.
+            The training's position; None if it starts from scratch.
 
         Raises:
-            CorruptFileError: If the checkpoint is of another network, or all are damaged.
+            CorruptFileError: If the checkpoint belongs to another network, or every checkpoint is damaged.
         """
         state = self._usable(first_end)
         if state is None:
@@ -99,9 +99,9 @@ class SavedState:
         return Position(record.history, record.micro_batch, record.step, record.sums)
 
     def _usable(self, first_end: int) -> State | None:
-        """Return the newest checkpoint. One that cannot lead to all missing members is removed with all others.
+        """Return the newest checkpoint. Remove all checkpoints if it cannot lead to every missing member.
 
-        It may be beyond the end of a snapshot whose artifact was lost, or know nothing of averages that were asked for since.
+        It may lie past the end of a snapshot whose artifact was lost, or lack an average that the recipe has since added.
         """
         state = self.checkpoints.newest() if self.checkpoints else None
         if state is None or self.checkpoints is None:
@@ -109,6 +109,6 @@ class SavedState:
         record = state.record
         if record.position <= (first_end, 0) and self.averages.settings in (None, record.average):
             return state
-        self.checkpoints.note(f"begins anew: its checkpoint of epoch {record.epoch} is of no use for what is asked for now")
+        self.checkpoints.note(f"starts from scratch: its checkpoint of epoch {record.epoch} cannot lead to the missing members")
         self.checkpoints.clear()
         return None

@@ -1,4 +1,4 @@
-"""The optimizer steps of one network: batches in, one update at a time."""
+"""Take the optimizer steps of one network."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from workers.training.task import TrainingTask
 class Stepper:
     """Takes the optimizer steps of one network.
 
-    Everything random derives from (seed, epoch, step), so a step is the same whichever came before it in this process.
+    All randomness derives from (seed, epoch, step), so a step does not depend on what ran before it in this process.
 
     Args:
         network: The network with its initial weights.
-        task: What to train on, and how.
+        task: Data, recipe and settings of the training.
         micro_batch: Largest number of images per forward pass.
 
     Attributes:
@@ -42,8 +42,8 @@ class Stepper:
         averages: The averages of its weights.
         precision: "float32" or "bfloat16".
         micro_batch: Largest number of images per forward pass.
-        batch: Number of images of a step.
-        count: Number of steps of an epoch; the ragged rest of its order is left out.
+        batch: Number of images per step.
+        count: Number of steps per epoch; an incomplete last batch is dropped.
     """
 
     def __init__(self, network: Network, task: TrainingTask, micro_batch: int) -> None:
@@ -71,12 +71,12 @@ class Stepper:
         return self.averages.evaluated(self.network)
 
     def averaged_network(self) -> Network:
-        """Return the network with averaged weights that a second member has."""
+        """Return the second member's network, which has averaged weights."""
         torch.manual_seed(derive_seed(self.seed, "settle"))
         return self.averages.second_member(self._fit_images(), self.device)
 
     def order(self, epoch: int) -> Tensor:
-        """Return the rows of an epoch's steps, one after another: (n,)."""
+        """Return an epoch's row numbers in training order: (n,)."""
         order = self._generator(epoch, "order", "cpu")
         return self.data.fit[torch.randperm(len(self.data.fit), generator=order)].to(self.data.images.device)
 
@@ -90,10 +90,10 @@ class Stepper:
         Args:
             epoch: Index of the epoch.
             step: Index of the step within the epoch.
-            rows: What `order` returned for the whole epoch.
+            rows: Row numbers of the whole epoch, from `order`.
 
         Returns:
-            The mean loss of the step's rows and the number of right answers.
+            The mean loss of the step's rows and the number of correct answers.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(epoch, step)
@@ -101,32 +101,32 @@ class Stepper:
 
     @cached_property
     def captured(self) -> CapturedStep | None:
-        """The step as a CUDA graph; None where it is none, or on another device. It is made before the first step."""
+        """The step as a CUDA graph, created before the first step; None if it cannot be captured."""
         if self.device.type not in CAPTURING_DEVICES or self.why_not_captured:
             return None
         return CapturedStep(WeakMethod(self._update), self.network, self.optimizer, mixes(self.augmentations))
 
     @cached_property
     def captured_augmentation(self) -> CapturedAugmentation | None:
-        """The augmentations as a CUDA graph of their own, where the step is one; None where there are none, or they can't be."""
+        """The augmentations as a separate CUDA graph; None if the step or the augmentations cannot be captured."""
         is_captured = self.captured is not None and can_be_captured(self.augmentations)
         return CapturedAugmentation(self.augmentations) if is_captured else None
 
     @property
     def why_not_captured(self) -> str | None:
-        """Why the steps can't be a CUDA graph, in words; None where they can."""
+        """The reason that the steps cannot be captured, or None if they can."""
         if self.group.size > 1:
             return "several processes train together"
         passes = len(self.group.micro_batches(self.batch, self.micro_batch))
         return why_not_captured(self.recipe, self.spec, self.optimizer, passes)
 
     def _rate(self, epoch: int, step: int) -> float:
-        """Return the learning rate of a step; as a float32 where it may become a tensor, so that both ways are the same."""
+        """Return a step's learning rate, rounded to float32 on a GPU, so that eager and captured steps agree."""
         rate = self.rate(epoch, step)
         return float(np.float32(rate)) if self.device.type in CAPTURING_DEVICES else rate
 
     def _step(self, epoch: int, step: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and its number of right answers."""
+        """Take one optimizer step on `rows`, in micro-batches. Return its mean loss and number of correct answers."""
         self._seed_network(derive_seed(self.seed, epoch, step, "dropout", *([self.group.rank] if self.group.rank else [])))
         x, labels = self._augmented(epoch, step, rows)
         weights = self._weights(rows)
@@ -136,24 +136,24 @@ class Stepper:
         return loss, correct
 
     def _seed_network(self, seed: int) -> None:
-        """Seed what a network draws from in a step, as dropout does."""
+        """Seed the generator that the network draws from, as in dropout."""
         if self.device.type == "cpu":
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed formats the stack too, for a GPU that may come later
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed also formats the stack, for a lazy CUDA call
         else:
             torch.manual_seed(seed)
 
     def _captured_update(self, x: Tensor, labels: Labels, weights: Tensor | None, rate: float) -> tuple[Tensor, Tensor]:
-        """Update the weights by a batch, as one CUDA graph where that can be."""
+        """Update the weights on a batch, as one CUDA graph if possible."""
         if self.captured is not None:
             try:
                 return self.captured(x, labels, weights, rate)
             except NotCapturedError as error:
                 self.captured = None
-                self.note(f"its step can't be one CUDA graph, and is taken kernel by kernel ({error})")
+                self.note(f"its step can't be one CUDA graph, so it runs kernel by kernel ({error})")
         return self._update(x, labels, weights)
 
     def _update(self, x: Tensor, labels: Labels, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Update the weights by a batch, in micro-batches. Return its mean loss and its number of right answers."""
+        """Update the weights on a batch, in micro-batches. Return its mean loss and number of correct answers."""
         loss, correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         parts = self.group.micro_batches(len(x), self.micro_batch)
         for part in parts:
@@ -180,16 +180,16 @@ class Stepper:
                 return mix(x, labels, self.augmentations, generator)
             except NotCapturedError as error:
                 self.captured_augmentation = None
-                self.note(f"its augmentations can't be one CUDA graph, and are applied kernel by kernel ({error})")
+                self.note(f"its augmentations can't be one CUDA graph, so they run kernel by kernel ({error})")
         generator = self._generator(epoch, step, self.device)
         return mix(transform(images, self.augmentations, generator), labels, self.augmentations, generator)
 
     def _weights(self, rows: Tensor) -> Tensor | None:
-        """Return what the loss of each row counts for, or None where all count alike."""
+        """Return each row's loss weight, or None for equal weights."""
         return None if self.data.weights is None else self.data.weights[rows].to(self.device)
 
     def _fit_images(self) -> Iterator[Tensor]:
-        """Yield all *fit* images in batches of one size, give or take one; shuffled, for a store may hold them class by class."""
+        """Yield all *fit* images in batches of nearly equal size, shuffled because a store may be sorted by class."""
         rows = self.data.fit[torch.randperm(len(self.data.fit))]
         for part in torch.tensor_split(rows, math.ceil(len(rows) / self.spec.batch_size)):
             yield to_float(self.data.images[part].to(self.device)).contiguous(memory_format=self.format)

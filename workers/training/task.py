@@ -1,4 +1,4 @@
-"""What is given to a training, and what comes of it."""
+"""The inputs and the result of a training."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrainingData:
         labels: (N,) int64, their labels.
         fit: (n,) row numbers to train on.
         watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
-        stop: Row numbers by which the training stops early, or by which a search's trial is scored; or None.
+        stop: Row numbers for early stopping or for scoring a search's trial; or None.
         teacher: The teacher of a student, or None.
-        weights: (N,) float32, what each row's loss counts for, with a mean of 1 over `fit`; None where all count alike.
+        weights: (N,) float32, each row's loss weight, with a mean of 1 over `fit`; None for equal weights.
     """
 
     images: Tensor
@@ -41,15 +41,15 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """The rows, the recipe and the surroundings of one training.
+    """Data, recipe and settings of one training.
 
     Attributes:
         data: The rows.
         recipe: The recipe, with the seeds of this training.
-        spec: What all trainings of the team share.
-        members: The members that are still to be made, in the order in which the training makes them.
+        spec: Settings shared by all trainings of the team.
+        members: The missing members, in the order in which the training makes them.
         device: Device to train on.
-        checkpoints: Where checkpoints are kept; None for none.
+        checkpoints: The checkpoints on disk; None to keep none.
         callback: Follows the training.
         checkpoint_seconds: Longest time without a checkpoint.
         group: The processes that train together.
@@ -68,15 +68,15 @@ class TrainingTask:
 
 @dataclass
 class TrainingResult:
-    """A member that a training made: its network with the final weights, and how it came about.
+    """A trained member: its network with the final weights, and how it was trained.
 
     Attributes:
         network: The trained network.
         history: Metrics of each epoch from the start of the training.
         micro_batch: Images per forward pass.
         precision: "float32" or "bfloat16".
-        resumed_from: Number of epochs that a checkpoint brought.
-        captured: Whether the steps were taken as one CUDA graph.
+        resumed_from: Number of epochs restored from a checkpoint.
+        captured: Whether the steps ran as a CUDA graph.
     """
 
     network: Network
@@ -87,7 +87,7 @@ class TrainingResult:
     captured: bool = False
 
     def seconds(self, first: int = 0) -> float:
-        """Return the seconds of training from epoch `first` on, evaluation left out, time before an interruption included."""
+        """Return the training seconds from epoch `first` on, without evaluation, including time before interruptions."""
         return sum(epoch["seconds"] for epoch in self.history[first:])
 
 

@@ -1,4 +1,4 @@
-"""Train a network, with smaller micro-batches where the device has too little memory."""
+"""Train a network, with smaller micro-batches if the device runs out of memory."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from workers.training.trainer import Trainer
 def train(build_network: Callable[[], Network], task: TrainingTask, publish: Publish = lambda *_: None) -> TrainingResult:
     """Train from fresh weights, or from the newest checkpoint, and publish each member as it is made.
 
-    Where the device runs out of memory, the micro-batch is halved and the training goes on. The effective batch stays. Each
-    process of a group calls this alike; the first alone
-    writes checkpoints and is followed by the callback.
+    If the device runs out of memory, the micro-batch is halved and the training continues with the same effective batch.
+    Every process of a group calls this; only the first one writes checkpoints and reports to the callback.
 
     Args:
         build_network: Returns the network with its initial weights.
-        task: What to train on, and how.
-        publish: Is called with each member as soon as it is made; once for each, whatever happens.
+        task: Data, recipe and settings of the training.
+        publish: Called exactly once per member, as soon as it is made.
 
     Returns:
         The last member.
@@ -43,7 +42,7 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
         publish(member, result)
         missing.remove(member)
 
-    give_back(task.device)  # what an earlier training of this process held
+    give_back(task.device)  # memory of an earlier training in this process
     while True:
         left = replace(task, members=tuple(missing))
         try:
@@ -52,7 +51,7 @@ def train(build_network: Callable[[], Network], task: TrainingTask, publish: Pub
             if not is_out_of_memory(error):
                 raise
         give_back(task.device)  # only now: the error's traceback held all tensors
-        if task.group.size > 1:  # the others are in the middle of the step
+        if task.group.size > 1:  # the other processes are in the middle of the step
             raise DeviceMemoryError("out of device memory; raise train.accumulate and lower train.batch_size")
         if micro_batch <= 2:  # batch statistics need two images
             raise DeviceMemoryError("out of device memory even with two images at a time")

@@ -1,7 +1,6 @@
-"""One training, from fresh weights to final ones, readable from top to bottom.
+"""Run one training from fresh to final weights.
 
-Everything random derives from (seed, epoch, step). So a training that is resumed from a checkpoint between two steps goes on
-bit for bit.
+All randomness derives from (seed, epoch, step), so a training resumed from a checkpoint between two steps continues bit for bit.
 """
 
 from __future__ import annotations
@@ -25,23 +24,23 @@ from workers.training.saved_state import Position, SavedState
 from workers.training.steps import Stepper
 from workers.training.task import Publish, TrainingResult, TrainingTask
 
-LOOK_EVERY = 16  # steps between two looks at the loss on a GPU, which has to wait for each
+LOOK_EVERY = 16  # steps between two reads of the loss on a GPU: each read synchronizes
 
 
 @torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Return whether every value is finite. Where a sum is, its values are; another sum may have overflowed."""
+    """Return whether every value is finite. A finite sum has finite values; a non-finite sum may be an overflow."""
     sums = torch.stack([tensor.sum() for tensor in tensors]).isfinite()
     return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 class Trainer:
-    """Keeps the loop of one training: epochs, measurements, checkpoints, and the members that it makes on its way.
+    """Runs the loop of one training: epochs, validation, checkpoints, and publishing the members.
 
     Args:
         stepper: Takes the steps.
-        task: What to train on, and how.
-        publish: Is called with each member as soon as it is made.
+        task: Data, recipe and settings of the training.
+        publish: Called with each member as soon as it is made.
     """
 
     def __init__(self, stepper: Stepper, task: TrainingTask, publish: Publish = lambda *_: None) -> None:
@@ -66,7 +65,7 @@ class Trainer:
         self.policy.start()
         self.callback.on_resume(self.history)
         if step == 0:
-            self._publish_members_before_the_end()  # of a training that was killed between its checkpoint and the artifact
+            self._publish_members_before_the_end()  # if it was killed between its checkpoint and the artifact
         for epoch in range(self.resumed_from, self._last_epoch()):
             if self.stopping.is_over(self.history):
                 break
@@ -77,11 +76,11 @@ class Trainer:
         return [self._publish(member) for member in tuple(self.missing)][-1]
 
     def _last_epoch(self) -> int:
-        """Return the number of epochs after which the last of the missing members is made."""
+        """Return the number of epochs after which the last missing member is made."""
         return max(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
 
     def _run_epoch(self, epoch: int, first_step: int, sums: Sums) -> None:
-        """Train for an epoch, measure it, and write a checkpoint where a member is made or it is worth the time."""
+        """Train and validate for an epoch. Write a checkpoint if a member is made or the policy allows it."""
         trained = self._train_epoch(epoch, first_step, sums)
         validated = self.validate(self.stepper.evaluated_network())
         self.history.append(trained | validated | {"time": float(round(time.time() * 1000))})
@@ -93,7 +92,7 @@ class Trainer:
         self.callback.on_epoch_end(epoch, self.history[-1])
 
     def _publish_members_before_the_end(self) -> None:
-        """Publish the snapshots that this epoch ends. What ends with the training is published after the last epoch."""
+        """Publish the snapshots that end with this epoch. The last members are published after the loop."""
         for member in tuple(self.missing):
             if self.recipe.last_epoch(member, self.spec.epochs) == len(self.history) < self._last_epoch():
                 self._publish(member)
@@ -110,7 +109,7 @@ class Trainer:
         return result
 
     def _train_epoch(self, epoch: int, first_step: int, sums: Sums) -> Epoch:
-        """Run the epoch's steps from `first_step` on; `sums` are those of the steps before. Return its metrics."""
+        """Run the epoch's steps from `first_step` on; `sums` covers the earlier steps. Return the epoch's metrics."""
         stepper, device = self.stepper, self.task.device
         stepper.network.train()
         rows = stepper.order(epoch)
@@ -136,7 +135,7 @@ class Trainer:
         }
 
     def _after_step(self, step: int, loss: Tensor, correct: Tensor, began: float) -> None:
-        """Check between two steps, all processes together, for a loss that is not finite, a stop, and an overdue checkpoint."""
+        """Check for a non-finite loss, a stop request and an overdue checkpoint, in all processes together."""
         by_process = self.group.all_gather(loss, correct, self.callback.should_stop(), self.policy.is_overdue())
         total, _, stop, overdue = (sum(values) for values in zip(*by_process, strict=True))
         if not math.isfinite(total):
@@ -157,7 +156,7 @@ class Trainer:
                 self.callback.on_checkpoint()
 
     def _resume(self) -> tuple[int, Sums | None]:
-        """Go on from a checkpoint. Return the number of finished steps of the current epoch, and what they summed up to."""
+        """Resume from a checkpoint. Return the number of finished steps in the current epoch, and their sums."""
         first_end = min(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
         position = self.saved.restore(first_end)
         if position is None:
@@ -168,5 +167,5 @@ class Trainer:
 
 
 def _nan_where_injected(point: str) -> float:
-    """Return 1, or NaN where a test asks for it."""
+    """Return 1, or NaN if a test injects it."""
     return math.nan if fault_point(point) == "nan" else 1.0

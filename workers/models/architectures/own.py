@@ -1,4 +1,4 @@
-"""Networks of the user's own, as package.module:callable."""
+"""Custom networks, named package.module:callable."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @ARCHITECTURES.register
 class Own(ArchitectureSource):
-    """Whatever a callable of the user's returns."""
+    """Networks that a user's callable returns."""
 
     def check(self, name: str) -> None:
-        """Raise ValueError for a name that is none of a callable."""
+        """Raise ValueError if the name is not package.module:callable."""
         if not is_reference(name):
-            raise ValueError("a network of your own is named package.module:callable")
+            raise ValueError("a custom network is named package.module:callable")
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
         """Call the user's callable with num_classes and image_size."""

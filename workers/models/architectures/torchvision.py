@@ -21,7 +21,7 @@ RESNETS = frozenset(
     "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
     "wide_resnet50_2 wide_resnet101_2".split()
 )
-SCALABLE = frozenset({"resnet18", "resnet34"})  # `width` changes these, which are built of our own blocks
+SCALABLE = frozenset({"resnet18", "resnet34"})  # `width` changes these, which SmallResNet builds
 OTHERS = frozenset(
     "alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 "
     "densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
@@ -43,13 +43,13 @@ class Torchvision(ArchitectureSource):
     """torchvision's classifiers."""
 
     def check(self, name: str) -> None:
-        """Raise ValueError where torchvision has no such classifier."""
+        """Raise ValueError if torchvision has no such classifier."""
         if name not in KNOWN:
             nearest = difflib.get_close_matches(name, sorted(KNOWN), 1)
             raise ValueError(f"unknown network {name!r}" + (f"; the nearest known is {nearest[0]}" if nearest else ""))
 
     def is_sure(self, name: str) -> bool:
-        """Return whether the network is one of ours."""
+        """Return whether SmallResNet builds the network."""
         return name in SCALABLE
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
@@ -65,7 +65,7 @@ class Torchvision(ArchitectureSource):
         elif spec.width != 64:
             raise UserInputError(f"member {spec.name}: width changes {' and '.join(sorted(SCALABLE))} only, not {name}.")
         else:
-            import torchvision  # only now: it takes more than a second
+            import torchvision  # imported late: it takes more than a second
 
             network = torchvision.models.get_model(name, weights=None, **_options(name, classes, image_size))
         if is_small and name in RESNETS:
