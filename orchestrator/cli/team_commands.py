@@ -63,13 +63,13 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
 
 
-@app.command("data", epilog="Example: conclave data team.yaml --sheet photos.png")
+@app.command("data", epilog="Example: conclave data team.yaml --sheet photos.svg")
 def show_data(
     team_file: TeamFile,
     home: HomeDir = DEFAULT_HOME,
     data: DataPath = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="The PNG file for a few images of each class. The default is TEAM-data.png.")
+        Path | None, typer.Option(help="The SVG file for a few images of each class. The default is TEAM-data.svg.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,7 +80,9 @@ def show_data(
     from workers.data.inspection import inspect_data
 
     team = load_team(team_file, data)
-    target = sheet or Path(f"{team.name}-data.png")
+    target = sheet or Path(f"{team.name}-data.svg")
+    if target.suffix != ".svg":
+        raise UserInputError(f"--sheet {target}: the sheet is an SVG file. Give a name that ends with .svg.")
     check_writable("--sheet", target)
     with Screen() as screen:
         store, summary = inspect_data(team.data, team.seed, home, screen.on_packing)

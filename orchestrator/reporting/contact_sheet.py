@@ -15,7 +15,7 @@ INCHES = 0.62  # side of an image
 
 
 def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
-    """Write a PNG file with a row of images for each class.
+    """Write an SVG file with a row of images for each class.
 
     Args:
         store: The packed data.
@@ -23,31 +23,26 @@ def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
         target: The file.
 
     Returns:
-        Notes on transliterated names and omitted classes; "" if there are none.
+        A note on omitted classes; "" if there are none.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from orchestrator.reporting.fonts import lettering
+    from orchestrator.reporting.plots import save_svg
 
-    shown = store.classes[:MOST_CLASSES]
-    letters, labels = lettering(shown), np.asarray(store.labels)
-    with rc_context({"font.family": list(letters.families)}):
-        figure = Figure(figsize=(IMAGES * INCHES + 1, len(shown) * (INCHES + 0.3) + 0.2), layout="constrained")
-        for place, name in enumerate(shown):
-            rows = np.flatnonzero(labels == place)
-            chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
-            step = store.size + max(1, store.size // 16)  # leaves a white gap between images
-            strip = np.full((store.size, IMAGES * step, 3), 255, dtype=np.uint8)
-            for number, row in enumerate(chosen.tolist()):
-                strip[:, number * step : number * step + store.size] = store.images[row]
-            axes = figure.add_subplot(len(shown), 1, place + 1)
-            axes.imshow(strip, interpolation="nearest")
-            axes.set_axis_off()
-            counts = ", ".join(f"{part} {count:,}" for part, count in summary.classes[name].items())
-            [title] = letters.of([name])
-            axes.set_title(f"{title}: {counts}", loc="left", fontsize=8, parse_math=False)
-        figure.savefig(target, dpi=110)
+    shown, labels = store.classes[:MOST_CLASSES], np.asarray(store.labels)
+    figure = Figure(figsize=(IMAGES * INCHES + 1, len(shown) * (INCHES + 0.3) + 0.2), layout="constrained")
+    for place, name in enumerate(shown):
+        rows = np.flatnonzero(labels == place)
+        chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
+        step = store.size + max(1, store.size // 16)  # leaves a white gap between images
+        strip = np.full((store.size, IMAGES * step, 3), 255, dtype=np.uint8)
+        for number, row in enumerate(chosen.tolist()):
+            strip[:, number * step : number * step + store.size] = store.images[row]
+        axes = figure.add_subplot(len(shown), 1, place + 1)
+        axes.imshow(strip, interpolation="nearest")
+        axes.set_axis_off()
+        counts = ", ".join(f"{part} {count:,}" for part, count in summary.classes[name].items())
+        axes.set_title(f"{name}: {counts}", loc="left", fontsize=8, parse_math=False)
+    save_svg(figure, target)
     hidden = len(store.classes) - len(shown)
-    notes = [letters.note, f"the sheet shows the first {MOST_CLASSES} classes, and leaves {hidden} out" if hidden else ""]
-    return "; ".join(note for note in notes if note)
+    return f"the sheet shows the first {MOST_CLASSES} classes, and leaves {hidden} out" if hidden else ""

@@ -1,8 +1,13 @@
-"""Draw the report's plots, from the content of fusion.json and the histories of the full trainings."""
+"""Draw the report's plots, from the content of fusion.json and the histories of the full trainings.
+
+The plots are SVG files whose text stays text, so a browser draws class names in any script with the fonts of its system.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusion.results import FusionDetails
@@ -20,23 +25,31 @@ def _shortened(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
 
 
-def all_plots(details: FusionDetails, histories: Histories, class_names: Sequence[str]) -> dict[str, Figure]:
+def all_plots(details: FusionDetails, histories: Histories) -> dict[str, Figure]:
     """Return all plots, keyed by their names in the report.
 
     Args:
         details: What the fusion step returned.
         histories: Metrics of each epoch of each member's full training.
-        class_names: The class names as drawn in plots.
     """
     return {
         "costs": costs(details),
         "forecast": forecast(details),
         "reliability": reliability(details),
         "disagreement": disagreement(details),
-        "confusion": confusion(details, class_names),
-        "classes": classes(details, class_names),
+        "confusion": confusion(details),
+        "classes": classes(details),
         "curves": curves(histories),
     }
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as an SVG file."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # matplotlib's own font lacks letters that the browser's have
+        figure.savefig(path, format="svg", bbox_inches="tight")
 
 
 def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
@@ -76,7 +89,7 @@ def costs(details: FusionDetails) -> Figure:
     return figure
 
 
-def classes(details: FusionDetails, class_names: Sequence[str]) -> Figure:
+def classes(details: FusionDetails) -> Figure:
     """Plot the accuracy of each class on *test*, for each candidate."""
     figure = _figure(9, 0.4 * len(details.candidates) + 1.6)
     axes = figure.add_subplot()
@@ -85,7 +98,7 @@ def classes(details: FusionDetails, class_names: Sequence[str]) -> Figure:
     if values:
         picture = axes.imshow(values, aspect="auto", cmap="viridis")
         figure.colorbar(picture, label="accuracy, %")
-        axes.set_xticks(range(len(class_names)), _shortened(class_names), rotation=45, ha="right", parse_math=False)
+        axes.set_xticks(range(len(details.classes)), _shortened(details.classes), rotation=45, ha="right", parse_math=False)
         axes.set_yticks(range(len(names)), _shortened(names))
     axes.set_title("Accuracy by class on the test rows")
     return figure
@@ -148,7 +161,7 @@ def disagreement(details: FusionDetails) -> Figure:
     return figure
 
 
-def confusion(details: FusionDetails, class_names: Sequence[str]) -> Figure:
+def confusion(details: FusionDetails) -> Figure:
     """Plot the off-diagonal part of each member's confusion matrix on *fuse*."""
     matrices = details.diversity.confusion
     columns = min(3, len(matrices))
@@ -156,7 +169,7 @@ def confusion(details: FusionDetails, class_names: Sequence[str]) -> Figure:
     figure = _figure(3.4 * columns, 3.4 * lines)
     for place, (name, matrix) in enumerate(matrices.items()):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _mistakes(axes, matrix, class_names)
+        _mistakes(axes, matrix, details.classes)
         axes.set_title(name)
     return figure
 

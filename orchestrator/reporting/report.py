@@ -102,7 +102,7 @@ def _note_cells(row: MemberState | FusionSummary) -> str:
 
 
 def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details: FusionDetails, histories: Histories) -> None:
-    """Write report.html with its plots embedded, and the plots as PNG files next to it.
+    """Write report.html with its plots embedded, and the plots as SVG files next to it.
 
     Args:
         folder: The sweep's folder.
@@ -112,18 +112,15 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         histories: Metrics of each epoch of each member's full training.
     """
     from jinja2 import Environment, PackageLoader
-    from matplotlib import rc_context
 
     from orchestrator.reporting import plots
-    from orchestrator.reporting.fonts import lettering
     from workers.storage.files import write_bytes
 
-    embedded, letters = {}, lettering(details.classes)
-    with rc_context({"font.family": list(letters.families)}):
-        for name, figure in plots.all_plots(details, histories, letters.of(details.classes)).items():
-            path = folder.path / f"{name}.png"
-            figure.savefig(path, dpi=110, bbox_inches="tight")
-            embedded[name] = base64.b64encode(path.read_bytes()).decode()
+    embedded = {}
+    for name, figure in plots.all_plots(details, histories).items():
+        path = folder.path / f"{name}.svg"
+        plots.save_svg(figure, path)
+        embedded[name] = base64.b64encode(path.read_bytes()).decode()
     environment = Environment(loader=PackageLoader("orchestrator.reporting"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         team=plan.team,
@@ -134,7 +131,6 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         rows=table_rows(summary.members, details),
         verdict=verdict(details),
         pictures=embedded,
-        lettering_note=letters.note,
         smallest=smallest_difference(details.candidates, details.recommended, details.best_single),
         hardest=[ShownImage.of(row, plan.store) for row in details.hardest],
         suspects=[ShownImage.of(row, plan.store) for row in details.suspects],

@@ -130,7 +130,7 @@ class SweepRuns(MemberRuns):
         folder = self.place.folder
         self._log_headlines(summary)
         if details:
-            for path in [*sorted(folder.path.glob("*.png")), folder.report, folder.model]:
+            for path in [*sorted(folder.path.glob("*.svg")), folder.report, folder.model]:
                 self.outbox.artifact(self.parent, path)
             self._log_per_class(details)
             self.outbox.model(self.parent, self.plan.team.name, folder.model)
