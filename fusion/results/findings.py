@@ -31,15 +31,6 @@ class Pair(FusionResult):
     q: float
 
 
-class ForecastPoint(FusionResult):
-    """Accuracy of a vote by number of members: measured as the mean over subsets, or forecast with an interval."""
-
-    members: int
-    accuracy: float
-    measured: bool
-    interval: Interval | None = None
-
-
 class Diversity(FusionResult):
     """How differently members err, on rows that none of them trained on.
 
@@ -48,7 +39,7 @@ class Diversity(FusionResult):
         pairs: Every pair of members.
         oracle: Share of rows that at least one member gets right.
         disagreement_over_error: Mean disagreement divided by the mean error.
-        forecast: Accuracy of a vote by its number of members.
+        vote_accuracy: Mean accuracy of the votes of 1, 2 and so on of the members.
         verdict: What fusing can gain here, in words.
     """
 
@@ -56,7 +47,7 @@ class Diversity(FusionResult):
     pairs: list[Pair]
     oracle: float
     disagreement_over_error: float
-    forecast: list[ForecastPoint]
+    vote_accuracy: list[float]
     verdict: str
 
 

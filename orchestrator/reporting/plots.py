@@ -34,7 +34,7 @@ def all_plots(details: FusionDetails, histories: Histories) -> dict[str, Figure]
     """
     return {
         "costs": costs(details),
-        "forecast": forecast(details),
+        "votes": votes(details),
         "reliability": reliability(details),
         "disagreement": disagreement(details),
         "confusion": confusion(details),
@@ -104,22 +104,16 @@ def classes(details: FusionDetails) -> Figure:
     return figure
 
 
-def forecast(details: FusionDetails) -> Figure:
+def votes(details: FusionDetails) -> Figure:
     """Plot the accuracy of a vote against its number of members."""
     figure = _figure()
     axes = figure.add_subplot()
-    ahead = details.diversity.forecast
-    for measured, style, label in ((True, "o-", "measured, mean over subsets"), (False, "o--", "forecast")):
-        rows = [point for point in ahead if point.measured is measured]
-        axes.plot([r.members for r in rows], [100 * r.accuracy for r in rows], style, label=label)
-    spread = [(point.members, *point.interval) for point in ahead if point.interval]
-    if spread:
-        numbers, low, high = zip(*spread, strict=True)
-        axes.fill_between(numbers, [100 * x for x in low], [100 * x for x in high], alpha=0.2, color="C1")
-    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="Accuracy with more members like these")
-    axes.set_xticks([point.members for point in ahead])
+    accuracies = details.diversity.vote_accuracy
+    numbers = range(1, len(accuracies) + 1)
+    axes.plot(numbers, [100 * accuracy for accuracy in accuracies], "o-")
+    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="Accuracy of a vote, mean over subsets of members")
+    axes.set_xticks(numbers)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
     return figure
 
 

@@ -51,7 +51,7 @@ def details(recommended: str, choice: dict[str, Any], why: str = "because", gain
             "vote": candidate(0.92, 0.25, 3.0, 3.0, gain),
             "stack": candidate(0.92, 0.249, 3.0, 15.0, gain),
         },
-        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, forecast=[], verdict=""),
+        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, vote_accuracy=[], verdict=""),
         hardest=[], warnings=[], suspected=0, abstention=SETS,
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def fused(rows: int, names: str = "abc", metric: Metric = "nll", seconds: float 
             name: Candidate(**dict(row), inference_cost=seconds, multiply_adds=1e6 * shares[name], compute_cost=shares[name])
             for name, row in rows_of.items()
         },
-        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, forecast=[], verdict="x"),
+        diversity=Diversity(confusion={}, pairs=[], oracle=0.95, disagreement_over_error=0.5, vote_accuracy=[], verdict="x"),
         hardest=[], warnings=[], suspected=0, abstention=SETS,
     )  # fmt: skip
 
