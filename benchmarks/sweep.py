@@ -199,7 +199,7 @@ def _status(folder: Path) -> float:
     state = SweepState(
         team="t", team_file="t.yaml", store="", tracking_uri="", experiment_id="", parent_run_id="", runs={}, members=members
     )
-    Home(home).sweep("t").keep_state(state)
+    Home(home).sweep("t").keep(state)
     return _seconds(lambda: _conclave("status", "t", "--home", "large", cwd=folder))
 
 

@@ -148,22 +148,11 @@ class SweepFolder:
         summary, state = self.summary(), self.state()
         return summary is not None and summary.state == "done" and (state is None or state.fingerprint is None)
 
-    def keep_state(self, state: SweepState) -> None:
-        """Write sweep.json."""
-        self._write("sweep.json", state)
-
-    def keep_summary(self, summary: SweepSummary) -> None:
-        """Write summary.json."""
-        self._write("summary.json", summary)
-
-    def keep_details(self, details: FusionDetails) -> None:
-        """Write fusion.json."""
-        self._write("fusion.json", details)
-
-    def _write(self, name: str, record: BaseModel) -> None:
+    def keep(self, record: SweepState | SweepSummary | FusionDetails) -> None:
+        """Write sweep.json, summary.json or fusion.json."""
         from workers.storage.state_file import write_state
 
-        write_state(self.path / name, record)
+        write_state(self.path / next(name for name, kind in RECORDS.items() if isinstance(record, kind)), record)
 
     def _read(self, name: str, kind: type[Record]) -> Record | None:
         from workers.storage.state_file import read_state

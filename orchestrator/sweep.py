@@ -201,7 +201,7 @@ class _Sweep:
         result = self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
         unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if result.exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
         result = replace(result, summary=result.summary.model_copy(update={"unsent": unsent}))
-        folder.keep_summary(result.summary)
+        folder.keep(result.summary)
         return result
 
     def _open_runs(self) -> None:

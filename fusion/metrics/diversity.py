@@ -25,13 +25,12 @@ def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
     both, neither = float((first_right & second_right).mean()), float((~first_right & ~second_right).mean())
     first_only, second_only = float((first_right & ~second_right).mean()), float((~first_right & second_right).mean())
     agreeing, differing = both * neither, first_only * second_only
-    spread = float(np.sqrt(first_right.mean() * (1 - first_right.mean()) * second_right.mean() * (1 - second_right.mean())))
     return Pair(
         first=first,
         second=second,
         disagreement=first_only + second_only,
         double_fault=neither,
-        error_correlation=(agreeing - differing) / spread if spread else 0.0,
+        error_correlation=float(np.corrcoef(first_right, second_right)[0, 1]) if right.std(1).all() else 0.0,
         q=(agreeing - differing) / (agreeing + differing) if agreeing + differing else 0.0,
     )
 

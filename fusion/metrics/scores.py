@@ -32,17 +32,17 @@ def scores(probabilities: Floats, labels: Labels) -> Scores:
     )
 
 
-def reliability(probabilities: Floats, labels: Labels, bins: int = BINS) -> tuple[Floats, Floats, Labels]:
-    """Return the summed confidence, hits and rows of each equal-width confidence bin, (bins,) each."""
+def reliability(probabilities: Floats, labels: Labels) -> tuple[Floats, Floats, Labels]:
+    """Return the summed confidence, hits and rows of each equal-width confidence bin, (BINS,) each."""
     confidence, hits = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    right = np.bincount(index, hits, bins).astype(np.float64)
-    return np.bincount(index, confidence, bins).astype(np.float64), right, np.bincount(index, minlength=bins)
+    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    right = np.bincount(index, hits, BINS).astype(np.float64)
+    return np.bincount(index, confidence, BINS).astype(np.float64), right, np.bincount(index, minlength=BINS)
 
 
-def calibration_error(probabilities: Floats, labels: Labels, bins: int = BINS) -> float:
+def calibration_error(probabilities: Floats, labels: Labels) -> float:
     """Return the mean over bins of |confidence - accuracy|, weighted by rows (Naeini et al. 2015)."""
-    confidence, hits, _ = reliability(probabilities, labels, bins)
+    confidence, hits, _ = reliability(probabilities, labels)
     return float(np.abs(confidence - hits).sum() / len(labels))
 
 

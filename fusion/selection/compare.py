@@ -14,6 +14,8 @@ from fusion.selection.costs import TrainingCost, by_training, compute_matched_vo
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.recommendation import best_single
 
+HARDEST = 12  # rows shown in the report
+
 
 def compare(
     team: TeamPredictions, fitted: Mapping[str, FittedFusion], costs: Mapping[str, TrainingCost], metric: Metric = "nll"
@@ -51,14 +53,13 @@ def compare(
     return {name: _with_cost_per_point(row, rows[single]) for name, row in rows.items()}
 
 
-def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chosen: str, count: int = 12) -> list[HardRow]:
+def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chosen: str) -> list[HardRow]:
     """Return the hardest rows for a candidate, with each member's answer: of *test*, or *fuse* without *test* rows.
 
     Args:
         team: The team's predictions.
         fitted: The candidates by name.
         chosen: Name of the candidate.
-        count: Number of rows.
     """
     is_tested = len(team.test.labels) > 0
     predictions, rows = (team.test, team.test_rows) if is_tested else (team.inputs.fuse, team.fuse_rows)
@@ -79,7 +80,7 @@ def hardest_rows(team: TeamPredictions, fitted: Mapping[str, FittedFusion], chos
             fused=answer(probabilities[i]),
             members={name: answer(p[i]) for name, p in singles.items()},
         )
-        for i in np.argsort(of_label)[:count]
+        for i in np.argsort(of_label)[:HARDEST]
     ]
 
 

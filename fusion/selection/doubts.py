@@ -46,22 +46,21 @@ def _suspects_of(part: str, rows: Labels, predictions: Predictions, classes: Seq
     ]
 
 
-def measure_abstention(team: TeamPredictions, chosen: FittedFusion, coverage: float = COVERAGE) -> Abstention:
+def measure_abstention(team: TeamPredictions, chosen: FittedFusion) -> Abstention:
     """Measure the coverage and size of a candidate's prediction sets.
 
     Args:
         team: The team's predictions.
         chosen: The candidate.
-        coverage: Target for the share of rows whose class is in the set.
     """
-    level = fit_level(chosen.nested, team.inputs.fuse.labels, coverage)
+    level = fit_level(chosen.nested, team.inputs.fuse.labels)
     is_tested = len(team.test.labels) > 0
     labels = team.test.labels if is_tested else team.inputs.fuse.labels
     sets = prediction_sets(chosen.predict_proba(team.test) if is_tested else chosen.nested, level)
     sizes = sets.sum(1)
     covered = float(sets[range(len(labels)), labels].mean())
     return Abstention(
-        coverage=coverage,
+        coverage=COVERAGE,
         level=level,
         on_test=covered if is_tested else None,
         mean_size=float(sizes.mean()),

@@ -137,11 +137,12 @@ def _model_file(model: Path, home: Path) -> Path:
 
 def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
     """Return each image's label by its path within the predicted folder; empty without a table."""
-    from workers.data.layouts.manifest import read_manifest_rows
+    from workers.data.layouts.manifest import check_rows
+    from workers.data.tables import read_table
 
     if table is None:
         return {}
-    rows = read_manifest_rows(table, {})
+    rows = check_rows(table, read_table(table), {})
     if unknown := [row.label for row in rows if row.label not in classes]:
         raise UserInputError(f"--labels {table}: {unknown[0]!r} is no class of the model, which knows {', '.join(classes[:10])}.")
     return {row.path: row.label for row in rows}

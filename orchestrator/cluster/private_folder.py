@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from orchestrator.cluster.reaper import DISMISSED, OWNER, TOKEN, end_session
 from workers.errors import ConclaveError
+from workers.storage.files import file_lock
 
 PREFIX = "clv-"
 MAX_PATH = 26  # characters of a folder's path: Ray's socket paths below it must fit the system limit of 103
@@ -71,15 +71,10 @@ class PrivateFolder:
             self.owner.close()
 
 
-@contextlib.contextmanager
-def _only_one() -> Iterator[None]:
+def _only_one() -> contextlib.AbstractContextManager[object]:
     """Let only one process at a time create or remove folders: a folder has no owner while it is being created."""
-    lock = _places()[:1]
-    with contextlib.ExitStack() as stack:
-        if lock:
-            file = stack.enter_context(open(lock[0] / f"{PREFIX}{os.getuid()}.lock", "w"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    places = _places()
+    return file_lock(places[0] / f"{PREFIX}{os.getuid()}.lock") if places else contextlib.nullcontext()
 
 
 def remove_abandoned() -> None:

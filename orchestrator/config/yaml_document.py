@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -48,28 +49,24 @@ class Document:
 
     def line(self, where: KeyPath) -> int:
         """Return the line, from 1, of the innermost key of `where` that is in the file."""
+        return [1, *self._lines(where)][-1]
+
+    def has(self, where: KeyPath) -> bool:
+        """Return whether the file has this key."""
+        return len(list(self._lines(where))) == len(where)
+
+    def _lines(self, where: KeyPath) -> Iterator[int]:
+        """Yield the line of each key of `where`, as far as the file has them."""
         node: Any = self.root
         line = 1
         for key in where:
             try:
-                if isinstance(node, CommentedMap):
-                    line = node.lc.key(key)[0] + 1
-                elif isinstance(node, CommentedSeq):
-                    line = node.lc.item(key)[0] + 1
-                node = node[key]
-            except (KeyError, IndexError, TypeError, AttributeError):
-                break
-        return line
-
-    def has(self, where: KeyPath) -> bool:
-        """Return whether the file has this key."""
-        node: Any = self.root
-        for key in where:
-            try:
-                node = node[key]
+                parent, node = node, node[key]
             except (KeyError, IndexError, TypeError):
-                return False
-        return True
+                return
+            with contextlib.suppress(KeyError):  # a merged key (<<) has no line of its own
+                line = (parent.lc.item if isinstance(parent, CommentedSeq) else parent.lc.key)(key)[0] + 1
+            yield line
 
 
 def read_document(path: Path, hint: str = "") -> Document:

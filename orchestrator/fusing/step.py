@@ -55,7 +55,7 @@ def fuse(request: FusionRequest) -> FusionDetails:
         with steps.step(f"exporting {details.recommended}"):
             parity = write_model(request, fitted_team, details.recommended, folder.model)
     details = details.model_copy(update={"parity": parity, "seconds": steps.seconds})
-    folder.keep_details(details)
+    folder.keep(details)
     return details
 
 

@@ -227,7 +227,7 @@ class SweepRuns(MemberRuns):
             settings=self.plan.settings(),
             results=dict(results or {}),
         )
-        self.place.folder.keep_state(state)
+        self.place.folder.keep(state)
 
 
 def _outbox(place: SweepPlace, name: str) -> Outbox:

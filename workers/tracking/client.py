@@ -54,7 +54,6 @@ STATUS_TIME = "status_time"  # run tag: time of its last status change, in milli
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 OLDEST_FIRST = ["attributes.start_time ASC"]
-
 EPOCH_KEY = "train/loss"  # logged once per epoch, so its steps are the epochs of a run
 
 
@@ -318,13 +317,8 @@ class TrackingClient:
     @_in_words
     def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
         """Return the newest run with this tag for each training signature in an experiment."""
-        runs: dict[str, str] = {}
-        wanted, token = f"tags.{tag} = '{value}' and tags.state != 'restarted'", None
-        while token != "":
-            page = self.client.search_runs([experiment], wanted, max_results=1000, order_by=OLDEST_FIRST, page_token=token)
-            runs |= {r.data.tags["signature"]: str(r.info.run_id) for r in page if "signature" in r.data.tags}
-            token = page.token or ""
-        return runs
+        found = self._searched(experiment, f"tags.{tag} = '{value}' and tags.state != 'restarted'")
+        return {run.signature: run.run for run in found if run.signature}
 
     def register(self, run: str, name: str, onnx_file: Path) -> str:
         """Log a fused ONNX file as a model of the run and register it as champion, once. Return its version."""

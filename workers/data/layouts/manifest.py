@@ -103,22 +103,18 @@ class Manifest(Layout):
                 yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold, row.weight)
 
 
-def read_manifest_rows(manifest: Path, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
-    """Read and check the rows of a manifest.
+def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
+    """Check and return the rows of a manifest.
 
     Args:
         manifest: The CSV or Parquet file.
+        table: Its content.
         columns: The file's names of the columns "path", "label", "split", "group", "fold" and "weight", if they differ.
         root: The folder of the images; paths may start with it.
 
     Raises:
         UserInputError: If a column or a value is missing or wrong. The message gives the row numbers.
     """
-    return check_rows(manifest, read_table(manifest), columns, root)
-
-
-def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
-    """Check and return the rows of a table, as `read_manifest_rows` does. Raises UserInputError."""
     names = {column: columns.get(column, column) for column in COLUMNS}
     _check_columns(manifest, table, names, columns)
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
