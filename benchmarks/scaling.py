@@ -19,7 +19,7 @@ from benchmarks.sweep import idle_trainer, planner_of, run_all
 from orchestrator.cluster.private_folder import PrivateFolder
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
-from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from workers.tracking.client import TrackingClient
 
 FOLDS, MACHINES = 5, 4
@@ -45,7 +45,7 @@ def tracked(planner: Planner, plan: Plan, home: Path) -> dict[str, float]:
     TrackingClient(Home(home).tracking_uri).client.search_experiments()  # makes the tables
     empty = (home / "mlflow.db").stat().st_size
     began = time.perf_counter()
-    runs = SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), plan)
+    runs = SweepRuns.open(SweepLocation(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), plan)
     opened = time.perf_counter()
     runs.import_remote()
     looked = time.perf_counter()

@@ -29,7 +29,7 @@ from orchestrator.reporting.summary import SweepReport, histories, member_states
 from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.search_runs import log_search
 from orchestrator.tracking.store import resolve_tracking_uri
-from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from workers.config.resources import Resources
 from workers.data.inspection import pack_and_check, summarize_data
 from workers.data.packing import OnProgress
@@ -38,12 +38,12 @@ from workers.data.store import find_store
 from workers.data.summary import DataSummary
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.diagnostics.waiting import retry_while
-from workers.errors import CorruptFileError, RayLostError, StoreAwayError, UserInputError
+from workers.errors import CorruptFileError, RayLostError, StoreUnavailableError, UserInputError
 from workers.storage.training_folder import TrainingFolder
 
 STOP_SECONDS = 7.0  # for a training to finish its step and write a checkpoint
 FLUSH_SECONDS = 10.0
-AWAY_SECONDS = 30.0  # how long an unreachable tracking store is retried
+STORE_RETRY_SECONDS = 30.0  # how long an unreachable tracking store is retried
 INTERRUPTED_FLUSH_SECONDS = 2.0
 EXIT_DONE, EXIT_FAILED, EXIT_PARTIAL, EXIT_INTERRUPTED = 0, 1, 3, 130
 
@@ -102,19 +102,19 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     if options.make_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say)
-    place = SweepPlace(team_file, options.home, options.home.sweep(team.name), uri)
+    location = SweepLocation(team_file, options.home, options.home.sweep(team.name), uri)
     import_paths = (str(team_file.resolve().parent),)
     plan = _plan_before_packing(team, options, import_paths)
-    is_finished = plan is not None and not options.restart and not plan.todo and _is_unchanged(place.folder, plan)
+    is_finished = plan is not None and not options.restart and not plan.todo and _is_unchanged(location.folder, plan)
     if not is_finished:
         options.begin_executor(_first_trainings(team, plan))
         check_recipes(team, import_paths)
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
-    with place.folder.locked(options.say), driver_log(place.folder.logs / log_name("driver")):
+    with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
-        run_search = options.make_search(team, place.folder) if options.make_search else run_no_search
+        run_search = options.make_search(team, location.folder) if options.make_search else run_no_search
         plan, searches = _plan_packed(Planner(team, store, options.home.path, import_paths), plan, run_search)
-        return _Sweep(place, options, plan, searches).run()
+        return _Sweep(location, options, plan, searches).run()
 
 
 def _plan_before_packing(team: Team, options: SweepOptions, import_paths: tuple[str, ...]) -> Plan | None:
@@ -170,7 +170,7 @@ class _Sweep:
     """A sweep whose data is packed and whose folder is locked.
 
     Attributes:
-        place: Where the sweep comes from and goes.
+        location: Where the sweep comes from and goes.
         options: The caller's options.
         plan: The plan. What is `done` in it was done before this sweep's first training.
         searches: The searches behind the plan.
@@ -179,7 +179,7 @@ class _Sweep:
         is_recovered: Whether Ray ended and was started again.
     """
 
-    place: SweepPlace
+    location: SweepLocation
     options: SweepOptions
     plan: Plan
     searches: Sequence[Search] = ()
@@ -188,13 +188,13 @@ class _Sweep:
     is_recovered: bool = False
 
     def run(self) -> SweepResult:
-        folder, say = self.place.folder, self.options.say
-        DRIVER.info("sweep of %s: %d trainings", self.place.team_file, len(self.plan.jobs))
+        folder, say = self.location.folder, self.options.say
+        DRIVER.info("sweep of %s: %d trainings", self.location.team_file, len(self.plan.jobs))
         before = folder.state()
         for line in describe_changes(before.settings if before else {}, self.plan):
             say(line)
-        if self.place.team_file.resolve() != folder.team.resolve():
-            shutil.copyfile(self.place.team_file, folder.team)
+        if self.location.team_file.resolve() != folder.team.resolve():
+            shutil.copyfile(self.location.team_file, folder.team)
         for job in self.plan.jobs:
             TrainingFolder.of(job).remove_leftovers()
         self._open_runs()
@@ -210,17 +210,17 @@ class _Sweep:
         If the store does not answer, retry for half a minute. Then track in the home, unless the team requires its store.
         """
         try:
-            retry_while(StoreAwayError, self._open_at_place, AWAY_SECONDS)
-        except StoreAwayError:
-            if self.plan.team.tracking.required or self.place.uri == self.place.home.tracking_uri:
+            retry_while(StoreUnavailableError, self._open_at_place, STORE_RETRY_SECONDS)
+        except StoreUnavailableError:
+            if self.plan.team.tracking.required or self.location.uri == self.location.home.tracking_uri:
                 raise
-            self.options.say(f"The tracking store doesn't answer. The sweep is tracked in {self.place.home.path} instead.")
-            self.place = replace(self.place, uri=self.place.home.tracking_uri)
+            self.options.say(f"The tracking store doesn't answer. The sweep is tracked in {self.location.home.path} instead.")
+            self.location = replace(self.location, uri=self.location.home.tracking_uri)
             self._open_at_place()
 
     def _open_at_place(self) -> None:
-        """Open the sweep's runs in the store of `place`. Safe to repeat after a partial attempt."""
-        self.runs = SweepRuns.open(self.place, self.plan, self.options.restart)
+        """Open the sweep's runs in the store of `location`. Safe to repeat after a partial attempt."""
+        self.runs = SweepRuns.open(self.location, self.plan, self.options.restart)
         for search in self.searches:
             log_search(self.runs, search)
         self.runs.import_remote()  # except those of restarted members
@@ -228,10 +228,10 @@ class _Sweep:
 
     def _repeat(self) -> SweepResult:
         """Return the finished sweep's summary. If its runs are new in the tracking store, log the results there."""
-        folder = self.place.folder
+        folder = self.location.folder
         before = folder.summary()
         assert before is not None  # the sweep is unchanged
-        current = {"model": str(folder.model.absolute()), "tracking_uri": self.place.uri, "parent_run_id": self.runs.parent}
+        current = {"model": str(folder.model.absolute()), "tracking_uri": self.location.uri, "parent_run_id": self.runs.parent}
         summary = before.model_copy(update={**current, "trained": 0, "reused": len(self.plan.done)})
         if self.runs.is_new:
             details = folder.details()
@@ -271,7 +271,7 @@ class _Sweep:
         self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
         details = self._with_ray(lambda: self._fuse(members))
         summary = self._report.summarize(members, outcomes, details)
-        write_report(self.place.folder, self.plan, summary, details, histories(self.plan))
+        write_report(self.location.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary, details), details)
         return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL)
 
@@ -288,7 +288,7 @@ class _Sweep:
 
     @property
     def _report(self) -> SweepReport:
-        return SweepReport(self.plan, self.place.folder, self.runs, self._data)
+        return SweepReport(self.plan, self.location.folder, self.runs, self._data)
 
     def _train(self) -> dict[str, Outcome]:
         """Run the unfinished jobs and return their outcomes by key."""
@@ -296,13 +296,13 @@ class _Sweep:
         if not todo:
             return {}
         team, options = self.plan.team, self.options
-        self.executor = executor = self.executor or options.make_executor(team, self.place.folder)
-        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.place.folder.logs, options.on_event), options.began)
+        self.executor = executor = self.executor or options.make_executor(team, self.location.folder)
+        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.location.folder.logs, options.on_event), options.began)
         scheduler = Scheduler(
             executor=executor,
             retries=team.retries,
             on_event=budget,
-            tracking_uri=self.place.uri,
+            tracking_uri=self.location.uri,
             runs_of=self.runs.of_job,
             why_closed=budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(MODULES),
@@ -310,8 +310,8 @@ class _Sweep:
         return scheduler.run(todo)
 
     def _fuse(self, members: Mapping[str, MemberState]) -> FusionDetails:
-        request = make_request(self.plan, members, self.place.folder, self.runs)
-        with follow(self.place.folder.logs / FILE, self.options.say):
+        request = make_request(self.plan, members, self.location.folder, self.runs)
+        with follow(self.location.folder.logs / FILE, self.options.say):
             return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
 
     def _interrupt(self) -> SweepResult:

@@ -55,13 +55,13 @@ class RayLostError(ConclaveError):
     """Ray ended, and all trainers with it. Finished work is kept."""
 
 
-class StoreAwayError(ConclaveError):
+class StoreUnavailableError(ConclaveError):
     """The tracking store does not answer. A later retry may succeed."""
 
     kind = FailureKind.UNEXPECTED
 
 
-class NotArrivedError(ConclaveError):
+class IncompleteTransferError(ConclaveError):
     """Data from another machine has not arrived, or is incomplete. A retry may succeed."""
 
     kind = FailureKind.UNEXPECTED

@@ -17,8 +17,8 @@ from fusion.metrics.scores import accuracy_and_nll_losses, bootstrap, evenly_dra
 from fusion.predictions import Floats, Labels
 from fusion.results import Contribution
 
-MOST_EXACT = 12  # members; up to this number, all subsets (4,096 votes) are evaluated
-MOST_NUMBERS = 250_000_000  # probabilities to compute over all votes: a few seconds
+MAX_EXACT_MEMBERS = 12  # members; up to this number, all subsets (4,096 votes) are evaluated
+MAX_PROBABILITIES = 250_000_000  # probabilities to compute over all votes: a few seconds
 EVALUATIONS = 12  # of the NLL, for fitting one temperature
 TOLERANCE = 0.01  # of log T: it changes the NLL by less than the last digit shown
 ORDERS = 200  # about this many orders are drawn for more members
@@ -37,8 +37,8 @@ def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -
         probabilities: (M, n, C) of the members, on rows that no member trained on.
         labels: (n,).
     """
-    votes = 2 ** len(names) if len(names) <= MOST_EXACT else ORDERS * len(names)
-    most = MOST_NUMBERS // (votes * EVALUATIONS * probabilities.shape[-1])
+    votes = 2 ** len(names) if len(names) <= MAX_EXACT_MEMBERS else ORDERS * len(names)
+    most = MAX_PROBABILITIES // (votes * EVALUATIONS * probabilities.shape[-1])
     rows = evenly_drawn(len(labels), most)  # all rows may take minutes
     probabilities, labels = probabilities[:, rows], labels[rows]
 
@@ -72,7 +72,7 @@ def shapley_values(value: Callable[[Subset], Floats], members: int) -> Floats:
         value: Returns the value, an array, of a subset: member positions in ascending order, or () for the baseline.
         members: Number of members.
     """
-    if members <= MOST_EXACT:
+    if members <= MAX_EXACT_MEMBERS:
         return _exact(value, members)
     return _sampled(value, members)
 

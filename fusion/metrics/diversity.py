@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from fusion.predictions import Floats, Labels, Predictions, softmax
 from fusion.results import Diversity, Pair
 
-NEARLY_THE_SAME = 0.7  # error correlation: 0 for independent members, about 0.6 for ResNets with different recipes
+MAX_ERROR_CORRELATION = 0.7  # error correlation: 0 for independent members, about 0.6 for ResNets with different recipes
 MOST_SUBSETS = 60
-WORTH_POINTS = 0.005  # smaller gains are reported as none
+MIN_GAIN = 0.005  # smaller gains are reported as none
 
 
 def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
@@ -79,11 +79,11 @@ def verdict(most: float, pairs: Sequence[Pair]) -> str:
     """
     if not pairs:
         return "One member alone: there is nothing to fuse."
-    if most < WORTH_POINTS:
+    if most < MIN_GAIN:
         text = f"Fusing gains next to nothing in accuracy here: {most * 100:.1f} points by a perfect choice among the answers."
     else:
         text = f"A perfect choice among the members' answers would gain {most * 100:.1f} points of accuracy over the best member."
-    same = [p for p in pairs if p.error_correlation >= NEARLY_THE_SAME or not p.disagreement]
+    same = [p for p in pairs if p.error_correlation >= MAX_ERROR_CORRELATION or not p.disagreement]
     if same:
         names = "; ".join(f"{p.first} and {p.second}" for p in same)
         text += f" Nearly the same: {names}. Change augmentation, optimizer or architecture of one of them."

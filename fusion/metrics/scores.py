@@ -144,7 +144,7 @@ def loss_difference(losses: Floats, other: Floats, errors: float = TWO_SIDED) ->
     Args:
         losses: (n,) of the candidate.
         other: (n,) of the baseline.
-        errors: Half-width of the interval in standard errors; from `simultaneous_errors` for several candidates.
+        errors: Half-width of the interval in standard errors; from `simultaneous_critical_value` for several candidates.
     """
     difference = losses - other
     mean, error = float(difference.mean()), standard_error(difference)
@@ -156,7 +156,7 @@ def standard_error(values: Floats) -> float:
     return float(values.std() / np.sqrt(len(values)))
 
 
-def simultaneous_errors(losses: Mapping[str, Floats], best: str) -> float:
+def simultaneous_critical_value(losses: Mapping[str, Floats], best: str) -> float:
     """Return the critical value, in standard errors, to compare all candidates with the best at 95 % confidence.
 
     This is a multiple comparison with the best (Hsu 1984): the critical value is the 95 % quantile of the largest studentised

@@ -7,13 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fusion.interface import FUSIONS
-from fusion.metrics.scores import accuracy_gain, detectable, is_at_chance, loss_difference, row_losses, simultaneous_errors
+from fusion.metrics.scores import (
+    accuracy_gain,
+    detectable,
+    is_at_chance,
+    loss_difference,
+    row_losses,
+    simultaneous_critical_value,
+)
 from fusion.predictions import Floats, TeamPredictions
 from fusion.results import FEWEST_ROWS, METRIC_NAMES, Choice, Metric
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import Effort
 
-PLAIN = 0.01  # with few rows, the largest McNemar p-value at which the best score replaces the vote
+CLEAR_P_VALUE = 0.01  # with few rows, the largest McNemar p-value at which the best score replaces the vote
 
 
 def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion], metric: Metric = "nll") -> str:
@@ -42,13 +49,13 @@ def recommend(
     means = {name: float(values.mean()) for name, values in losses.items()}
     by_cost = cheapest_first(team.names, efforts)
     best = min(by_cost, key=means.__getitem__)
-    errors = simultaneous_errors(losses, best)
+    errors = simultaneous_critical_value(losses, best)
     equal = [name for name in by_cost if loss_difference(losses[name], losses[best], errors).interval[0] <= 0]
     worthwhile = _worthwhile(by_cost, efforts, means)
     cheapest = next(name for name in worthwhile if name in equal)
     chosen = _without_learning(team.names, by_cost) or cheapest
     gain = accuracy_gain(fitted[best].nested, fitted[chosen].nested, labels)
-    is_plain = chosen not in equal and gain.difference > 0 and gain.p <= PLAIN
+    is_plain = chosen not in equal and gain.difference > 0 and gain.p <= CLEAR_P_VALUE
     is_decided = len(labels) >= FEWEST_ROWS or is_plain
     if is_decided:
         chosen = cheapest

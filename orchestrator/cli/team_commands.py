@@ -239,9 +239,9 @@ def status(
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_table
 
-    place = Home(home)
-    names = [place.existing(name).path.name] if name else place.sweeps()
-    states = {sweep_name: _status_of(place, sweep_name) for sweep_name in names}
+    home_folder = Home(home)
+    names = [home_folder.existing(name).path.name] if name else home_folder.sweeps()
+    states = {sweep_name: _status_of(home_folder, sweep_name) for sweep_name in names}
     if as_json:
         print(json.dumps(states))
     elif not states:
@@ -259,13 +259,13 @@ class _Status(TypedDict):
     members: dict[str, str]
 
 
-def _status_of(place: Home, name: str) -> _Status:
+def _status_of(home_folder: Home, name: str) -> _Status:
     from workers.storage.artifacts import MemberArtifact
 
-    folder, members = place.sweep(name), {}
+    folder, members = home_folder.sweep(name), {}
     state = folder.state()
     for member, signatures in state.members.items() if state else ():
-        done = sum(MemberArtifact.in_home(place.path, signature).done for signature in signatures)
+        done = sum(MemberArtifact.in_home(home_folder.path, signature).done for signature in signatures)
         members[member] = f"{done}/{len(signatures)} trainings done"
     summary = folder.summary()
     return {

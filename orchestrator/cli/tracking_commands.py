@@ -21,11 +21,11 @@ def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The
     from orchestrator.home import Home
     from orchestrator.tracking.server import SAFE
 
-    place = Home(home)
-    if not place.database.is_file():
+    home_folder = Home(home)
+    if not home_folder.database.is_file():
         raise UserInputError(f"{home}: no runs yet. `conclave sweep` makes some.")
     print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", place.tracking_uri, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", home_folder.tracking_uri, "--host", "127.0.0.1"]
     hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
     os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
 

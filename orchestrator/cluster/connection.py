@@ -23,13 +23,17 @@ from orchestrator.cluster.reaper import end_session
 from workers.errors import ConclaveError, RayLostError, UserInputError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
-NEEDED = ("gcs_server", "raylet")  # processes that a local Ray can't run without; a raylet ends with its agents
-AWAY_SECONDS = 10.0  # without an answer, after which a cluster's head counts as gone
-LOOK_SECONDS = 2.0  # between two checks of a cluster's head
+REQUIRED_PROCESSES = ("gcs_server", "raylet")  # processes that a local Ray can't run without; a raylet ends with its agents
+HEAD_TIMEOUT_SECONDS = 10.0  # without an answer, after which a cluster's head counts as gone
+PROBE_INTERVAL_SECONDS = 2.0  # between two checks of a cluster's head
 WATCH_SECONDS = 0.5  # between two checks that Ray is alive, during a blocking call
 ENDING_SECONDS = 15.0  # limit for disconnecting from a lost Ray
-UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # methods of Node: dashboard, autoscaler, log forwarder
-LOCAL = {
+UNUSED_SERVICES = (
+    "start_api_server",
+    "start_monitor",
+    "start_log_monitor",
+)  # methods of Node: dashboard, autoscaler, log forwarder
+LOCAL_ENV = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default on these systems: bind to 127.0.0.1, unreachable from outside
     "RAY_prestart_worker_first_driver": "0",  # trainers can't use prestarted workers: each needs its own environment
 }
@@ -78,7 +82,7 @@ class Connection:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
             self.folder = PrivateFolder.make()
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **LOCAL)
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **LOCAL_ENV)
         _quiet()
         import ray
         import ray.util.scheduling_strategies
@@ -120,7 +124,7 @@ class Connection:
         self.is_lost = False
 
     def check(self) -> None:
-        """Raise RayLostError if a local Ray process died, or a cluster's head has not answered for AWAY_SECONDS."""
+        """Raise RayLostError if a local Ray process died, or a cluster's head has not answered for HEAD_TIMEOUT_SECONDS."""
         if not self.is_lost:
             self.is_lost = self._head_is_away() if self.address else self._has_died()
         if self.is_lost:
@@ -160,11 +164,11 @@ class Connection:
 
     def _has_died(self) -> bool:
         node = self.ray._private.worker._global_node
-        return node is None or any(name in NEEDED for name, _ in node.dead_processes())
+        return node is None or any(name in REQUIRED_PROCESSES for name, _ in node.dead_processes())
 
     def _head_is_away(self) -> bool:
         now = time.monotonic()
-        if now - self.looked_at < LOOK_SECONDS:
+        if now - self.looked_at < PROBE_INTERVAL_SECONDS:
             return False
         self.looked_at = now
         try:
@@ -172,7 +176,7 @@ class Connection:
             self.answered_at = time.monotonic()
         except UserInputError:
             pass
-        return time.monotonic() - self.answered_at > AWAY_SECONDS
+        return time.monotonic() - self.answered_at > HEAD_TIMEOUT_SECONDS
 
     def _disconnect(self) -> None:
         """Disconnect. Shutting down a lost Ray may hang, so the wait is limited then."""
@@ -240,7 +244,7 @@ def _start_only_what_is_used() -> None:
     """
     from ray._private.node import Node
 
-    for name in UNUSED:
+    for name in UNUSED_SERVICES:
         setattr(Node, name, lambda self, **_: None)
 
 

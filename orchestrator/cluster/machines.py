@@ -17,16 +17,16 @@ from workers.errors import ConclaveError
 REPLACED_SECONDS = 60.0  # to wait for the replacement of a lost machine
 REFUSED_SECONDS = 600.0  # before a job is given up that the autoscaler can't place: idle machines may end meanwhile
 ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives to the head only
-GPUS_COME = "CONCLAVE_GPUS_COME"  # set if the autoscaler can start machines with GPUs
+EXPECTS_GPUS = "CONCLAVE_EXPECTS_GPUS"  # set if the autoscaler can start machines with GPUs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # By default, glibc returns a step's memory to the system and gets it back page by page, zeroed: 7 % fewer images a second.
 # One arena for all threads, because the other arenas are too small for a batch's tensors. Other C libraries ignore these.
-KEPT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+MALLOC_SETTINGS = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def trainer_environment(threads: int) -> dict[str, str]:
     """Return the environment variables of a trainer process that uses `threads` threads."""
-    return dict.fromkeys(THREADS, str(threads)) | KEPT_MEMORY
+    return dict.fromkeys(THREADS, str(threads)) | MALLOC_SETTINGS
 
 
 class Size(NamedTuple):
@@ -158,7 +158,7 @@ class Machines:
 
     def size_for(self, wanted: Resources) -> Size:
         """Return the GPUs and CPUs to request. The default includes a GPU if machines have, or will have, GPUs."""
-        has_gpus = GPUS_COME in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
+        has_gpus = EXPECTS_GPUS in os.environ or any(machine.size.gpus >= 1 for machine in self.look().available)
         return Size(wanted.gpus_where(has_gpus), wanted.cpus)
 
     def shape(self, job: Job) -> Shape:
@@ -180,7 +180,7 @@ class Machines:
         size = self.size_for(wanted)
         return any(m.size.holds(size) and wanted.preference(m.labels) is not None for m in self.look().available)
 
-    def until(self, job: Job, since: float) -> float:
+    def wait_deadline(self, job: Job, since: float) -> float:
         """Return the time at which a job that waits for a machine is given up, by time.monotonic().
 
         `wait_minutes` sets the limit. Without it, a job waits while the autoscaler may start a machine for it. In any case it

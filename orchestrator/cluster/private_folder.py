@@ -21,7 +21,7 @@ from workers.storage.files import file_lock
 
 PREFIX = "clv-"
 MAX_PATH = 26  # characters of a folder's path: Ray's socket paths below it must fit the system limit of 103
-PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # tried in this order if TMPDIR is too long, as under SLURM and on macOS
+CANDIDATE_PARENTS = ("/tmp", "/var/tmp", "/dev/shm")  # tried in this order if TMPDIR is too long, as under SLURM and on macOS
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PrivateFolder:
     @classmethod
     def make(cls) -> PrivateFolder:
         """Create a folder with a token and a reaper, and remove those of dead drivers. Raises ConclaveError on failure."""
-        with _only_one():
+        with _folder_lock():
             remove_abandoned()
             path = _make_folder()
             owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
@@ -71,16 +71,16 @@ class PrivateFolder:
             self.owner.close()
 
 
-def _only_one() -> contextlib.AbstractContextManager[object]:
+def _folder_lock() -> contextlib.AbstractContextManager[object]:
     """Let only one process at a time create or remove folders: a folder has no owner while it is being created."""
-    places = _places()
-    return file_lock(places[0] / f"{PREFIX}{os.getuid()}.lock") if places else contextlib.nullcontext()
+    parents = _usable_parents()
+    return file_lock(parents[0] / f"{PREFIX}{os.getuid()}.lock") if parents else contextlib.nullcontext()
 
 
 def remove_abandoned() -> None:
     """Remove the folders of drivers that died together with their reaper, and kill their remaining Ray processes."""
-    for place in _places():
-        for path in place.glob(f"{PREFIX}*/"):
+    for parent in _usable_parents():
+        for path in parent.glob(f"{PREFIX}*/"):
             with contextlib.suppress(OSError):
                 if path.lstat().st_uid == os.getuid() and not _has_owner(path):
                     end_session(path)
@@ -99,19 +99,19 @@ def _has_owner(path: Path) -> bool:
     return False
 
 
-def _places() -> list[Path]:
-    named = dict.fromkeys([tempfile.gettempdir(), *PLACES])
+def _usable_parents() -> list[Path]:
+    named = dict.fromkeys([tempfile.gettempdir(), *CANDIDATE_PARENTS])
     return [Path(name) for name in named if len(name) <= MAX_PATH and os.access(name, os.W_OK | os.X_OK)]
 
 
 def _make_folder() -> Path:
     problem = "none of them can be written to"
-    for place in _places():
+    for parent in _usable_parents():
         try:
-            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))  # of mode 0700
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # of mode 0700
         except OSError as error:
             problem = str(error)
     raise ConclaveError(
-        f"there is no room for Ray's sockets in {', '.join(PLACES)} ({problem}). Make room there, or set TMPDIR to a folder "
-        f"whose path has at most {MAX_PATH} characters."
+        f"there is no room for Ray's sockets in {', '.join(CANDIDATE_PARENTS)} ({problem}). Make room there, or set TMPDIR to a "
+        f"folder whose path has at most {MAX_PATH} characters."
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.launcher import Cluster
-from orchestrator.cluster.machines import GPUS_COME
+from orchestrator.cluster.machines import EXPECTS_GPUS
 from orchestrator.config import loader as config
 from orchestrator.config.team import Team
 from orchestrator.home import Home
@@ -78,7 +78,7 @@ def sweep_on_cluster(team_file: Path, remote: RemoteSweep, ended: Callable[[], N
 
 def _run(team_file: Path, folder: Path, remote: RemoteSweep) -> int:
     with remote.cluster.tunnel() as address:
-        gpus = {GPUS_COME: "1"} if remote.cluster.brings_gpus else {}
+        gpus = {EXPECTS_GPUS: "1"} if remote.cluster.brings_gpus else {}
         job = _Job.submit(
             address, remote_command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
         )

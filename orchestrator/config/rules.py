@@ -39,7 +39,7 @@ def _cost_without_price(team: Team) -> Iterator[str]:
         yield "budget.max_cost needs `prices:`, the price of a trainer per hour, like {spot: 0.16}"
 
 
-def _price_to_count_by(team: Team) -> Iterator[str]:
+def _ambiguous_price(team: Team) -> Iterator[str]:
     if team.budget.max_cost and team.budget.price is None and len(team.prices) > 1:
         yield f"budget.price: say which price counts: {', '.join(team.prices)}"
 
@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = (
     _bag_without_folds,
     _fusion_twice,
     _cost_without_price,
-    _price_to_count_by,
+    _ambiguous_price,
     _unknown_price,
     _data_root,
     _manifest,
@@ -110,7 +110,7 @@ def _snapshots_that_stop(team: Team, recipe: MemberSpec) -> Iterator[str]:
         yield "snapshots and train.stop don't go together: a cycle runs to its end"
 
 
-def _average_beside_another(team: Team, recipe: MemberSpec) -> Iterator[str]:
+def _average_conflicts(team: Team, recipe: MemberSpec) -> Iterator[str]:
     if recipe.average and (recipe.snapshots > 1 or team.train.stop or team.train.ema):
         yield "average doesn't go together with snapshots, train.stop or train.ema"
 
@@ -137,13 +137,13 @@ TRAINING_RULES: tuple[TrainingRule, ...] = (
     _cycles_without_snapshots,
     _empty_cycle,
     _snapshots_that_stop,
-    _average_beside_another,
+    _average_conflicts,
     _batch_too_small_to_share,
     _search_of_several,
 )
 
 
-def _nobody_asks(team: Team, student: StudentSpec) -> Iterator[str]:
+def _unused_student(team: Team, student: StudentSpec) -> Iterator[str]:
     if not asks_for_student(team.fusion):
         yield "student: is set, but `fusion:` doesn't use it: add student there"
 
@@ -161,4 +161,4 @@ def _start_is_another_network(team: Team, student: StudentSpec) -> Iterator[str]
             yield f"student.start: {student.start} is a different network (arch, width and stem must match the student's)"
 
 
-STUDENT_RULES: tuple[StudentRule, ...] = (_nobody_asks, _start_is_no_member, _start_is_another_network)
+STUDENT_RULES: tuple[StudentRule, ...] = (_unused_student, _start_is_no_member, _start_is_another_network)

@@ -43,7 +43,7 @@ class Outcome:
 class Death(Enum):
     """How a trainer's process ended, if it returned nothing."""
 
-    ITSELF = "it died, but its machine is alive"
+    CRASHED = "it died, but its machine is alive"
     MACHINE = "its machine went away"
     MEMORY = "it was killed because its machine ran out of memory"
     HUNG = "it stopped responding, and was killed"
@@ -94,5 +94,5 @@ def outcome_of_death(job: Job, death: Death, text: str) -> Outcome:
             return Outcome(job, "failed", OUT_OF_MEMORY, "oom", text)
         case Death.HUNG:
             return Outcome(job, "failed", f"{text}; the trainer was ended", "errors")
-        case Death.ITSELF:
+        case Death.CRASHED:
             return Outcome(job, "failed", f"the trainer died: {text[:REASON_CHARACTERS]}", "errors", text)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
-OF_THE_DRIVER = ("workers.tracking.client", "orchestrator.reporting.plots")  # the first imports MLflow
+DRIVER_MODULES = ("workers.tracking.client", "orchestrator.reporting.plots")  # the first imports MLflow
 
 
 def inline_executor(team: Team, folder: SweepFolder) -> Executor:
@@ -73,7 +73,7 @@ class RayBackend:
         from orchestrator.execution.trainer_pool import begin_trainers
 
         self.begun = begin_trainers(Machines(self.connection), wanted)
-        import_all(OF_THE_DRIVER)
+        import_all(DRIVER_MODULES)
         return None
 
     def executor(self, team: Team, folder: SweepFolder) -> Executor:

@@ -23,7 +23,7 @@ FUSION_TRIES = 3
 HEARTBEAT_SECONDS = 1.0  # between two checks of the fusion actor
 STARTING_SECONDS = 600.0  # limit for the fusion actor's imports
 ENDING_SECONDS = 20.0  # limit for the head to kill a hung process
-MOST_WAITING = 32  # jobs that may wait for an autoscaler at once; it starts as many machines as they need
+MAX_WAITING_JOBS = 32  # jobs that may wait for an autoscaler at once; it starts as many machines as they need
 
 
 @dataclass
@@ -58,7 +58,7 @@ class RayExecutor:
     def why_unschedulable(self, job: Job) -> str | None:
         """Return the reason that no machine can hold the job, or None if a machine can, or may still be added."""
         now = time.monotonic()
-        may_wait = self.machines.fit(job) or now < self.machines.until(job, now)
+        may_wait = self.machines.fit(job) or now < self.machines.wait_deadline(job, now)
         return None if may_wait else self.machines.why_impossible(job)
 
     def has_capacity(self, job: Job) -> bool:
@@ -71,7 +71,7 @@ class RayExecutor:
         if total.holds(Size.sum([shape.size, *rivals])):
             return True
         if self.machines.is_scaled:
-            return sum(assignment.heartbeat is None for _, assignment in busy) < MOST_WAITING
+            return sum(assignment.heartbeat is None for _, assignment in busy) < MAX_WAITING_JOBS
         return not self.machines.fit(job)
 
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
@@ -85,12 +85,12 @@ class RayExecutor:
         """
         self.connection.check()
         self.pool.leave_draining_machines()
-        self.pool.hand_over()
+        self.pool.reassign_waiting_jobs()
         busy = self.pool.busy()
         waited_for = [t.death_answer if t.state is TrainerState.DEAD else assignment.result for t, assignment in busy]
         self.ray.wait(waited_for, num_returns=1, timeout=seconds)
         self.connection.check()
-        return [item for trainer, assignment in busy for item in self.supervisor.look_after(trainer, assignment)]
+        return [item for trainer, assignment in busy for item in self.supervisor.poll_trainer(trainer, assignment)]
 
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and exit."""

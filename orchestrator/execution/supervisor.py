@@ -31,7 +31,7 @@ class Supervisor:
         self.connection, self.machines = self.pool.connection, self.pool.machines
         self.ray = self.connection.ray
 
-    def look_after(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event | Outcome]:
+    def poll_trainer(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event | Outcome]:
         """Return the events of a trainer's job since the last call, followed by its outcome if it has ended."""
         events = self._progress(trainer, assignment)
         outcome = self._outcome(trainer, assignment)
@@ -83,7 +83,7 @@ class Supervisor:
         try:
             result = self.ray.get(assignment.result)
         except errors.OutOfMemoryError as error:
-            return self._bury(trainer, assignment, Death.MEMORY, str(error))
+            return self._outcome_of_dead_trainer(trainer, assignment, Death.MEMORY, str(error))
         except errors.RayError as error:
             return self._ask_machine(trainer, assignment, error)
         if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
@@ -98,30 +98,30 @@ class Supervisor:
 
     def _ask_machine(self, trainer: TrainerHandle, assignment: Assignment, error: Exception) -> Outcome | None:
         """Probe the machine of a dead trainer, unless Ray's error says whether the machine is lost."""
-        from workers.runtime.actor import is_there
+        from workers.runtime.actor import check_alive
 
         text = " ".join(str(error).split())
         if getattr(error, "preempted", False) or "node has died" in text:
-            return self._bury(trainer, assignment, Death.MACHINE, text)
+            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, text)
         if assignment.heartbeat is None:  # its machine is unknown
-            return self._bury(trainer, assignment, Death.ITSELF, text)
+            return self._outcome_of_dead_trainer(trainer, assignment, Death.CRASHED, text)
         on_node = self.connection.on_node(assignment.heartbeat.node)
-        trainer.mark_dead(text, untyped(is_there).options(scheduling_strategy=on_node).remote())
+        trainer.mark_dead(text, untyped(check_alive).options(scheduling_strategy=on_node).remote())
         return None
 
     def _outcome_of_death(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
         """Return the outcome of a dead trainer's job, once it is known whether its machine is alive or lost too."""
         if trainer.node not in self.machines.look().alive:
-            return self._bury(trainer, assignment, Death.MACHINE, trainer.death_text)
+            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, trainer.death_text)
         if not self.connection.is_ready(trainer.death_answer):
             return None
         try:
             self.ray.get(trainer.death_answer)
         except self.ray.exceptions.RayError:
-            return self._bury(trainer, assignment, Death.MACHINE, trainer.death_text)
-        return self._bury(trainer, assignment, Death.ITSELF, trainer.death_text)
+            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, trainer.death_text)
+        return self._outcome_of_dead_trainer(trainer, assignment, Death.CRASHED, trainer.death_text)
 
-    def _bury(self, trainer: TrainerHandle, assignment: Assignment, death: Death, text: str) -> Outcome:
+    def _outcome_of_dead_trainer(self, trainer: TrainerHandle, assignment: Assignment, death: Death, text: str) -> Outcome:
         self.pool.trainers.remove(trainer)
         return outcome_of_death(assignment.job, death, text)
 
@@ -143,4 +143,4 @@ class Supervisor:
         may_wait = job.recipe.resources.wait_minutes is None
         if self.machines.is_scaled and may_wait and any(other.heartbeat for _, other in self.pool.busy()):
             return False  # if the cluster is at its limit, their machines may go later, and make room for one that fits
-        return time.monotonic() > self.machines.until(job, assignment.submitted_at)
+        return time.monotonic() > self.machines.wait_deadline(job, assignment.submitted_at)

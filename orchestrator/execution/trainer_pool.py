@@ -92,7 +92,7 @@ class TrainerPool:
             elif trainer.state is not TrainerState.DEAD:
                 trainer.leave()
 
-    def hand_over(self) -> None:
+    def reassign_waiting_jobs(self) -> None:
         """Move jobs that still wait for a machine to idle trainers, whose cores they may be waiting for."""
         for trainer, assignment in self.busy():
             is_waiting = trainer.state is TrainerState.SUBMITTED and not self.connection.is_ready(assignment.result)

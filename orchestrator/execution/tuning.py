@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.connection import Connection
-from orchestrator.cluster.machines import GPUS_COME
+from orchestrator.cluster.machines import EXPECTS_GPUS
 from orchestrator.planning.search import Search, describe_choice
 from workers.config.job import derive_seed
 from workers.config.search_space import Choice
@@ -69,7 +69,7 @@ class Tuner:
         logging.getLogger("optuna").setLevel(logging.ERROR)
         asha = ASHAScheduler("epoch", "loss", "min", max_t=search.epochs, grace_period=min(search.space.grace, search.epochs))
         resources = search.recipe.resources
-        gpus = resources.gpus_where(GPUS_COME in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
+        gpus = resources.gpus_where(EXPECTS_GPUS in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(_train, search=search, localizer=self._localizer()), {"cpu": resources.cpus, "gpu": gpus}

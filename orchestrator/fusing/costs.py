@@ -27,9 +27,9 @@ from workers.storage.artifacts import MemberArtifact
 from workers.storage.training_record import TrainingRecord
 from workers.training.augmentation import to_float
 
-MOST_IMAGES = 64
-MULTIPLY_ADDS_A_BATCH = 8e9  # about a quarter of a second on one core
-TURNS = 5
+MAX_BATCH_IMAGES = 64
+MAX_BATCH_MULTIPLY_ADDS = 8e9  # about a quarter of a second on one core
+REPEATS = 5
 Runs = dict[tuple[str, str], Callable[[], object]]
 
 
@@ -88,7 +88,7 @@ def measure_inference(
         for kind, network in zip(kinds[name], model.members, strict=True)
     }
     counted = {key: multiply_adds(network, images.shape[1]) for key, network in each.items()}
-    batch = max(1, min(MOST_IMAGES, len(images), int(MULTIPLY_ADDS_A_BATCH / max(1, *counted.values()))))
+    batch = max(1, min(MAX_BATCH_IMAGES, len(images), int(MAX_BATCH_MULTIPLY_ADDS / max(1, *counted.values()))))
     x = to_float(images[:batch])
     with torch.inference_mode():
         outputs = {key: _outputs(network, x) for key, network in each.items()}
@@ -134,7 +134,7 @@ def _median_seconds(runs: Runs, threads: int) -> dict[tuple[str, str], float]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for turn in range(TURNS + 1):
+    for turn in range(REPEATS + 1):
         for key, run in runs.items():
             began = time.perf_counter()
             run()

@@ -25,7 +25,7 @@ from fusion.selection.doubts import find_suspects, measure_abstention
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import CandidateNetworks
 from fusion.selection.recommendation import best_single, recommend, why_chosen
-from orchestrator.fusing.costs import MOST_IMAGES, InferenceCost, all_cores, efforts, measure_inference, training_costs
+from orchestrator.fusing.costs import MAX_BATCH_IMAGES, InferenceCost, all_cores, efforts, measure_inference, training_costs
 from orchestrator.fusing.fitted_team import FittedTeam, fit_team
 from orchestrator.fusing.next_steps import next_steps
 from orchestrator.fusing.progress import FILE, Steps
@@ -70,7 +70,7 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
     """
     steps = steps or Steps()
     team, fitted = fitted_team.team, fitted_team.fitted
-    images = torch.from_numpy(np.asarray(Store(request.store).images[team.fuse_rows[:MOST_IMAGES]]))
+    images = torch.from_numpy(np.asarray(Store(request.store).images[team.fuse_rows[:MAX_BATCH_IMAGES]]))
     with steps.step("measuring inference"):
         inference = measure_inference(team, fitted, fitted_team.networks, images, threads)
     with steps.step("comparing"):

@@ -10,9 +10,9 @@ from fusion.predictions import TeamPredictions
 from fusion.selection.fitting import FittedFusion, left_out
 from workers.diagnostics.callback import Epoch
 
-LAST_SHARE = 0.1  # last share of the epochs, by which a long enough training has converged
-MUCH_POINTS, MUCH_LOSS = 0.01, 0.03  # minimum improvement in accuracy, and as a share of the loss
-MUCH_ERRORS = 2.0  # minimum improvement in accuracy, in standard errors
+LAST_EPOCHS_SHARE = 0.1  # last share of the epochs, by which a long enough training has converged
+MIN_ACCURACY_GAIN, MIN_LOSS_GAIN = 0.01, 0.03  # minimum improvement in accuracy, and as a share of the loss
+MIN_GAIN_STANDARD_ERRORS = 2.0  # minimum improvement in accuracy, in standard errors
 LOSS, ACCURACY = "fuse/loss", "fuse/accuracy"
 
 
@@ -43,7 +43,7 @@ def warn(
     for name, fusion in fitted.items():
         if name not in team.names:
             inputs = team.inputs if fusion.members is None else team.inputs.only(fusion.members)
-            if (doubts := fusion.method.doubts(name)) and not _surely_gains(name, fitted, team):
+            if (doubts := fusion.method.doubts(name)) and not _is_significantly_better(name, fitted, team):
                 warnings += doubts
             warnings += fusion.method.warnings(name, inputs)
             warnings += _worse_than_the_vote(name, fitted, team)
@@ -58,19 +58,19 @@ def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | Non
         history: Metrics of each epoch.
         rows: Number of *fuse* rows.
     """
-    last = max(1, ceil(LAST_SHARE * len(history)))
+    last = max(1, ceil(LAST_EPOCHS_SHARE * len(history)))
     if len(history) <= last or LOSS not in history[-1] or LOSS not in history[-1 - last]:
         return None
     before, after = history[-1 - last], history[-1]
     points = after[ACCURACY] - before[ACCURACY]
     error = (before[ACCURACY] * (1 - before[ACCURACY]) / rows) ** 0.5
-    if points < max(MUCH_POINTS, MUCH_ERRORS * error) or after[LOSS] > (1 - MUCH_LOSS) * before[LOSS]:
+    if points < max(MIN_ACCURACY_GAIN, MIN_GAIN_STANDARD_ERRORS * error) or after[LOSS] > (1 - MIN_LOSS_GAIN) * before[LOSS]:
         return None
     epochs = "epoch" if last == 1 else f"{last} epochs"
     return f"{name} still improved by {points * 100:.1f} points in its last {epochs}: train it for longer."
 
 
-def _surely_gains(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> bool:
+def _is_significantly_better(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> bool:
     """Return True if a fusion is significantly better than the vote on *fuse* rows it was not fitted on."""
     if "vote" not in fitted:
         return False

@@ -13,9 +13,9 @@ from workers.config.resources import Resources
 from workers.errors import UserInputError
 
 # Assumed FLOP/s of a ResNet18 training, used until a training is measured.
-CORE = 1.0e11
-GPU = 2.5e12  # a third of what a T4 can do in float32
-STARTING = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
+CORE_FLOPS = 1.0e11
+GPU_FLOPS = 2.5e12  # a third of what a T4 can do in float32
+BOOT_HOURS = 6 / 60  # hours until a cloud machine is booted, has the image and runs Ray
 MEASURED, ROUGH = "measured on trainings that are done here", "rough: from the network's size alone"
 Kind = tuple[str, int, str, int]
 
@@ -37,16 +37,16 @@ def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
     work = sum(seconds[job.key] * max(1.0, job.recipe.resources.cpus) for job in plan.todo)
     ends: dict[str, float] = {}
     for job in plan.todo:
-        _end(job, seconds[job.key] + _ready(job, ends), ends)
+        _record_end(job, seconds[job.key] + _teachers_end(job, ends), ends)
     return max(work / max(1, cores), max(ends.values(), default=0.0)), rates.basis
 
 
-def _ready(job: Job, ends: Mapping[str, float]) -> float:
+def _teachers_end(job: Job, ends: Mapping[str, float]) -> float:
     """Return the time at which the last of a job's teachers ends."""
     return max((ends[signature] for signature in job.teachers if signature in ends), default=0.0)
 
 
-def _end(job: Job, when: float, ends: dict[str, float]) -> None:
+def _record_end(job: Job, when: float, ends: dict[str, float]) -> None:
     """Record the end of a job under the signatures of its members."""
     ends |= dict.fromkeys(job.signatures, when)
 
@@ -80,7 +80,7 @@ class MachineType:
 
 @dataclass
 class _Machine:
-    group: MachineType
+    node_type: MachineType
     slots: list[float] = field(default_factory=list)  # hours until each is free
 
     @property
@@ -117,52 +117,58 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     Raises:
         UserInputError: If a job fits on no machine.
     """
-    groups, idle = _groups(config, plan.team.prices), float(config.get("idle_timeout_minutes") or 5) / 60
-    has_gpus = any(group.gpus >= 1 for group in groups)
-    rates, limit = _Rates.from_plan(plan, gpu=has_gpus), int(config.get("max_workers") or sum(group.most for group in groups))
+    node_types, idle = _machine_types(config, plan.team.prices), float(config.get("idle_timeout_minutes") or 5) / 60
+    has_gpus = any(node_type.gpus >= 1 for node_type in node_types)
+    rates, limit = (
+        _Rates.from_plan(plan, gpu=has_gpus),
+        int(config.get("max_workers") or sum(node_type.most for node_type in node_types)),
+    )
     machines: list[_Machine] = []
     ends: dict[str, float] = {}
     for job in plan.todo:
         wanted = job.recipe.resources
         gpus, cpus = wanted.gpus_where(has_gpus), wanted.cpus
-        usable = [machine for machine in machines if machine.group.slots(gpus, cpus, wanted)]
-        next_type = _next(groups, machines, limit, job, has_gpus)
+        usable = [machine for machine in machines if machine.node_type.slots(gpus, cpus, wanted)]
+        next_type = _next_machine_type(node_types, machines, limit, job, has_gpus)
         if not usable and next_type is None:
             raise UserInputError(
                 f"{job.label}: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; no type in the file has that."
             )
         machine = min(usable, key=lambda machine: min(machine.slots), default=None)
-        if next_type and (machine is None or min(machine.slots) > STARTING):
-            machine = _Machine(next_type, [STARTING] * next_type.slots(gpus, cpus, wanted))
+        if next_type and (machine is None or min(machine.slots) > BOOT_HOURS):
+            machine = _Machine(next_type, [BOOT_HOURS] * next_type.slots(gpus, cpus, wanted))
             machines.append(machine)
         assert machine
         slot = machine.slots.index(min(machine.slots))
-        machine.slots[slot] = max(machine.slots[slot], _ready(job, ends)) + rates.seconds(job) / 3600
-        _end(job, machine.slots[slot], ends)
-    return _summed(machines, groups, idle, rates.basis)
+        machine.slots[slot] = max(machine.slots[slot], _teachers_end(job, ends)) + rates.seconds(job) / 3600
+        _record_end(job, machine.slots[slot], ends)
+    return _sum_machines(machines, node_types, idle, rates.basis)
 
 
-def _summed(machines: list[_Machine], groups: list[MachineType], idle: float, basis: str) -> Estimate:
+def _sum_machines(machines: list[_Machine], node_types: list[MachineType], idle: float, basis: str) -> Estimate:
     """Sum up machines, hours and money. All slots of a machine are billed, from its start to its idle timeout."""
-    hours_by_type = {group.name: [machine.hours + idle for machine in machines if machine.group == group] for group in groups}
-    money = sum((machine.hours + idle) * len(machine.slots) * (machine.group.price or 0.0) for machine in machines)
-    is_priced = all(machine.group.price is not None for machine in machines) and bool(machines)
+    hours_by_type = {
+        node_type.name: [machine.hours + idle for machine in machines if machine.node_type == node_type]
+        for node_type in node_types
+    }
+    money = sum((machine.hours + idle) * len(machine.slots) * (machine.node_type.price or 0.0) for machine in machines)
+    is_priced = all(machine.node_type.price is not None for machine in machines) and bool(machines)
     longest = max((machine.hours for machine in machines), default=0.0)
     return Estimate(
         {name: (len(hours), sum(hours)) for name, hours in hours_by_type.items()}, longest, money if is_priced else None, basis
     )
 
 
-def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[MachineType]:
+def _machine_types(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[MachineType]:
     """Return the worker types of a cluster file.
 
     Raises UserInputError if it names no types: the machines of a fixed cluster are not known here.
     """
-    types = config.get("available_node_types")
-    if not types:
+    node_types = config.get("available_node_types")
+    if not node_types:
         raise UserInputError("the cluster file names no machine types, so there is no estimate before its machines run.")
     machine_types = []
-    for name, entry in types.items():
+    for name, entry in node_types.items():
         resources, labels = entry.get("resources") or {}, entry.get("labels") or {}
         own_limit = entry.get("max_workers")
         most = int(config.get("max_workers") or 0) if own_limit is None else int(own_limit)
@@ -175,14 +181,18 @@ def _groups(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[Mach
     return machine_types
 
 
-def _next(groups: list[MachineType], machines: list[_Machine], limit: int, job: Job, has_gpus: bool) -> MachineType | None:
+def _next_machine_type(
+    node_types: list[MachineType], machines: list[_Machine], limit: int, job: Job, has_gpus: bool
+) -> MachineType | None:
     """Return the type of the next machine to start for a job: the job's most preferred one, by file order in a tie."""
     if len(machines) >= limit:
         return None
     wanted = job.recipe.resources
-    usable = [group for group in groups if group.slots(wanted.gpus_where(has_gpus), wanted.cpus, wanted)]
-    available = [group for group in usable if sum(machine.group == group for machine in machines) < group.most]
-    return min(available, key=lambda group: wanted.preference(group.labels) or 0, default=None)
+    usable = [node_type for node_type in node_types if node_type.slots(wanted.gpus_where(has_gpus), wanted.cpus, wanted)]
+    available = [
+        node_type for node_type in usable if sum(machine.node_type == node_type for machine in machines) < node_type.most
+    ]
+    return min(available, key=lambda node_type: wanted.preference(node_type.labels) or 0, default=None)
 
 
 @dataclass(frozen=True)
@@ -202,7 +212,7 @@ class _Rates:
                 rates = sorted(1 / epoch["train/images_per_second"] for epoch in record.history)
                 if gpu != record.device.startswith("cpu"):
                     rates_by_kind[_kind(planned.job)] = rates[len(rates) // 2]
-        return cls(plan, rates_by_kind, GPU if gpu else CORE)
+        return cls(plan, rates_by_kind, GPU_FLOPS if gpu else CORE_FLOPS)
 
     @property
     def basis(self) -> str:

@@ -31,14 +31,14 @@ def draw_contact_sheet(store: Store, summary: DataSummary, target: Path) -> str:
 
     shown, labels = store.classes[:MOST_CLASSES], np.asarray(store.labels)
     figure = Figure(figsize=(IMAGES * INCHES + 1, len(shown) * (INCHES + 0.3) + 0.2), layout="constrained")
-    for place, name in enumerate(shown):
-        rows = np.flatnonzero(labels == place)
+    for index, name in enumerate(shown):
+        rows = np.flatnonzero(labels == index)
         chosen = rows[np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int)]
         step = store.size + max(1, store.size // 16)  # leaves a white gap between images
         strip = np.full((store.size, IMAGES * step, 3), 255, dtype=np.uint8)
         for number, row in enumerate(chosen.tolist()):
             strip[:, number * step : number * step + store.size] = store.images[row]
-        axes = figure.add_subplot(len(shown), 1, place + 1)
+        axes = figure.add_subplot(len(shown), 1, index + 1)
         axes.imshow(strip, interpolation="nearest")
         axes.set_axis_off()
         counts = ", ".join(f"{part} {count:,}" for part, count in summary.classes[name].items())

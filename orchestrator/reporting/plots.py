@@ -61,8 +61,8 @@ def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
 def curves(histories: Histories) -> Figure:
     """Plot training loss and accuracy on *fuse* against epochs, for each member."""
     figure = _figure(9)
-    for place, (key, label) in enumerate((("train/loss", "training loss"), ("fuse/accuracy", "accuracy on fuse"))):
-        axes = figure.add_subplot(1, 2, place + 1)
+    for index, (key, label) in enumerate((("train/loss", "training loss"), ("fuse/accuracy", "accuracy on fuse"))):
+        axes = figure.add_subplot(1, 2, index + 1)
         for name, history in histories.items():
             axes.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], label=name)
         axes.set(xlabel="epoch", title=label)
@@ -161,8 +161,8 @@ def confusion(details: FusionDetails) -> Figure:
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
     figure = _figure(3.4 * columns, 3.4 * lines)
-    for place, (name, matrix) in enumerate(matrices.items()):
-        axes = figure.add_subplot(lines, columns, place + 1)
+    for index, (name, matrix) in enumerate(matrices.items()):
+        axes = figure.add_subplot(lines, columns, index + 1)
         _mistakes(axes, matrix, details.classes)
         axes.set_title(name)
     return figure

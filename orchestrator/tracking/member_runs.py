@@ -108,7 +108,7 @@ class MemberRuns:
         """Download the trainings that only the tracking store has.
 
         Raises:
-            StoreAwayError: If the store goes away meanwhile. Its trainings must not be repeated for that.
+            StoreUnavailableError: If the store goes away meanwhile. Its trainings must not be repeated for that.
         """
         missing = [planned for planned in self.plan.members if not planned.artifact.done]
         runs = self.tracking.runs_with_tag(self.experiment, "state", "done") if missing else {}

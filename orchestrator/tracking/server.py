@@ -18,11 +18,11 @@ from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
 from workers.tracking.database import HOME_DATABASE, ensure_database
 
-MOST_WORKERS = 4  # MLflow's default; each worker imports all of MLflow
+MAX_WORKERS = 4  # MLflow's default; each worker imports all of MLflow
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # read by MLflow; clients use MLFLOW_TRACKING_USERNAME and _PASSWORD
-SHORTEST = 12
-STARTING = 180.0
+MIN_PASSWORD_CHARACTERS = 12
+START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Server:
             return  # started before
         with open(log, "ab") as log_file:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
-        if not wait_until(self._answers, STARTING, give_up=lambda: process.poll() is not None):
+        if not wait_until(self._answers, START_SECONDS, give_up=lambda: process.poll() is not None):
             raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
 
     def _answers(self) -> bool:
@@ -74,9 +74,9 @@ class Server:
 
     def check(self) -> None:
         """Check the password and the packages. Raises UserInputError."""
-        if len(os.environ.get(PASSWORD, "")) < SHORTEST and not self._started_before():
+        if len(os.environ.get(PASSWORD, "")) < MIN_PASSWORD_CHARACTERS and not self._started_before():
             raise UserInputError(
-                f"{PASSWORD}: set it to the admin's password, of at least {SHORTEST} characters, for the first start."
+                f"{PASSWORD}: set it to the admin's password ({MIN_PASSWORD_CHARACTERS} characters or more) for the first start."
             )
         if find_spec("flask_wtf") is None:  # MLflow's authentication would end in a traceback
             raise UserInputError("the server needs extra packages: pip install 'conclave-ensembles[server]'")
@@ -113,7 +113,7 @@ class Server:
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
         words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
-        words += ["--workers", str(min(MOST_WORKERS, os.cpu_count() or 1))]
+        words += ["--workers", str(min(MAX_WORKERS, os.cpu_count() or 1))]
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
     def env(self) -> Mapping[str, str]:

@@ -48,7 +48,7 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         source, uri = TRACKING_URI, environment_uri()
     if not uri:
         return home.tracking_uri
-    problem = _problem_with(uri)
+    problem = _store_problem(uri)
     if problem and spec.required:
         raise UserInputError(f"{source}: {uri} {problem}. Start the server, or leave it out.")
     if problem:
@@ -122,7 +122,7 @@ def _absolute(uri: str, folder: Path, source: str) -> str:
     return uri_of(folder / database) + (f"?{query}" if query else "")
 
 
-def _problem_with(uri: str) -> str | None:
+def _store_problem(uri: str) -> str | None:
     """Return the problem with a tracking store, or None. A SQLite file is created when it is opened."""
     scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
@@ -132,7 +132,7 @@ def _problem_with(uri: str) -> str | None:
     answers: list[str | None] = []
 
     def ask() -> None:
-        answers.append((_silence(uri) if scheme in ("http", "https") else None) or _refusal(uri))
+        answers.append((_http_problem(uri) if scheme in ("http", "https") else None) or _access_problem(uri))
 
     thread = threading.Thread(target=ask, daemon=True)  # a server that sends byte by byte would never time out
     thread.start()
@@ -140,18 +140,18 @@ def _problem_with(uri: str) -> str | None:
     return answers[0] if answers else f"doesn't answer within {ANSWER_SECONDS:g} s"
 
 
-def _silence(uri: str) -> str | None:
+def _http_problem(uri: str) -> str | None:
     """Return the problem with an HTTP request to a URI, or None if a server answers."""
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
     except urllib.error.HTTPError:
-        return None  # a server answers; `_refusal` checks access next
+        return None  # a server answers; `_access_problem` checks access next
     except Exception as error:  # a network error, or an answer that is not HTTP
         return f"doesn't answer as a web server does ({getattr(error, 'reason', None) or type(error).__name__})"
     return None
 
 
-def _refusal(uri: str) -> str | None:
+def _access_problem(uri: str) -> str | None:
     """Return the problem with a read-only request to the store, or None."""
     from workers.tracking.client import TrackingClient
 

@@ -25,7 +25,7 @@ REASON_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
-class SweepPlace:
+class SweepLocation:
     """The files and the tracking store of a sweep.
 
     Attributes:
@@ -46,44 +46,44 @@ class SweepRuns(MemberRuns):
     """The parent run and the members' runs of a sweep. Their ids are in sweep.json; a rerun continues them.
 
     Attributes:
-        place: The sweep's files and tracking store.
+        location: The sweep's files and tracking store.
         is_new: Whether the store had no run of this sweep.
         ended: MLflow status and tags of the ended parent run; None while it runs.
     """
 
-    place: SweepPlace
+    location: SweepLocation
     is_new: bool = False
     ended: tuple[str, Mapping[str, str]] | None = None
 
     @classmethod
-    def open(cls, place: SweepPlace, plan: Plan, restart: Sequence[str] = ()) -> SweepRuns:
+    def open(cls, location: SweepLocation, plan: Plan, restart: Sequence[str] = ()) -> SweepRuns:
         """Continue the sweep's runs, or create the experiment and the runs. Only the driver creates the database.
 
         Args:
-            place: The sweep's files and tracking store.
+            location: The sweep's files and tracking store.
             plan: The plan.
             restart: Members to train afresh.
 
         Raises:
-            StoreAwayError: If the store does not answer. A second call continues.
+            StoreUnavailableError: If the store does not answer. A second call continues.
             ConclaveError: If the experiment was deleted.
         """
         from workers.tracking.client import TrackingClient  # imports MLflow
 
-        team, tracking, state = plan.team, TrackingClient(place.uri), place.folder.state()
+        team, tracking, state = plan.team, TrackingClient(location.uri), location.folder.state()
         # A file's URI changes when its home is moved; its runs stay the same.
-        is_there = state is not None and (state.tracking_uri == place.uri or path_of(place.uri) is not None)
-        known = state if is_there and state and tracking.has_run(state.parent_run_id) else None
+        is_same_store = state is not None and (state.tracking_uri == location.uri or path_of(location.uri) is not None)
+        known = state if is_same_store and state and tracking.has_run(state.parent_run_id) else None
         name = team.tracking.experiment or team.name
-        experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(place.uri))
-        identifier = place.folder.identifier()
-        of_killed = [] if known else tracking.sweeps_of(experiment, identifier)  # drivers that were killed
-        parent = known.parent_run_id if known else of_killed[-1].run if of_killed else None
+        experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(location.uri))
+        identifier = location.folder.identifier()
+        orphaned = [] if known else tracking.sweeps_of(experiment, identifier)  # drivers that were killed
+        parent = known.parent_run_id if known else orphaned[-1].run if orphaned else None
         is_old = parent is not None
         tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
         parent = parent or tracking.create_run(experiment, team.name, tags)
-        outbox = _outbox(place, team.name)
-        kept = known.runs if known else {}
+        outbox = _outbox(location, team.name)
+        saved_ids = known.runs if known else {}
         there = tracking.runs_with_tag(experiment, "sweep", parent) if is_old else {}
         runs = cls(
             tracking=tracking,
@@ -91,16 +91,16 @@ class SweepRuns(MemberRuns):
             plan=plan,
             experiment=experiment,
             parent=parent,
-            ids={**kept, **there},
-            place=place,
+            ids={**saved_ids, **there},
+            location=location,
             is_new=not known,
         )
-        runs.log_settings(there.keys() - kept.keys())  # the driver that created them may have died before logging
+        runs.log_settings(there.keys() - saved_ids.keys())  # the driver that created them may have died before logging
         if not known:
             settings = {"data": team.data.described(), "train": team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
-        Outbox.remove_leftovers(place.home.path, runs.ids.values())
-        outbox.artifact(parent, place.folder.team)
+        Outbox.remove_leftovers(location.home.path, runs.ids.values())
+        outbox.artifact(parent, location.folder.team)
         for planned in [planned for member in restart for planned in plan.of_member(member)]:
             runs.restart(planned)
         runs.create_first()
@@ -127,7 +127,7 @@ class SweepRuns(MemberRuns):
             note: Markdown for the run's page.
             details: Result of the fusion step; None if nothing was fused.
         """
-        folder = self.place.folder
+        folder = self.location.folder
         self._log_headlines(summary)
         if details:
             for path in [*sorted(folder.path.glob("*.svg")), folder.report, folder.model]:
@@ -144,7 +144,7 @@ class SweepRuns(MemberRuns):
     def flush(self, seconds: float) -> int:
         """Send this sweep's outbox entries for about `seconds`; return the number left for `conclave sync`."""
         until = time.monotonic() + seconds
-        outboxes = [self.outbox, *(Outbox.in_home(self.place.home.path, run) for run in self.ids.values())]
+        outboxes = [self.outbox, *(Outbox.in_home(self.location.home.path, run) for run in self.ids.values())]
         with contextlib.suppress(Exception):  # store away: the entries stay in the outbox
             for outbox in outboxes:
                 flush_outbox(outbox, self.tracking, until)
@@ -173,7 +173,7 @@ class SweepRuns(MemberRuns):
         for name, row in details.candidates.items():
             planned = self.plan.of_member(name)
             if planned and row.per_class is not None and (run := self.run_id_or_none(planned[0])):
-                path = self.place.folder.per_class(name)
+                path = self.location.folder.per_class(name)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, dict(zip(details.classes, row.per_class, strict=True)))
                 self.outbox.artifact(run, path)
@@ -200,7 +200,7 @@ class SweepRuns(MemberRuns):
 
     def _reconcile(self) -> None:
         """Correct the status of the parent run in the store, and delete its duplicates."""
-        for run in self.tracking.sweeps_of(self.experiment, self.place.folder.identifier()):
+        for run in self.tracking.sweeps_of(self.experiment, self.location.folder.identifier()):
             if run.run == self.parent:
                 if self.ended and run.status != self.ended[0]:  # a clock was set back
                     self.outbox.status(self.parent, self.ended[0], later_than(run.since), self.ended[1])
@@ -215,7 +215,7 @@ class SweepRuns(MemberRuns):
         root = self.plan.team.data.root
         state = SweepState(
             team=self.plan.team.name,
-            team_file=str(self.place.team_file.resolve()),
+            team_file=str(self.location.team_file.resolve()),
             data=str(root) if root else None,
             store=self.plan.store.folder.name,
             tracking_uri=self.tracking.uri,
@@ -227,16 +227,16 @@ class SweepRuns(MemberRuns):
             settings=self.plan.settings(),
             results=dict(results or {}),
         )
-        self.place.folder.keep(state)
+        self.location.folder.keep(state)
 
 
-def _outbox(place: SweepPlace, name: str) -> Outbox:
+def _outbox(location: SweepLocation, name: str) -> Outbox:
     """Return the sweep's outbox for its store: an existing outbox even if the URI has changed, else a new one."""
     pattern = re.compile(rf"sweep-{re.escape(name)}-[0-9a-f]{{8}}")  # a sweep's name may start with another sweep's name
-    there = [outbox for outbox in Outbox.all_in_home(place.home.path) if pattern.fullmatch(outbox.path.stem)]
-    of_store = next((outbox.path.stem for outbox in there if outbox.uri == place.uri), None)
-    digest = hashlib.sha256(place.uri.encode()).hexdigest()[:8]
-    return Outbox.open(place.home.path, of_store or f"sweep-{name}-{digest}", place.uri)
+    there = [outbox for outbox in Outbox.all_in_home(location.home.path) if pattern.fullmatch(outbox.path.stem)]
+    of_store = next((outbox.path.stem for outbox in there if outbox.uri == location.uri), None)
+    digest = hashlib.sha256(location.uri.encode()).hexdigest()[:8]
+    return Outbox.open(location.home.path, of_store or f"sweep-{name}-{digest}", location.uri)
 
 
 def _artifacts_beside(uri: str) -> Path | None:

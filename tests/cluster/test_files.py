@@ -12,7 +12,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from orchestrator.cluster.machines import GPUS_COME
+from orchestrator.cluster.machines import EXPECTS_GPUS
 from tests.factories import AWS, OWN, ROOT, read
 
 REGION = "eu-central-1"
@@ -179,4 +179,4 @@ def test_on_kubernetes_ray_reads_the_same_machines() -> None:
         [container] = group["template"]["spec"]["containers"]
         assert container["image"] == read(AWS)["docker"]["image"]
         assert container["securityContext"]["runAsNonRoot"] is True
-        assert {"name": GPUS_COME, "value": "1"} in container["env"]
+        assert {"name": EXPECTS_GPUS, "value": "1"} in container["env"]

@@ -61,7 +61,7 @@ def test_of_many_members_drawn_orders_come_close_to_the_exact_values(monkeypatch
     one = table(300, members=6, skill=(1.5, 1.2, 1.0, 0.8, 0.4, 0.0))
     names = tuple("abcdef")
     exact = contributions(names, softmax(one.logits), one.labels)
-    monkeypatch.setattr(shapley, "MOST_EXACT", 2)
+    monkeypatch.setattr(shapley, "MAX_EXACT_MEMBERS", 2)
     sampled = contributions(names, softmax(one.logits), one.labels)
     for name in names:
         assert sampled[name].nll == pytest.approx(exact[name].nll, abs=0.05)

@@ -44,7 +44,7 @@ def test_a_ray_without_any_machine_is_not_taken_for_one_whose_machines_are_too_s
     connection: Any = SimpleNamespace(snapshot=lambda: next(snapshots))
     machines, now = Machines(connection), time.monotonic()
     assert not machines.fit(job("a"))
-    assert machines.until(job("a"), now) > now + 50
+    assert machines.wait_deadline(job("a"), now) > now + 50
     assert "there is no machine that takes work" in machines.why_impossible(job("a"))
     machines.looked_at -= 2
     assert machines.fit(job("a"))

@@ -12,7 +12,7 @@ from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
 from orchestrator.planning import estimate
-from orchestrator.planning.estimate import GPU, STARTING
+from orchestrator.planning.estimate import BOOT_HOURS, GPU_FLOPS
 from orchestrator.planning.plan import Planner
 from tests.factories import FakeStore
 from workers.errors import UserInputError
@@ -24,7 +24,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "dear": {"resources": {"CPU": 8, "GPU": 2}, "max_workers": 1},
 }
 CLUSTER = {"cluster_name": "c", "max_workers": 3, "idle_timeout_minutes": 6, "head_node_type": "head"}
-HOURS = 40_000 * 0.9 * 100 * 6 * 0.56e9 / GPU / 3600  # of one full fit: rows, epochs, operations an image
+HOURS = 40_000 * 0.9 * 100 * 6 * 0.56e9 / GPU_FLOPS / 3600  # of one full fit: rows, epochs, operations an image
 
 
 class Store(FakeStore):
@@ -44,8 +44,8 @@ def on(text: str, tmp_path: Path, **cluster: Any) -> estimate.Estimate:
 def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: Path) -> None:
     found = on(TEAM + "prices: {cheap: 0.2, dear: 3}\n", tmp_path)
     assert {name: count for name, (count, _) in found.machines.items()} == {"spot": 2, "dear": 1}
-    assert found.hours == pytest.approx(STARTING + HOURS)
-    each = STARTING + HOURS + 0.1
+    assert found.hours == pytest.approx(BOOT_HOURS + HOURS)
+    each = BOOT_HOURS + HOURS + 0.1
     assert found.machines["spot"][1] == pytest.approx(2 * each)
     assert found.money == pytest.approx(2 * each * 0.2 + each * 2 * 3), "the dear one holds two trainers"
     assert found.basis == estimate.ROUGH
@@ -54,14 +54,14 @@ def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: 
 def test_where_no_more_machines_may_come_jobs_wait_for_the_first_that_is_free(tmp_path: Path) -> None:
     found = on(TEAM, tmp_path, max_workers=2)
     assert {name: count for name, (count, _) in found.machines.items()} == {"spot": 2, "dear": 0}
-    assert found.hours == pytest.approx(STARTING + 2 * HOURS)
+    assert found.hours == pytest.approx(BOOT_HOURS + 2 * HOURS)
     assert found.money is None, "the team has no prices"
 
 
 def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path: Path) -> None:
     halves = on(TEAM + "resources: {gpus: 0.5}\n", tmp_path, max_workers=1)
     assert halves.machines["spot"][0] == 1
-    assert halves.hours == pytest.approx(STARTING + 2 * HOURS)
+    assert halves.hours == pytest.approx(BOOT_HOURS + 2 * HOURS)
     large = on(TEAM + "resources: {gpus: 2}\n", tmp_path)
     assert {name: count for name, (count, _) in large.machines.items()} == {"spot": 0, "dear": 1}
     with pytest.raises(UserInputError, match="a-1: asks for 3 GPUs and 1 CPUs on one machine"):
@@ -71,7 +71,7 @@ def test_halves_of_a_gpu_share_it_and_two_gpus_need_the_larger_machine(tmp_path:
 def test_a_training_of_several_members_takes_one_place(tmp_path: Path) -> None:
     """Four cycles of one training, on three machines and on four cores: one after another."""
     text = TEAM.replace("{name: a, count: 3}", "{name: a, snapshots: 4}")
-    assert on(text, tmp_path).hours == pytest.approx(STARTING + HOURS)
+    assert on(text, tmp_path).hours == pytest.approx(BOOT_HOURS + HOURS)
     made = Planner(team_of(text), Store(tmp_path / "store"), tmp_path).plan()
     alone = Planner(team_of(TEAM.replace("count: 3", "seed: 1")), Store(tmp_path / "store"), tmp_path).plan()
     assert estimate.estimate_local(made, 4)[0] == pytest.approx(estimate.estimate_local(alone, 4)[0])

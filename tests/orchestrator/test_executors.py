@@ -155,7 +155,7 @@ def test_no_kind_of_failure_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("death", "cause", "words"),
     [
-        (Death.ITSELF, "errors", "the trainer died: why"),
+        (Death.CRASHED, "errors", "the trainer died: why"),
         (Death.MACHINE, "preemptions", "its machine went away"),
         (Death.MEMORY, "oom", "ran out of memory"),
         (Death.HUNG, "errors", "why; the trainer was ended"),

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cluster import machines
 from orchestrator.cluster.connection import ClusterSnapshot
-from orchestrator.cluster.machines import GPUS_COME, Machines, Size
+from orchestrator.cluster.machines import EXPECTS_GPUS, Machines, Size
 from tests.factories import job
 from workers.config.job import Job
 from workers.config.resources import Resources
@@ -56,7 +56,7 @@ def test_a_job_waits_as_long_as_a_machine_may_come(refused: Any, wait: float | N
     """Of eight GPUs where there are none: without an autoscaler, with one, and with one that brings nothing so large."""
     made = of(Ray({"head": {"CPU": 2.0}}, refused))
     assert not made.fit(asks(8, wait))
-    assert made.until(asks(8, wait), 900.0) == expected
+    assert made.wait_deadline(asks(8, wait), 900.0) == expected
     assert ("the autoscaler brings none" in made.why_impossible(asks(8, wait))) == (refused is not None and wait is None)
 
 
@@ -64,21 +64,21 @@ def test_a_limit_that_is_reached_for_a_while_is_no_refusal(clock: list[float]) -
     """The autoscaler lists the same demand while all its machines are taken: only one that lasts counts."""
     ray = Ray({"head": {"CPU": 0.0}}, [{"GPU": 1.0, "CPU": 1.0}])
     made = of(ray)
-    assert made.until(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS
+    assert made.wait_deadline(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS
     clock[0] += 300
-    assert made.until(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS, "by the first time that it was seen"
+    assert made.wait_deadline(asks(1), 0.0) == 1000 + machines.REFUSED_SECONDS, "by the first time that it was seen"
     ray.refused_ = []
     clock[0] += 2
-    assert made.until(asks(1), 0.0) == math.inf
+    assert made.wait_deadline(asks(1), 0.0) == math.inf
     ray.refused_ = [{"GPU": 1.0, "CPU": 1.0}]
     clock[0] += 2
-    assert made.until(asks(1), 0.0) == clock[0] + machines.REFUSED_SECONDS
+    assert made.wait_deadline(asks(1), 0.0) == clock[0] + machines.REFUSED_SECONDS
 
 
 def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None).recipe.resources) == Size(0, 1)
     assert of(Ray({"n": {"CPU": 2.0, "GPU": 1.0}})).size_for(asks(None).recipe.resources) == Size(1, 1)
-    monkeypatch.setenv(GPUS_COME, "1")
+    monkeypatch.setenv(EXPECTS_GPUS, "1")
     assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(None).recipe.resources) == Size(1, 1)
     assert of(Ray({"n": {"CPU": 2.0}})).size_for(asks(0).recipe.resources) == Size(0, 1)
 
@@ -86,11 +86,11 @@ def test_a_gpu_is_asked_for_where_there_are_some_or_will_be(monkeypatch: pytest.
 def test_a_machine_that_is_told_to_go_takes_no_work_and_another_may_come_for_a_while(clock: list[float]) -> None:
     ray = Ray({"a": {"CPU": 1.0}, "b": {"CPU": 2.0}})
     made = of(ray)
-    assert (made.look().total(), made.until(asks(0), 900.0)) == (Size(0, 3), 900.0)
+    assert (made.look().total(), made.wait_deadline(asks(0), 900.0)) == (Size(0, 3), 900.0)
     ray.drained.add("b")
     clock[0] += 2
     assert (made.look().total(), made.leaving, made.alive) == (Size(0, 1), {"b"}, {"a", "b"})
-    assert made.until(asks(0), 900.0) == clock[0] + machines.REPLACED_SECONDS, "however long it has waited by then"
+    assert made.wait_deadline(asks(0), 900.0) == clock[0] + machines.REPLACED_SECONDS, "however long it has waited by then"
 
 
 def test_where_ray_is_too_busy_to_say_what_was_known_stays(clock: list[float]) -> None:
@@ -100,7 +100,7 @@ def test_where_ray_is_too_busy_to_say_what_was_known_stays(clock: list[float]) -
     clock[0] += 2
     ray.busy = True
     assert made.look().total() == Size(0, 1)
-    assert made.until(asks(0), 900.0) == 900.0, "nothing went away"
+    assert made.wait_deadline(asks(0), 900.0) == 900.0, "nothing went away"
 
 
 SPOT_FIRST = ({"market": "spot"}, {"market": "on-demand", "accelerator": "T4"})

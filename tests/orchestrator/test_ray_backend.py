@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.ray_backend import OF_THE_DRIVER, RayBackend
+from orchestrator.execution.ray_backend import DRIVER_MODULES, RayBackend
 from workers.config.resources import Resources
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
@@ -25,7 +25,7 @@ def test_a_module_that_cannot_be_imported_holds_up_none_after_it(tmp_path: Path,
 
 
 def test_what_the_driver_preloads_can_be_imported() -> None:
-    for module in OF_THE_DRIVER:
+    for module in DRIVER_MODULES:
         assert __import__(module)
 
 

@@ -16,9 +16,9 @@ from orchestrator.home import Home
 from orchestrator.planning.plan import Plan
 from orchestrator.sweep import SweepOptions, _Sweep
 from orchestrator.tracking import member_runs as runs
-from orchestrator.tracking.sweep_runs import SweepPlace, SweepRuns
+from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from tests.factories import planned, record
-from workers.errors import ConclaveError, StoreAwayError, UserInputError
+from workers.errors import ConclaveError, StoreUnavailableError, UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -30,7 +30,7 @@ def opened(made: Plan, home: Path, restart: tuple[str, ...] = ()) -> SweepRuns:
     folder = Home(home).sweep("t")
     folder.path.mkdir(parents=True, exist_ok=True)
     (home / "team.yaml").write_text(TEAM)
-    return SweepRuns.open(SweepPlace(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), made, restart)
+    return SweepRuns.open(SweepLocation(home / "team.yaml", Home(home), folder, Home(home).tracking_uri), made, restart)
 
 
 def test_of_a_large_plan_runs_are_made_as_jobs_start_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +208,13 @@ def prepared(made: Plan, home: Path, uri: str) -> Prepared:
     folder.path.mkdir(parents=True, exist_ok=True)
     (home / "team.yaml").write_text(TEAM)
     options = SweepOptions(Home(home), make_executor=Mock(), say=said.append)
-    place = SweepPlace(home / "team.yaml", Home(home), folder, uri)
+    place = SweepLocation(home / "team.yaml", Home(home), folder, uri)
     return Prepared(_Sweep(place, options, made), made, said)
 
 
 def test_a_store_that_went_away_before_the_first_run_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepared(planned(TEAM, tmp_path), tmp_path, Home(tmp_path).tracking_uri)
-    kind = type(TrackingClient(one.sweep.place.uri).client)
+    kind = type(TrackingClient(one.sweep.location.uri).client)
     log_batch, answers = kind.log_batch, iter(["away", "here"])
 
     def is_away_first(*given: Any, **named: Any) -> None:
@@ -238,12 +238,12 @@ def test_a_store_that_stays_away_before_the_first_run(required: bool, tmp_path: 
     text = TEAM + f"tracking: {{uri: 'http://127.0.0.1:9', required: {str(required).lower()}}}\n"
     one = prepared(planned(text, tmp_path), tmp_path, "http://127.0.0.1:9")
     if required:
-        with pytest.raises(StoreAwayError, match=r"tracking http://127\.0\.0\.1:9: .* run again"):
+        with pytest.raises(StoreUnavailableError, match=r"tracking http://127\.0\.0\.1:9: .* run again"):
             one.sweep._open_runs()
         return
     one.sweep._open_runs()
     opened_runs = one.sweep.runs
-    assert opened_runs.tracking.uri == one.sweep.place.uri == Home(tmp_path).tracking_uri
+    assert opened_runs.tracking.uri == one.sweep.location.uri == Home(tmp_path).tracking_uri
     assert len(opened_runs.ids) == len(one.made.members)
     assert "is tracked in" in one.said[0]
 
@@ -263,7 +263,7 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
 
     monkeypatch.setattr(type(one.tracking.client), "get_run", is_away)
     monkeypatch.setattr(TrackingClient, "download", lambda *_, **__: None)
-    with pytest.raises(StoreAwayError):
+    with pytest.raises(StoreUnavailableError):
         one.import_remote()
 
 
@@ -281,7 +281,7 @@ def test_a_sweeps_run_that_was_made_twice_is_there_once(tmp_path: Path) -> None:
     """MLflow's client asks again by itself where an answer got lost."""
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
-    tags = {"team": "t", "role": "sweep", "state": "running", "folder": one.place.folder.identifier()}
+    tags = {"team": "t", "role": "sweep", "state": "running", "folder": one.location.folder.identifier()}
     double = one.tracking.create_run(one.experiment, "t", tags)
     one.mark_failed()
     assert one.flush(30) == 0
@@ -308,7 +308,7 @@ def test_the_run_of_a_copied_homes_sweep_is_no_double(tmp_path: Path) -> None:
     """Copies of a home have one identifier, and may begin at once on one server."""
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
-    identifier = one.place.folder.identifier()
+    identifier = one.location.folder.identifier()
     tags = {"team": "t", "role": "sweep", "state": "running", "folder": identifier}
     other = one.tracking.create_run(one.experiment, "t", tags)
     one.tracking.create_run(one.experiment, "m", {"sweep": other, "state": "running"}, other)

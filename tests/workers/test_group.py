@@ -21,7 +21,7 @@ from tests.factories import Cut, job, run_one
 from workers.config.job import Job
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import DivergedError, EnvironmentMismatchError, FailureKind, NotArrivedError, TrainingStopped
+from workers.errors import DivergedError, EnvironmentMismatchError, FailureKind, IncompleteTransferError, TrainingStopped
 from workers.models.build import build
 from workers.runtime import distributed as in_ray
 from workers.runtime.job_result import JobResult
@@ -151,12 +151,12 @@ def test_a_machine_that_must_not_do_a_job_says_so_for_all_of_its_processes(monke
         raise EnvironmentMismatchError("the machine a is not like the head")
 
     def lose(_: object) -> tuple[Job, str, bool]:
-        raise NotArrivedError("the machine a got no data")
+        raise IncompleteTransferError("the machine a got no data")
 
     monkeypatch.setattr(in_ray, "ProcessGroup", lambda: None)
     share = in_ray.DistributedJob(job("a"), JobContext(), 0.0, refuse, None)
     result = in_ray._run_process({"work": share})
     assert result.failure is not None
     assert result.failure.kind is FailureKind.ENVIRONMENT
-    with pytest.raises(NotArrivedError):
+    with pytest.raises(IncompleteTransferError):
         in_ray._run_process({"work": replace(share, localize=lose)})

@@ -7,7 +7,7 @@ import torch
 
 from orchestrator.execution.job_outcomes import outcome_of_result
 from tests.factories import job
-from workers.errors import CorruptFileError, NotArrivedError, StoreAwayError
+from workers.errors import CorruptFileError, IncompleteTransferError, StoreUnavailableError
 from workers.runtime.job_result import Failure, JobResult
 
 
@@ -39,8 +39,8 @@ def failing(error: Exception) -> None:
         (a_typing_mistake, None),
         (a_module_that_is_not_there, None),
         (lambda: failing(ConnectionResetError("by peer")), "errors"),
-        (lambda: failing(StoreAwayError("tracking http://t: it does not answer.")), "errors"),
-        (lambda: failing(NotArrivedError("the data came over with another digest.")), "errors"),
+        (lambda: failing(StoreUnavailableError("tracking http://t: it does not answer.")), "errors"),
+        (lambda: failing(IncompleteTransferError("the data came over with another digest.")), "errors"),
         (lambda: failing(CorruptFileError("checkpoint/1: it was changed.")), None),
         (lambda: failing(OSError(28, "No space left on device")), "errors"),
         (lambda: failing(RuntimeError("CUDA error: an illegal memory access was encountered")), "errors"),

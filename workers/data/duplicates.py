@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CELLS = 8  # per side; each of the 64 cells is compared with its right neighbour, the last of a row with the first
-NEARLY = 8.0  # mean absolute pixel difference, out of 255, below which two images count as nearly equal
+MAX_MEAN_DIFFERENCE = 8.0  # mean absolute pixel difference, out of 255, below which two images count as nearly equal
 
 
 def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -25,19 +25,19 @@ def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True)
-class Twins:
+class DuplicatePairs:
     """Pairs of duplicate images: (P,) row numbers each. k equal images make k - 1 pairs, each with the first."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
 
-def find_equal(digests: NDArray[np.uint64]) -> Twins:
+def find_equal(digests: NDArray[np.uint64]) -> DuplicatePairs:
     """Pair each row with the first row that has the same digest (N, 2)."""
-    return _with_the_first(np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1))
+    return _pair_with_first(np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1))
 
 
-def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Twins) -> Twins:
+def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: DuplicatePairs) -> DuplicatePairs:
     """Pair rows that look nearly the same: equal perceptual hashes and close pixels.
 
     Args:
@@ -45,20 +45,20 @@ def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Tw
         images: (N, S, S, 3) uint8.
         equal: Pairs of equal images, which are left out.
     """
-    pairs = _with_the_first(np.unique(looks, return_inverse=True)[1].reshape(-1))
+    pairs = _pair_with_first(np.unique(looks, return_inverse=True)[1].reshape(-1))
     known = set(zip(equal.first.tolist(), equal.second.tolist(), strict=True))
     kept = [
         (a, b)
         for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
-        if (a, b) not in known and 0 < np.abs(images[a].astype(np.int16) - images[b]).mean() < NEARLY
+        if (a, b) not in known and 0 < np.abs(images[a].astype(np.int16) - images[b]).mean() < MAX_MEAN_DIFFERENCE
     ]
     first, second = np.array(kept, dtype=np.int64).reshape(-1, 2).T
-    return Twins(first, second)
+    return DuplicatePairs(first, second)
 
 
-def _with_the_first(kinds: NDArray[np.int64]) -> Twins:
+def _pair_with_first(kinds: NDArray[np.int64]) -> DuplicatePairs:
     """Pair each row with the first row of the same kind, leaving out those first rows."""
     first_of = np.full(int(kinds.max(initial=-1)) + 1, len(kinds), dtype=np.int64)
     np.minimum.at(first_of, kinds, np.arange(len(kinds)))
     rows = np.flatnonzero(first_of[kinds] != np.arange(len(kinds)))
-    return Twins(first_of[kinds[rows]], rows)
+    return DuplicatePairs(first_of[kinds[rows]], rows)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
-from workers.data.duplicates import Twins, find_equal, find_similar
+from workers.data.duplicates import DuplicatePairs, find_equal, find_similar
 from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
@@ -107,15 +107,15 @@ def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bo
     for name, rows in parts.items():
         part_of[rows] = name
     equal = find_equal(store.digests)
-    yield from _TwinReport(store, equal, part_of, "equal").sentences()
+    yield from _DuplicateReport(store, equal, part_of, "equal").sentences()
     if similar:
-        yield from _TwinReport(
+        yield from _DuplicateReport(
             store, find_similar(store.perceptual_hashes, store.images, equal), part_of, "nearly equal"
         ).sentences()
 
 
 @dataclass(frozen=True)
-class _TwinReport:
+class _DuplicateReport:
     """Describes the problems with duplicate images.
 
     Attributes:
@@ -126,7 +126,7 @@ class _TwinReport:
     """
 
     store: Store
-    twins: Twins
+    twins: DuplicatePairs
     part_of: NDArray[np.str_]
     how: str
 

@@ -40,7 +40,7 @@ from workers.storage.files import file_lock, sync_folder
 
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # limits on the pixels and rows decoded at once
 MIN_PER_CLASS = 3
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
 PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # a duplicate is kept in the part with the lowest rank
 
 OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected or None if unknown
@@ -77,7 +77,7 @@ def pack_data(
     try:
         return _pack(spec, home, on_progress, check)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRNOS:
             raise
         raise ConclaveError(f"{home}: no room to pack the data ({os.strerror(error.errno)}). Make room and run again.") from None
 

@@ -22,7 +22,7 @@ from workers.storage.files import write_bytes
 NAME = "checks.json"
 PIECE_BYTES = 4 << 20
 READ_IN_FULL_BYTES = 2 << 30  # the largest store that is always read in full
-DRAWN = 0.05  # share of the pieces read in the unchanged files of a larger store
+SAMPLED_FRACTION = 0.05  # share of the pieces read in the unchanged files of a larger store
 
 
 class FileCheck(BaseModel):
@@ -94,7 +94,7 @@ def _holds(path: Path, check: FileCheck, is_large: bool) -> bool:
         return False
     numbers: Sequence[int] = range(len(check.pieces))
     if is_large and _stamp(path) == tuple(check.seen):
-        numbers = sorted(random.sample(numbers, max(1, round(DRAWN * len(numbers)))))
+        numbers = sorted(random.sample(numbers, max(1, round(SAMPLED_FRACTION * len(numbers)))))
     return all(found == check.pieces[number] for number, found in zip(numbers, _read_pieces(path, numbers), strict=True))
 
 

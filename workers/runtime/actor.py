@@ -18,7 +18,7 @@ import ray
 from workers.config.job import Job
 from workers.diagnostics import faults
 from workers.diagnostics.imports import import_all
-from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, NotArrivedError
+from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, IncompleteTransferError
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.heartbeat import Heartbeat, JobProgress
 from workers.runtime.job_result import Failure, JobResult
@@ -72,7 +72,7 @@ class JobLocalizer:
         try:
             return localize_job(job, read), note, True
         except OSError as error:
-            raise NotArrivedError(f"the machine {platform.node()} got no data: {error}") from error
+            raise IncompleteTransferError(f"the machine {platform.node()} got no data: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def end_process(pid: int) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
-def is_there() -> bool:
+def check_alive() -> bool:
     """Return True: only a living machine can answer."""
     return True
 

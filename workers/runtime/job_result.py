@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from workers.errors import ConclaveError, FailureKind
 
-MISTAKES = (
+DETERMINISTIC_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
     *(NameError, SyntaxError, TypeError, ValueError),
 )
-OF_DEVICES = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "NCCL", "HIP", "memory", "onnection", "imeout", "timed out")
+DEVICE_ERROR_WORDS = ("CUDA", "cuDNN", "CUDNN", "CUBLAS", "NCCL", "HIP", "memory", "onnection", "imeout", "timed out")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Failure:
 def _is_deterministic(error: Exception) -> bool:
     """Return whether a retry would fail the same way: the code has a bug, or its shapes do not match."""
     if type(error) is RuntimeError:  # torch raises it for mismatched shapes; device and network errors name their source
-        return not any(name in str(error) for name in OF_DEVICES)
-    return isinstance(error, MISTAKES)
+        return not any(name in str(error) for name in DEVICE_ERROR_WORDS)
+    return isinstance(error, DETERMINISTIC_ERRORS)
 
 
 @dataclass(frozen=True)

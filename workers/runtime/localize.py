@@ -23,7 +23,7 @@ from platformdirs import user_cache_path
 from workers.config.job import Job
 from workers.data.store import Store, content_digest
 from workers.data.store_checks import damaged_file, keep_checks
-from workers.errors import ConclaveError, NotArrivedError
+from workers.errors import ConclaveError, IncompleteTransferError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
@@ -88,7 +88,7 @@ def read_chunk(store: Path, name: str, offset: int) -> bytes:
 
 
 def _stream(store: Path, read: Read, digest: str) -> None:
-    """Copy a store file by file into a temporary folder, and rename that into place if its digest matches."""
+    """Copy a store file by file into a temporary folder, and rename that into directory if its digest matches."""
     for stale in store.parent.glob(f".{digest}-*"):  # left by a killed process: we hold its lock
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
@@ -98,7 +98,7 @@ def _stream(store: Path, read: Read, digest: str) -> None:
                 while chunk := read(name, file.tell()):
                     file.write(chunk)
         if (arrived := content_digest(Store(work))) != digest:
-            raise NotArrivedError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
+            raise IncompleteTransferError(f"the data came over with digest {arrived[:12]}, not {digest[:12]}. Run again.")
         keep_checks(work)
         work.rename(store)
     finally:
@@ -140,8 +140,8 @@ def _last_used(entry: Path) -> float:
 def _folder_bytes(folder: Path) -> int:
     """Return the size of a folder in bytes. A running trainer may remove older checkpoints meanwhile."""
     total = 0
-    for place, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += os.stat(os.path.join(place, name)).st_size
+                total += os.stat(os.path.join(directory, name)).st_size
     return total

@@ -16,7 +16,7 @@ from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import Groups, load_tensors, replace_folder, save_tensors
 from workers.storage.training_folder import UNFINISHED_CHECKPOINT
 
-KEEP = 2
+CHECKPOINTS_TO_KEEP = 2
 
 
 def checkpoint_name(epoch: int, step: int) -> str:
@@ -59,7 +59,7 @@ class Checkpoints:
             shutil.rmtree(new, ignore_errors=True)
             self.note(f"the checkpoint after epoch {record.epoch} could not be written ({error.strerror}): {self.folder}")
             return
-        for old in self.complete()[:-KEEP]:
+        for old in self.complete()[:-CHECKPOINTS_TO_KEEP]:
             shutil.rmtree(old, ignore_errors=True)
 
     def clear(self) -> None:

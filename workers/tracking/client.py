@@ -31,7 +31,7 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from workers.errors import ConclaveError, StoreAwayError, first_line
+from workers.errors import ConclaveError, StoreUnavailableError, first_line
 from workers.tracking.database import ensure_database, path_of
 from workers.tracking.entries import (
     ArtifactEntry,
@@ -57,12 +57,12 @@ OLDEST_FIRST = ["attributes.start_time ASC"]
 EPOCH_KEY = "train/loss"  # logged once per epoch, so its steps are the epochs of a run
 
 
-def _in_words(
+def _translate_errors(
     method: Callable[Concatenate[TrackingClient, Given], Answer],
 ) -> Callable[Concatenate[TrackingClient, Given], Answer]:
     """Convert a method's MLflow errors to our own, with a message for the user.
 
-    Raises StoreAwayError if MLflow's database is locked or its server is down, and ConclaveError if MLflow refuses for good.
+    Raises StoreUnavailableError if the database is locked or the server is down, and ConclaveError if MLflow refuses for good.
     """
 
     @wraps(method)
@@ -70,7 +70,7 @@ def _in_words(
         try:
             return method(self, *given, **named)
         except MlflowException as error:
-            kind = ConclaveError if error.error_code in PERMANENT else StoreAwayError
+            kind = ConclaveError if error.error_code in PERMANENT else StoreUnavailableError
             raise kind(f"tracking {self.uri}: {first_line(error)[:200]}. What is finished is kept: run again.") from error
 
     return call
@@ -109,7 +109,7 @@ class TrackingClient:
             ensure_database(database)
         return mlflow.MlflowClient(self.uri, self.uri)
 
-    @_in_words
+    @_translate_errors
     def experiment(self, name: str, artifacts: Path | None) -> str:
         """Return an experiment's id, creating the experiment if it does not exist.
 
@@ -131,7 +131,7 @@ class TrackingClient:
         location = artifacts.absolute().as_uri() if artifacts else None
         return str(self.client.create_experiment(name, location))
 
-    @_in_words
+    @_translate_errors
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
         """Create a run, nested under `parent` if given, and return its id."""
         all_tags = {**tags, "mlflow.source.name": "conclave", "mlflow.user": os.environ.get("USER", "conclave")}
@@ -139,7 +139,7 @@ class TrackingClient:
             all_tags["mlflow.parentRunId"] = parent
         return str(self.client.create_run(experiment, run_name=name, tags=all_tags).info.run_id)
 
-    @_in_words
+    @_translate_errors
     def has_run(self, run: str | None) -> bool:
         """Return whether a run exists and is not deleted."""
         try:
@@ -149,7 +149,7 @@ class TrackingClient:
                 return False
             raise
 
-    @_in_words
+    @_translate_errors
     def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
         """Log parameters. MLflow cannot change parameters, so existing values stay; a new run has none."""
         known = {} if is_new else self.client.get_run(run).data.params
@@ -160,13 +160,13 @@ class TrackingClient:
     def log_artifact(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file or a folder into a run's artifacts, replacing existing files."""
         if path_of(self.uri) and (folder or path.is_file()):
-            self._remove_anothers(run, f"{folder or ''}/{'' if path.is_dir() else path.name}".strip("/"))
+            self._remove_foreign_artifact(run, f"{folder or ''}/{'' if path.is_dir() else path.name}".strip("/"))
         if path.is_dir():
             self.client.log_artifacts(run, str(path), folder)
         else:
             self.client.log_artifact(run, str(path), folder)
 
-    def _remove_anothers(self, run: str, name: str) -> None:
+    def _remove_foreign_artifact(self, run: str, name: str) -> None:
         """Remove another user's artifact from a shared home: we may replace it, but not modify it."""
         uri = urlsplit(str(self.client.get_run(run).info.artifact_uri))
         target = Path(unquote(uri.path), name)
@@ -262,23 +262,23 @@ class TrackingClient:
         if self.client.list_artifacts(run, folder):
             get_artifact_repository(self.client.get_run(run).info.artifact_uri, self.uri).delete_artifacts(folder)
 
-    @_in_words
+    @_translate_errors
     def experiment_of(self, run: str) -> str:
         """Return the id of a run's experiment."""
         return str(self.client.get_run(run).info.experiment_id)
 
-    @_in_words
+    @_translate_errors
     def status(self, run: str) -> str:
         """Return the MLflow status of a run."""
         return str(self.client.get_run(run).info.status)
 
-    @_in_words
+    @_translate_errors
     def find_training(self, experiment: str, signature: str) -> str | None:
         """Return a run of the experiment that holds the finished training with this signature, or None."""
         runs = self.client.search_runs([experiment], f"tags.signature = '{signature}' and tags.state = 'done'", max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
-    @_in_words
+    @_translate_errors
     def sweeps_of(self, experiment: str, folder: str) -> list[SearchedRun]:
         """Return the sweep runs of a folder, given its identifier; oldest first.
 
@@ -286,7 +286,7 @@ class TrackingClient:
         """
         return self._searched(experiment, f"tags.role = 'sweep' and tags.folder = '{folder}'")
 
-    @_in_words
+    @_translate_errors
     def children(self, experiment: str, sweep: str) -> list[SearchedRun]:
         """Return the runs of a sweep, oldest first, without restarted runs."""
         return self._searched(experiment, f"tags.sweep = '{sweep}' and tags.state != 'restarted'")
@@ -309,12 +309,12 @@ class TrackingClient:
             token = page.token or ""
         return found
 
-    @_in_words
+    @_translate_errors
     def delete_run(self, run: str) -> None:
         """Delete a run. MLflow only marks it as deleted."""
         self.client.delete_run(run)
 
-    @_in_words
+    @_translate_errors
     def runs_with_tag(self, experiment: str, tag: str, value: str) -> dict[str, str]:
         """Return the newest run with this tag for each training signature in an experiment."""
         found = self._searched(experiment, f"tags.{tag} = '{value}' and tags.state != 'restarted'")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from workers.config.job import Job, JobMember
 from workers.diagnostics.callback import Epoch
 from workers.diagnostics.waiting import wait_until
-from workers.errors import CorruptFileError, NotArrivedError, StoreAwayError
+from workers.errors import CorruptFileError, IncompleteTransferError, StoreUnavailableError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import checkpoint_name
@@ -177,13 +177,13 @@ class JobRun:
         """Download teacher trainings that other machines made, waiting for those still being uploaded.
 
         Raises:
-            NotArrivedError: If a teacher's training does not arrive in time.
+            IncompleteTransferError: If a teacher's training does not arrive in time.
         """
         for signature in self.job.teachers:
-            if not wait_until(partial(self._has_teacher, signature), ARRIVAL_SECONDS, 1.0):
-                raise NotArrivedError(TEACHER_MISSING.format(signature))
+            if not wait_until(partial(self._download_teacher, signature), ARRIVAL_SECONDS, 1.0):
+                raise IncompleteTransferError(TEACHER_MISSING.format(signature))
 
-    def _has_teacher(self, signature: str) -> bool:
+    def _download_teacher(self, signature: str) -> bool:
         """Return whether a training is on this machine, downloading it if needed."""
         from workers.tracking.delivery import download_training
 
@@ -192,7 +192,7 @@ class JobRun:
             return True
         try:
             run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
-        except StoreAwayError:
+        except StoreUnavailableError:
             return False
         return download_training(artifact, self.tracking, run)
 

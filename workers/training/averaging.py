@@ -13,7 +13,7 @@ from workers.config.recipe import Ema, Swa
 from workers.config.specs import MemberSpec, TrainSpec
 from workers.models.network import Network
 
-EMA, SECOND = "ema", "average"  # names of the averages in checkpoints
+EMA, SECOND_MEMBER = "ema", "average"  # names of the averages in checkpoints
 
 
 class WeightAverage:
@@ -68,7 +68,7 @@ class WeightAverages:
         if spec.ema:
             self.by_name[EMA] = WeightAverage(network, Ema(decay=spec.ema), spec.epochs)
         if self.rule:
-            self.by_name[SECOND] = WeightAverage(network, self.rule, spec.epochs)
+            self.by_name[SECOND_MEMBER] = WeightAverage(network, self.rule, spec.epochs)
 
     @property
     def settings(self) -> dict[str, JsonValue] | None:
@@ -91,8 +91,8 @@ class WeightAverages:
 
     def second_member(self, images: Iterable[Tensor], device: torch.device) -> Network:
         """Return the second member's network, with batch norm statistics from images (n, 3, H, W)."""
-        self.by_name[SECOND].update_batchnorm_stats(images, device)
-        return self.by_name[SECOND].network
+        self.by_name[SECOND_MEMBER].update_batchnorm_stats(images, device)
+        return self.by_name[SECOND_MEMBER].network
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         """Return each average's tensors, by the average's name."""

@@ -17,7 +17,7 @@ from workers.models.network import Network
 from workers.training.augmentation import to_float
 
 EVAL_BATCH = 512
-PRECISE = 5e-5  # largest difference between two probabilities
+TF32_TOLERANCE = 5e-5  # largest difference between two probabilities
 LARGEST_LOSS = 1e9  # replaces a non-finite loss, which JSON cannot hold
 
 
@@ -74,7 +74,7 @@ def tf32_is_precise(compute: Callable[[], Tensor]) -> bool:
     for allowed in (False, True):
         with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=allowed):
             found.append(compute().softmax(1))
-    return bool((found[0] - found[1]).abs().max() <= PRECISE) if found[0].numel() else True
+    return bool((found[0] - found[1]).abs().max() <= TF32_TOLERANCE) if found[0].numel() else True
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import re
 
 import torch
 
-SIGN = re.compile(r"(CUDA|cuda|Cuda|CUBLAS|cuDNN|CUDNN|HIP).*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)")  # other wordings
+OUT_OF_MEMORY_PATTERN = re.compile(
+    r"(CUDA|cuda|Cuda|CUBLAS|cuDNN|CUDNN|HIP).*(out of memory|ALLOC_FAILED|ALLOCATION_FAILED)"
+)  # other wordings
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
@@ -16,7 +18,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while error is not None and id(error) not in seen:
         if isinstance(error, torch.OutOfMemoryError):
             return True
-        if isinstance(error, RuntimeError) and SIGN.search(str(error)):
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY_PATTERN.search(str(error)):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

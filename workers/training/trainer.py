@@ -24,7 +24,7 @@ from workers.training.saved_state import Position, SavedState
 from workers.training.steps import Stepper
 from workers.training.task import Publish, TrainingResult, TrainingTask
 
-LOOK_EVERY = 16  # steps between two reads of the loss on a GPU: each read synchronizes
+LOSS_READ_INTERVAL = 16  # steps between two reads of the loss on a GPU: each read synchronizes
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ class Trainer:
             loss += step_loss * _nan_where_injected("fit.step")
             correct += step_correct
             self.callback.on_step_end()
-            if device.type == "cpu" or step % LOOK_EVERY == 0:
+            if device.type == "cpu" or step % LOSS_READ_INTERVAL == 0:
                 self._after_step(step + 1, loss, correct, began)
         total, right = self.group.all_reduce(loss, correct)
         if not (math.isfinite(total) and all_finite(list(stepper.network.parameters()))):

@@ -20,8 +20,8 @@ from workers.data.leftovers import is_leftover
 from workers.data.tables import Table, read_table
 from workers.errors import UserInputError
 
-NEEDED: tuple[Column, ...] = ("path", "label")
-COLUMNS: tuple[Column, ...] = (*NEEDED, "split", "group", "fold", "weight")
+REQUIRED_COLUMNS: tuple[Column, ...] = ("path", "label")
+COLUMNS: tuple[Column, ...] = (*REQUIRED_COLUMNS, "split", "group", "fold", "weight")
 MOST_NAMED = 5  # row numbers shown in one message
 
 
@@ -118,7 +118,7 @@ def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root
     names = {column: columns.get(column, column) for column in COLUMNS}
     _check_columns(manifest, table, names, columns)
     values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
-    for column in NEEDED:
+    for column in REQUIRED_COLUMNS:
         _refuse(manifest, f"the {column} is missing", [n for n, text in values[column].items() if not text])
     splits = {n: text.casefold() for n, text in values["split"].items()}
     trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # only these need a fold and a weight
@@ -151,7 +151,7 @@ def _check_columns(manifest: Path, table: Table, names: Mapping[Column, str], co
     """Raise UserInputError if a column is missing, or the table has no rows."""
     there = ", ".join(table.header) or "none"
     for column in COLUMNS:
-        if names[column] not in table.header and (column in NEEDED or column in columns):
+        if names[column] not in table.header and (column in REQUIRED_COLUMNS or column in columns):
             raise UserInputError(
                 f"{manifest}: there is no column {names[column]!r} for the {column}; the columns are {there}. "
                 f"Name the column in the team file: data.columns: {{{column}: NAME}}."
