@@ -1,5 +1,6 @@
 """Data sets: what is packed, how it is split, and every bad one leaving the disk as it was."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from tests.factories import bad_tar, huge_png, not_utf8, picture, snapshot, symlink_loop, too_few, tree, truncated
 from workers.config.specs import DataSpec
@@ -211,18 +213,25 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(
     assert snapshot(tmp_path) == before
 
 
-def cifar(root: Path, payload: object = None) -> Path:
-    folder = root / "cifar-10-batches-py"
+def cifar(root: Path, payload: object = None) -> dict[str, str]:
+    """Write files like torchvision's, and return the MD5 of each."""
+    folder, digests = root / "cifar-10-batches-py", {}
     folder.mkdir(parents=True)
-    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
         data = np.random.default_rng(0).integers(0, 255, (40, 3072), dtype=np.uint8)
-        content = {"data": data, "labels": [i % 10 for i in range(40)]}
+        classes = ["airplane", *(f"class {i}" for i in range(1, 10))]
+        content = {"data": data, "labels": [i % 10 for i in range(40)], "label_names": classes}
         (folder / name).write_bytes(pickle.dumps(payload if payload is not None else content, protocol=2))
-    return root
+        digests[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    return digests
 
 
-def test_torchvisions_cifar_files_are_read(tmp_path: Path) -> None:
-    store = pack_data(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c")), tmp_path / "home")
+def test_torchvisions_cifar_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = cifar(tmp_path / "c")
+    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", digests[f"data_batch_{i}"]] for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", digests["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": digests["batches.meta"]})
+    store = pack_data(DataSpec(dataset="cifar10", root=tmp_path / "c"), tmp_path / "home")
     assert store.images.shape == (240, 32, 32, 3)
     assert store.tested.sum() == 40
     assert store.classes[0] == "airplane"
@@ -234,7 +243,10 @@ class Evil:
 
 
 def test_a_malicious_cifar_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checksum is not CIFAR-10's, so it is never unpickled."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserInputError, match="asks to load"):
-        pack_data(DataSpec(dataset="cifar10", root=cifar(tmp_path / "c", Evil())), tmp_path / "home")
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", Mock(side_effect=OSError))
+    cifar(tmp_path / "c", Evil())
+    with pytest.raises(UserInputError, match="CIFAR-10 is not complete"):
+        pack_data(DataSpec(dataset="cifar10", root=tmp_path / "c"), tmp_path / "home")
     assert not (tmp_path / "pwned").exists()
