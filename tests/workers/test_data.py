@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
