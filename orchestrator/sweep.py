@@ -210,15 +210,15 @@ class _Sweep:
         If the store does not answer, retry for half a minute. Then track in the home, unless the team requires its store.
         """
         try:
-            retry_while(StoreUnavailableError, self._open_at_place, STORE_RETRY_SECONDS)
+            retry_while(StoreUnavailableError, self._open_at_location, STORE_RETRY_SECONDS)
         except StoreUnavailableError:
             if self.plan.team.tracking.required or self.location.uri == self.location.home.tracking_uri:
                 raise
             self.options.say(f"The tracking store doesn't answer. The sweep is tracked in {self.location.home.path} instead.")
             self.location = replace(self.location, uri=self.location.home.tracking_uri)
-            self._open_at_place()
+            self._open_at_location()
 
-    def _open_at_place(self) -> None:
+    def _open_at_location(self) -> None:
         """Open the sweep's runs in the store of `location`. Safe to repeat after a partial attempt."""
         self.runs = SweepRuns.open(self.location, self.plan, self.options.restart)
         for search in self.searches:

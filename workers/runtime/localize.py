@@ -88,7 +88,7 @@ def read_chunk(store: Path, name: str, offset: int) -> bytes:
 
 
 def _stream(store: Path, read: Read, digest: str) -> None:
-    """Copy a store file by file into a temporary folder, and rename that into directory if its digest matches."""
+    """Copy a store file by file into a temporary folder, and rename that into place if its digest matches."""
     for stale in store.parent.glob(f".{digest}-*"):  # left by a killed process: we hold its lock
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{digest}-", dir=store.parent))
