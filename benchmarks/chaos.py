@@ -110,7 +110,8 @@ def campaign(first: int, kills: int, tally: Tally, at_once: int = ROUNDS_AT_ONCE
             while len(running) < at_once and sum(tally.kills.values()) < kills:
                 seeds.append(first + len(seeds))
                 print(f"seed {seeds[-1]}", flush=True)
-                running.add(pool.submit(run_round, seeds[-1], KILLS_A_ROUND, tally))
+                wanted = min(KILLS_A_ROUND, kills - sum(tally.kills.values()))
+                running.add(pool.submit(run_round, seeds[-1], wanted, tally))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for round_ in ended:
                 try:

@@ -33,6 +33,7 @@ def cluster(place: Place) -> Iterator[Autoscaler]:
     made.end()
 
 
+@pytest.mark.nightly
 def test_more_members_than_machines_take_their_turns(tmp_path: Path) -> None:
     """The autoscaler calls a demand beyond its limit infeasible, as it does one that no machine could ever hold."""
     place, cluster = Place(tmp_path / "p", TEAM + "resources: {gpus: 1, cpus: 1}\n"), Autoscaler(1)

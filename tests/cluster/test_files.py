@@ -63,7 +63,7 @@ def test_what_the_schema_misses(path: Path) -> None:
         [start] = [c for c in file[key] if "ray start" in c]
         assert "MLFLOW_TRACKING_USERNAME=admin MLFLOW_TRACKING_PASSWORD=$(cat ~/.ray/tracking_password)" in start
     [server] = [c for c in file["head_start_ray_commands"] if "conclave server" in c]
-    assert {"--background", "--postgres", "--allow"} < set(server.split())
+    assert {"--background", "--home", "--allow"} < set(server.split())
     assert server.startswith("MLFLOW_AUTH_ADMIN_PASSWORD=$(cat "), "in the environment: a command line can be read by all"
     [head] = [c for c in file["head_start_ray_commands"] if "ray start" in c]
     assert "--dashboard-host=127.0.0.1" in head

@@ -66,7 +66,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         hosts.start("head", [*RAY, "start", *shared, *head], env, folder / "head.log")
         made = Lab(hosts, folder, place, env, password)
         _wait(lambda: _code(made, "head", "http://127.0.0.1:8265/api/version") > 0, "the head", folder / "head.log")
-        _wait(lambda: _code(made, "worker", f"{TRACKING}/health") == 401, "the tracking server", folder / "server.log")
+        _wait(lambda: _code(made, "worker", f"{TRACKING}/health") == 200, "the tracking server", folder / "server.log")
         joined = [f"--address=10.77.0.1:{PORT}", "--node-ip-address=10.77.0.2"]
         made.worker = hosts.start(
             "worker", [*RAY, "start", *shared, *joined], env, folder / "worker.log", [place.folder, session]

@@ -56,7 +56,7 @@ def compose() -> dict[str, Any]:
 
 
 def test_every_service_is_watched_and_only_this_machine_can_call(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"tracking", "head", "worker", "gpu-worker", "notebook"}
+    assert set(compose["services"]) == {"database", "tracking", "head", "worker", "gpu-worker", "notebook"}
     for name, service in compose["services"].items():
         assert "healthcheck" in service, name
         assert re.search(r":[\w.${}-]+$", service["image"]) or "build" in service, name

@@ -299,18 +299,6 @@ def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
     assert "other data, seed or split" in fuse("--with", "elsewhere", code=2)
 
 
-def test_what_is_done_is_fused_while_others_train(tmp_path: Path) -> None:
-    """Four members: a line after the second, one after the third unless that of the second is still worked out, and none
-    after the last, when everything is fused anyway."""
-    members = "".join(f"  - {{name: m{i}}}\n" for i in range(4))
-    (tmp_path / "team.yaml").write_text(QUICK[: QUICK.index("  - {name: a}")].replace("folds: 2", "folds: 0") + members)
-    said: list[str] = []
-    pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / "home"), inline_executor, say=said.append))
-    lines = [line for line in said if line.startswith("so far")]
-    assert [line.split(",")[1] for line in lines] in ([" with 2 of 4 members"], [" with 2 of 4 members", " with 3 of 4 members"])
-    assert all("vote" in line and "weighted" in line for line in lines)
-
-
 def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) -> None:
     """In 8-bit integers but for heads and combiner; what is said of it is what comes out of the file."""
     folder, _ = done

@@ -121,7 +121,16 @@ def test_the_fusion_actor_killed_is_tried_again(place: Place, undisturbed: dict[
     same(summary, undisturbed)
 
 
-@pytest.mark.parametrize("point", ["export.half", "export.onnx.opened", "export.onnx.half", "export.onnx.rename", "fusion.fit"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("export.onnx.half", "fusion.fit"),
+        *(
+            pytest.param(point, marks=pytest.mark.nightly)
+            for point in ("export.half", "export.onnx.opened", "export.onnx.rename")
+        ),
+    ],
+)
 def test_killed_in_export_nothing_partial_is_visible_and_nothing_is_trained_again(
     point: str, place: Place, undisturbed: dict[str, Any]
 ) -> None:

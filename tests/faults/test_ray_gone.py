@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -23,9 +24,10 @@ SEARCH = (
 def ended(place: Place, name: str) -> None:
     """End a process of the sweep's Ray by its name."""
     for process in place.watch():
-        if process.name().startswith(name) or f"/{name}" in " ".join(process.cmdline()[:1]):
-            process.kill()
-            return
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that has just ended, and is a zombie
+            if process.name().startswith(name) or f"/{name}" in " ".join(process.cmdline()[:1]):
+                process.kill()
+                return
     raise AssertionError(f"no {name} was seen")
 
 

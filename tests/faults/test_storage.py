@@ -50,7 +50,13 @@ def test_killed_while_a_fit_is_published(point: str, place: Place, whole: dict[s
 
 @pytest.mark.parametrize(
     "point",
-    ["split.half", "checkpoint.half", "artifact.half", "artifact.published", "export.onnx.half", "spool.half", "outbox.half"],
+    [
+        *("split.half", "artifact.published", "spool.half"),
+        *(
+            pytest.param(point, marks=pytest.mark.nightly)
+            for point in ("checkpoint.half", "artifact.half", "export.onnx.half", "outbox.half")
+        ),
+    ],
 )
 def test_what_a_killed_process_left_behind_is_removed_by_the_next(point: str, place: Place) -> None:
     place.sweep("--inline", fault=f"{point}:1:kill", code=-signal.SIGKILL)

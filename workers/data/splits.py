@@ -75,7 +75,7 @@ def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
         for unfinished in path.parent.glob(f".{path.name}.*"):  # left by a killed process: we hold its lock
             unfinished.unlink()
         parts = {name: rows.tolist() for name, rows in asdict(_make_split(store, spec, seed)).items()}
-        write_state(path, SplitRecord(**parts))
+        write_state(path, SplitRecord(**parts), "split")
 
 
 def _split_path(store: Store, spec: DataSpec, seed: int) -> Path:

@@ -73,9 +73,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. Raises ValueError for numbers that JSON cannot hold, such as NaN."""
-    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode())
+def write_json(path: Path, content: Any, point: str = "file") -> None:
+    """Write JSON as `write_bytes` does. Raises ValueError for numbers that JSON cannot hold, such as NaN."""
+    write_bytes(path, json.dumps(content, indent=1, allow_nan=False).encode(), point)
 
 
 def file_sha256(path: Path) -> str:

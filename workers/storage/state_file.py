@@ -31,9 +31,15 @@ def unseal(values: object) -> dict[str, Any] | None:
     return plain if values.get(CHECKSUM) == _checksum(plain) else None
 
 
-def write_state(path: Path, record: BaseModel) -> None:
-    """Write a record, whole or not at all, with its checksum. Raises OSError."""
-    write_json(path, seal(record.model_dump(mode="json")))
+def write_state(path: Path, record: BaseModel, point: str = "file") -> None:
+    """Write a record, whole or not at all, with its checksum. Raises OSError.
+
+    Args:
+        path: The file.
+        record: The record.
+        point: Name of the fault points that tests inject faults at.
+    """
+    write_json(path, seal(record.model_dump(mode="json")), point)
 
 
 def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
