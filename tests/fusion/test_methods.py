@@ -127,6 +127,11 @@ def test_two_rows_are_enough_to_fit_on() -> None:
         assert np.isfinite(fitted.nested).all()
 
 
+def test_greedy_uses_the_best_of_its_selections_and_not_the_last() -> None:
+    """Two thirds and one third are best. Of 3 picks that can be had, of 40 not."""
+    assert greedy(np.array([[0.9, 0.9, 1e-6], [1e-6, 1e-6, 0.9]])) == pytest.approx([2 / 3, 1 / 3], abs=1e-4)
+
+
 def test_greedy_keeps_to_a_member_that_is_in_on_ties() -> None:
     one = table(100)
     same = np.stack([softmax(one.logits[0])[np.arange(100), one.labels]] * 3)
@@ -228,6 +233,19 @@ def test_a_cascade_answers_as_the_vote_with_fewer_members() -> None:
     assert 1 < cascade.count_networks(test).mean() < 2
 
 
+def test_a_cascade_does_not_stop_where_that_only_keeps_the_accuracy() -> None:
+    """All members give the same answer, each with a confidence that says little: the vote has a better NLL alone."""
+    draw, rows = np.random.default_rng(0), 2000
+    labels = draw.integers(0, CLASSES, rows)
+    shared = 2.0 * np.eye(CLASSES)[labels] + draw.normal(size=(rows, CLASSES))
+    logits = shared * np.exp(draw.normal(0, 1.5, (3, rows, 1)))
+    one = Predictions(logits, (), labels)
+    fitted = Cascade().fit(FusionInputs(one, None, np.zeros(0, int), ()))
+    vote = nll(fitted._stages(one)[-1], labels)
+    assert nll(fitted._stages(one)[0], labels) > 1.02 * vote
+    assert nll(fitted.predict_proba(one), labels) <= 1.01 * vote
+
+
 def test_a_cascade_that_is_never_sure_asks_everybody() -> None:
     """Stages by hand: a threshold above one is the vote of all, calibrated; zero is the first member alone."""
     given = inputs(n=500)
@@ -301,6 +319,11 @@ def test_temperature_undoes_a_known_sharpening() -> None:
     one = table(20000)
     base = fit_temperature(one.logits[0], one.labels)
     assert fit_temperature(one.logits[0] * 3, one.labels) == pytest.approx(3 * base, rel=1e-2)
+
+
+def test_a_few_rows_that_are_all_right_do_not_make_a_temperature_of_nearly_zero() -> None:
+    """Without the prior it is 1/20, and the first wrong row costs 40 nats."""
+    assert fit_temperature(np.tile([2.0, 0.0, 0.0], (5, 1)), np.zeros(5, int)) > 0.5
 
 
 def test_temperature_lowers_nll_and_keeps_the_order() -> None:
