@@ -49,8 +49,6 @@ class _Taps(torch.autograd.Function):
     enough. Gradients are summed in autograd's order, so the numbers are the same.
     """
 
-    generate_vmap_rule = True  # for packs
-
     @staticmethod
     def forward(weight: Tensor, side: int, side_after: int, precision: torch.dtype) -> Tensor:
         kernel = weight.permute(0, 2, 3, 1)  # channels last, like all tensors here
