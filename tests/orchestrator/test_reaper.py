@@ -88,7 +88,7 @@ def test_a_driver_that_died_together_with_its_reaper_is_cleaned_up_by_the_next(t
 def place(monkeypatch: pytest.MonkeyPatch) -> Path:
     made = Path("/tmp", f"pf{os.getpid()}")
     made.mkdir()
-    monkeypatch.setattr(private_folder, "PLACES", (str(made),))
+    monkeypatch.setattr(private_folder, "CANDIDATE_PARENTS", (str(made),))
     monkeypatch.setattr(tempfile, "tempdir", f"/nowhere/{'long-' * 20}")
     return made
 

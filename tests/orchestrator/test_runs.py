@@ -234,7 +234,7 @@ def test_a_store_that_went_away_before_the_first_run_is_waited_for(tmp_path: Pat
 
 @pytest.mark.parametrize("required", [True, False])
 def test_a_store_that_stays_away_before_the_first_run(required: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "AWAY_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "STORE_RETRY_SECONDS", 0.0)
     text = TEAM + f"tracking: {{uri: 'http://127.0.0.1:9', required: {str(required).lower()}}}\n"
     one = prepared(planned(text, tmp_path), tmp_path, "http://127.0.0.1:9")
     if required:
