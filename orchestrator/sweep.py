@@ -189,7 +189,6 @@ class _Sweep:
 
     def run(self) -> SweepResult:
         folder, say = self.location.folder, self.options.say
-        DRIVER.info("sweep of %s: %d trainings", self.location.team_file, len(self.plan.jobs))
         before = folder.state()
         for line in describe_changes(before.settings if before else {}, self.plan):
             say(line)
@@ -198,6 +197,8 @@ class _Sweep:
         for job in self.plan.jobs:
             TrainingFolder.of(job).remove_leftovers()
         self._open_runs()
+        counts = len(self.plan.jobs), len(self.plan.todo)
+        DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.location.team_file, *counts)
         result = self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
         unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if result.exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
         result = replace(result, summary=result.summary.model_copy(update={"unsent": unsent}))

@@ -38,7 +38,7 @@ SENTENCES = {  # replace pydantic's messages, by error type
     "bool_type": "expected true or false",
 }
 REMOVED = {
-    "packed": "packed members were removed: trained one by one, they are faster on a CPU and as fast on a GPU. Leave it out",
+    "packed": "packed members were removed, because training them one by one was faster on a CPU. Leave it out",
 }
 MOST_SHOWN = 50  # problems
 Problems = list[tuple[int, str]]  # line in the file, sentence

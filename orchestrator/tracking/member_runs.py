@@ -11,7 +11,7 @@ from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
 from workers.tracking.delivery import download_training
-from workers.tracking.entries import StatusEntry, TagsEntry
+from workers.tracking.entries import StatusEntry, TagsEntry, now_ms
 from workers.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ RESTARTED = {"state": "restarted"}  # a run with this tag never counts as a fini
 FIRST_RUNS = 100  # members whose runs are created before any training starts
 UNFINISHED = ("RUNNING", "SCHEDULED")
 NEVER_ARRIVED = "it was trained on a machine with another disk, and its files never reached the tracking store"
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since 1970."""
-    return round(time.time() * 1000)
 
 
 def later_than(since: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.planning.search import Search, describe_choice
-from orchestrator.tracking.member_runs import MemberRuns, now_ms
+from orchestrator.tracking.member_runs import MemberRuns
+from workers.tracking.entries import now_ms
 
 
 def log_search(runs: MemberRuns, search: Search) -> None:

@@ -9,16 +9,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fusion.results import FusionDetails
 from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
-from orchestrator.tracking.member_runs import UNFINISHED, MemberRuns, later_than, now_ms
+from orchestrator.tracking.member_runs import UNFINISHED, MemberRuns, later_than
 from workers.storage.files import write_json
 from workers.tracking.database import artifacts_beside, path_of
 from workers.tracking.delivery import flush_outbox
+from workers.tracking.entries import now_ms
 from workers.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from workers.tracking.client import TrackingClient
 
 NOTE_CHARACTERS = 8000
 REASON_CHARACTERS = 500
@@ -70,34 +75,25 @@ class SweepRuns(MemberRuns):
         """
         from workers.tracking.client import TrackingClient  # imports MLflow
 
-        team, tracking, state = plan.team, TrackingClient(location.uri), location.folder.state()
-        # A file's URI changes when its home is moved; its runs stay the same.
-        is_same_store = state is not None and (state.tracking_uri == location.uri or path_of(location.uri) is not None)
-        known = state if is_same_store and state and tracking.has_run(state.parent_run_id) else None
-        name = team.tracking.experiment or team.name
-        experiment = known.experiment_id if known else tracking.experiment(name, _artifacts_beside(location.uri))
-        identifier = location.folder.identifier()
-        orphaned = [] if known else tracking.sweeps_of(experiment, identifier)  # drivers that were killed
-        parent = known.parent_run_id if known else orphaned[-1].run if orphaned else None
-        is_old = parent is not None
-        tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
-        parent = parent or tracking.create_run(experiment, team.name, tags)
-        outbox = _outbox(location, team.name)
+        tracking, state = TrackingClient(location.uri), location.folder.state()
+        known = state if state and _is_same_store(state, location.uri) and tracking.has_run(state.parent_run_id) else None
+        experiment, parent = (known.experiment_id, known.parent_run_id) if known else _find_parent(tracking, location, plan)
         saved_ids = known.runs if known else {}
-        there = tracking.runs_with_tag(experiment, "sweep", parent) if is_old else {}
+        stored_ids = tracking.runs_with_tag(experiment, "sweep", parent)
+        outbox = _outbox(location, plan.team.name)
         runs = cls(
             tracking=tracking,
             outbox=outbox,
             plan=plan,
             experiment=experiment,
             parent=parent,
-            ids={**saved_ids, **there},
+            ids={**saved_ids, **stored_ids},
             location=location,
             is_new=not known,
         )
-        runs.log_settings(there.keys() - saved_ids.keys())  # the driver that created them may have died before logging
+        runs.log_settings(stored_ids.keys() - saved_ids.keys())  # the driver that created them may have died before logging
         if not known:
-            settings = {"data": team.data.described(), "train": team.train.model_dump(mode="json")}
+            settings = {"data": plan.team.data.described(), "train": plan.team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
         Outbox.remove_leftovers(location.home.path, runs.ids.values())
         outbox.artifact(parent, location.folder.team)
@@ -228,6 +224,21 @@ class SweepRuns(MemberRuns):
             results=dict(results or {}),
         )
         self.location.folder.keep(state)
+
+
+def _is_same_store(state: SweepState, uri: str) -> bool:
+    """Return whether a state's runs are in the store of `uri`. A file's URI changes if its home is moved; its runs stay."""
+    return state.tracking_uri == uri or path_of(uri) is not None
+
+
+def _find_parent(tracking: TrackingClient, location: SweepLocation, plan: Plan) -> tuple[str, str]:
+    """Return the ids of the experiment and of the sweep's own run: one that a killed driver left, or a new one."""
+    team, identifier = plan.team, location.folder.identifier()
+    experiment = tracking.experiment(team.tracking.experiment or team.name, _artifacts_beside(location.uri))
+    if orphaned := tracking.sweeps_of(experiment, identifier):
+        return experiment, orphaned[-1].run
+    tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
+    return experiment, tracking.create_run(experiment, team.name, tags)
 
 
 def _outbox(location: SweepLocation, name: str) -> Outbox:

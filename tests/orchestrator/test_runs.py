@@ -22,6 +22,7 @@ from workers.errors import ConclaveError, StoreUnavailableError, UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
+from workers.tracking.entries import now_ms
 
 TEAM = "name: t\ndata: {folds: 2}\ntrain: {epochs: 9}\nmembers: [{name: m, count: 3}]\n"
 
@@ -113,7 +114,7 @@ def test_a_run_that_failed_is_finished_once_its_training_is_there(tmp_path: Path
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
     first, second = made.members[:2]
-    one.outbox.status(one.ids[first.signature], "FAILED", runs.now_ms(), {"state": "failed"})
+    one.outbox.status(one.ids[first.signature], "FAILED", now_ms(), {"state": "failed"})
     finished(monkeypatch, first.signature)
     assert one.flush(30) == 0
     assert state_of(one, one.ids[first.signature]) == ("FINISHED", "done")
@@ -188,7 +189,7 @@ def test_a_clock_that_was_set_back_leaves_no_run_with_an_old_status(tmp_path: Pa
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
     first = made.members[0]
-    one.outbox.status(one.ids[first.signature], "FAILED", runs.now_ms() + 10**9, {"state": "failed"})
+    one.outbox.status(one.ids[first.signature], "FAILED", now_ms() + 10**9, {"state": "failed"})
     finished(monkeypatch, first.signature)
     assert one.flush(30) == 0
     assert state_of(one, one.ids[first.signature]) == ("FINISHED", "done")
@@ -253,7 +254,7 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
 ) -> None:
     made = planned(TEAM, tmp_path)
     one, first = opened(made, tmp_path), made.members[0]
-    one.outbox.status(one.ids[first.signature], "FINISHED", runs.now_ms() + 1, {"state": "done"})
+    one.outbox.status(one.ids[first.signature], "FINISHED", now_ms() + 1, {"state": "done"})
     flush_outbox(one.outbox)
     one.import_remote()
     assert not first.artifact.done, "its files are gone, so it is trained again"
@@ -270,7 +271,7 @@ def test_a_store_that_goes_away_before_a_download_lets_nothing_be_trained_again(
 def test_the_sweeps_own_run_says_how_it_ended_though_a_clock_was_set_back(tmp_path: Path) -> None:
     made = planned(TEAM, tmp_path)
     one = opened(made, tmp_path)
-    one.outbox.status(one.parent, "KILLED", runs.now_ms() + 300_000, {"state": "interrupted"})
+    one.outbox.status(one.parent, "KILLED", now_ms() + 300_000, {"state": "interrupted"})
     flush_outbox(one.outbox, one.tracking)
     one.mark_failed()
     assert one.flush(30) == 0

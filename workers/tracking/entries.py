@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970, as entries hold it."""
+    return round(time.time() * 1000)
 
 
 class RefusedEntryError(Exception):

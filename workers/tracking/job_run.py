@@ -26,6 +26,7 @@ from workers.storage.checkpoints import checkpoint_name
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.tensor_folder import verify_folder
 from workers.storage.training_folder import TrainingFolder
+from workers.tracking.entries import now_ms
 from workers.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class MemberRun:
         """Start the run, adding the point missing if a job was killed between its checkpoint and its outbox."""
         for epoch, metrics in enumerate(history):
             self.add_epoch(epoch, metrics)
-        self.outbox.status(self.run, "RUNNING", _now_ms())
+        self.outbox.status(self.run, "RUNNING", now_ms())
 
     def add_epoch(self, epoch: int, metrics: Epoch) -> None:
         """Add the metrics of an epoch, unless it has some: an epoch trained again after a crash keeps its first.
@@ -139,7 +140,7 @@ class MemberRun:
         self.outbox.artifact(self.run, artifact.folder, "fit")
         self.outbox.metrics(self.run, {"train_seconds": record.train_seconds}, 0, record.finished_ms)
         self.outbox.tags(self.run, {"weights_sha256": record.weights_sha256, "device": record.device})
-        self.outbox.status(self.run, "FINISHED", _now_ms(), {"state": "done"})
+        self.outbox.status(self.run, "FINISHED", now_ms(), {"state": "done"})
 
 
 class JobRun:
@@ -275,7 +276,3 @@ class JobRun:
             except CorruptFileError:
                 record = None
         return checkpoint_name(*record.position) if record else ""
-
-
-def _now_ms() -> int:
-    return round(time.time() * 1000)
