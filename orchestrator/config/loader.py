@@ -13,9 +13,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config import yaml_document
+from orchestrator.config import rules, yaml_document
 from orchestrator.config.resolution import NOT_OF_A_RECIPE, Resolution
-from orchestrator.config.rules import RULES, STUDENT_RULES, TRAINING_RULES
 from orchestrator.config.team import Team
 from orchestrator.config.team_file import MOST_MEMBERS, MOST_TRAININGS, TeamFile
 from orchestrator.config.yaml_document import Document, KeyPath, dotted
@@ -113,17 +112,14 @@ def _problems_of_members(document: Document, resolution: Resolution) -> Iterator
 
 def _broken_rules(document: Document, team: Team, resolution: Resolution) -> Iterator[tuple[int, str]]:
     """Yield the line number and message of each broken rule."""
-    for rule in RULES:
-        for text in rule(team):
-            yield document.line(tuple(text.split(" ")[0].rstrip(":").split("."))), text
-    for student_rule in STUDENT_RULES if team.student else ():
-        for text in student_rule(team, team.student):  # type: ignore[arg-type]
-            yield document.line(("student",)), text
+    for text in (*rules.find_data_problems(team), *rules.find_fusion_problems(team), *rules.find_price_problems(team)):
+        yield document.line(tuple(text.split(" ")[0].rstrip(":").split("."))), text
+    for text in rules.find_student_problems(team, team.student) if team.student else ():
+        yield document.line(("student",)), text
     for place in resolution.places():
         for recipe in resolution.trainings(place):
-            for training_rule in TRAINING_RULES:
-                for text in training_rule(team, recipe):
-                    yield document.line(place), f"member {recipe.name}: {text}"
+            for text in rules.find_training_problems(team, recipe):
+                yield document.line(place), f"member {recipe.name}: {text}"
 
 
 def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
