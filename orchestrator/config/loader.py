@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-import types
-import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from orchestrator.config import rules, yaml_document
@@ -18,7 +16,6 @@ from orchestrator.config.resolution import NOT_OF_A_RECIPE, Resolution
 from orchestrator.config.team import Team
 from orchestrator.config.team_file import MOST_MEMBERS, MOST_TRAININGS, TeamFile
 from orchestrator.config.yaml_document import Document, KeyPath, dotted
-from workers.config.extensions import Kinds
 from workers.config.specs import DataSpec, TrainSpec
 from workers.errors import UserInputError
 
@@ -39,6 +36,7 @@ SENTENCES = {  # replace pydantic's messages, by error type
 REMOVED = {
     "packed": "packed members were removed, because training them one by one was faster on a CPU. Leave it out",
 }
+BRANCHES = ("whole", "changes", "ema", "swa", "int", "float", "OwnServer")  # pydantic's names of the branches of unions
 MOST_SHOWN = 50  # problems
 Problems = list[tuple[int, str]]  # line in the file, sentence
 
@@ -127,7 +125,7 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
     where = _in_file(document, details["loc"])
     error_type, value = details["type"], details.get("input")
     if error_type == "extra_forbidden":
-        return document.line(where), f"{dotted(where)}: {_unknown_key(where, str(where[-1]), details['loc'])}"
+        return document.line(where), f"{dotted(where)}: {_unknown_key(where, str(where[-1]))}"
     if error_type == "missing":
         return document.line(where[:-1]), f"{dotted(where)}: required key is missing"
     if error_type == "union_tag_invalid":
@@ -143,7 +141,7 @@ def _problem(document: Document, details: ErrorDetails) -> tuple[int, str]:
     return document.line(where), f"{place}{shown_value}{text}"
 
 
-def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
+def _unknown_key(where: KeyPath, key: str) -> str:
     """Explain why a key is not allowed here, and which keys are."""
     if key in REMOVED:
         return REMOVED[key]
@@ -155,7 +153,7 @@ def _unknown_key(where: KeyPath, key: str, loc: KeyPath) -> str:
         return "not allowed for the student; leave it out"
     if where[:-1] == ("defaults",) and key in NOT_OF_A_RECIPE:
         return "belongs to a member, not to the defaults"
-    known_keys = list(dict.fromkeys(_known_keys(loc[:-1])))
+    known_keys = [known for known in _known_keys(where[:-1]) if known != key]  # another kind may have it
     nearest = difflib.get_close_matches(key, known_keys, 1)
     return "unknown key; " + (f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known_keys)}")
 
@@ -170,41 +168,20 @@ def _in_file(document: Document, loc: KeyPath) -> KeyPath:
     return where
 
 
-BRANCHES = ("whole", "changes", "ema", "swa", "int", "float", "OwnServer")
+def _known_keys(where: KeyPath) -> list[str]:
+    """Return the keys that the mapping at `where` may have, by the JSON Schema."""
+    schema: dict[str, Any] = TeamFile.model_json_schema()
+    nodes = _alternatives(schema, schema["$defs"])
+    for key in where:
+        step = "items" if isinstance(key, int) else "additionalProperties"
+        inner = [node.get("properties", {}).get(key, node.get(step)) for node in nodes]
+        nodes = [branch for node in inner if isinstance(node, dict) for branch in _alternatives(node, schema["$defs"])]
+    return list(dict.fromkeys(name for node in nodes for name in node.get("properties", ())))
 
 
-def _known_keys(loc: KeyPath) -> Iterator[str]:
-    """Yield the keys allowed at `loc`, by walking the models' annotations."""
-    kinds: list[Any] = [TeamFile]
-    for key in loc:
-        kinds = [t for kind in kinds for t in _step(kind, key)]
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from kind.model_fields
-
-
-def _step(kind: Any, key: int | str) -> list[Any]:
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return []
-    if key in kind.model_fields:
-        field = kind.model_fields[str(key)]
-        return _registered(field.metadata) or _models(field.annotation)
-    tag = kind.model_fields.get("kind")
-    if tag is not None:
-        return [kind] if tag.default == key or key in BRANCHES[:2] else []
-    return [kind] if isinstance(key, int) or key in BRANCHES else []
-
-
-def _registered(notes: Iterable[Any]) -> list[Any]:
-    """Return the settings classes of all kinds in a field's registry."""
-    return [model for note in notes if isinstance(note, Kinds) for model in note.classes()]
-
-
-def _models(annotation: Any) -> list[Any]:
-    """Return the model classes in an annotation: X, X | Y, tuple[X, ...], Annotated[X, ...], and registry kinds."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated and (registered := _registered(annotation.__metadata__)):
-        return registered
-    if origin in (typing.Union, types.UnionType, tuple, Annotated):
-        return [m for a in typing.get_args(annotation) if not isinstance(a, str) for m in _models(a)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+def _alternatives(node: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the alternatives of a schema, with their references resolved."""
+    if "$ref" in node:
+        return _alternatives(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    branches = node.get("anyOf") or node.get("oneOf")
+    return [one for branch in branches for one in _alternatives(branch, definitions)] if branches else [node]

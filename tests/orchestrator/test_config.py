@@ -252,7 +252,11 @@ BAD = {
     "an average's decay": (HEAD + "members: [{name: a, average: {kind: ema, decay: 2}}]\n", 2, "less than 1"),
     "a fusion's name": (HEAD + "members: [{name: vote}]\n", 2, "a fusion's name"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "greater than or equal to 1"),
-    "adamw with momentum": (HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n", 2, "unknown key"),
+    "adamw with momentum": (
+        HEAD + "members: [{name: a, optimizer: {kind: adamw, momentum: 0.9}}]\n",
+        2,
+        "unknown key; known keys: kind, lr",
+    ),
     "not a mapping": ("- a\n- b\n", 1, "mapping"),
     "a tag": (HEAD + ONE + "seed: !!python/object/apply:os.system [ls]\n", None, "tag"),
     "not YAML": ("name: [\n", 2, ""),
