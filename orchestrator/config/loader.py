@@ -32,11 +32,12 @@ SENTENCES = {  # replace pydantic's messages, by error type
     "dict_type": "expected a mapping of keys",
     "tuple_type": "expected a list",
     "bool_type": "expected true or false",
+    "union_tag_not_found": "say which kind: add `kind`",
 }
 REMOVED = {
     "packed": "packed members were removed, because training them one by one was faster on a CPU. Leave it out",
 }
-BRANCHES = ("whole", "changes", "ema", "swa", "int", "float", "OwnServer")  # pydantic's names of the branches of unions
+BRANCHES = ("ema", "swa", "int", "float", "OwnServer")  # pydantic's names of the branches of unions
 MOST_SHOWN = 50  # problems
 Problems = list[tuple[int, str]]  # line in the file, sentence
 

@@ -5,12 +5,9 @@ Omitted keys stay unset here; `resolution.py` fills in the defaults.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetJsonSchemaHandler, Tag
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fusion.interface import FUSIONS
 from fusion.results import Metric
@@ -28,29 +25,7 @@ MOST_MEMBERS = 10_000
 MOST_TRAININGS = 100_000  # including fold trainings
 
 
-def _branch(value: Any) -> str:
-    """Return "changes" for a mapping without a kind, which changes settings in `defaults:`, else "whole"."""
-    return "changes" if isinstance(value, Mapping) and "kind" not in value else "whole"
-
-
-class Either:
-    """Pydantic annotation that turns `oneOf` into `anyOf`, because a mapping without a kind may match both branches."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Return the schema with `anyOf` in place of `oneOf`."""
-        made = handler(schema)
-        return {"anyOf": made.pop("oneOf"), "description": self.description} if "oneOf" in made else made
-
-
 OptimizerEntry = Annotated[OptimizerSpec | dict[str, Any], Kinds(OPTIMIZERS, OwnOptimizer, allows_changes=True)]
-AverageEntry = Annotated[  # a mapping without a kind changes the average of `defaults:`
-    Annotated[Average, Tag("whole")] | Annotated[dict[str, float], Tag("changes")],
-    Discriminator(_branch),
-    Either("changes settings of the average in `defaults:`"),
-]
 
 
 class RecipeEntry(Strict):
@@ -79,7 +54,7 @@ class DefaultsEntry(RecipeEntry):
 
     snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training; each ends in a member.")
     cycles: Cycles | None = Field(None, description="Lengths of the snapshot cycles.")
-    average: AverageEntry | None = Field(None, description="A second member, with weights averaged over the training.")
+    average: Average | None = Field(None, description="A second member, with weights averaged over the training.")
     search: SearchSpec | None = Field(None, description="Settings to try in place of the member's.")
 
 

@@ -138,7 +138,10 @@ train: {schedule: cosine, compile: true}
 retries: 2
 defaults: {optimizer: adamw, average: swa, resources: {labels: [{market: spot}, {zone: a}]}}
 members:
-  - {name: a, augment: [flip, {rotate: 15}, "own:Posterize", {"own:Noise": 0.1}], optimizer: {lr: 0.1}, average: {last: 0.5}}
+  - name: a
+    augment: [flip, {rotate: 15}, "own:Posterize", {"own:Noise": 0.1}]
+    optimizer: {lr: 0.1}
+    average: {kind: swa, last: 0.5}
   - {name: b, arch: "own:Net", optimizer: {kind: "own:Lion", lr: 0.1, betas: 3}, resources: {labels: {market: spot}}}
 fusion: [vote, stack]
 student: {soft: 0.5}
@@ -249,6 +252,7 @@ BAD = {
     "a default that is wrong for a student": (HEAD + ONE + "fusion: [student]\ndefaults: {width: 0}\n", 4, "greater than"),
     "an average of snapshots": (HEAD + "members: [{name: a, snapshots: 2, average: swa}]\n", 2, "doesn't go together"),
     "an unknown average": (HEAD + "members: [{name: a, average: mean}]\n", 2, "swa"),
+    "an average of no kind": (HEAD + "members: [{name: a, average: {last: 0.5}}]\n", 2, "average: say which kind: add `kind`"),
     "an average's decay": (HEAD + "members: [{name: a, average: {kind: ema, decay: 2}}]\n", 2, "less than 1"),
     "a fusion's name": (HEAD + "members: [{name: vote}]\n", 2, "a fusion's name"),
     "count 0": (HEAD + "members: [{name: a, count: 0}]\n", 2, "greater than or equal to 1"),
