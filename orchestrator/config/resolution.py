@@ -9,7 +9,7 @@ from typing import Any
 
 from fusion.interface import DEFAULT, asks_for_student
 from orchestrator.config.settings import OwnServer
-from orchestrator.config.team import Team
+from orchestrator.config.team import Team, TeamSettings
 from orchestrator.config.team_file import MemberEntry, TeamFile
 from orchestrator.config.yaml_document import KeyPath
 from workers.config.job import derive_seed
@@ -45,25 +45,18 @@ class Resolution:
         trainings = tuple(recipe for place in self.places() for recipe in self.trainings(place))
         members = sum(len(recipe.members) for recipe in trainings)
         fusion = file.fusion or DEFAULT
-        prices = {name: p.trainer_hour_price if isinstance(p, OwnServer) else p for name, p in file.prices.items()}
-        return Team(
-            name=file.name,
-            seed=file.seed,
-            data=self._data(),
-            train=file.train,
-            trainings=trainings,
-            fusion=fusion,
-            student=self._student() if file.student or asks_for_student(fusion) else None,
-            tracking=file.tracking.model_copy(update={"experiment": file.tracking.experiment or file.name}),
-            metric=file.metric,
-            quorum=min(file.quorum, members),
-            prices=prices,
-            budget=file.budget,
-            retries=file.retries,
-            checkpoint=file.checkpoint,
-            heartbeat=file.heartbeat,
-            environment=file.environment or "auto",
-        )
+        settings = {key: value for key, value in file if key in TeamSettings.model_fields}
+        settings |= {
+            "data": self._data(),
+            "trainings": trainings,
+            "fusion": fusion,
+            "student": self._student() if file.student or asks_for_student(fusion) else None,
+            "tracking": file.tracking.model_copy(update={"experiment": file.tracking.experiment or file.name}),
+            "quorum": min(file.quorum, members),
+            "prices": {name: p.trainer_hour_price if isinstance(p, OwnServer) else p for name, p in file.prices.items()},
+            "environment": file.environment or "auto",
+        }
+        return Team.model_validate(settings)
 
     def _data(self) -> DataSpec:
         """Return the data set with absolute paths and the file version's default for its val part."""

@@ -4,53 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from fusion.interface import FUSIONS
 from fusion.results import Metric
 from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, Retries, TrackingSpec
 from workers.config.specs import DataSpec, MemberRecord, MemberSpec, StudentSpec, TrainSpec
-from workers.config.strict import Strict
+from workers.config.strict import Name, Shorthand, Strict
 from workers.errors import UserInputError
 
 
-class Team(Strict):
+def _errors(value: Any) -> Any:
+    """Let `2` stand for `{errors: 2}`."""
+    return {"errors": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+RetriesEntry = Annotated[Retries, BeforeValidator(_errors), Shorthand({"type": "integer", "minimum": 0})]
+
+
+class TeamSettings(Strict):
+    """The keys that have the same form in a team file and in a resolved team."""
+
+    name: Name = Field(description="The name of the team and of its sweep.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' seeds derive from it by default.")
+    data: DataSpec = Field(DataSpec(), description="The data set and its splits.")
+    train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
+    metric: Metric = Field("nll", description="Metric by which fusions are judged: nll, accuracy or balanced_accuracy.")
+    quorum: int = Field(2, ge=1, description="Minimum number of finished members for a fusion.")
+    budget: Budget = Field(Budget(), description="A limit of hours or of cost.")
+    retries: RetriesEntry = Field(Retries(), description="How often a training is retried, by cause.")
+    checkpoint: Checkpoint = Field(Checkpoint(), description="How often checkpoints are written.")
+    heartbeat: HeartbeatSpec = Field(HeartbeatSpec(), description="When a trainer counts as hung.")
+
+
+class Team(TeamSettings):
     """A whole team, resolved.
 
     Attributes:
-        name: The team's name.
-        seed: Seed of the split.
-        data: The data set and its splits.
-        train: What all trainings share.
         trainings: The recipes; each makes one or more members.
         fusion: The fusions to fit.
         student: The student's recipe, if `fusion` uses a student.
-        tracking: Where the sweep is tracked.
-        metric: Metric by which fusions are judged.
-        quorum: Minimum number of finished members for a fusion; at most the number of members.
         prices: Price per trainer-hour, by kind of machine.
-        budget: A limit of hours or of cost.
-        retries: How often a training is retried, by cause.
-        checkpoint: How often checkpoints are written.
-        heartbeat: When a trainer counts as hung.
         environment: Whether machines with other versions are rejected; "auto" rejects them on a cluster.
     """
 
-    name: str
-    seed: int
-    data: DataSpec
-    train: TrainSpec
     trainings: tuple[MemberSpec, ...]
     fusion: tuple[str, ...]
     student: StudentSpec | None
-    tracking: TrackingSpec
-    metric: Metric
-    quorum: int
     prices: Mapping[str, float]
-    budget: Budget
-    retries: Retries
-    checkpoint: Checkpoint
-    heartbeat: HeartbeatSpec
     environment: Literal["strict", "warn", "auto"]
 
     @cached_property

@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fusion.interface import FUSIONS
-from fusion.results import Metric
-from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, OwnServer, Retries, TrackingSpec
+from orchestrator.config.settings import OwnServer
+from orchestrator.config.team import TeamSettings
 from workers.config.architectures import check_arch, describe_arch
 from workers.config.extensions import OPTIMIZERS, Kinds, OptimizerSpec, OwnOptimizer
 from workers.config.recipe import Augments, Average, Cycles
 from workers.config.resources import Resources
 from workers.config.search_space import SearchSpec
-from workers.config.specs import CROSS_ENTROPY, DataSpec, TrainSpec, check_loss
-from workers.config.strict import FilePath, Name, Shorthand, Strict
+from workers.config.specs import CROSS_ENTROPY, check_loss
+from workers.config.strict import FilePath, Name, Strict
 
 MOST_COPIES = 1000
 MOST_MEMBERS = 10_000
@@ -74,43 +74,24 @@ class StudentEntry(RecipeEntry):
     start: Name | None = Field(None, description="The member whose weights the student starts from.")
 
 
-def _errors(value: Any) -> Any:
-    """Let `2` stand for `{errors: 2}`."""
-    return {"errors": value} if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _at_least_one(value: Any) -> Any:
     if value == ():
         raise ValueError("a team needs at least one member")
     return value
 
 
-RetriesEntry = Annotated[Retries, BeforeValidator(_errors), Shorthand({"type": "integer", "minimum": 0})]
-
-
-class TeamFile(Strict):
+class TeamFile(TeamSettings):
     """A team: its members, their training, and how they are combined."""
 
     version: Literal[1, 2] = Field(1, description="Version of the format. Version 2 fits fusions on the data's val part.")
-    name: Name = Field(description="The name of the team and of its sweep.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the split; members' seeds derive from it by default.")
-    data: DataSpec = Field(DataSpec(), description="The data set and its splits.")
-    train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
     defaults: DefaultsEntry | None = Field(None, description="Keys shared by all members.")
     members: Annotated[tuple[MemberEntry, ...], BeforeValidator(_at_least_one)] = Field(description="The members.")
     fusion: tuple[Annotated[str, FUSIONS], ...] | None = Field(None, min_length=1, description="The fusions to fit.")
     student: StudentEntry | None = Field(None, description="How the student of `fusion: [student]` is trained.")
     resources: Resources | None = Field(None, description="Resources that one training needs.")
-    tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
-    metric: Metric = Field("nll", description="Metric by which fusions are judged: nll, accuracy or balanced_accuracy.")
-    quorum: int = Field(2, ge=1, description="Minimum number of finished members for a fusion.")
     prices: dict[Name, Annotated[float, Field(ge=0)] | OwnServer] = Field(
         {}, description="Price of a trainer for an hour, by machine."
     )
-    budget: Budget = Field(Budget(), description="A limit of hours or of cost.")
-    retries: RetriesEntry = Field(Retries(), description="How often a training is retried, by cause.")
-    checkpoint: Checkpoint = Field(Checkpoint(), description="How often checkpoints are written.")
-    heartbeat: HeartbeatSpec = Field(HeartbeatSpec(), description="When a trainer counts as hung.")
     environment: Literal["strict", "warn"] | None = Field(
         None, description="Whether machines with other versions are rejected; strict on a cluster by default."
     )
