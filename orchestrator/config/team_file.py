@@ -14,11 +14,10 @@ from orchestrator.config.settings import OwnServer
 from orchestrator.config.team import TeamSettings
 from workers.config.architectures import check_arch, describe_arch
 from workers.config.extensions import OPTIMIZERS, Kinds, OptimizerSpec, OwnOptimizer
-from workers.config.recipe import Augments, Average, Cycles
+from workers.config.recipe import Augments
 from workers.config.resources import Resources
-from workers.config.search_space import SearchSpec
-from workers.config.specs import CROSS_ENTROPY, check_loss
-from workers.config.strict import FilePath, Name, Strict
+from workers.config.specs import MemberKeys, NetworkKeys, StudentKeys
+from workers.config.strict import Name
 
 MOST_COPIES = 1000
 MOST_MEMBERS = 10_000
@@ -28,34 +27,20 @@ MOST_TRAININGS = 100_000  # including fold trainings
 OptimizerEntry = Annotated[OptimizerSpec | dict[str, Any], Kinds(OPTIMIZERS, OwnOptimizer, allows_changes=True)]
 
 
-class RecipeEntry(Strict):
+class RecipeEntry(NetworkKeys):
     """The keys of a recipe, all optional."""
 
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="Seed of the training. By default derived from the team's seed and the name."
     )
     arch: Annotated[str, AfterValidator(check_arch)] = Field("resnet18", description=describe_arch())
-    width: int = Field(64, ge=4, le=1024, description="Channels of the first stage of resnet18 and resnet34.")
-    stem: Literal["auto", "imagenet", "cifar"] = Field(
-        "auto", description="First layers of a ResNet; cifar is one 3x3 convolution."
-    )
     optimizer: OptimizerEntry | None = Field(None, description="The optimizer, by name or with its settings.")
     augment: Augments | None = Field(None, description="Augmentations, by name or as NAME: STRENGTH.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label that is spread over all classes.")
-    loss: Annotated[str, AfterValidator(check_loss)] = Field(
-        CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
-    )
-    weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
     resources: Resources | None = Field(None, description="Resources that one training needs.")
 
 
-class DefaultsEntry(RecipeEntry):
+class DefaultsEntry(RecipeEntry, MemberKeys):
     """Keys shared by all members. A member's own keys win."""
-
-    snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training; each ends in a member.")
-    cycles: Cycles | None = Field(None, description="Lengths of the snapshot cycles.")
-    average: Average | None = Field(None, description="A second member, with weights averaged over the training.")
-    search: SearchSpec | None = Field(None, description="Settings to try in place of the member's.")
 
 
 class MemberEntry(DefaultsEntry):
@@ -65,13 +50,8 @@ class MemberEntry(DefaultsEntry):
     count: int | None = Field(None, ge=1, le=MOST_COPIES, description="Number of copies that differ in their seed.")
 
 
-class StudentEntry(RecipeEntry):
+class StudentEntry(RecipeEntry, StudentKeys):
     """`student:`, one network distilled from the members' pooled predictions."""
-
-    epochs: int | None = Field(None, ge=1, le=10**5, description="Number of epochs; the members' by default.")
-    soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' predictions.")
-    temperature: float = Field(1.0, gt=0, le=100, description="Above 1, small probabilities count for more.")
-    start: Name | None = Field(None, description="The member whose weights the student starts from.")
 
 
 def _at_least_one(value: Any) -> Any:

@@ -131,33 +131,51 @@ class TrainedMember(Strict):
     averaged: bool = False
 
 
-class MemberSpec(Strict):
+class NetworkKeys(Strict):
+    """The keys of a network's recipe that have the same form in a team file and in a resolved recipe."""
+
+    width: int = Field(64, ge=4, le=1024, description="Channels of the first stage of resnet18 and resnet34.")
+    stem: Literal["auto", "imagenet", "cifar"] = Field(
+        "auto", description="First layers of a ResNet; cifar is one 3x3 convolution."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of each label that is spread over all classes.")
+    loss: Annotated[str, AfterValidator(check_loss)] = Field(
+        CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
+    )
+    weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
+
+
+class MemberKeys(Strict):
+    """The keys of a member's recipe that a student lacks, in the form that a team file and a resolved recipe share."""
+
+    snapshots: int = Field(1, ge=1, le=100, description="Number of cycles of one training; each ends in a member.")
+    cycles: Cycles | None = Field(None, description="Lengths of the snapshot cycles; equal by default.")
+    average: Average | None = Field(None, description="A second member, with weights averaged over the training.")
+    search: SearchSpec | None = Field(None, description="Settings to try in place of the member's.")
+
+
+class StudentKeys(Strict):
+    """The keys that only a student has, in the form that a team file and a resolved recipe share."""
+
+    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS, description="Number of epochs; the members' by default.")
+    soft: float = Field(1.0, gt=0, le=1, description="Share of the loss that is the distance to the members' predictions.")
+    temperature: float = Field(1.0, gt=0, le=100, description="Above 1, small probabilities count for more.")
+    start: Name | None = Field(None, description="The member whose weights the student starts from.")
+
+
+class MemberSpec(NetworkKeys, MemberKeys):
     """The recipe of one training, with all defaults filled in. It makes the members in `members`, usually one.
 
     Attributes:
-        loss: cross_entropy, or a reference to a function (logits, labels) -> scalar.
-        snapshots: Number of cycles of the training, each of which ends in a member.
-        cycles: Lengths of the cycles; equal if None.
-        average: Weight averaging along the training, which gives a second member at no training cost.
-        search: The search space, if the recipe comes from a search.
         pick: Rank of this recipe in its search, from 1.
     """
 
     name: Name
     seed: int = Field(ge=0, lt=2**63)
     arch: Annotated[str, AfterValidator(check_arch)] = "resnet18"
-    width: int = Field(64, ge=4, le=1024)
-    stem: Literal["auto", "imagenet", "cifar"] = "auto"
     optimizer: Optimizer = Field(default_factory=default_optimizer)
     augment: Augments = (Augment(name="flip", strength=0.5), Augment(name="crop", strength=0.125))
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    loss: Annotated[str, AfterValidator(check_loss)] = CROSS_ENTROPY
-    weights: FilePath | None = Field(None, strict=False)
-    snapshots: int = Field(1, ge=1, le=100)
-    cycles: Cycles | None = None
-    average: Average | None = None
     resources: Resources = Resources()
-    search: SearchSpec | None = None
     pick: int = Field(1, ge=1)
 
     @property
@@ -252,20 +270,8 @@ class MemberRecord(MemberSpec):
         return self.model_dump(mode="json", exclude=excluded)
 
 
-class StudentSpec(MemberSpec):
-    """A student: one network that is distilled from the members' pooled predictions.
-
-    Attributes:
-        epochs: Number of epochs; as many as the members if None.
-        soft: Weight of the distillation loss. The loss on the labels has the rest.
-        temperature: Softmax temperature. Above 1, small probabilities count for more.
-        start: The member whose weights it starts from; fresh weights if None.
-    """
-
-    epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
-    soft: float = Field(1.0, gt=0, le=1)
-    temperature: float = Field(1.0, gt=0, le=100)
-    start: Name | None = None
+class StudentSpec(MemberSpec, StudentKeys):
+    """A student: one network that is distilled from the members' pooled predictions."""
 
     def fingerprint_fields(self, member: TrainedMember | None = None) -> dict[str, object]:
         """Return the fields that change the weights. Epochs are a training setting; `start` counts by signature, not name."""
