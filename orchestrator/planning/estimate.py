@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from orchestrator.planning.plan import Plan
@@ -32,23 +33,17 @@ def estimate_local(plan: Plan, cores: int) -> tuple[float, str]:
     Returns:
         Seconds, and the basis of the estimate.
     """
-    rates = _Rates.from_plan(plan, gpu=False)
-    seconds = {job.key: rates.seconds(job) for job in plan.todo}
+    seconds, basis = _training_seconds(plan, gpu=False)
     work = sum(seconds[job.key] * max(1.0, job.recipe.resources.cpus) for job in plan.todo)
     ends: dict[str, float] = {}
     for job in plan.todo:
-        _record_end(job, seconds[job.key] + _teachers_end(job, ends), ends)
-    return max(work / max(1, cores), max(ends.values(), default=0.0)), rates.basis
+        ends |= dict.fromkeys(job.signatures, seconds[job.key] + _teachers_end(job, ends))
+    return max(work / max(1, cores), max(ends.values(), default=0.0)), basis
 
 
 def _teachers_end(job: Job, ends: Mapping[str, float]) -> float:
     """Return the time at which the last of a job's teachers ends."""
     return max((ends[signature] for signature in job.teachers if signature in ends), default=0.0)
-
-
-def _record_end(job: Job, when: float, ends: dict[str, float]) -> None:
-    """Record the end of a job under the signatures of its members."""
-    ends |= dict.fromkeys(job.signatures, when)
 
 
 @dataclass(frozen=True)
@@ -81,11 +76,7 @@ class MachineType:
 @dataclass
 class _Machine:
     node_type: MachineType
-    slots: list[float] = field(default_factory=list)  # hours until each is free
-
-    @property
-    def hours(self) -> float:
-        return max(self.slots)
+    slots: list[float] = field(default_factory=list)  # hours until each is free; empty until the machine is started
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,8 @@ class Estimate:
 def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     """Estimate a sweep on a cluster. Jobs run in the plan's order, each on the machine that is free first.
 
-    Machine types are filled in the file's order. The team's `prices` are looked up by type name, then by the label `market`.
+    All slots of a machine are billed, from its start to its idle timeout. Its price is the entry of the team's `prices` for the
+    type's name, else for the label `market`.
 
     Args:
         plan: The plan.
@@ -119,44 +111,46 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     """
     node_types, idle = _machine_types(config, plan.team.prices), float(config.get("idle_timeout_minutes") or 5) / 60
     has_gpus = any(node_type.gpus >= 1 for node_type in node_types)
-    rates, limit = (
-        _Rates.from_plan(plan, gpu=has_gpus),
-        int(config.get("max_workers") or sum(node_type.most for node_type in node_types)),
-    )
-    machines: list[_Machine] = []
+    seconds, basis = _training_seconds(plan, gpu=has_gpus)
+    limit = int(config.get("max_workers") or sum(node_type.most for node_type in node_types))
+    machines = [_Machine(node_type) for node_type in node_types for _ in range(min(node_type.most, len(plan.todo)))]
     ends: dict[str, float] = {}
     for job in plan.todo:
-        wanted = job.recipe.resources
-        gpus, cpus = wanted.gpus_where(has_gpus), wanted.cpus
-        usable = [machine for machine in machines if machine.node_type.slots(gpus, cpus, wanted)]
-        next_type = _next_machine_type(node_types, machines, limit, job, has_gpus)
-        if not usable and next_type is None:
-            raise UserInputError(
-                f"{job.label}: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; no type in the file has that."
-            )
-        machine = min(usable, key=lambda machine: min(machine.slots), default=None)
-        if next_type and (machine is None or min(machine.slots) > BOOT_HOURS):
-            machine = _Machine(next_type, [BOOT_HOURS] * next_type.slots(gpus, cpus, wanted))
-            machines.append(machine)
-        assert machine
+        machine = _next_machine(machines, limit, job, has_gpus)
         slot = machine.slots.index(min(machine.slots))
-        machine.slots[slot] = max(machine.slots[slot], _teachers_end(job, ends)) + rates.seconds(job) / 3600
-        _record_end(job, machine.slots[slot], ends)
-    return _sum_machines(machines, node_types, idle, rates.basis)
-
-
-def _sum_machines(machines: list[_Machine], node_types: list[MachineType], idle: float, basis: str) -> Estimate:
-    """Sum up machines, hours and money. All slots of a machine are billed, from its start to its idle timeout."""
-    hours_by_type = {
-        node_type.name: [machine.hours + idle for machine in machines if machine.node_type == node_type]
-        for node_type in node_types
-    }
-    money = sum((machine.hours + idle) * len(machine.slots) * (machine.node_type.price or 0.0) for machine in machines)
-    is_priced = all(machine.node_type.price is not None for machine in machines) and bool(machines)
-    longest = max((machine.hours for machine in machines), default=0.0)
+        machine.slots[slot] = max(machine.slots[slot], _teachers_end(job, ends)) + seconds[job.key] / 3600
+        ends |= dict.fromkeys(job.signatures, machine.slots[slot])
+    used = [(machine.node_type, len(machine.slots), max(machine.slots)) for machine in machines if machine.slots]
+    hours = {node_type.name: [end + idle for other, _, end in used if other == node_type] for node_type in node_types}
+    money = sum((end + idle) * slots * (node_type.price or 0.0) for node_type, slots, end in used)
+    is_priced = bool(used) and all(node_type.price is not None for node_type, *_ in used)
     return Estimate(
-        {name: (len(hours), sum(hours)) for name, hours in hours_by_type.items()}, longest, money if is_priced else None, basis
+        {name: (len(each), sum(each)) for name, each in hours.items()},
+        max((end for *_, end in used), default=0.0),
+        money if is_priced else None,
+        basis,
     )
+
+
+def _next_machine(machines: list[_Machine], limit: int, job: Job, has_gpus: bool) -> _Machine:
+    """Return the machine for a job: the first that is free, rather a started one, then by preference and file order.
+
+    Starts it if necessary. Raises UserInputError if the job fits on none.
+    """
+    wanted = job.recipe.resources
+    gpus, cpus = wanted.gpus_where(has_gpus), wanted.cpus
+    can_start = sum(bool(machine.slots) for machine in machines) < limit
+    usable = [m for m in machines if (m.slots or can_start) and m.node_type.slots(gpus, cpus, wanted)]
+    if not usable:
+        raise UserInputError(
+            f"{job.label}: asks for {gpus:g} GPUs and {cpus:g} CPUs on one machine; no type in the file has that."
+        )
+    machine = min(
+        usable,
+        key=lambda m: (min(m.slots, default=BOOT_HOURS), not m.slots, wanted.preference(m.node_type.labels) or 0),
+    )
+    machine.slots = machine.slots or [BOOT_HOURS] * machine.node_type.slots(gpus, cpus, wanted)
+    return machine
 
 
 def _machine_types(config: Mapping[str, Any], prices: Mapping[str, float]) -> list[MachineType]:
@@ -181,63 +175,39 @@ def _machine_types(config: Mapping[str, Any], prices: Mapping[str, float]) -> li
     return machine_types
 
 
-def _next_machine_type(
-    node_types: list[MachineType], machines: list[_Machine], limit: int, job: Job, has_gpus: bool
-) -> MachineType | None:
-    """Return the type of the next machine to start for a job: the job's most preferred one, by file order in a tie."""
-    if len(machines) >= limit:
-        return None
-    wanted = job.recipe.resources
-    usable = [node_type for node_type in node_types if node_type.slots(wanted.gpus_where(has_gpus), wanted.cpus, wanted)]
-    available = [
-        node_type for node_type in usable if sum(machine.node_type == node_type for machine in machines) < node_type.most
-    ]
-    return min(available, key=lambda node_type: wanted.preference(node_type.labels) or 0, default=None)
+def _training_seconds(plan: Plan, gpu: bool) -> tuple[dict[str, float], str]:
+    """Return the seconds of each remaining job by its key, and the basis of the estimate.
+
+    The seconds per image are measured on finished trainings on this kind of device, else assumed.
+    """
+    measured: dict[Kind, float] = {}
+    for planned in plan.members:
+        if planned.signature in plan.done:
+            record = planned.artifact.manifest()
+            if gpu != record.device.startswith("cpu"):
+                measured[_kind(planned.job)] = median(1 / epoch["train/images_per_second"] for epoch in record.history)
+    speed = GPU_FLOPS if gpu else CORE_FLOPS
+    seconds = {job.key: _images(plan, job) * measured.get(_kind(job), _flops(job, plan.store.size) / speed) for job in plan.todo}
+    return seconds, MEASURED if all(_kind(job) in measured for job in plan.todo) else ROUGH
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """Seconds per image by kind of network: measured on finished trainings on this kind of device, else assumed."""
+def _images(plan: Plan, job: Job) -> float:
+    """Return the number of images that the rest of a training computes."""
+    rows = float((~plan.store.tested).sum()) * (1 - job.data.fuse_fraction)
+    if not plan.store.tested.any():
+        rows *= 1 - job.data.test_fraction
+    end = max(job.last_epoch(member) for member in job.members)
+    made = [job.last_epoch(member) for member in job.members if member.signature in plan.done]
+    first = max((epoch for epoch in made if epoch < end), default=0)
+    teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
+    return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
 
-    plan: Plan
-    measured: Mapping[Kind, float]
-    speed: float
 
-    @classmethod
-    def from_plan(cls, plan: Plan, gpu: bool) -> _Rates:
-        rates_by_kind: dict[Kind, float] = {}
-        for planned in plan.members:
-            if planned.signature in plan.done:
-                record = planned.artifact.manifest()
-                rates = sorted(1 / epoch["train/images_per_second"] for epoch in record.history)
-                if gpu != record.device.startswith("cpu"):
-                    rates_by_kind[_kind(planned.job)] = rates[len(rates) // 2]
-        return cls(plan, rates_by_kind, GPU_FLOPS if gpu else CORE_FLOPS)
-
-    @property
-    def basis(self) -> str:
-        return MEASURED if all(_kind(job) in self.measured for job in self.plan.todo) else ROUGH
-
-    def seconds(self, job: Job) -> float:
-        return self._images(job) * self.measured.get(_kind(job), self._assumed(job))
-
-    def _images(self, job: Job) -> float:
-        store = self.plan.store
-        rows = float((~store.tested).sum()) * (1 - job.data.fuse_fraction)
-        if not store.tested.any():
-            rows *= 1 - job.data.test_fraction
-        end = max(job.last_epoch(member) for member in job.members)
-        made = [job.last_epoch(member) for member in job.members if member.signature in self.plan.done]
-        first = max((epoch for epoch in made if epoch < end), default=0)
-        teaching = len(job.teachers) / 3  # a forward pass is about a third of a step
-        return rows * (end - first) * (1 + teaching if job.fold is None else 1 - 1 / job.data.folds)
-
-    def _assumed(self, job: Job) -> float:
-        """Return assumed seconds per image: forward and backward passes of a ResNet18 of this width and image size."""
-        size = self.plan.store.size
-        is_small_stem = job.recipe.stem == "cifar" or (job.recipe.stem == "auto" and size < 64)
-        flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)
-        return flops * (job.recipe.width / 64) ** 2 / self.speed / job.recipe.resources.processes
+def _flops(job: Job, size: int) -> float:
+    """Return the FLOPs per image and process: forward and backward passes of a ResNet18 of this width and image size."""
+    is_small_stem = job.recipe.stem == "cifar" or (job.recipe.stem == "auto" and size < 64)
+    flops = 3 * 2 * (0.56e9 * (size / 32) ** 2 if is_small_stem else 1.82e9 * (size / 224) ** 2)
+    return flops * (job.recipe.width / 64) ** 2 / job.recipe.resources.processes
 
 
 def _kind(job: Job) -> Kind:
