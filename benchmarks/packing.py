@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import describe, median_seconds, write_result
 from workers.config.specs import DataSpec
 from workers.data import packing as data
-from workers.data.archives import walk
+from workers.data.archives import list_files, read
 from workers.data.images import decode, is_image
 
 ROUNDS, SIDE = 3, 32
@@ -26,7 +27,8 @@ ROUNDS, SIDE = 3, 32
 def main() -> None:
     archive = Path(sys.argv[1])
     spec = DataSpec(dataset="cifar10", root=archive, image_size=SIDE)
-    contents = [content for name, content in walk(archive) if is_image(name)]
+    with ExitStack() as open_files:
+        contents = [read(content) for name, content in list_files(archive, open_files) if is_image(name)]
     times: dict[str, list[float]] = {"decoding": [], "packing": []}
     with tempfile.TemporaryDirectory() as work:
         for turn in range(ROUNDS):

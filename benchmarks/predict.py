@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ from benchmarks.train import SIDE
 from fusion.export.fused_model import Combiner, FusedModel
 from fusion.methods.vote import Vote
 from fusion.serving.predictor import BATCH, Predictor
-from workers.data.archives import walk
+from workers.data.archives import list_files, read
 from workers.data.decoding import Decoding
 from workers.data.images import decode, is_image
 
@@ -45,8 +46,9 @@ def files(archive: Path | None, folder: Path) -> list[Path]:
 
 
 def _of(archive: Path) -> list[bytes]:
-    images = (content for name, content in walk(archive) if is_image(name))
-    return [c if isinstance(c, bytes) else c.read_bytes() for c, _ in zip(images, range(FILES), strict=False)]
+    with ExitStack() as open_files:
+        images = (read(content) for name, content in list_files(archive, open_files) if is_image(name))
+        return [c if isinstance(c, bytes) else c.read_bytes() for c, _ in zip(images, range(FILES), strict=False)]
 
 
 def _made() -> list[bytes]:

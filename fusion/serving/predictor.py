@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from fusion.export.onnx_session import Images, create_session
 from fusion.serving.outputs import Prediction
 from fusion.serving.runtimes import Probabilities, Run, load_runtime, pick_faster
-from workers.data.archives import is_archive, walk
+from workers.data.archives import Content, is_archive, list_files, read
 from workers.data.decoding import Decoding
 from workers.data.images import Pixels, UnreadableImageError, decode, is_image
 from workers.data.leftovers import is_leftover
@@ -30,7 +31,7 @@ class Entry:
 
     file: str
     name: str
-    content: bytes | Path
+    content: Content
 
 
 def refuse(problem: str) -> None:
@@ -94,8 +95,8 @@ class Predictor:
         Raises:
             UserInputError: If a file does not exist, or an image cannot be decoded and `on_unreadable` is the default.
         """
-        entries = chain.from_iterable(_images(path) for path in paths)
-        with Decoding(self._pixels) as decoding:
+        with ExitStack() as open_files, Decoding(self._pixels) as decoding:
+            entries = chain.from_iterable(_images(path, open_files) for path in paths)
             batch = list(islice(entries, BATCH))
             decoded = decoding.begin(batch)
             while batch:
@@ -114,14 +115,14 @@ class Predictor:
 
     def _pixels(self, entry: Entry) -> Pixels | str:
         try:
-            return decode(entry.content, self.size)
+            return decode(read(entry.content), self.size)
         except UnreadableImageError as error:
             return f"{entry.file}: the image {error}"
 
 
-def _images(path: Path) -> Iterator[Entry]:
+def _images(path: Path, open_files: ExitStack) -> Iterator[Entry]:
     if path.is_dir() or (path.is_file() and is_archive(path)):
-        for name, content in walk(path):
+        for name, content in list_files(path, open_files):
             if is_image(name) and not is_leftover(name):
                 yield Entry(str(path / name), name, content)
     elif path.is_file():

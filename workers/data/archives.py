@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from workers.data.leftovers import is_leftover
@@ -24,57 +26,21 @@ MAX_FILES = 20_000_000
 MAX_FILE_BYTES = 1 << 30
 MAX_BYTES = 1 << 42  # of a whole archive
 
-# (name with forward slashes, content): a path if the file is on disk, else its bytes
-Entry = tuple[str, bytes | Path]
-
 
 @dataclass(frozen=True)
-class Extent:
-    """A file in an open archive, as a byte range.
+class ArchivedFile:
+    """A file in an open archive.
 
     Attributes:
         archive: Path of the archive, for messages.
-        handle: File descriptor to read from.
-        offset: Position of the first byte.
-        size: Number of bytes.
+        load: Returns the file's bytes.
     """
 
     archive: Path
-    handle: int
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the bytes."""
-        content = os.pread(self.handle, self.size, self.offset)
-        while len(content) < self.size:  # one call reads 2 GB at most
-            more = os.pread(self.handle, self.size - len(content), self.offset + len(content))
-            if not more:
-                raise OSError("the archive was cut off while it was read")
-            content += more
-        return content
+    load: Callable[[], bytes]
 
 
-@dataclass(frozen=True)
-class ZippedFile:
-    """A file in an open ZIP archive.
-
-    Attributes:
-        archive: Path of the archive, for messages.
-        reader: The open archive.
-        info: The file's entry in it.
-    """
-
-    archive: Path
-    reader: zipfile.ZipFile
-    info: zipfile.ZipInfo
-
-    def read(self) -> bytes:
-        """Return the bytes."""
-        return self.reader.read(self.info)
-
-
-Content = Path | Extent | ZippedFile  # read only when needed
+Content = Path | ArchivedFile  # read only when needed
 
 
 def read(content: bytes | Content) -> bytes | Path:
@@ -83,106 +49,105 @@ def read(content: bytes | Content) -> bytes | Path:
     Raises:
         UserInputError: If the archive is damaged.
     """
-    if isinstance(content, bytes | Path):
+    if not isinstance(content, ArchivedFile):
         return content
-    try:
-        return content.read()
-    except Exception as error:  # a damaged stream raises what its compression raises
-        raise _damaged(content.archive, error) from None
+    with _reading(content.archive):
+        return content.load()
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether a path names an archive that `walk` reads."""
+    """Return whether a path names an archive that `list_files` reads."""
     return path.name.lower().endswith(SUFFIXES)
 
 
-def walk(root: Path) -> Iterator[Entry]:
-    """Yield every regular file below a folder, sorted by name, or in an archive.
-
-    Args:
-        root: The folder or the archive.
-
-    Yields:
-        The name with forward slashes, and the content: a path if the file is on disk, else its bytes.
-
-    Raises:
-        UserInputError: If the archive or folder is damaged, or not safe to read.
-    """
-    if root.is_dir():
-        yield from _folder(root, root, ())
-        return
-    try:
-        yield from _zip(root) if root.name.lower().endswith(".zip") else _tar(root)
-    except UserInputError:
-        raise
-    except Exception as error:  # a damaged stream raises what its compression raises
-        raise _damaged(root, error) from None
-
-
-@contextlib.contextmanager
-def listed(root: Path, scratch: Path | None = None) -> Iterator[list[tuple[str, Content]]]:
-    """List every regular file below a folder or in an archive before reading any, as safely as `walk`.
+def list_files(root: Path, open_files: contextlib.ExitStack, scratch: Path | None = None) -> list[tuple[str, Content]]:
+    """List every regular file below a folder, sorted by name, or in an archive, before reading any.
 
     A compressed tar cannot be listed without reading all of it, so its contents are copied to a temporary file.
 
     Args:
         root: The folder or the archive.
+        open_files: Keeps the archive open. The contents can be read until it is closed.
         scratch: Folder for the temporary file; None for the system's temporary folder.
 
-    Yields:
-        Names with forward slashes, and contents that can be read while the context lasts.
+    Returns:
+        Names with forward slashes, and contents.
 
     Raises:
         UserInputError: If the archive or folder is damaged, or not safe to read.
     """
     if root.is_dir():
-        yield list(_folder(root, root, ()))
-        return
-    with contextlib.ExitStack() as stack:
-        try:
-            files = _list_zip(root, stack) if root.name.lower().endswith(".zip") else _list_tar(root, stack, scratch)
-        except UserInputError:
-            raise
-        except Exception as error:  # a damaged stream raises what its compression raises
-            raise _damaged(root, error) from None
-        yield files
+        return list(walk(root))
+    with _reading(root):
+        return _list_zip(root, open_files) if root.name.lower().endswith(".zip") else _list_tar(root, open_files, scratch)
 
 
-def _damaged(root: Path, error: Exception) -> UserInputError:
-    return UserInputError(f"{root}: not a readable archive ({error}). Create it or download it again.")
+@contextlib.contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except UserInputError:
+        raise
+    except Exception as error:  # a damaged stream raises what its compression raises
+        raise UserInputError(f"{archive}: not a readable archive ({error}). Create it or download it again.") from None
 
 
-def _list_zip(path: Path, stack: contextlib.ExitStack) -> list[tuple[str, Content]]:
-    archive = stack.enter_context(zipfile.ZipFile(path))
-    return [(name, ZippedFile(path, archive, info)) for name, info in _zip_entries(archive, path)]
+def _list_zip(path: Path, open_files: contextlib.ExitStack) -> list[tuple[str, Content]]:
+    archive = open_files.enter_context(zipfile.ZipFile(path))
+    return [(name, ArchivedFile(path, partial(archive.read, info))) for name, info in _zip_entries(archive, path)]
 
 
-def _list_tar(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
+def _list_tar(path: Path, open_files: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
     """List a tar's files in place, or in a temporary copy if the tar is compressed or has sparse files."""
     try:
-        file = stack.enter_context(path.open("rb"))
+        file = open_files.enter_context(path.open("rb"))
         with tarfile.open(fileobj=file, mode="r:") as archive:
             entries = list(_tar_entries(archive, path))
     except tarfile.ReadError:
-        return _spooled(path, stack, scratch)
+        return _list_copied_tar(path, open_files, scratch)
     if any(info.issparse() for _, info in entries):
-        return _spooled(path, stack, scratch)
-    return [(name, Extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
+        return _list_copied_tar(path, open_files, scratch)
+    return [(name, _extent(path, file.fileno(), info.offset_data, info.size)) for name, info in entries]
 
 
-def _spooled(path: Path, stack: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
+def _list_copied_tar(path: Path, open_files: contextlib.ExitStack, scratch: Path | None) -> list[tuple[str, Content]]:
     """Copy the files of a tar to a temporary file, and list them there."""
     files: list[tuple[str, Content]] = []
-    spool, offset = stack.enter_context(tempfile.TemporaryFile(dir=scratch)), 0  # noqa: SIM115  # the stack closes it
-    for name, content in _tar(path):
-        spool.write(content)
-        files.append((name, Extent(path, spool.fileno(), offset, len(content))))
-        offset += len(content)
-    spool.flush()
+    copy = open_files.enter_context(tempfile.TemporaryFile(dir=scratch))  # noqa: SIM115  # the stack closes it
+    with tarfile.open(path, mode="r|*") as archive:
+        for name, info in _tar_entries(archive, path):
+            content = archive.extractfile(info)
+            assert content is not None
+            files.append((name, _extent(path, copy.fileno(), copy.tell(), info.size)))
+            shutil.copyfileobj(content, copy)
+    copy.flush()
     return files
 
 
-def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+def _extent(archive: Path, handle: int, offset: int, size: int) -> ArchivedFile:
+    """Return a file that is a byte range of an open file."""
+
+    def load() -> bytes:
+        content = os.pread(handle, size, offset)  # reads up to 2 GB, and MAX_FILE_BYTES is less
+        if len(content) < size:
+            raise OSError("the archive was cut off while it was read")
+        return content
+
+    return ArchivedFile(archive, load)
+
+
+def walk(root: Path, folder: Path | None = None, above: tuple[Path, ...] = ()) -> Iterator[tuple[str, Path]]:
+    """Yield the name and the path of every regular file below a folder, sorted by name.
+
+    Args:
+        root: The folder that names are relative to.
+        folder: The folder to walk; by default `root`.
+        above: The folders above it, for telling loops of symlinks.
+
+    Raises:
+        UserInputError: If a folder cannot be read, or not safely.
+    """
+    folder = folder or root
     try:
         real = folder.resolve(strict=True)
         if real in above:
@@ -193,24 +158,11 @@ def _folder(root: Path, folder: Path, above: tuple[Path, ...]) -> Iterator[tuple
     for entry in entries:
         path = folder / entry.name
         if entry.is_dir():
-            yield from _folder(root, path, (*above, real))
+            yield from walk(root, path, (*above, real))
         elif entry.is_file():
             yield _printable(path.relative_to(root).as_posix(), root), path
         elif entry.is_symlink() and not is_leftover(entry.name):
             raise UserInputError(f"{path}: a broken or circular symlink. Remove it.")
-
-
-def _tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path, mode="r|*") as archive:
-        for name, info in _tar_entries(archive, path):
-            content = archive.extractfile(info)
-            assert content is not None
-            yield name, content.read()
-
-
-def _zip(path: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        yield from ((name, archive.read(info)) for name, info in _zip_entries(archive, path))
 
 
 def _tar_entries(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from workers.data.archives import listed
+from workers.data.archives import list_files, walk
 from workers.data.images import is_image
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import SkippedFiles, is_leftover
@@ -270,7 +270,7 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
         UserInputError: If the layout of the folders is unknown or ambiguous.
     """
     root = layout.root()
-    content = dict(files := layout.open_files.enter_context(listed(root, layout.scratch)))
+    content = dict(files := list_files(root, layout.open_files, layout.scratch))
     found = arrange([name for name, _ in files], root)
     layout.skipped = found.skipped
     for part, count in found.unlabelled.items():
@@ -301,5 +301,4 @@ def count_images(root: Path) -> int | None:
     """Return the number of images in a folder, or None for an archive, which would have to be read in full."""
     if not root.is_dir():
         return None
-    with listed(root) as files:
-        return sum(is_image(name) and not is_leftover(name) for name, _ in files)
+    return sum(is_image(name) and not is_leftover(name) for name, _ in walk(root))

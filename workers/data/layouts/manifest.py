@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import Column
-from workers.data.archives import listed
+from workers.data.archives import list_files
 from workers.data.class_folders import PARTS
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import is_leftover
@@ -84,7 +84,7 @@ class Manifest(Layout):
     def items(self) -> Iterator[Item]:
         """Yield the images in the order of the table; *val* stands in for a missing *test*."""
         rows = check_rows(self.manifest, self._table, self.spec.columns, self.root())
-        files = self.open_files.enter_context(listed(self.root(), self.scratch))
+        files = list_files(self.root(), self.open_files, self.scratch)
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
         _refuse_missing(self.manifest, rows, by_name, self.root())
         named = {row.path for row in rows}
