@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from workers.data.archives import list_files, walk
+from workers.data.archives import list_files
 from workers.data.images import is_image
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import SkippedFiles, is_leftover
@@ -284,9 +284,10 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
     if "val" in labelled:
         becomes["val"] = layout.place_validation("test" in labelled, labelled["val"])
     layout.origins = {becomes[part]: f"the folder {folder}" for part, folder in labelled.items() if becomes[part]}
-    for file in sorted(found.files, key=lambda file: file.part == "val"):  # val/ comes last, as in earlier versions
-        if not file.part or becomes[file.part]:
-            yield Item(file.id, file.label, becomes[file.part], content[file.name])
+    kept = [file for file in found.files if not file.part or becomes[file.part]]
+    layout.expected = len(kept)
+    for file in sorted(kept, key=lambda file: file.part == "val"):  # val/ comes last, as in earlier versions
+        yield Item(file.id, file.label, becomes[file.part], content[file.name])
 
 
 def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
@@ -295,10 +296,3 @@ def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
         for folder in sorted(path for path in (root / place).iterdir() if path.is_dir() and not is_leftover(path.name)):
             if not any(path.is_file() for path in folder.rglob("*")):
                 yield f"{folder.relative_to(root)} is empty, and therefore no class"
-
-
-def count_images(root: Path) -> int | None:
-    """Return the number of images in a folder, or None for an archive, which would have to be read in full."""
-    if not root.is_dir():
-        return None
-    return sum(is_image(name) and not is_leftover(name) for name, _ in walk(root))

@@ -53,6 +53,7 @@ class Layout(ABC):
     Attributes:
         open_files: Files that must stay open until the items are decoded. The caller of `items` closes them.
         scratch: Folder for temporary files; None for the system's temporary folder.
+        expected: Number of rows, or None until it is known; set by `items`.
         skipped: Skipped files, complete once `items` is exhausted.
         notes: Sentences on how the data set was read, complete once `items` is exhausted.
         origins: Origin of the rows of each part, complete once `items` is exhausted.
@@ -69,6 +70,7 @@ class Layout(ABC):
         self.spec = spec
         self.open_files = contextlib.ExitStack()
         self.scratch: Path | None = None
+        self.expected: int | None = None
         self.skipped = SkippedFiles()
         self.notes: list[str] = []
         self.origins: dict[str, str] = {}
@@ -76,10 +78,6 @@ class Layout(ABC):
     @abstractmethod
     def items(self) -> Iterator[Item]:
         """Yield every row. Raises UserInputError if the source cannot be read in this layout."""
-
-    def expected(self) -> int | None:
-        """Return the expected number of rows, or None if that takes reading a whole archive."""
-        return None
 
     def root(self) -> Path:
         """Return the folder or the archive of the images. Raises UserInputError if it does not exist."""

@@ -275,7 +275,7 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress: OnProgress) -> None:
     """Decode all images in chunks, and append them to the file."""
-    expected, count = source.expected(), _rows_at_once(source.spec.size)
+    count = _rows_at_once(source.spec.size)
     with source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
         items = source.items()
         chunk = list(islice(items, count))
@@ -296,7 +296,7 @@ def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress:
                 file.append(pixels)
                 rows.digests += [blake2b(image, digest_size=16).digest() for image in pixels]
                 rows.looks.append(perceptual_hashes(pixels))
-            on_progress(len(rows.items), expected)
+            on_progress(len(rows.items), source.expected)
             chunk = following
 
 

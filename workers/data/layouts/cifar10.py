@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workers.config.extensions import LAYOUTS
 from workers.data.archives import is_archive
-from workers.data.class_folders import count_images, items_of_classes
+from workers.data.class_folders import items_of_classes
 from workers.data.layout import Item, Layout
 from workers.errors import UserInputError
 
@@ -25,11 +25,6 @@ class Cifar10(Layout):
 
     default_size, needs_root = 32, False
 
-    def expected(self) -> int | None:
-        """Return the number of images."""
-        root = self.root()
-        return count_images(root) if (root / "train").is_dir() else 60_000
-
     def missing(self, root: Path) -> Path:
         """Return the folder to download to."""
         return super().missing(root) if is_archive(root) else root
@@ -40,6 +35,7 @@ class Cifar10(Layout):
         if (root / "train").is_dir() or (root.is_file() and root.name != ARCHIVE):
             yield from items_of_classes(self)
             return
+        self.expected = 60_000
         for part in ("train", "test"):
             data = _load(root.parent if root.is_file() else root, part == "train")
             for row, (image, label) in enumerate(zip(data.data, data.targets, strict=True)):

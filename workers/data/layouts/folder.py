@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from workers.config.extensions import LAYOUTS
-from workers.data.class_folders import count_images, items_of_classes
+from workers.data.class_folders import items_of_classes
 from workers.data.layout import Item, Layout
 
 
 @LAYOUTS.register
 class Folder(Layout):
     """A folder or an archive of CLASS/IMAGE files, or of train/CLASS/IMAGE files with optional val/ and test/."""
-
-    def expected(self) -> int | None:
-        """Return the number of images in a folder."""
-        return count_images(self.root())
 
     def items(self) -> Iterator[Item]:
         """Yield every image."""

@@ -8,7 +8,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from workers.config.extensions import LAYOUTS
@@ -67,14 +66,6 @@ class Manifest(Layout):
             raise UserInputError(f"data.manifest: {self.spec.manifest} is not there.")
         return self.spec.manifest
 
-    @cached_property
-    def _table(self) -> Table:
-        return read_table(self.manifest)
-
-    def expected(self) -> int | None:
-        """Return the number of rows."""
-        return len(self._table.rows)
-
     def fingerprint(self) -> list[object]:
         """Return values that identify the source: those of the images, then those of the table."""
         stat = self.manifest.stat()
@@ -83,7 +74,7 @@ class Manifest(Layout):
 
     def items(self) -> Iterator[Item]:
         """Yield the images in the order of the table; *val* stands in for a missing *test*."""
-        rows = check_rows(self.manifest, self._table, self.spec.columns, self.root())
+        rows = check_rows(self.manifest, read_table(self.manifest), self.spec.columns, self.root())
         files = list_files(self.root(), self.open_files, self.scratch)
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
         _refuse_missing(self.manifest, rows, by_name, self.root())
@@ -98,9 +89,10 @@ class Manifest(Layout):
         if counts["val"]:
             becomes["val"] = self.place_validation(counts["test"] > 0, f"the split val ({counts['val']:,} rows)")
         self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
-        for row in rows:
-            if not row.part or becomes[row.part]:
-                yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold, row.weight)
+        kept = [row for row in rows if not row.part or becomes[row.part]]
+        self.expected = len(kept)
+        for row in kept:
+            yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold, row.weight)
 
 
 def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
