@@ -80,6 +80,6 @@ def test_a_hash_is_equal_for_what_looks_the_same_and_pairs_are_found() -> None:
     looks = perceptual_hashes(images)
     assert len(set(looks.tolist())) == 38
     equal = find_equal(np.stack([looks, images.reshape(40, -1).sum(1).astype(np.uint64)], axis=1))
-    assert list(zip(equal.first.tolist(), equal.second.tolist(), strict=True)) == [(3, 30)]
+    assert equal.tolist() == [[3, 30]]
     similar = find_similar(looks, images, equal)
-    assert list(zip(similar.first.tolist(), similar.second.tolist(), strict=True)) == [(4, 31)]
+    assert similar.tolist() == [[4, 31]]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 CELLS = 8  # per side; each of the 64 cells is compared with its right neighbour, the last of a row with the first
 MAX_MEAN_DIFFERENCE = 8.0  # mean absolute pixel difference, out of 255, below which two images count as nearly equal
+
+Pairs = NDArray[np.int64]  # (P, 2) row numbers. k equal images make k - 1 pairs, each with the first
 
 
 def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -24,20 +24,15 @@ def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits.reshape(len(images), CELLS**2), axis=1).view(np.uint64).reshape(-1)
 
 
-@dataclass(frozen=True)
-class DuplicatePairs:
-    """Pairs of duplicate images: (P,) row numbers each. k equal images make k - 1 pairs, each with the first."""
-
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-
-
-def find_equal(digests: NDArray[np.uint64]) -> DuplicatePairs:
-    """Pair each row with the first row that has the same digest (N, 2)."""
-    return _pair_with_first(np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1))
+def find_equal(digests: NDArray[np.uint64]) -> Pairs:
+    """Pair each row with the first row that has the same digest (N, numbers per digest)."""
+    _, first, kind = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    first_of_row, rows = first[kind.reshape(-1)], np.arange(len(digests))
+    pairs: Pairs = np.stack([first_of_row, rows], axis=1)[first_of_row != rows]
+    return pairs
 
 
-def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: DuplicatePairs) -> DuplicatePairs:
+def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Pairs) -> Pairs:
     """Pair rows that look nearly the same: equal perceptual hashes and close pixels.
 
     Args:
@@ -45,20 +40,10 @@ def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Du
         images: (N, S, S, 3) uint8.
         equal: Pairs of equal images, which are left out.
     """
-    pairs = _pair_with_first(np.unique(looks, return_inverse=True)[1].reshape(-1))
-    known = set(zip(equal.first.tolist(), equal.second.tolist(), strict=True))
+    known = set(map(tuple, equal.tolist()))
     kept = [
         (a, b)
-        for a, b in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+        for a, b in find_equal(looks[:, None]).tolist()
         if (a, b) not in known and 0 < np.abs(images[a].astype(np.int16) - images[b]).mean() < MAX_MEAN_DIFFERENCE
     ]
-    first, second = np.array(kept, dtype=np.int64).reshape(-1, 2).T
-    return DuplicatePairs(first, second)
-
-
-def _pair_with_first(kinds: NDArray[np.int64]) -> DuplicatePairs:
-    """Pair each row with the first row of the same kind, leaving out those first rows."""
-    first_of = np.full(int(kinds.max(initial=-1)) + 1, len(kinds), dtype=np.int64)
-    np.minimum.at(first_of, kinds, np.arange(len(kinds)))
-    rows = np.flatnonzero(first_of[kinds] != np.arange(len(kinds)))
-    return DuplicatePairs(first_of[kinds[rows]], rows)
+    return np.array(kept, dtype=np.int64).reshape(-1, 2)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
-from workers.data.duplicates import DuplicatePairs, find_equal, find_similar
+from workers.data.duplicates import Pairs, find_equal, find_similar
 from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
@@ -31,7 +30,7 @@ def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
         spec: The data set.
         split: Its split.
     """
-    parts = {part.name: getattr(split, part.name) for part in fields(Split) if part.name in PARTS}
+    parts: dict[str, Rows] = {part: getattr(split, part) for part in PARTS}
     labels = np.asarray(store.labels)
     counts = {part: np.bincount(labels[rows], minlength=len(store.classes)) for part, rows in parts.items()}
     classes = {name: {part: int(counts[part][i]) for part in PARTS} for i, name in enumerate(store.classes)}
@@ -42,7 +41,7 @@ def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
         image_sizes=store.record.image_sizes,
         size=store.size,
         notes=store.notes(),
-        warnings=[*_warnings_of_duplicates(store, parts), *_warnings_of_counts(classes, spec)],
+        warnings=[*_warnings_of_duplicates(store, split), *_warnings_of_counts(classes, spec)],
     )
 
 
@@ -67,7 +66,9 @@ def pack_and_check(
     """
 
     def check(packed: Store) -> None:
-        refuse_duplicates(packed, spec, get_split(packed, spec, seed))
+        split = get_split(packed, spec, seed)
+        for warning in _warnings_of_duplicates(packed, split, similar=False) if spec.duplicates == "error" else ():
+            raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
 
     return pack_data(spec, home, on_progress, check, say)
 
@@ -78,14 +79,6 @@ def inspect_data(
     """Pack a data set as `pack_and_check` does, and summarize it."""
     store = pack_and_check(spec, seed, home, on_progress)
     return store, summarize_data(store, spec, get_split(store, spec, seed))
-
-
-def refuse_duplicates(store: Store, spec: DataSpec, split: Split) -> None:
-    """Raise UserInputError if data.duplicates is "error" and equal images are in different parts or classes."""
-    if spec.duplicates != "error":
-        return
-    for warning in _warnings_of_duplicates(store, {"fit": split.fit, "fuse": split.fuse, "test": split.test}, similar=False):
-        raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
 
 
 def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
@@ -101,61 +94,45 @@ def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
     return {"fit": fit, **origins}
 
 
-def _warnings_of_duplicates(store: Store, parts: Mapping[str, Rows], similar: bool = True) -> Iterator[str]:
+def _warnings_of_duplicates(store: Store, split: Split, similar: bool = True) -> Iterator[str]:
     """Yield a sentence for each problem with duplicate images."""
     part_of = np.full(len(store.labels), "", dtype="<U4")
-    for name, rows in parts.items():
-        part_of[rows] = name
+    for part in PARTS:
+        part_of[getattr(split, part)] = part
     equal = find_equal(store.digests)
-    yield from _DuplicateReport(store, equal, part_of, "equal").sentences()
+    yield from _warnings_of_parts(store, equal, part_of, "equal")
+    differing = equal[np.ptp(np.asarray(store.labels)[equal], axis=1) > 0]
+    if len(differing):
+        count = len(np.unique(differing))
+        yield f"{count:,} images are equal but have different labels: {_examples(store, differing)}"
     if similar:
-        yield from _DuplicateReport(
-            store, find_similar(store.perceptual_hashes, store.images, equal), part_of, "nearly equal"
-        ).sentences()
+        nearly = find_similar(store.perceptual_hashes, store.images, equal)
+        yield from _warnings_of_parts(store, nearly, part_of, "nearly equal")
 
 
-@dataclass(frozen=True)
-class _DuplicateReport:
-    """Describes the problems with duplicate images.
+def _warnings_of_parts(store: Store, pairs: Pairs, part_of: NDArray[np.str_], how: str) -> Iterator[str]:
+    """Yield a sentence for *test* and for *fuse*, if some of its images are equal to images of another part.
 
-    Attributes:
+    Args:
         store: The packed data.
-        twins: The pairs.
+        pairs: The duplicates.
         part_of: (N,) name of each row's part.
         how: "equal" or "nearly equal".
     """
+    parts = part_of[pairs]
+    for held in ("test", "fuse"):
+        crossing = pairs[(parts[:, 0] != parts[:, 1]) & (parts == held).any(axis=1)]
+        count, total = int((part_of[np.unique(crossing)] == held).sum()), int((part_of == held).sum())
+        if count:
+            yield (
+                f"{count:,} of {total:,} {held} images {'is' if count == 1 else 'are'} {how} to an image of another part, so "
+                f"scores on them are too high: {_examples(store, crossing)}"
+            )
 
-    store: Store
-    twins: DuplicatePairs
-    part_of: NDArray[np.str_]
-    how: str
 
-    def sentences(self) -> Iterator[str]:
-        """Yield a sentence for each problem."""
-        first, second = self.twins.first, self.twins.second
-        for held in ("test", "fuse"):
-            parts = self.part_of[first], self.part_of[second]
-            crossing = (parts[0] != parts[1]) & ((parts[0] == held) | (parts[1] == held))
-            rows = self._rows(crossing)
-            count, total = int((self.part_of[rows] == held).sum()), int((self.part_of == held).sum())
-            if count:
-                yield (
-                    f"{count:,} of {total:,} {held} images {_are(count)} {self.how} to an image of another part, so scores on "
-                    f"them are too high: {self._examples(crossing)}"
-                )
-        labels = np.asarray(self.store.labels)
-        differing = labels[first] != labels[second]
-        if self.how == "equal" and differing.any():
-            count = len(self._rows(differing))
-            yield f"{count:,} images are equal but have different labels: {self._examples(differing)}"
-
-    def _rows(self, chosen: NDArray[np.bool_]) -> Rows:
-        return np.unique(np.concatenate([self.twins.first[chosen], self.twins.second[chosen]]))
-
-    def _examples(self, chosen: NDArray[np.bool_]) -> str:
-        pairs = list(zip(self.twins.first[chosen].tolist(), self.twins.second[chosen].tolist(), strict=True))
-        shown = ", ".join(f"{self.store.ids[a]} and {self.store.ids[b]}" for a, b in pairs[:MOST_SHOWN])
-        return shown + (f" and {len(pairs) - MOST_SHOWN:,} more" if len(pairs) > MOST_SHOWN else "")
+def _examples(store: Store, pairs: Pairs) -> str:
+    shown = ", ".join(f"{store.ids[a]} and {store.ids[b]}" for a, b in pairs[:MOST_SHOWN].tolist())
+    return shown + (f" and {len(pairs) - MOST_SHOWN:,} more" if len(pairs) > MOST_SHOWN else "")
 
 
 def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec) -> Iterator[str]:
@@ -171,10 +148,6 @@ def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec
         yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some folds hold no image of the class"
     if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
         yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: the accuracy of these classes means little"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def _listed(texts: list[str]) -> str:
