@@ -37,7 +37,7 @@ from benchmarks.mutations import Broken, check, validate_mutated
 from tests.faults.mlflow_server import Server
 from tests.faults.place import Place, begun, left, points, weights
 from workers.diagnostics.waiting import wait_until
-from workers.storage.manifest import read_manifest
+from workers.storage.manifest import Manifest, read_manifest
 from workers.storage.tensor_folder import load_tensors
 from workers.tracking.client import TrackingClient
 
@@ -291,7 +291,7 @@ def _is_called(process: psutil.Process, name: str) -> bool:
 def whole(home: Path) -> None:
     """Read everything that is there. Raises where a file is half-written."""
     for manifest in home.rglob("manifest.json"):
-        for name in read_manifest(manifest.parent).files:
+        for name in read_manifest(manifest.parent, Manifest).files:
             load_tensors(manifest.parent, name)
     for path in home.rglob("*.json"):
         json.loads(path.read_text())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tests.factories import bad_tar, huge_png, not_utf8, picture, symlink_loop, too_few, tree, truncated
 from tests.faults.place import TEAM, Place, rewrite
 from workers.storage.artifacts import MemberArtifact
-from workers.storage.manifest import read_manifest
+from workers.storage.manifest import Manifest, read_manifest
 
 FOLDER = TEAM.replace("dataset: digits", "dataset: folder, root: images, image_size: 8, fuse_fraction: 0.2")
 
@@ -74,7 +74,7 @@ def test_members_that_count_the_classes_in_another_order_are_fused_by_name(place
 
 def _turn_classes_round(fit: Path) -> None:
     """The same member, had it been trained with its classes the other way round."""
-    files, classes = dict(read_manifest(fit).files), MemberArtifact(fit.parent).manifest().classes
+    files, classes = dict(read_manifest(fit, Manifest).files), MemberArtifact(fit.parent).manifest().classes
     for file in ("weights.safetensors", "outputs.safetensors"):
         tensors = load_file(fit / file)
         for name in tensors:

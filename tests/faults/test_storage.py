@@ -23,7 +23,7 @@ from tests.factories import snapshot
 from tests.faults.place import SMALL, TEAM, Place, begun, equal, points, rewrite, same, weights
 from workers.errors import ConclaveError, CorruptFileError
 from workers.storage.artifacts import MemberArtifact
-from workers.storage.manifest import read_manifest
+from workers.storage.manifest import Manifest, read_manifest
 from workers.training import trainer
 
 THREE = TEAM + "  - {name: c, seed: 9}\n"
@@ -275,7 +275,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(place: Place, monkeypatch: 
     fit = place.fits()["a"] / "fit"
     for name in ("weights", "outputs"):
         (fit / f"{name}.safetensors").write_bytes(evil)
-        files = {**read_manifest(fit).files, f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
+        files = {**read_manifest(fit, Manifest).files, f"{name}.safetensors": hashlib.sha256(evil).hexdigest()}
         rewrite(fit, files=files)
     with pytest.raises(CorruptFileError):
         MemberArtifact(fit.parent).weights()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.diagnostics.faults import fault_point
-from workers.errors import ConclaveError, CorruptFileError
+from workers.errors import ConclaveError
 from workers.storage.manifest import MANIFEST, read_manifest
 from workers.storage.training_record import TrainingRecord
 
@@ -83,10 +83,7 @@ class MemberArtifact:
             FileNotFoundError: If the training is not finished.
             CorruptFileError: If the manifest is damaged.
         """
-        try:
-            return read_manifest(self.folder).parse(TrainingRecord)
-        except CorruptFileError as error:
-            raise CorruptFileError(f"{error} Remove {self.root}, and the next sweep trains it again.") from None
+        return read_manifest(self.folder, TrainingRecord, f"Remove {self.root}, and the next sweep trains it again.")
 
     def weights(self) -> dict[str, Tensor]:
         """Return the final weights, verified by their checksum. Raises CorruptFileError."""
@@ -131,7 +128,7 @@ class MemberArtifact:
         self.root.mkdir(parents=True, exist_ok=True)
         self.remove_incoming()
         shutil.copytree(folder, self._incoming)
-        verify_folder(self._incoming)
+        verify_folder(self._incoming, TrainingRecord)
         replace_folder(self._incoming, self.folder)
 
     def remove_incoming(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from workers.diagnostics.callback import Epoch
+from workers.storage.manifest import Manifest
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Sums:
     seconds: float = 0.0
 
 
-class CheckpointRecord(BaseModel):
+class CheckpointRecord(Manifest):
     """Progress of a training when its checkpoint was written.
 
     Attributes:
@@ -32,8 +33,6 @@ class CheckpointRecord(BaseModel):
         sums: Sums over the steps of the unfinished epoch, one entry per process.
         average: Settings of the weight average in the checkpoint; None if it has none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: Literal[2] = 2
     owner: str = ""

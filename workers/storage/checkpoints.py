@@ -94,10 +94,9 @@ class Checkpoints:
         return None
 
     def _read(self, folder: Path) -> State:
-        manifest = read_manifest(folder)
-        record = manifest.parse(CheckpointRecord)
+        record = read_manifest(folder, CheckpointRecord)
         if record.owner != self.owner:
             raise CorruptFileError(f"{folder}: belongs to another training ({record.owner}).")
         if folder.name != checkpoint_name(*record.position):
             raise CorruptFileError(f"{folder}: holds the checkpoint of another step.")
-        return State(folder, record, {Path(name).stem: load_tensors(folder, name) for name in manifest.files})
+        return State(folder, record, {Path(name).stem: load_tensors(folder, name) for name in record.files})

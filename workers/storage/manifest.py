@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-from workers.errors import CorruptFileError
-from workers.storage.state_file import parse_record
+from workers.storage.state_file import read_record
 
 MANIFEST = "manifest.json"
-FILES = "files"  # key of the checksums of the files
-Record = TypeVar("Record", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The content of a manifest.
+class Manifest(BaseModel):
+    """Base class of the records of tensor folders.
 
     Attributes:
-        path: The manifest's file.
         files: SHA-256 of each file of the folder, by its name.
-        values: All values in the manifest, including its own checksum.
     """
 
-    path: Path
-    files: Mapping[str, str]
-    values: Mapping[str, object]
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    def parse(self, kind: type[Record]) -> Record:
-        """Return the record that the manifest holds. Raises CorruptFileError if it holds another kind, or is damaged."""
-        return parse_record(self.path, self.values, kind, "")
+    files: dict[str, str] = Field(default_factory=dict)
 
 
-class _Files(BaseModel):
-    files: dict[str, str]
+Record = TypeVar("Record", bound=Manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a folder.
+def read_manifest(folder: Path, kind: type[Record], advice: str = "") -> Record:
+    """Return the record of a folder.
 
     Raises:
         FileNotFoundError: If the folder has no manifest.
-        CorruptFileError: If the manifest is damaged.
+        CorruptFileError: If the manifest is damaged, or of another kind. The message ends with the advice.
     """
-    path = folder / MANIFEST
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise CorruptFileError(f"{path}: damaged.") from None
-    return Manifest(path, parse_record(path, values, _Files, "").files, values)
+    return read_record(folder / MANIFEST, kind, advice)

@@ -43,7 +43,15 @@ def write_state(path: Path, record: BaseModel, point: str = "file") -> None:
 
 
 def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
-    """Return the record in a file, or None if there is no file.
+    """Return the record in a file as `read_record` does, or None if there is no file."""
+    try:
+        return read_record(path, kind, advice)
+    except FileNotFoundError:
+        return None
+
+
+def read_record(path: Path, kind: type[Record], advice: str) -> Record:
+    """Return the record in a file, verified by its checksum.
 
     Args:
         path: The file.
@@ -51,31 +59,15 @@ def read_state(path: Path, kind: type[Record], advice: str) -> Record | None:
         advice: What to do about a damaged file, in a sentence.
 
     Raises:
-        CorruptFileError: If it is damaged, holds something else, or is a folder.
+        FileNotFoundError: If there is no file.
+        CorruptFileError: If it is damaged, holds something else, is a folder, or was written before version 0.3.0.
     """
     try:
         values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
     except IsADirectoryError:
         raise CorruptFileError(f"{path}: there is a folder in the place of this file. Move it elsewhere.") from None
     except ValueError:
         raise CorruptFileError(f"{path}: it can't be read. {advice}") from None
-    return parse_record(path, values, kind, advice)
-
-
-def parse_record(path: Path, values: object, kind: type[Record], advice: str) -> Record:
-    """Verify sealed values, and return their record.
-
-    Args:
-        path: File that the values were read from.
-        values: The sealed values.
-        kind: The kind of record.
-        advice: What to do about a damaged file, in a sentence.
-
-    Raises:
-        CorruptFileError: If they are damaged, or were written before version 0.3.0.
-    """
     version, known = values.get("version") if isinstance(values, dict) else None, kind.model_fields.get("version")
     if known and isinstance(version, int) and version < known.default:
         raise CorruptFileError(

@@ -6,12 +6,10 @@ A folder holds one `NAME.safetensors` file per group of tensors, and a manifest,
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -20,14 +18,14 @@ from torch import Tensor
 from workers.diagnostics.faults import fault_point
 from workers.errors import CorruptFileError
 from workers.storage.files import sync_folder, write_bytes
-from workers.storage.manifest import FILES, MANIFEST, Manifest, read_manifest
-from workers.storage.state_file import seal
+from workers.storage.manifest import MANIFEST, Manifest, Record, read_manifest
+from workers.storage.state_file import write_state
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 SUFFIX = ".safetensors"
 
 
-def save_tensors(folder: Path, groups: Groups, record: BaseModel, point: str = "artifact") -> None:
+def save_tensors(folder: Path, groups: Groups, record: Manifest, point: str = "artifact") -> None:
     """Write groups of tensors and, last, the manifest.
 
     Args:
@@ -43,22 +41,21 @@ def save_tensors(folder: Path, groups: Groups, record: BaseModel, point: str = "
         write_bytes(folder / f"{name}{SUFFIX}", content, point)
         files[f"{name}{SUFFIX}"] = hashlib.sha256(content).hexdigest()
     fault_point(f"{point}.manifest")
-    content = json.dumps(seal({**record.model_dump(mode="json"), FILES: files}), indent=1).encode()
-    write_bytes(folder / MANIFEST, content, f"{point}.manifest")
+    write_state(folder / MANIFEST, record.model_copy(update={"files": files}), f"{point}.manifest")
 
 
-def verify_folder(folder: Path) -> Manifest:
-    """Return the manifest of a folder after checking every file in it. Raises FileNotFoundError or CorruptFileError."""
-    manifest = read_manifest(folder)
-    for name in manifest.files:
+def verify_folder(folder: Path, kind: type[Record]) -> Record:
+    """Return the record of a folder after checking every file in it. Raises FileNotFoundError or CorruptFileError."""
+    record = read_manifest(folder, kind)
+    for name in record.files:
         load_tensors(folder, name)
-    return manifest
+    return record
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Return one group of tensors, verified by its checksum. Raises FileNotFoundError or CorruptFileError."""
     file = f"{name.removesuffix(SUFFIX)}{SUFFIX}"
-    expected = read_manifest(folder).files.get(file)
+    expected = read_manifest(folder, Manifest).files.get(file)
     try:
         content = (folder / file).read_bytes()
     except FileNotFoundError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from workers.config.specs import MemberRecord
 from workers.diagnostics.callback import Epoch
+from workers.storage.manifest import Manifest
 
 
-class TrainingRecord(BaseModel):
+class TrainingRecord(Manifest):
     """Record of a finished training, for one of its members.
 
     Attributes:
@@ -36,8 +37,6 @@ class TrainingRecord(BaseModel):
         torch: Version of PyTorch.
         python: Version of Python.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: Literal[2] = 2
     signature: str

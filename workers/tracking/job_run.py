@@ -209,7 +209,7 @@ class JobRun:
             for slot in folder.iterdir() if folder else ():
                 self.folder.root.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # a truncated checkpoint
-                    record = verify_folder(slot).parse(CheckpointRecord)
+                    record = verify_folder(slot, CheckpointRecord)
                     shutil.copytree(slot, incoming / checkpoint_name(*record.position))
         if incoming.exists():
             incoming.rename(self.folder.checkpoint)
@@ -272,7 +272,7 @@ class JobRun:
         with tempfile.TemporaryDirectory() as work:
             path = self.tracking.download(self.run, f"checkpoint/{slot}/{MANIFEST}", Path(work))
             try:
-                record = read_manifest(path.parent).parse(CheckpointRecord) if path else None
+                record = read_manifest(path.parent, CheckpointRecord) if path else None
             except CorruptFileError:
                 record = None
         return checkpoint_name(*record.position) if record else ""
