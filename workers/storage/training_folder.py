@@ -65,7 +65,7 @@ class TrainingFolder:
             # All processes take the locks in the same order, which rules out deadlocks.
             for artifact in sorted(self.artifacts, key=lambda artifact: artifact.root):
                 artifact.root.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(_waited_for(artifact, callback))
+                locks.enter_context(_acquire_lock(artifact, callback))
             self._clear()
             yield
 
@@ -81,12 +81,6 @@ class TrainingFolder:
         """Remove all checkpoints."""
         shutil.rmtree(self.checkpoint, ignore_errors=True)
 
-    def delete(self) -> None:
-        """Remove the artifacts and the checkpoints."""
-        for artifact in self.artifacts:
-            artifact.delete()
-        self.remove_checkpoints()
-
     def _clear(self) -> None:
         for artifact in self.artifacts:
             artifact.remove_incoming()
@@ -96,22 +90,15 @@ class TrainingFolder:
             self.remove_checkpoints()
 
 
-@contextlib.contextmanager
-def _waited_for(artifact: MemberArtifact, callback: TrainingCallback) -> Iterator[None]:
-    lock = file_lock(artifact.lock_path)
-    has_waited = False
+def _acquire_lock(artifact: MemberArtifact, callback: TrainingCallback) -> contextlib.AbstractContextManager[object]:
+    """Wait for an artifact's lock. Return a context that releases it."""
+    lock, has_waited = file_lock(artifact.lock_path), False
     while True:
-        try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            if callback.should_stop():
-                raise TrainingStopped("stopped while another process runs the same training") from None
-            if not has_waited:
-                callback.note("another process runs the same training: waiting for it")
-            has_waited = True
-            callback.on_step_end()
-    try:
-        yield
-    finally:
-        lock.release()
+        with contextlib.suppress(Timeout):
+            return lock.acquire(timeout=1)
+        if callback.should_stop():
+            raise TrainingStopped("stopped while another process runs the same training")
+        if not has_waited:
+            callback.note("another process runs the same training: waiting for it")
+        has_waited = True
+        callback.on_step_end()
