@@ -20,7 +20,7 @@ from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,9 @@ from workers.data.decoding import Decoding
 from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
 from workers.data.layout import Item, Layout
-from workers.data.pixel_file import PixelFile
+from workers.data.pixel_file import keep_rows, write_header
 from workers.data.sources import source_key, source_of
-from workers.data.store import MOST_SHOWN, Store, StoreRecord, find_store, hash_rows
+from workers.data.store import MOST_SHOWN, Store, StoreRecord, content_digest, find_store
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import file_lock, sync_folder
@@ -177,8 +177,10 @@ def _rows_at_once(size: int) -> int:
 
 def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     size, rows = source.spec.size, _PackedRows()
-    with PixelFile(work / "images.npy", size) as images:
-        _decode_all(source, images, rows, on_progress)
+    with (work / "images.npy").open("wb") as file:
+        write_header(file, 0, size)  # leaves room for the final header
+        _decode_all(source, file, rows, on_progress)
+        write_header(file, len(rows.items), size)
     classes = sorted(set(rows.labels))
     _check_rows(source.spec, rows, classes)
     extra = _arrays(rows)
@@ -189,8 +191,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
             source.notes.append(f"every {part} image is also in another part and was left out; other rows are drawn instead")
         rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
         _check_rows(source.spec, rows, classes)
-        images = _keep_rows(work, size, kept)
-    hash_rows(images.hasher, [rows.ids, rows.labels, rows.marked("test"), classes], extra)
+        keep_rows(work / "images.npy", kept, _rows_at_once(size))
     index = {name: i for i, name in enumerate(classes)}
     np.save(work / "labels.npy", np.array([index[label] for label in rows.labels], dtype=np.int64))
     np.save(work / "tested.npy", np.array(rows.marked("test"), dtype=bool))
@@ -198,7 +199,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     (work / "ids.json").write_text(json.dumps(rows.ids), encoding="utf-8")
     record = StoreRecord(
         classes=classes,
-        digest=images.hasher.hexdigest(),
+        digest="",
         size=size,
         rows=len(rows.items),
         skipped=source.skipped.total,
@@ -207,18 +208,10 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         origins=source.origins,
         image_sizes=_typical_sizes(rows.sizes),
     )
-    (work / "store.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _keep_rows(work: Path, size: int, kept: NDArray[np.int64]) -> PixelFile:
-    """Rewrite images.npy with only these rows."""
-    everything = (work / "images.npy").rename(work / "everything.npy")
-    pixels, count = np.load(everything, mmap_mode="r"), _rows_at_once(size)
-    with PixelFile(work / "images.npy", size) as images:
-        for start in range(0, len(kept), count):
-            images.append(pixels[kept[start : start + count]])
-    everything.unlink()
-    return images
+    record_file = work / "store.json"
+    record_file.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    record = record.model_copy(update={"digest": content_digest(Store(work))})
+    record_file.write_text(record.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _count(images: int) -> str:
@@ -273,7 +266,7 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
 
 
-def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress: OnProgress) -> None:
+def _decode_all(source: Layout, file: BinaryIO, rows: _PackedRows, on_progress: OnProgress) -> None:
     """Decode all images in chunks, and append them to the file."""
     count = _rows_at_once(source.spec.size)
     with source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
@@ -284,25 +277,24 @@ def _decode_all(source: Layout, file: PixelFile, rows: _PackedRows, on_progress:
             results = decoded_chunk()
             following = list(islice(items, count))
             decoded_chunk = decoding.begin(following)  # while this chunk is hashed and written
-            rows.bad += [result for result in results if isinstance(result, str)]
-            rows.bad_labels |= {item.label for item, result in zip(chunk, results, strict=True) if isinstance(result, str)}
+            decoded = []
+            for item, result in zip(chunk, results, strict=True):
+                if isinstance(result, str):
+                    rows.bad.append(result)
+                    rows.bad_labels.add(item.label)
+                else:
+                    rows.items.append(replace(item, content=b""))
+                    decoded.append(result)
             _refuse_bad(rows.bad, source.spec)
-            decoded = [result for result in results if not isinstance(result, str)]
-            rows.items += [_light(item) for item, result in zip(chunk, results, strict=True) if not isinstance(result, str)]
             rows.notes.update(image.note for image in decoded if image.note)
             rows.sizes += [(image.width, image.height) for image in decoded if image.width]
             if decoded:
-                pixels = np.stack([image.pixels for image in decoded])
-                file.append(pixels)
+                pixels = np.ascontiguousarray(np.stack([image.pixels for image in decoded]))
+                file.write(pixels.data)
                 rows.digests += [blake2b(image, digest_size=16).digest() for image in pixels]
                 rows.looks.append(perceptual_hashes(pixels))
             on_progress(len(rows.items), source.expected)
             chunk = following
-
-
-def _light(item: Item) -> Item:
-    """Return a row without its content if that is in memory."""
-    return replace(item, content=b"") if isinstance(item.content, (bytes, np.ndarray)) else item
 
 
 def _pixels(size: int, item: Item) -> DecodedImage | str:

@@ -1,10 +1,9 @@
-"""Write pixels to a .npy file row by row, without knowing the number of rows in advance."""
+"""Write pixels to a .npy file without knowing the number of rows in advance."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,38 +11,20 @@ from numpy.typing import NDArray
 HEADER_BYTES = 128  # NumPy leaves room in a header for a first axis of any length
 
 
-class PixelFile:
-    """A growing .npy file of (N, size, size, 3) uint8. Use it as a context manager; the header is written on exit.
+def write_header(file: BinaryIO, rows: int, size: int) -> None:
+    """Write the header of an array of (rows, size, size, 3) uint8 at the start of a file."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)})
+    assert file.tell() == HEADER_BYTES
 
-    Attributes:
-        rows: Number of rows so far.
-        hasher: SHA-256 of the pixels so far.
 
-    Args:
-        path: The file, overwritten if it exists.
-        size: Side of the images in pixels.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        self.size, self.rows, self.hasher = size, 0, hashlib.sha256()
-        self.file = path.open("wb")
-        self.file.write(bytes(HEADER_BYTES))
-
-    def append(self, pixels: NDArray[np.uint8]) -> None:
-        """Append rows (n, size, size, 3) uint8. Raises OSError if the disk is full."""
-        content = np.ascontiguousarray(pixels)
-        self.file.write(content.data)
-        self.hasher.update(content.data)
-        self.rows += len(content)
-
-    def __enter__(self) -> PixelFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self.file:
-            if error is None:
-                self.file.seek(0)
-                np.lib.format.write_array_header_1_0(
-                    self.file, {"descr": "|u1", "fortran_order": False, "shape": (self.rows, self.size, self.size, 3)}
-                )
-                assert self.file.tell() == HEADER_BYTES
+def keep_rows(path: Path, kept: NDArray[np.int64], rows_at_once: int) -> None:
+    """Remove all but these rows, which are in ascending order, from a .npy file of pixels."""
+    pixels = np.load(path, mmap_mode="r+")
+    for start in range(0, len(kept), rows_at_once):
+        rows = kept[start : start + rows_at_once]
+        pixels[start : start + len(rows)] = pixels[rows]
+    pixels.flush()
+    with path.open("r+b") as file:
+        write_header(file, len(kept), pixels.shape[1])
+        file.truncate(HEADER_BYTES + len(kept) * pixels[0].nbytes)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -179,35 +179,17 @@ def _reading(path: Path) -> Iterator[Path]:
         raise CorruptFileError(f"{path}: damaged. Remove {path.parent}, and the next sweep packs the data again.") from error
 
 
-def hash_rows(hasher: Hasher, described: Sequence[Sequence[object]], more: Mapping[str, NDArray[Any]]) -> None:
-    """Add everything else that affects splits and weights to a digest of the pixels.
-
-    Args:
-        hasher: The digest of the pixels.
-        described: The id of each row, the class name of each row, the test flag of each row, and the classes.
-        more: The arrays of rows.npz.
-    """
-    hasher.update(json.dumps(described).encode())
-    for name in ("validation", "groups", "folds", "weights"):
-        if name in more:
-            hasher.update(name.encode() + more[name].tobytes())
-
-
 def content_digest(store: Store) -> str:
-    """Recompute the digest of a store from its arrays, as packing does."""
+    """Compute the digest of everything in a store that affects splits and weights."""
     hasher = hashlib.sha256()
     for start in range(0, len(store.images), 4096):
         hasher.update(np.ascontiguousarray(store.images[start : start + 4096]).data)
     labels = [store.classes[label] for label in store.labels]
-    hash_rows(hasher, [store.ids, labels, store.tested.tolist(), store.classes], store.row_arrays)
+    hasher.update(json.dumps([store.ids, labels, store.tested.tolist(), store.classes]).encode())
+    for name in ("validation", "groups", "folds", "weights"):
+        if name in store.row_arrays:
+            hasher.update(name.encode() + store.row_arrays[name].tobytes())
     return hasher.hexdigest()
-
-
-class Hasher(Protocol):
-    """A hash object of hashlib."""
-
-    def update(self, content: bytes, /) -> None:
-        """Add bytes."""
 
 
 def find_store(spec: DataSpec, home: Path) -> Store | None:
