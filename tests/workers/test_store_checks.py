@@ -16,7 +16,7 @@ from workers.config.specs import DataSpec
 from workers.data import store_checks
 from workers.data.packing import pack_data
 from workers.data.splits import get_split, keep_split
-from workers.data.store import Store
+from workers.data.store import Store, find_store
 from workers.data.store_checks import damaged_file
 from workers.errors import CorruptFileError
 from workers.storage.files import write_bytes
@@ -64,7 +64,7 @@ def test_a_damaged_store_is_packed_again(
     assert np.array_equal(again.images, pixels)
     assert damaged_file(Store(store.folder)) is None
     assert len(said) == ((store.folder / "store.json").exists() and damage is not DAMAGES["no store.json"])
-    assert [path.name for path in store.folder.glob("splits/*")] == before or damage is DAMAGES["no store.json"]
+    assert [path.name for path in store.folder.glob("splits/*")] == before
     assert [path.name for path in (tmp_path / "home" / "data").iterdir()] == [store.folder.name]
 
 
@@ -133,16 +133,32 @@ def test_a_file_that_is_something_else_is_named(name: str, content: bytes | None
         _ = [store.record, store.images, store.labels, store.tested, store.ids, store.validation]
 
 
-def test_a_kill_while_a_damaged_store_is_put_aside_loses_no_split(packed: tuple[DataSpec, Store], tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", range(7))
+def test_a_kill_while_a_damaged_store_is_replaced_loses_no_split(
+    moved: int, packed: tuple[DataSpec, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, store = packed
     keep_split(store, spec, 0)
-    kept = sorted(path.name for path in store.folder.glob("splits/*.json"))
-    aside = store.folder.parent / f".conclave-{store.folder.name}-killed"
-    aside.mkdir()
-    store.folder.rename(aside / "store")
+    kept, digest = sorted(path.name for path in store.folder.glob("splits/*.json")), store.digest
+    (store.folder / "ids.json").unlink()
+    (store.folder / "ids.json").mkdir()
+    renamed: list[Path] = []
+    real = Path.rename
+
+    def rename(path: Path, target: Path) -> Path:
+        if target.parent == store.folder and len(renamed) == moved:
+            raise KeyboardInterrupt
+        renamed.append(path)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        pack_data(spec, tmp_path / "home")
+    monkeypatch.undo()
+    assert find_store(spec, tmp_path / "home") is None
     again = pack_data(spec, tmp_path / "home")
+    assert (again.digest, damaged_file(again)) == (digest, None)
     assert sorted(path.name for path in again.folder.glob("splits/*.json")) == kept
-    assert not aside.exists()
 
 
 def test_a_folder_in_the_place_of_a_file_is_named_and_no_temporary_file(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +98,6 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
             check(Store(work))
             key = source_key(spec)  # computed again, because a download adds files to the source
             target = home / "data" / key
-            target.parent.mkdir(parents=True, exist_ok=True)
             _put_in_place(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -107,24 +105,22 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
 
 
 def _put_in_place(work: Path, target: Path) -> None:
-    """Move a packed store into place and keep the splits of a damaged store that it replaces. Survives a power cut."""
+    """Move the files of a packed store into place. Those of a damaged store are replaced, and its splits stay."""
     keep_checks(work)
-    work.chmod(stat.S_IMODE(target.parent.stat().st_mode))  # a temporary folder is private to its owner
-    for path in work.iterdir():
+    target.mkdir(parents=True, exist_ok=True)
+    files = sorted(work.iterdir(), key=lambda path: path.name == "store.json")
+    for path in files:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    replaced = list(target.parent.glob(f".conclave-{target.name}-*"))  # by a process killed at this point: we hold its lock
-    if target.exists():
-        replaced.append(Path(tempfile.mkdtemp(prefix=f".conclave-{target.name}-", dir=target.parent)))
-        target.rename(replaced[-1] / "store")
-    for folder in reversed(replaced):
-        if (folder / "store" / "splits").is_dir() and not (work / "splits").exists():
-            shutil.copytree(folder / "store" / "splits", work / "splits")
-    sync_folder(work)
-    work.rename(target)
+    for old in (target / path.name for path in reversed(files)):  # first store.json, without which a store counts as missing
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    for path in files:
+        path.rename(target / path.name)
+    sync_folder(target)
     sync_folder(target.parent)
-    for folder in replaced:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing_parent(path: Path) -> Path:
