@@ -145,7 +145,7 @@ def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
     rows = check_rows(table, read_table(table), {})
     if unknown := [row.label for row in rows if row.label not in classes]:
         raise UserInputError(f"--labels {table}: {unknown[0]!r} is no class of the model, which knows {', '.join(classes[:10])}.")
-    return {row.path: row.label for row in rows}
+    return {row.id: row.label for row in rows}
 
 
 @app.command(epilog="Example: conclave export digits --method stack --out stack.onnx")

@@ -333,7 +333,7 @@ def test_a_manifest_says_the_labels_the_parts_and_the_folds(tmp_path: Path) -> N
     assert split.folds.tolist() == [i // 2 % 3 for i in range(24)]
     without = pack_data(given.model_copy(update={"validation": None}), tmp_path / "home")
     assert len(without.labels) == 32
-    assert any("the split val (8 rows) is left out" in note for note in without.notes())
+    assert any("the split val of labels.csv is left out" in note for note in without.notes())
 
 
 def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:

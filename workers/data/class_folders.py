@@ -33,42 +33,6 @@ PARTS = {
 FEWEST_REPEATED = 2  # if all top folders share this many subfolders, either level could be the classes
 
 
-@dataclass(frozen=True)
-class PlacedFile:
-    """An image with its class.
-
-    Attributes:
-        name: Name of the file within the data, with forward slashes.
-        id: The name without the wrapper folders.
-        label: Class name.
-        part: "train", "val", "test", or "" if the data has no parts.
-    """
-
-    name: str
-    id: str
-    label: str
-    part: str
-
-
-@dataclass
-class Arrangement:
-    """The classes and parts found in a folder tree.
-
-    Attributes:
-        files: Every labelled image, in the order of the given names.
-        folders: Folder of each part.
-        unlabelled: Number of images in each part without class folders.
-        skipped: The files that are not images.
-        class_folders: The folders whose subfolders are the classes.
-    """
-
-    files: list[PlacedFile] = field(default_factory=list)
-    folders: dict[str, str] = field(default_factory=dict)
-    unlabelled: dict[str, int] = field(default_factory=dict)
-    skipped: SkippedFiles = field(default_factory=SkippedFiles)
-    class_folders: list[str] = field(default_factory=list)
-
-
 @dataclass
 class _Folder:
     """A folder of the tree built from the file names.
@@ -110,35 +74,36 @@ class _Folder:
         return _named_parts(list(self.folders))
 
 
-def arrange(names: Sequence[str], root: Path) -> Arrangement:
-    """Find the classes and parts of a data set from its file names.
-
-    Args:
-        names: Names of all files, with forward slashes.
-        root: The folder or the archive, for messages.
+def items_of_classes(layout: Layout) -> Iterator[Item]:
+    """Yield the images in one folder per class, and set the layout's notes, origins and skipped files.
 
     Raises:
-        UserInputError: If the layout is unknown or ambiguous.
+        UserInputError: If the layout of the folders is unknown or ambiguous.
     """
-    found, top = Arrangement(), _Folder(PurePosixPath())
+    root = layout.root()
+    files = list_files(root, layout.open_files, layout.scratch)
+    base, origins = _unwrapped(_tree([name for name, _ in files], layout.skipped)), dict[str, str]()
+    labels = _labels_of_parts(base, root, layout, origins) if base.parts else _labels_of_classes(base, "", root, layout)
+    start = len(base.path.parts) and len(f"{base.path}/")
+    items = [Item(name[start:], *labels[name], content) for name, content in files if name in labels]
+    yield from layout.placed(sorted(items, key=lambda item: item.part == "val"), origins)  # val/ last, as in earlier versions
+
+
+def _tree(names: Sequence[str], skipped: SkippedFiles) -> _Folder:
+    """Return the tree of these files, with forward slashes in their names. Counts those that are not images."""
+    top = _Folder(PurePosixPath())
     places: dict[str, tuple[_Folder, bool]] = {}  # by path: the folder, and whether it is a leftover
     for name in names:
         around, _, file = name.rpartition("/")
         if around not in places:
             places[around] = _place(top, around)
         folder, is_hidden = places[around]
-        is_data = is_image(file) and not (is_hidden or is_leftover(file))
-        (folder.images if is_data else folder.others).append(name)
-        if not is_data:
-            found.skipped.add(name)
-    base = _unwrapped(top)
-    labels = _labels_of_parts(base, root, found) if base.parts else _labels_of_classes(base, "", root, found)
-    start = len(base.path.parts) and len(f"{base.path}/")
-    for name in names:
-        if name in labels:
-            label, part = labels[name]
-            found.files.append(PlacedFile(name, name[start:], unicodedata.normalize("NFC", label), part))
-    return found
+        if is_image(file) and not (is_hidden or is_leftover(file)):
+            folder.images.append(name)
+        else:
+            folder.others.append(name)
+            skipped.add(name)
+    return top
 
 
 def _place(top: _Folder, around: str) -> tuple[_Folder, bool]:
@@ -174,23 +139,27 @@ def _named_parts(names: Sequence[str]) -> dict[str, str]:
     return parts if is_split else {}
 
 
-def _labels_of_parts(base: _Folder, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
-    """Map each image name to its class and part, reading the folders of `base` as parts."""
-    parts, labels = {name: base.folders[name] for name in base.parts}, dict[str, tuple[str, str]]()
+def _labels_of_parts(base: _Folder, root: Path, layout: Layout, origins: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Map each image name to its class and part, reading the folders of `base` as parts. Adds the parts' origins."""
+    parts, labels, paths = {name: base.folders[name] for name in base.parts}, dict[str, tuple[str, str]](), dict[str, str]()
     _refuse_strangers(base, parts, root)
     for name, folder in parts.items():
         part = base.parts[name]
-        if part in found.folders:
-            raise UserInputError(f"{root}: {folder.path} and {found.folders[part]} are both the part {part}. Keep one of them.")
+        if part in paths:
+            raise UserInputError(f"{root}: {folder.path} and {paths[part]} are both the part {part}. Keep one of them.")
         classes = _folder_of_classes(folder, [other for other in parts.values() if other is not folder])
         _check_part(folder, classes, part, root)
+        paths[part] = folder.path.as_posix()
         if classes.images:
-            found.unlabelled[part] = len(classes.images)
+            layout.notes.append(
+                f"{folder.path} holds {len(classes.images):,} images in no class folders: they are left out; `conclave predict` "
+                "takes them"
+            )
         else:
-            labels |= _labels_of_classes(classes, part, root, found)
-        found.folders[part] = folder.path.as_posix()
-    if "train" not in found.folders:
-        raise UserInputError(f"{root}: there is {', '.join(found.folders.values())}, but no train/ to train on. {EXPECTED}")
+            labels |= _labels_of_classes(classes, part, root, layout)
+            origins[part] = f"the folder {folder.path}"
+    if "train" not in paths:
+        raise UserInputError(f"{root}: there is {', '.join(paths.values())}, but no train/ to train on. {EXPECTED}")
     return labels
 
 
@@ -223,7 +192,7 @@ def _check_part(folder: _Folder, classes: _Folder, part: str, root: Path) -> Non
         raise UserInputError(f"{root}: {classes.images[0]} is in no class folder. {EXPECTED}")
 
 
-def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement) -> dict[str, tuple[str, str]]:
+def _labels_of_classes(base: _Folder, part: str, root: Path, layout: Layout) -> dict[str, tuple[str, str]]:
     """Map each image name to its class and part, reading each folder of `base`, at any depth, as a class."""
     if base.images:
         raise UserInputError(f"{root}: {base.images[0]} is in no class folder. {EXPECTED}")
@@ -234,8 +203,14 @@ def _labels_of_classes(base: _Folder, part: str, root: Path, found: Arrangement)
                 f"If {name} is a class, save its images in a known format; else move the folder elsewhere."
             )
     _refuse_two_meanings(base.with_images, root)
-    found.class_folders.append(base.path.as_posix())
-    return {image: (name, part) for name, folder in base.with_images.items() for image in folder.all_images()}
+    for path in sorted((root / base.path).iterdir()) if root.is_dir() else ():
+        if path.is_dir() and not is_leftover(path.name) and not any(inside.is_file() for inside in path.rglob("*")):
+            layout.notes.append(f"{path.relative_to(root)} is empty, and therefore no class")
+    return {
+        image: (unicodedata.normalize("NFC", name), part)
+        for name, folder in base.with_images.items()
+        for image in folder.all_images()
+    }
 
 
 def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
@@ -261,38 +236,3 @@ def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
 def _listed(names: Iterable[str]) -> str:
     shown = sorted(names)
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-
-
-def items_of_classes(layout: Layout) -> Iterator[Item]:
-    """Yield the images in one folder per class, and set the layout's notes, origins and skipped files.
-
-    Raises:
-        UserInputError: If the layout of the folders is unknown or ambiguous.
-    """
-    root = layout.root()
-    content = dict(files := list_files(root, layout.open_files, layout.scratch))
-    found = arrange([name for name, _ in files], root)
-    layout.skipped = found.skipped
-    for part, count in found.unlabelled.items():
-        folder = found.folders[part]
-        layout.notes.append(
-            f"{folder} holds {count:,} images in no class folders: they are left out; `conclave predict` takes them"
-        )
-    layout.notes += _notes_on_empty_folders(found, root)
-    labelled = {part: folder for part, folder in found.folders.items() if part not in found.unlabelled}
-    becomes = {part: part for part in ("", *labelled)}
-    if "val" in labelled:
-        becomes["val"] = layout.place_validation("test" in labelled, labelled["val"])
-    layout.origins = {becomes[part]: f"the folder {folder}" for part, folder in labelled.items() if becomes[part]}
-    kept = [file for file in found.files if not file.part or becomes[file.part]]
-    layout.expected = len(kept)
-    for file in sorted(kept, key=lambda file: file.part == "val"):  # val/ comes last, as in earlier versions
-        yield Item(file.id, file.label, becomes[file.part], content[file.name])
-
-
-def _notes_on_empty_folders(found: Arrangement, root: Path) -> Iterator[str]:
-    """Yield a sentence for each empty folder next to the class folders."""
-    for place in found.class_folders if root.is_dir() else ():
-        for folder in sorted(path for path in (root / place).iterdir() if path.is_dir() and not is_leftover(path.name)):
-            if not any(path.is_file() for path in folder.rglob("*")):
-                yield f"{folder.relative_to(root)} is empty, and therefore no class"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -92,24 +92,29 @@ class Layout(ABC):
         """Return the path at which to create a missing root. Raises UserInputError if the layout cannot create it."""
         raise UserInputError(f"data.root: {root} is not there. Set data.root in the team file, or pass --data PATH.")
 
-    def place_validation(self, has_test: bool, what: str) -> str:
-        """Decide which part the data set's own validation rows belong to, and add a note on it.
+    def placed(self, items: Sequence[Item], origins: Mapping[str, str]) -> Iterator[Item]:
+        """Yield items in their final part, and set `expected` and `origins`.
+
+        The data set's own validation rows become test rows if there are no others, *fuse* rows if the team file says so, and are
+        left out otherwise. A note says which.
 
         Args:
-            has_test: Whether the data set has test rows.
-            what: Description of the rows, for the note.
-
-        Returns:
-            "test" if there are no other test rows, "val" if fusions are fitted on them, or "" if they are left out.
+            items: The items, with the parts that the data set gives them.
+            origins: Origin of each of these parts in words.
         """
-        if not has_test:
-            self.notes.append(f"{what} stands in for the test rows, because there is no other test part")
-            return "test"
-        if self.spec.validation == "fuse":
-            self.notes.append(f"{what} holds the fuse rows")
-            return "val"
-        self.notes.append(f"{what} is left out (a team file with `version: 2` fits the fusions on it)")
-        return ""
+        becomes = {part: part for part in ("", *origins)}
+        if "val" in origins and "test" not in origins:
+            becomes["val"] = "test"
+            self.notes.append(f"{origins['val']} stands in for the test rows, because there is no other test part")
+        elif "val" in origins and self.spec.validation == "fuse":
+            self.notes.append(f"{origins['val']} holds the fuse rows")
+        elif "val" in origins:
+            del becomes["val"]
+            self.notes.append(f"{origins['val']} is left out (a team file with `version: 2` fits the fusions on it)")
+        kept = [item for item in items if item.part in becomes]
+        self.expected = len(kept)
+        self.origins = {becomes[part]: origin for part, origin in origins.items() if part in becomes}
+        yield from (replace(item, part=becomes[item.part]) for item in kept)
 
     def fingerprint(self) -> list[object]:
         """Return values that identify the source without reading its images: path, file names, sizes and times."""

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from workers.config.extensions import LAYOUTS
@@ -22,29 +22,6 @@ from workers.errors import UserInputError
 REQUIRED_COLUMNS: tuple[Column, ...] = ("path", "label")
 COLUMNS: tuple[Column, ...] = (*REQUIRED_COLUMNS, "split", "group", "fold", "weight")
 MOST_NAMED = 5  # row numbers shown in one message
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a manifest.
-
-    Attributes:
-        number: Line in a CSV file, counted from 1 at the header row; counted the same way in a Parquet file.
-        path: Path of the image file, with forward slashes.
-        label: Class name.
-        part: "train", "val", "test", or "" if the manifest has no splits.
-        group: Group that no split may divide; "" for none.
-        fold: Fold index, or None.
-        weight: Weight of its loss in training.
-    """
-
-    number: int
-    path: str
-    label: str
-    part: str = ""
-    group: str = ""
-    fold: int | None = None
-    weight: float = 1.0
 
 
 @LAYOUTS.register
@@ -73,30 +50,26 @@ class Manifest(Layout):
         return [*super().fingerprint(), *table]
 
     def items(self) -> Iterator[Item]:
-        """Yield the images in the order of the table; *val* stands in for a missing *test*."""
-        rows = check_rows(self.manifest, read_table(self.manifest), self.spec.columns, self.root())
-        files = list_files(self.root(), self.open_files, self.scratch)
+        """Yield the images in the order of the table."""
+        root, table = self.root(), read_table(self.manifest)
+        rows = check_rows(self.manifest, table, self.spec.columns, root)
+        files = list_files(root, self.open_files, self.scratch)
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
-        _refuse_missing(self.manifest, rows, by_name, self.root())
-        named = {row.path for row in rows}
+        paths = {number: row.id for (number, _), row in zip(table.rows, rows, strict=True)}
+        _refuse_missing(self.manifest, paths, by_name, root)
+        named = set(paths.values())
         for name in by_name:
-            if name not in named and not is_leftover(name) and self.manifest != self.root() / name:
+            if name not in named and not is_leftover(name) and self.manifest != root / name:
                 self.skipped.add(name)
         if len({row.weight for row in rows}) > 1:
             self.notes.append("the manifest's weights count in training alone: fusions and scores count every row alike")
-        counts = Counter(row.part for row in rows)
-        becomes = {part: part for part in counts}
-        if counts["val"]:
-            becomes["val"] = self.place_validation(counts["test"] > 0, f"the split val ({counts['val']:,} rows)")
-        self.origins = {becomes[part]: f"{self.manifest.name}, split {part}" for part in becomes if part and becomes[part]}
-        kept = [row for row in rows if not row.part or becomes[row.part]]
-        self.expected = len(kept)
-        for row in kept:
-            yield Item(row.path, row.label, becomes[row.part], by_name[row.path], row.group, row.fold, row.weight)
+        parts = sorted({row.part for row in rows if row.part})
+        items = [replace(row, content=by_name[row.id]) for row in rows]
+        yield from self.placed(items, {part: f"the split {part} of {self.manifest.name}" for part in parts})
 
 
-def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Row]:
-    """Check and return the rows of a manifest.
+def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Item]:
+    """Check and return the rows of a manifest, without their images. The id of a row is its path.
 
     Args:
         manifest: The CSV or Parquet file.
@@ -123,19 +96,20 @@ def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root
     wrong = [n for n, weight in values["weight"].items() if weight and not _is_weight(weight)]
     _refuse(manifest, "the weight is no number of at least 0", wrong)
     rows = [
-        Row(
-            number=n,
-            path=_normal(values["path"][n], root),
+        Item(
+            id=_normal(values["path"][n], root),
             label=unicodedata.normalize("NFC", values["label"][n]),
             part=PARTS.get(splits[n], ""),
+            content=b"",
             group=values["group"][n],
             fold=int(values["fold"][n].removesuffix(".0")) if values["fold"][n] else None,
             weight=float(values["weight"][n] or 1),
         )
         for n, _ in table.rows
     ]
-    counts = Counter(row.path for row in rows)
-    _refuse(manifest, "the file is named by another row too", [row.number for row in rows if counts[row.path] > 1])
+    counts = Counter(row.id for row in rows)
+    repeated = [n for (n, _), row in zip(table.rows, rows, strict=True) if counts[row.id] > 1]
+    _refuse(manifest, "the file is named by another row too", repeated)
     return rows
 
 
@@ -176,22 +150,20 @@ def _leads_out(path: str) -> bool:
     return path.startswith("../") or os.path.isabs(path)
 
 
-def _refuse_missing(manifest: Path, rows: Sequence[Row], names: Mapping[str, object], root: Path) -> None:
-    missing = [row for row in rows if row.path not in names]
-    if not missing:
-        return
-    stems: dict[str, str] = {}
-    for name in names:
-        stems.setdefault(name.rpartition(".")[0], name)
-    outside = [row for row in missing if _leads_out(row.path) and os.path.isfile(root / row.path)]
+def _refuse_missing(manifest: Path, paths: Mapping[int, str], names: Mapping[str, object], root: Path) -> None:
+    """Raise UserInputError if a path, by the number of its row, is not among the names of the files."""
+    missing = {n: path for n, path in paths.items() if path not in names}
+    outside = {n: path for n, path in missing.items() if _leads_out(path) and os.path.isfile(root / path)}
     if outside:
-        what = f"the file is not below {root}, such as {outside[0].path}"
-        _refuse(manifest, what, [row.number for row in outside], " Give data.root a folder that all images are below.")
-    numbers, first = [row.number for row in missing], missing[0].path
-    other_case = {name.casefold(): name for name in names}.get(first.casefold())
-    hint = f" There is {stems[first]}: the extension belongs to the path." if first in stems else ""
-    hint = f" There is {other_case}, which is written otherwise." if other_case else hint
-    _refuse(manifest, f"the file is not there, such as {first}", numbers, hint)
+        what = f"the file is not below {root}, such as {next(iter(outside.values()))}"
+        _refuse(manifest, what, list(outside), " Give data.root a folder that all images are below.")
+    if missing:
+        first = next(iter(missing.values()))
+        longer = next((name for name in names if name.rpartition(".")[0] == first), None)
+        other_case = next((name for name in names if name.casefold() == first.casefold()), None)
+        hint = f" There is {longer}: the extension belongs to the path." if longer else ""
+        hint = f" There is {other_case}, which is written otherwise." if other_case else hint
+        _refuse(manifest, f"the file is not there, such as {first}", list(missing), hint)
 
 
 def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
