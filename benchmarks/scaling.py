@@ -83,7 +83,10 @@ def main() -> None:
         from orchestrator.cluster.connection import Connection
         from orchestrator.execution.ray_executor import RayExecutor
 
-        executor = RayExecutor(Connection(cluster.address))
+        connection = Connection(cluster.address)  # before anybody imports Ray, which reads its token's settings then
+        from workers.runtime.actor import JobLocalizer
+
+        executor = RayExecutor(connection, JobLocalizer())
         idle_trainer()
         measure(2, executor)  # the actors are there, and the database's tables were made once
         result = {str(members): measure(members, executor) for members in sizes}

@@ -107,8 +107,12 @@ def no_ops() -> dict[str, Any]:
     from orchestrator.cluster.connection import Connection
     from orchestrator.execution.ray_executor import RayExecutor
 
-    executor = RayExecutor(Connection(None))  # before anybody imports Ray, which reads its token's settings then
+    connection = Connection(None)  # before anybody imports Ray, which reads its token's settings then
     import ray
+
+    from workers.runtime.actor import JobLocalizer
+
+    executor = RayExecutor(connection, JobLocalizer())
 
     idle = idle_trainer()
     rates: dict[str, list[float]] = {"pool of two actors": [], "100": [], "1000": []}

@@ -19,6 +19,7 @@ from workers.runtime.localize import DriverDisk
 if TYPE_CHECKING:
     from orchestrator.cluster.connection import Connection
     from orchestrator.execution.trainer_handle import TrainerHandle
+    from workers.runtime.actor import JobLocalizer
 
 
 RAY_ADDRESS = "RAY_ADDRESS"
@@ -81,7 +82,7 @@ class RayBackend:
         from orchestrator.execution.ray_executor import RayExecutor
 
         begun, self.begun = self.begun, []
-        return RayExecutor(self.connection, team.heartbeat, *self._machine_policy(team, folder), begun)
+        return RayExecutor(self.connection, self._localizer(team, folder), team.heartbeat, begun)
 
     def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
         """Return a function that runs the trials of a search."""
@@ -89,7 +90,7 @@ class RayBackend:
         def run_search(search: Search) -> None:
             from orchestrator.execution.tuning import Tuner
 
-            Tuner(self.connection, self.say, *self._machine_policy(team, folder))(search)
+            Tuner(self.connection, self.say, self._localizer(team, folder))(search)
 
         return run_search
 
@@ -98,8 +99,10 @@ class RayBackend:
         if "connection" in self.__dict__:
             self.connection.close()
 
-    def _machine_policy(self, team: Team, folder: SweepFolder) -> tuple[bool, DriverDisk | None]:
-        """Return whether machines must have our versions, and the home's disk if machines may have other disks."""
+    def _localizer(self, team: Team, folder: SweepFolder) -> JobLocalizer:
+        """Return what prepares jobs for their machines. On a cluster these may have other versions and other disks."""
+        from workers.runtime.actor import JobLocalizer
+
         on_cluster, holder = self.address is not None, folder.holder.absolute()
         disk = DriverDisk(holder, holder.read_text(encoding="utf-8")) if on_cluster else None
-        return team.environment == "strict" or (team.environment == "auto" and on_cluster), disk
+        return JobLocalizer(strict=team.environment == "strict" or (team.environment == "auto" and on_cluster), disk=disk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import ON_HEAD, Machines, Size
@@ -17,7 +17,9 @@ from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
-from workers.runtime.localize import DriverDisk
+
+if TYPE_CHECKING:
+    from workers.runtime.actor import JobLocalizer
 
 FUSION_TRIES = 3
 HEARTBEAT_SECONDS = 1.0  # between two checks of the fusion actor
@@ -32,16 +34,14 @@ class RayExecutor:
 
     Attributes:
         connection: The connection to Ray.
+        localizer: Prepares jobs for the trainers' machines.
         heartbeat: When a trainer counts as hung.
-        strict: Whether a machine with other package versions than this machine's ends the sweep.
-        disk: The home's disk; None on a local Ray.
         trainers: Trainers that were started already, and have no job.
     """
 
     connection: Connection
+    localizer: JobLocalizer
     heartbeat: HeartbeatSpec = field(default_factory=HeartbeatSpec)
-    strict: bool = False
-    disk: DriverDisk | None = None
     trainers: Sequence[TrainerHandle] = ()
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class RayExecutor:
     def _begin(self, trainers: Sequence[TrainerHandle]) -> None:
         self.ray = self.connection.ray
         self.machines = Machines(self.connection)
-        self.pool = TrainerPool(self.connection, self.machines, self.strict, self.disk, list(trainers))
+        self.pool = TrainerPool(self.connection, self.machines, self.localizer, list(trainers))
         self.supervisor = Supervisor(self.pool, self.heartbeat)
         self.fusion_actor: Any = None
         self.modules: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class RayExecutor:
 
     def submit(self, job: Job, uri: str | None, runs: tuple[str, ...]) -> None:
         """Start a job in an idle trainer, or in a new one."""
-        self.pool.give(self.pool.acquire(self.machines.shape(job)), job, (uri, runs))
+        self.pool.acquire(self.machines.shape(job)).assign(job, (uri, runs), self.localizer)
 
     def poll(self, seconds: float) -> Iterable[Event | Outcome]:
         """Return the events and outcomes since the last call, waiting for about `seconds` at most.

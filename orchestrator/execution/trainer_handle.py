@@ -13,7 +13,7 @@ from orchestrator.execution.executor import Event
 from workers.config.job import Job
 
 if TYPE_CHECKING:
-    from workers.runtime.actor import Placement
+    from workers.runtime.actor import JobLocalizer
     from workers.runtime.heartbeat import Heartbeat
 
 WAITING_NOTE_SECONDS = 20.0  # after which a note says that a job waits
@@ -120,9 +120,9 @@ class TrainerHandle:
         """True if the trainer has no job."""
         return self.assignment is None
 
-    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], placement: Placement) -> None:
+    def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], localizer: JobLocalizer) -> None:
         """Start a job in this trainer."""
-        result = self.actor.run.remote(job, *tracking, placement)
+        result = self.actor.run.remote(job, *tracking, localizer, self.shape.gpus)
         self.assignment, self.state = Assignment(job, tracking, result), TrainerState.SUBMITTED
 
     def release(self) -> None:

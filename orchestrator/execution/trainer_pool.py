@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import Machines, Shape, Size
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
-from workers.config.job import Job
 from workers.config.resources import Resources
-from workers.runtime.environment import environment
-from workers.runtime.localize import DriverDisk
 
 if TYPE_CHECKING:
     from workers.runtime.actor import JobLocalizer
@@ -26,23 +22,14 @@ class TrainerPool:
     Attributes:
         connection: The connection to Ray.
         machines: The machines that Ray has.
-        strict: Whether a machine with other package versions than this machine's ends the sweep.
-        disk: The home's disk; None on a local Ray.
+        localizer: Prepares jobs for the trainers' machines.
         trainers: All trainers.
     """
 
     connection: Connection
     machines: Machines
-    strict: bool = False
-    disk: DriverDisk | None = None
+    localizer: JobLocalizer
     trainers: list[TrainerHandle] = field(default_factory=list)
-
-    @cached_property
-    def localizer(self) -> JobLocalizer:
-        """Prepares jobs for the trainers' machines."""
-        from workers.runtime.actor import JobLocalizer
-
-        return JobLocalizer(environment(), self.strict, self.disk)
 
     def busy(self) -> list[tuple[TrainerHandle, Assignment]]:
         """Return the trainers that have a job, with their assignments."""
@@ -61,18 +48,6 @@ class TrainerPool:
         self.drop_idle()
         self.trainers.append(begin_trainer(shape))
         return self.trainers[-1]
-
-    def give(self, trainer: TrainerHandle, job: Job, tracking: tuple[str | None, tuple[str, ...]]) -> None:
-        """Start a job in an idle trainer.
-
-        Args:
-            trainer: The idle trainer.
-            job: The job.
-            tracking: URI of the tracking store, and run ids of the job's members.
-        """
-        from workers.runtime.actor import Placement
-
-        trainer.assign(job, tracking, Placement(self.localizer, trainer.shape.gpus))
 
     def drop(self, trainer: TrainerHandle) -> None:
         """Kill a trainer."""
@@ -99,7 +74,7 @@ class TrainerPool:
             idle = self.idle(trainer.shape)
             if is_waiting and idle:
                 self.drop(trainer)
-                self.give(idle, assignment.job, assignment.tracking)
+                idle.assign(assignment.job, assignment.tracking, self.localizer)
 
     def stop(self, seconds: float) -> None:
         """Ask every busy trainer to write a checkpoint and exit, and wait for `seconds` at most."""

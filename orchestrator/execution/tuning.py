@@ -19,8 +19,6 @@ from workers.config.job import derive_seed
 from workers.config.search_space import Choice
 from workers.diagnostics.callback import Epoch, TrainingCallback
 from workers.errors import ConclaveError, DivergedError
-from workers.runtime.environment import environment
-from workers.runtime.localize import DriverDisk
 from workers.runtime.search_trial import ACCURACY, LOSS, run_trial
 
 if TYPE_CHECKING:
@@ -40,19 +38,12 @@ class Tuner:
     Attributes:
         connection: The connection to Ray.
         say: Shows a line to the user.
-        strict: Whether machines must have this machine's package versions.
-        disk: The home's disk; None on a local Ray.
+        localizer: Prepares trials for their machines.
     """
 
     connection: Connection
     say: Callable[[str], None]
-    strict: bool = False
-    disk: DriverDisk | None = None
-
-    def _localizer(self) -> JobLocalizer:
-        from workers.runtime.actor import JobLocalizer
-
-        return JobLocalizer(environment(), self.strict, self.disk)
+    localizer: JobLocalizer
 
     def __call__(self, search: Search) -> None:
         """Run trials until all have ended. After a KeyboardInterrupt, the search can be resumed."""
@@ -72,7 +63,7 @@ class Tuner:
         gpus = resources.gpus_where(EXPECTS_GPUS in os.environ or self.connection.ray.cluster_resources().get("GPU", 0) >= 1)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_train, search=search, localizer=self._localizer()), {"cpu": resources.cpus, "gpu": gpus}
+                tune.with_parameters(_train, search=search, localizer=self.localizer), {"cpu": resources.cpus, "gpu": gpus}
             ),
             tune_config=tune.TuneConfig(search_alg=_searcher(search), scheduler=asha, num_samples=search.left),
             run_config=tune.RunConfig(

@@ -27,7 +27,7 @@ from workers.runtime.heartbeat import Heartbeat
 @pytest.mark.parametrize(("waited", "told"), [(0.0, 0), (WAITING_NOTE_SECONDS + 1, 1)])
 def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int) -> None:
     connection: Any = SimpleNamespace(ray=None, is_ready=lambda reference: False)
-    supervisor = Supervisor(TrainerPool(connection, cast(Any, None)))
+    supervisor = Supervisor(TrainerPool(connection, cast(Any, None), actor.JobLocalizer()))
     began = time.monotonic() - waited
     assignment = Assignment(job("a"), (None, ()), "its result", began, pending_heartbeat="its sign of life")
     trainer = TrainerHandle(None, Shape(1, 2, 1, (), 1), assignment=assignment)

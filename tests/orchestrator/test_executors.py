@@ -38,9 +38,15 @@ def connection() -> Iterator[Connection]:
     os.environ.update(before)
 
 
+def ray_executor(connection: Connection) -> RayExecutor:
+    from workers.runtime.actor import JobLocalizer  # imports Ray, which reads its token's settings then
+
+    return RayExecutor(connection, JobLocalizer())
+
+
 @pytest.fixture(params=["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made = InlineExecutor() if request.param == "inline" else RayExecutor(request.getfixturevalue("connection"))
+    made = InlineExecutor() if request.param == "inline" else ray_executor(request.getfixturevalue("connection"))
     yield made
     made.close()
 
@@ -110,7 +116,7 @@ def test_a_function_is_called_on_the_head_and_raises_what_it_raises(executor: Ex
 @pytest.mark.slow
 def test_the_fusion_actor_begins_early_where_a_core_is_free(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """It imports for ten seconds, which would hold up the last trainings."""
-    made = RayExecutor(connection)
+    made = ray_executor(connection)
     cores = made.machines.total().cpus
     for cpus, begins in ((cores, False), (cores - 0.5, True)):
         size = Size(0, cpus)

@@ -8,7 +8,7 @@ import platform
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,15 @@ class JobLocalizer:
     """Prepares a job for this machine: compares its environment with the head's, and fetches the data.
 
     Attributes:
-        head: The environment of the head.
+        head: The head's environment: that of the driver's process.
         strict: Whether to refuse a machine with a different environment.
         disk: The driver's disk. A machine that cannot see it fetches the data, and sends its artifacts to the tracking
             store. None if all machines share a disk.
         has_server: Whether a tracking server can receive artifacts from another disk.
     """
 
-    head: Environment
-    strict: bool
+    head: Environment = field(default_factory=environment)
+    strict: bool = False
     disk: DriverDisk | None = None
     has_server: bool = True
 
@@ -75,19 +75,6 @@ class JobLocalizer:
             raise IncompleteTransferError(f"the machine {platform.node()} got no data: {error}") from error
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Machine and resources of a trainer's job.
-
-    Attributes:
-        localizer: Prepares the job for the trainer's machine.
-        gpus: Number of GPUs of the trainer.
-    """
-
-    localizer: JobLocalizer
-    gpus: float
-
-
 @ray.remote(max_restarts=0, max_concurrency=4)
 class TrainerActor:
     """Runs one job after another. Other threads serve `heartbeat`, `stop`, and `report` from distributed jobs.
@@ -106,14 +93,14 @@ class TrainerActor:
         self.reported_at = 0.0
         import_all(["workers.runtime.training_job"])  # not in a thread: concurrent imports may see half-initialized modules
 
-    def run(self, job: Job, uri: str | None, runs: tuple[str, ...], placement: Placement) -> JobResult:
-        """Run a job. Return its result, or a failure if this machine cannot run it."""
+    def run(self, job: Job, uri: str | None, runs: tuple[str, ...], localizer: JobLocalizer, gpus: float) -> JobResult:
+        """Run a job with `gpus` GPUs. Return its result, or a failure if this machine cannot run it."""
         with self.lock:
             self.progress, self.reported = JobProgress(), None
             faults.set_job(job.label)
-            localizer = replace(placement.localizer, has_server=str(uri).startswith("http"))
+            localizer = replace(localizer, has_server=str(uri).startswith("http"))
             if job.recipe.resources.processes > 1:
-                return self._run_distributed(job, JobContext(uri, runs), placement.gpus, localizer)
+                return self._run_distributed(job, JobContext(uri, runs), gpus, localizer)
             try:
                 local_job, note, is_isolated = localizer(job)
             except ConclaveError as error:
