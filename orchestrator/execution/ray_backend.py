@@ -88,9 +88,9 @@ class RayBackend:
         """Return a function that runs the trials of a search."""
 
         def run_search(search: Search) -> None:
-            from orchestrator.execution.tuning import Tuner
+            from orchestrator.execution.tuning import run_trials
 
-            Tuner(self.connection, self.say, self._localizer(team, folder))(search)
+            run_trials(search, self.connection, self._localizer(team, folder), self.say)
 
         return run_search
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
 from orchestrator.execution.ray_backend import inline_executor
-from orchestrator.execution.tuning import keeper, suggest
+from orchestrator.execution.tuning import searcher, suggest
 from orchestrator.home import Home
 from orchestrator.planning import search
 from orchestrator.planning.plan import Planner
@@ -24,7 +23,7 @@ from workers.config.search_space import Choice
 from workers.data import packing as data
 from workers.data.splits import get_split
 from workers.diagnostics.callback import TrainingCallback
-from workers.errors import ConclaveError, UserInputError
+from workers.errors import ConclaveError, RayLostError, UserInputError
 from workers.runtime import search_trial as trial
 from workers.training.optimizers.adamw import AdamW
 from workers.training.optimizers.sgd import Sgd
@@ -207,9 +206,33 @@ def test_a_trial_is_recorded_before_anybody_hears_of_its_end(tmp_path: Path) -> 
     def say(line: str) -> None:
         recorded.append(next(iter(Search(planner, one.recipe).trials.values())).state)
 
-    started = SimpleNamespace(trial_id="0", config=CHOICES[0])
-    callback = keeper(one, say, lambda: None)
-    callback.on_trial_start(1, [], started)
-    callback.on_trial_result(1, [], started, {"loss": 0.5, "accuracy": 0.5, "seconds": 1.0})
-    callback.on_trial_complete(1, [], started)
+    recorder = searcher(one, say, lambda: None)
+    recorder.suggest("0")
+    recorder.on_trial_complete("0", {"epoch": 1.0, "loss": 0.5, "accuracy": 0.5, "seconds": 1.0})
     assert recorded == ["stopped"]
+
+
+def test_an_epoch_that_is_reported_again_is_recorded_once(tmp_path: Path) -> None:
+    """A trial whose process died goes on from its checkpoint, and reports what it did before."""
+    planner = Planner(team(), FakeStore(tmp_path / "store"), tmp_path)
+    one = Search(planner, planner.team.trainings[1])
+    recorder = searcher(one, lambda line: None, lambda: None)
+    recorder.suggest("0")
+    for epoch in (1, 2, 1, 2, 3):
+        recorder.on_trial_result("0", {"epoch": epoch, "loss": epoch / 10, "accuracy": 0.5, "seconds": 1.0})
+    [trial] = Search(planner, one.recipe).trials.values()
+    assert [point["loss"] for point in trial.epochs] == [0.1, 0.2, 0.3]
+
+
+def test_a_trial_that_fails_because_ray_is_gone_is_not_recorded_as_failed(tmp_path: Path) -> None:
+    planner = Planner(team(), FakeStore(tmp_path / "store"), tmp_path)
+    one = Search(planner, planner.team.trainings[1])
+
+    def check() -> None:
+        raise RayLostError("gone")
+
+    recorder = searcher(one, lambda line: None, check)
+    recorder.suggest("0")
+    with pytest.raises(RayLostError):
+        recorder.on_trial_complete("0", error=True)
+    assert [trial.state for trial in Search(planner, one.recipe).trials.values()] == ["running"]
