@@ -12,7 +12,6 @@ from typing import Any
 from benchmarks.machine import RESULTS
 
 Row = tuple[str, str, str, str, str]
-NAMES = {"compiled": "the same with train.compile"}
 STEMS = {"imagenet": "torchvision's stem", "cifar": "3x3 stem"}
 
 
@@ -39,8 +38,6 @@ def training(stem: str, figures: dict[str, Any]) -> Iterator[Row]:
         goal = at_least(ratio, figures["goals"]["common"]) if peer == "common" else ""
         what = f"training, all members at once, images/s, {where}"
         yield what, f"{rates[peer]:,.0f}: {names[peer]}", f"{rates['ours']:,.0f}", f"{ratio:.1f}x", goal
-    for way, ratio in figures.get("over_ours", {}).items():
-        yield f"{NAMES[way]}, {where}", f"{rates['ours']:,.0f}: ours", f"{rates[way]:,.0f}", f"{ratio:.2f}x", ""
     share, efficiency = figures["roof_fraction"], figures["pipeline_efficiency"]
     yield (
         f"share of the rate of a large matrix product, {where}",

@@ -1,13 +1,11 @@
 """Training speed, all members at once on all cores, against what people run today; on CIFAR-10's shapes, interleaved.
 
     python -m benchmarks.train [STEM]      # results/train-STEM.json, and the figures on screen; both stems where left out
-    python -m benchmarks.train ways        # `compiled` too, which takes two minutes more
     python -m benchmarks.train leg common imagenet   # one leg: prints its figures as JSON
 
 Legs: `common`, the usual script (torchvision transforms a sample, DataLoader with two workers, float32); `torchensemble`, its
 VotingClassifier's own fit over the same loader; `ours`, a trainer process a core; `bare`, forward, backward and step on one
-constant batch in the same processes, which bounds `ours`; `compiled`, ours with `train.compile`. Each is in images a second
-over all members.
+constant batch in the same processes, which bounds `ours`. Each is in images a second over all members.
 """
 
 from __future__ import annotations
@@ -43,8 +41,7 @@ BATCH, CLASSES, SIDE = 128, 10, 32
 ROUNDS = 3
 CORES = os.cpu_count() or 1
 STEPS = {"imagenet": 10, "cifar": 3}  # a leg's measured steps a process, after a quarter as many to warm up
-WAYS = ("compiled",)  # legs of the first round alone, if they are asked for: they have no goal
-LEGS = ("common", "torchensemble", "ours", "bare", *WAYS)
+LEGS = ("common", "torchensemble", "ours", "bare")
 GOALS = {"imagenet": {"common": 2.2, "roof": 0.55}, "cifar": {"common": 3.0, "roof": 0.85}}
 FULL = ("flip", "crop", "rotate", "cutout", "color", "erase", "mixup")
 
@@ -141,10 +138,6 @@ def bare(stem: str) -> float:
     return sum(_processes("constant", stem))
 
 
-def compiled(stem: str) -> float:
-    return sum(_processes("compile", stem))
-
-
 def _processes(what: str, stem: str) -> list[float]:
     """A process of one thread a core, all at once."""
     command = [sys.executable, "-m", "benchmarks.train", what, stem]
@@ -153,13 +146,13 @@ def _processes(what: str, stem: str) -> list[float]:
     return [float(process.communicate()[0]) for process in started]
 
 
-def one(stem: str, compile: bool = False) -> float:
+def one(stem: str) -> float:
     """A member by the trainer's own `train`: the second epoch's rate."""
     torch.set_num_threads(1)
     images, labels = synthetic(STEPS[stem] * BATCH)
     rows = torch.arange(len(images))
     data, member = TrainingData(images, labels, rows, rows[:BATCH]), spec(stem)
-    settings = TrainSpec.model_validate({"epochs": 2, "batch_size": BATCH, "compile": compile})
+    settings = TrainSpec.model_validate({"epochs": 2, "batch_size": BATCH})
     task = TrainingTask(data, member, settings, member.members, torch.device("cpu"))
     return float(train(lambda: build(member, CLASSES, SIDE), task).history[1]["train/images_per_second"])
 
@@ -237,11 +230,11 @@ def around(stem: str) -> dict[str, float]:
     return per_second
 
 
-def main(stems: Sequence[str], with_ways: bool) -> None:
+def main(stems: Sequence[str]) -> None:
     for stem in stems:
         seen: dict[str, list[float]] = {leg: [] for leg in LEGS}
-        for number in range(ROUNDS):
-            for leg in LEGS if with_ways and number == 0 else LEGS[: -len(WAYS)]:
+        for _ in range(ROUNDS):
+            for leg in LEGS:
                 if (rate := _leg(leg, stem)) is not None:
                     seen[leg].append(rate)
         rates = {leg: median(values) for leg, values in seen.items() if values}
@@ -274,7 +267,6 @@ def _ratios(stem: str, rates: dict[str, float]) -> dict[str, Any]:
     top, beside = roof(stem), around(stem)
     return {
         "ours_over": {peer: rates["ours"] / rates[peer] for peer in ("common", "torchensemble") if peer in rates},
-        "over_ours": {way: rates[way] / rates["ours"] for way in WAYS if way in rates},
         "pipeline_efficiency": rates["ours"] / rates["bare"],
         "roof_fraction": rates["ours"] / CORES * top["flops_an_image"] / top["matmul_flops"],
         "goals": {**GOALS[stem], "pipeline_efficiency": 0.97},
@@ -286,15 +278,11 @@ def _ratios(stem: str, rates: dict[str, float]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     words = sys.argv[1:]
-    every: dict[str, Callable[[str], float]] = dict(zip(LEGS, (common, torchensemble, ours, bare, compiled), strict=True))
-    inner: dict[str, Callable[[str], float]] = {
-        "one": one,
-        "constant": constant,
-        "compile": lambda stem: one(stem, compile=True),
-    }
+    every: dict[str, Callable[[str], float]] = dict(zip(LEGS, (common, torchensemble, ours, bare), strict=True))
+    inner: dict[str, Callable[[str], float]] = {"one": one, "constant": constant}
     if words[:1] == ["leg"]:
         print(json.dumps({"images_per_second": every[words[1]](words[2])}))
     elif words and words[0] in inner:
         print(inner[words[0]](words[1]))
     else:
-        main([word for word in words if word != "ways"] or tuple(STEPS), "ways" in words)
+        main(words or tuple(STEPS))

@@ -33,7 +33,7 @@ TEAMS = {
     " ema: 0.99, stop: {patience: 3}, fold_epochs: 0.5}\n"
     "defaults: {arch: resnet34, width: 16, stem: cifar, optimizer: {kind: adamw, lr: 0.002}, label_smoothing: 0.1,"
     " augment: [flip, {crop: 2}, {rotate: 10}, cutout, {color: 0.3}, erase, {mixup: 0.4}]}\n",
-    "compiled": HEAD + "train: {compile: max-autotune, schedule: {kind: one_cycle, warmup: 0.2}}\n",
+    "one cycle": HEAD + "train: {schedule: {kind: one_cycle, warmup: 0.2}}\n",
     "processes": HEAD + "resources: {workers: 2, cpus: 4}\ndefaults: {resources: {gpus: 2}}\n",
     "snapshots": "version: 1\nname: golden\nmembers: [{name: cyclic, snapshots: 3}]\n",
     "cycles": "version: 1\nname: golden\nmembers: [{name: cyclic, snapshots: 3, cycles: {first: 0.6, rate: 0.5}}]\n",

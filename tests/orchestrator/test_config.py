@@ -134,7 +134,7 @@ def test_the_schema_for_editors_accepts_what_is_valid(path: Path) -> None:
 
 SHORT = """\
 name: t
-train: {schedule: cosine, compile: true}
+train: {schedule: cosine}
 retries: 2
 defaults: {optimizer: adamw, average: swa, resources: {labels: [{market: spot}, {zone: a}]}}
 members:

@@ -78,14 +78,6 @@ def test_a_student_learns_from_all_full_fits_whatever_their_order(tmp_path: Path
     assert signatures(STUDENT, tmp_path)[:-1] == signatures(BASE, tmp_path), "no member is another one for it"
 
 
-def test_compiling_is_part_of_a_fit_where_it_is_asked_for_alone(tmp_path: Path) -> None:
-    found = [signatures(BASE.replace("epochs: 9", f"epochs: 9{more}"), tmp_path) for more in ("", ", compile: false")]
-    assert found[0] == found[1], "what was trained before is not trained again"
-    asked = [signatures(BASE.replace("epochs: 9", f"epochs: 9, compile: {how}"), tmp_path) for how in ("true", "max-autotune")]
-    assert not {*found[0]} & {*asked[0]}
-    assert not {*asked[0]} & {*asked[1]}
-
-
 def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_path: Path) -> None:
     two = STUDENT.replace("[{name: a, seed: 1}]", "[{name: a, seed: 1}, {name: b, seed: 2}]")
     from_a, from_b = (two.replace("epochs: 5", f"epochs: 5, start: {name}") for name in "ab")

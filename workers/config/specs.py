@@ -6,7 +6,7 @@ import itertools
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from workers.config.architectures import check_arch
 from workers.config.extensions import LAYOUTS, is_reference
@@ -23,7 +23,7 @@ from workers.config.recipe import (
 )
 from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
-from workers.config.strict import FilePath, Name, Shorthand, Strict
+from workers.config.strict import FilePath, Name, Strict
 
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
 MOST_EPOCHS = 10**5
@@ -62,11 +62,6 @@ class StopSpec(Strict):
     patience: int = Field(ge=1, le=MOST_EPOCHS)
 
 
-def _compile(value: Any) -> Any:
-    """Map `true` to torch's "default" mode, and `false` to None."""
-    return {True: "default", False: None}.get(value, value) if isinstance(value, bool) else value
-
-
 class TrainSpec(Strict):
     """The settings that all trainings of a team share."""
 
@@ -80,9 +75,6 @@ class TrainSpec(Strict):
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
     fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold training runs
-    compile: Annotated[Literal["default", "max-autotune"] | None, BeforeValidator(_compile), Shorthand({"type": "boolean"})] = (
-        None
-    )
 
     def of_fold(self, fold: int | None) -> TrainSpec:
         """Return the settings of one training, with `fold_epochs` resolved into a number of epochs."""
@@ -95,11 +87,8 @@ class TrainSpec(Strict):
         return (self.schedule.kind,) if is_reference(self.schedule.kind) else ()
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """Return the settings that change a training's result.
-
-        Newer keys are included only if used, so that finished trainings stay valid.
-        """
-        return self.model_dump(mode="json", exclude={"fold_epochs", *(() if self.compile else ("compile",))})
+        """Return the settings that change a training's result."""
+        return self.model_dump(mode="json", exclude={"fold_epochs"})
 
 
 CROSS_ENTROPY = "cross_entropy"

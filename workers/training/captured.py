@@ -47,7 +47,6 @@ def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim
         "a step has several micro-batches": passes > 1,
         "gradients are clipped": spec.clip is not None,
         "a student asks its teacher": isinstance(recipe, StudentSpec),
-        "the network is compiled": spec.compile is not None,
         "the optimizer is the team's own": not (isinstance(optimizer, FUSED) and optimizer.defaults.get("fused")),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)

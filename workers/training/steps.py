@@ -19,7 +19,6 @@ from workers.training.augmentation import make_augmentations, mix, to_float, tra
 from workers.training.averaging import WeightAverages
 from workers.training.captured import CAPTURING_DEVICES, CapturedStep, NotCapturedError, mixes, why_not_captured
 from workers.training.captured_augmentation import CapturedAugmentation, can_be_captured
-from workers.training.compilation import compile_network
 from workers.training.evaluation import resolve_precision
 from workers.training.objective import Objective
 from workers.training.optimization import learning_rate, make_optimizer
@@ -58,9 +57,6 @@ class Stepper:
         moved = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.network: Network = self.group.synchronize_batchnorm(moved)
         self.model = self.group.wrap(self.network)
-        if task.spec.compile:
-            has_several_passes = task.spec.accumulate > 1 or micro_batch < task.spec.batch_size
-            self.model = compile_network(self.model, task.spec.compile, self.device, has_several_passes)
         if task.data.teacher:
             task.data.teacher.to(self.device, self.format)
         self.optimizer = make_optimizer(task.recipe, self.network)
