@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal
 
 from workers.config.job import Job
 from workers.errors import FailureKind
-from workers.runtime.job_result import Failure, JobResult
+from workers.runtime.job_result import JobResult
 
 Kind = Literal[
     "started", "working", "epoch", "published", "note", "retry", "done", "failed", "diverged", "unschedulable", "skipped"
@@ -40,15 +39,6 @@ class Outcome:
     trace: str = ""
 
 
-class Death(Enum):
-    """How a trainer's process ended, if it returned nothing."""
-
-    CRASHED = "it died, but its machine is alive"
-    MACHINE = "its machine went away"
-    MEMORY = "it was killed because its machine ran out of memory"
-    HUNG = "it stopped responding, and was killed"
-
-
 def outcome_of_result(job: Job, result: JobResult, is_leaving: bool = False) -> Outcome:
     """Return the outcome of a job that returned a result.
 
@@ -60,39 +50,27 @@ def outcome_of_result(job: Job, result: JobResult, is_leaving: bool = False) -> 
     failure = result.failure
     if failure is None:
         return Outcome(job)
-    kind, reason, cause = _meaning(failure, is_leaving)
-    return Outcome(job, kind, reason, cause, failure.trace)
-
-
-def _meaning(failure: Failure, is_leaving: bool) -> tuple[Kind, str, Cause | None]:
-    """Return the outcome's kind, its reason and its retry limit: None if a retry would fail in the same way."""
     match failure.kind:
         case FailureKind.PREEMPTED:
-            return "failed", MACHINE_GONE, "preemptions"
+            return outcome_of_death(job, "preemptions", failure.trace)
         case FailureKind.STOPPED if is_leaving:
-            return "failed", MACHINE_LEAVES, "preemptions"
+            return Outcome(job, "failed", MACHINE_LEAVES, "preemptions", failure.trace)
         case FailureKind.DIVERGED:
-            return "diverged", failure.sentence, None
+            return Outcome(job, "diverged", failure.sentence, None, failure.trace)
         case FailureKind.UNEXPECTED:
-            return "failed", failure.sentence, "errors"
+            return Outcome(job, "failed", failure.sentence, "errors", failure.trace)
         case FailureKind.PERMANENT | FailureKind.ENVIRONMENT | FailureKind.STOPPED:
-            return "failed", failure.sentence, None
+            return Outcome(job, "failed", failure.sentence, None, failure.trace)
 
 
-def outcome_of_death(job: Job, death: Death, text: str) -> Outcome:
+def outcome_of_death(job: Job, cause: Cause, text: str) -> Outcome:
     """Return the outcome of a job whose trainer process died.
 
     Args:
         job: The job.
-        death: How the process ended.
-        text: Ray's error, or why the trainer counts as hung.
+        cause: "preemptions" if its machine went away, "oom" if the machine ran out of memory, else "errors".
+        text: Ray's error.
     """
-    match death:
-        case Death.MACHINE:
-            return Outcome(job, "failed", MACHINE_GONE, "preemptions", text)
-        case Death.MEMORY:
-            return Outcome(job, "failed", OUT_OF_MEMORY, "oom", text)
-        case Death.HUNG:
-            return Outcome(job, "failed", f"{text}; the trainer was ended", "errors")
-        case Death.CRASHED:
-            return Outcome(job, "failed", f"the trainer died: {text[:REASON_CHARACTERS]}", "errors", text)
+    crashed = f"the trainer died: {text[:REASON_CHARACTERS]}"
+    reasons: dict[Cause, str] = {"preemptions": MACHINE_GONE, "oom": OUT_OF_MEMORY, "errors": crashed}
+    return Outcome(job, "failed", reasons[cause], cause, text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Event
-from orchestrator.execution.job_outcomes import Death, Outcome, outcome_of_death, outcome_of_result
+from orchestrator.execution.job_outcomes import Cause, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.errors import EnvironmentMismatchError, FailureKind
@@ -71,7 +71,7 @@ class Supervisor:
             return self._outcome_of_result(trainer, assignment)
         if reason := assignment.why_hung(self.heartbeat):
             self._end_hung(trainer, assignment)
-            return outcome_of_death(assignment.job, Death.HUNG, reason)
+            return Outcome(assignment.job, "failed", f"{reason}; the trainer was ended", "errors")
         if self._has_waited_too_long(assignment):
             self.pool.drop(trainer)
             return Outcome(assignment.job, "unschedulable", self.machines.why_impossible(assignment.job))
@@ -83,7 +83,7 @@ class Supervisor:
         try:
             result = self.ray.get(assignment.result)
         except errors.OutOfMemoryError as error:
-            return self._outcome_of_dead_trainer(trainer, assignment, Death.MEMORY, str(error))
+            return self._outcome_of_dead_trainer(trainer, assignment, "oom", str(error))
         except errors.RayError as error:
             return self._ask_machine(trainer, assignment, error)
         if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
@@ -102,9 +102,9 @@ class Supervisor:
 
         text = " ".join(str(error).split())
         if getattr(error, "preempted", False) or "node has died" in text:
-            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, text)
+            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", text)
         if assignment.heartbeat is None:  # its machine is unknown
-            return self._outcome_of_dead_trainer(trainer, assignment, Death.CRASHED, text)
+            return self._outcome_of_dead_trainer(trainer, assignment, "errors", text)
         on_node = self.connection.on_node(assignment.heartbeat.node)
         trainer.mark_dead(text, untyped(check_alive).options(scheduling_strategy=on_node).remote())
         return None
@@ -112,18 +112,18 @@ class Supervisor:
     def _outcome_of_death(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
         """Return the outcome of a dead trainer's job, once it is known whether its machine is alive or lost too."""
         if trainer.node not in self.machines.look().alive:
-            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, trainer.death_text)
+            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", trainer.death_text)
         if not self.connection.is_ready(trainer.death_answer):
             return None
         try:
             self.ray.get(trainer.death_answer)
         except self.ray.exceptions.RayError:
-            return self._outcome_of_dead_trainer(trainer, assignment, Death.MACHINE, trainer.death_text)
-        return self._outcome_of_dead_trainer(trainer, assignment, Death.CRASHED, trainer.death_text)
+            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", trainer.death_text)
+        return self._outcome_of_dead_trainer(trainer, assignment, "errors", trainer.death_text)
 
-    def _outcome_of_dead_trainer(self, trainer: TrainerHandle, assignment: Assignment, death: Death, text: str) -> Outcome:
+    def _outcome_of_dead_trainer(self, trainer: TrainerHandle, assignment: Assignment, cause: Cause, text: str) -> Outcome:
         self.pool.trainers.remove(trainer)
-        return outcome_of_death(assignment.job, death, text)
+        return outcome_of_death(assignment.job, cause, text)
 
     def _end_hung(self, trainer: TrainerHandle, assignment: Assignment) -> None:
         """Kill a hung trainer by its process id, on its machine."""
