@@ -13,7 +13,7 @@ from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.supervisor import Supervisor
-from orchestrator.execution.trainer_handle import TrainerHandle, TrainerState
+from orchestrator.execution.trainer_handle import TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
@@ -87,8 +87,7 @@ class RayExecutor:
         self.pool.leave_draining_machines()
         self.pool.reassign_waiting_jobs()
         busy = self.pool.busy()
-        waited_for = [t.death_answer if t.state is TrainerState.DEAD else assignment.result for t, assignment in busy]
-        self.ray.wait(waited_for, num_returns=1, timeout=seconds)
+        self.ray.wait([assignment.result for _, assignment in busy], num_returns=1, timeout=seconds)
         self.connection.check()
         return [item for trainer, assignment in busy for item in self.supervisor.poll_trainer(trainer, assignment)]
 

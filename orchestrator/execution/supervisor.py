@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Event
 from orchestrator.execution.job_outcomes import Cause, Outcome, outcome_of_death, outcome_of_result
-from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
+from orchestrator.execution.trainer_handle import Assignment, TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, untyped
 from workers.errors import EnvironmentMismatchError, FailureKind
 
@@ -39,8 +39,6 @@ class Supervisor:
 
     def _progress(self, trainer: TrainerHandle, assignment: Assignment) -> list[Event]:
         """Return events from the trainer's last heartbeat, and request the next heartbeat without waiting for it."""
-        if trainer.state is TrainerState.DEAD:
-            return []
         events = assignment.waiting_note(trainer.shape.size)
         if assignment.pending_heartbeat is not None and self.connection.is_ready(assignment.pending_heartbeat):
             try:
@@ -65,10 +63,12 @@ class Supervisor:
 
     def _outcome(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
         """Return the outcome of the trainer's job, or None if it has not ended."""
-        if trainer.state is TrainerState.DEAD:
-            return self._outcome_of_death(trainer, assignment)
+        if trainer.death_text and trainer.node not in self.machines.look().alive:
+            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", trainer.death_text)
         if self.connection.is_ready(assignment.result):
             return self._outcome_of_result(trainer, assignment)
+        if trainer.death_text:
+            return None
         if reason := assignment.why_hung(self.heartbeat):
             self._end_hung(trainer, assignment)
             return Outcome(assignment.job, "failed", f"{reason}; the trainer was ended", "errors")
@@ -85,41 +85,30 @@ class Supervisor:
         except errors.OutOfMemoryError as error:
             return self._outcome_of_dead_trainer(trainer, assignment, "oom", str(error))
         except errors.RayError as error:
-            return self._ask_machine(trainer, assignment, error)
+            return self._outcome_of_error(trainer, assignment, error)
+        if trainer.death_text:  # its machine has answered the probe
+            return self._outcome_of_dead_trainer(trainer, assignment, "errors", trainer.death_text)
         if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
             raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same versions, or set `environment: warn`.")
-        is_leaving = trainer.state is TrainerState.LEAVING
-        outcome = outcome_of_result(assignment.job, result, is_leaving)
-        if is_leaving and result.failure and result.failure.kind is FailureKind.STOPPED:
+        if trainer.is_leaving and result.failure and result.failure.kind is FailureKind.STOPPED:
             self.pool.drop(trainer)
         else:
-            trainer.release()
-        return outcome
+            trainer.assignment = None
+        return outcome_of_result(assignment.job, result, trainer.is_leaving)
 
-    def _ask_machine(self, trainer: TrainerHandle, assignment: Assignment, error: Exception) -> Outcome | None:
-        """Probe the machine of a dead trainer, unless Ray's error says whether the machine is lost."""
+    def _outcome_of_error(self, trainer: TrainerHandle, assignment: Assignment, error: Exception) -> Outcome | None:
+        """Probe the machine of a dead trainer and return None, unless it is known whether the machine is lost."""
         from workers.runtime.actor import check_alive
 
-        text = " ".join(str(error).split())
-        if getattr(error, "preempted", False) or "node has died" in text:
+        text = trainer.death_text or " ".join(str(error).split())
+        if trainer.death_text or getattr(error, "preempted", False) or "node has died" in text:
             return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", text)
         if assignment.heartbeat is None:  # its machine is unknown
             return self._outcome_of_dead_trainer(trainer, assignment, "errors", text)
         on_node = self.connection.on_node(assignment.heartbeat.node)
-        trainer.mark_dead(text, untyped(check_alive).options(scheduling_strategy=on_node).remote())
+        trainer.death_text = text
+        assignment.result = untyped(check_alive).options(scheduling_strategy=on_node).remote()
         return None
-
-    def _outcome_of_death(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
-        """Return the outcome of a dead trainer's job, once it is known whether its machine is alive or lost too."""
-        if trainer.node not in self.machines.look().alive:
-            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", trainer.death_text)
-        if not self.connection.is_ready(trainer.death_answer):
-            return None
-        try:
-            self.ray.get(trainer.death_answer)
-        except self.ray.exceptions.RayError:
-            return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", trainer.death_text)
-        return self._outcome_of_dead_trainer(trainer, assignment, "errors", trainer.death_text)
 
     def _outcome_of_dead_trainer(self, trainer: TrainerHandle, assignment: Assignment, cause: Cause, text: str) -> Outcome:
         self.pool.trainers.remove(trainer)

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.machines import Shape
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Event
 from workers.config.job import Job
+from workers.runtime.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from workers.runtime.actor import JobLocalizer
-    from workers.runtime.heartbeat import Heartbeat
 
 WAITING_NOTE_SECONDS = 20.0  # after which a note says that a job waits
-
-
-class TrainerState(Enum):
-    """What a trainer is doing."""
-
-    IDLE = "has no job"
-    SUBMITTED = "has a job, but no heartbeat yet: it may be waiting for a machine"
-    WORKING = "works on its job"
-    LEAVING = "is writing a checkpoint before it exits, because its machine is being taken away"
-    DEAD = "died; its machine is being probed"
+NO_HEARTBEAT = Heartbeat(pid=0, node="", epoch=0, metrics={}, notes=[], steps=-1)
 
 
 @dataclass
@@ -36,14 +26,12 @@ class Assignment:
     Attributes:
         job: The job.
         tracking: URI of the tracking store, and run ids of the job's members.
-        result: Ray's reference to the job's result.
+        result: Ray's reference to the job's result, or to the probe of a dead trainer's machine.
         submitted_at: Time of the assignment, by time.monotonic().
         pending_heartbeat: Ray's reference to the requested heartbeat.
         heartbeat: The last heartbeat.
         answered_at: Time of the last heartbeat.
         stepped_at: Time of the last heartbeat with a new training step.
-        notes_shown: Number of notes already shown.
-        published_shown: Number of published members already shown.
         has_waited: Whether the note that the job waits was shown.
     """
 
@@ -55,22 +43,19 @@ class Assignment:
     heartbeat: Heartbeat | None = None
     answered_at: float = 0.0
     stepped_at: float = 0.0
-    notes_shown: int = 0
-    published_shown: int = 0
     has_waited: bool = False
 
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
         """Store a heartbeat, and return events for what is new in it."""
-        before, self.heartbeat = self.heartbeat, heartbeat
+        events = [] if self.heartbeat else [Event(self.job, "working")]
+        before, self.heartbeat = self.heartbeat or NO_HEARTBEAT, heartbeat
         self.answered_at = time.monotonic() - heartbeat.age
-        events = [Event(self.job, "working")] if before is None else []
-        if before is None or heartbeat.steps > before.steps:
+        if heartbeat.steps > before.steps:
             self.stepped_at = self.answered_at
-        if heartbeat.epoch > (before.epoch if before else 0):
+        if heartbeat.epoch > before.epoch:
             events.append(Event(self.job, "epoch", heartbeat.epoch, heartbeat.metrics))
-        events += [Event(self.job, "note", text=text) for text in heartbeat.notes[self.notes_shown :]]
-        events += [Event(self.job, "published", text=name) for name in heartbeat.published[self.published_shown :]]
-        self.notes_shown, self.published_shown = len(heartbeat.notes), len(heartbeat.published)
+        events += [Event(self.job, "note", text=text) for text in heartbeat.notes[len(before.notes) :]]
+        events += [Event(self.job, "published", text=name) for name in heartbeat.published[len(before.published) :]]
         return events
 
     def waiting_note(self, size: object) -> list[Event]:
@@ -100,20 +85,18 @@ class TrainerHandle:
     Attributes:
         actor: Ray's handle.
         shape: Its resources.
-        state: What it is doing.
         assignment: The current job; None if idle.
         node: Ray's id of its machine; empty before the first heartbeat.
-        death_text: Ray's error when the trainer died.
-        death_answer: Ray's reference to the probe of a dead trainer's machine.
+        is_leaving: Whether it is writing a checkpoint before it exits, because its machine is being taken away.
+        death_text: Ray's error if the trainer died; its machine is then being probed.
     """
 
     actor: Any
     shape: Shape
-    state: TrainerState = TrainerState.IDLE
     assignment: Assignment | None = None
     node: str = ""
+    is_leaving: bool = False
     death_text: str = ""
-    death_answer: Any = None
 
     @property
     def is_idle(self) -> bool:
@@ -123,26 +106,16 @@ class TrainerHandle:
     def assign(self, job: Job, tracking: tuple[str | None, tuple[str, ...]], localizer: JobLocalizer) -> None:
         """Start a job in this trainer."""
         result = self.actor.run.remote(job, *tracking, localizer, self.shape.gpus)
-        self.assignment, self.state = Assignment(job, tracking, result), TrainerState.SUBMITTED
-
-    def release(self) -> None:
-        """Mark the trainer as idle after its job has ended."""
-        self.assignment, self.state = None, TrainerState.IDLE
+        self.assignment, self.is_leaving = Assignment(job, tracking, result), False
 
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
         """Store a heartbeat for the current job, and return events for what is new in it."""
         assert self.assignment
         self.node = heartbeat.node
-        if self.state is TrainerState.SUBMITTED:
-            self.state = TrainerState.WORKING
         return self.assignment.take_heartbeat(heartbeat)
 
     def leave(self) -> None:
         """Tell the trainer to write a checkpoint and exit."""
-        if self.state is not TrainerState.LEAVING:
-            self.state = TrainerState.LEAVING
+        if not self.is_leaving:
+            self.is_leaving = True
             self.actor.stop.remote()
-
-    def mark_dead(self, text: str, answer: Any) -> None:
-        """Record that the trainer died, until a probe shows whether its machine is lost too."""
-        self.state, self.death_text, self.death_answer = TrainerState.DEAD, text, answer

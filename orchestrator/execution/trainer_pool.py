@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import Machines, Shape, Size
-from orchestrator.execution.trainer_handle import Assignment, TrainerHandle, TrainerState
+from orchestrator.execution.trainer_handle import Assignment, TrainerHandle
 from workers.config.resources import Resources
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ class TrainerPool:
         for trainer in [t for t in self.trainers if t.node in self.machines.look().leaving]:
             if trainer.is_idle:
                 self.drop(trainer)
-            elif trainer.state is not TrainerState.DEAD:
+            else:
                 trainer.leave()
 
     def reassign_waiting_jobs(self) -> None:
         """Move jobs that still wait for a machine to idle trainers, whose cores they may be waiting for."""
         for trainer, assignment in self.busy():
-            is_waiting = trainer.state is TrainerState.SUBMITTED and not self.connection.is_ready(assignment.result)
+            is_waiting = assignment.heartbeat is None and not self.connection.is_ready(assignment.result)
             idle = self.idle(trainer.shape)
             if is_waiting and idle:
                 self.drop(trainer)
