@@ -14,7 +14,7 @@ from orchestrator.execution.executor import Answer, Event
 from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import TrainerHandle
-from orchestrator.execution.trainer_pool import TrainerPool, untyped
+from orchestrator.execution.trainer_pool import TrainerPool, kill_process, untyped
 from workers.config.job import Job
 from workers.errors import ConclaveError, first_line
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 FUSION_TRIES = 3
 HEARTBEAT_SECONDS = 1.0  # between two checks of the fusion actor
 STARTING_SECONDS = 600.0  # limit for the fusion actor's imports
-ENDING_SECONDS = 20.0  # limit for the head to kill a hung process
 MAX_WAITING_JOBS = 32  # jobs that may wait for an autoscaler at once; it starts as many machines as they need
 
 
@@ -158,18 +157,11 @@ class RayExecutor:
                 pid, heartbeat, heard_at = self.ray.get(heartbeat), actor.heartbeat.remote(), time.monotonic()
             silent = time.monotonic() - heard_at
             if pid is not None and silent > self.heartbeat.seconds:
-                self._kill_process(pid)
+                kill_process(self.connection, pid, resources=ON_HEAD)
                 return False
             if pid is None and silent > STARTING_SECONDS:  # pinned to the head, it does not wait for a machine
                 return False
         return True
-
-    def _kill_process(self, pid: int) -> None:
-        """Kill a process on the head: Ray can't kill a stopped process."""
-        from workers.runtime.actor import end_process
-
-        head = untyped(end_process).options(resources=ON_HEAD).remote(pid)
-        self.ray.wait([head], timeout=ENDING_SECONDS)
 
     def _end(self, actor: Any) -> None:
         if not self.connection.is_lost:

@@ -9,10 +9,8 @@ from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution.executor import Event
 from orchestrator.execution.job_outcomes import Cause, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle
-from orchestrator.execution.trainer_pool import TrainerPool, untyped
+from orchestrator.execution.trainer_pool import TrainerPool, kill_process, untyped
 from workers.errors import EnvironmentMismatchError, FailureKind
-
-ENDING_SECONDS = 20  # limit for a machine to kill its hung trainer
 
 
 @dataclass
@@ -70,7 +68,10 @@ class Supervisor:
         if trainer.death_text:
             return None
         if reason := assignment.why_hung(self.heartbeat):
-            self._end_hung(trainer, assignment)
+            assert assignment.heartbeat
+            on_node = self.connection.on_node(assignment.heartbeat.node)
+            kill_process(self.connection, assignment.heartbeat.pid, scheduling_strategy=on_node)
+            self.pool.drop(trainer)
             return Outcome(assignment.job, "failed", f"{reason}; the trainer was ended", "errors")
         if self._has_waited_too_long(assignment):
             self.pool.drop(trainer)
@@ -113,16 +114,6 @@ class Supervisor:
     def _outcome_of_dead_trainer(self, trainer: TrainerHandle, assignment: Assignment, cause: Cause, text: str) -> Outcome:
         self.pool.trainers.remove(trainer)
         return outcome_of_death(assignment.job, cause, text)
-
-    def _end_hung(self, trainer: TrainerHandle, assignment: Assignment) -> None:
-        """Kill a hung trainer by its process id, on its machine."""
-        from workers.runtime.actor import end_process
-
-        assert assignment.heartbeat
-        on_node = self.connection.on_node(assignment.heartbeat.node)
-        ended = untyped(end_process).options(scheduling_strategy=on_node).remote(assignment.heartbeat.pid)
-        self.ray.wait([ended], timeout=ENDING_SECONDS)
-        self.pool.drop(trainer)
 
     def _has_waited_too_long(self, assignment: Assignment) -> bool:
         """Return True if no machine for the job was added within its wait limit."""

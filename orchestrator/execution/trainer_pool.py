@@ -14,6 +14,8 @@ from workers.config.resources import Resources
 if TYPE_CHECKING:
     from workers.runtime.actor import JobLocalizer
 
+ENDING_SECONDS = 20.0  # limit for a machine to kill a hung process
+
 
 @dataclass
 class TrainerPool:
@@ -115,6 +117,13 @@ def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) 
             break
         begun.append(begin_trainer(shape))
     return begun
+
+
+def kill_process(connection: Connection, pid: int, **options: Any) -> None:
+    """Kill a process by its id in a Ray task with these options, which place it: Ray can't kill a stopped process."""
+    from workers.runtime.actor import end_process
+
+    connection.ray.wait([untyped(end_process).options(**options).remote(pid)], timeout=ENDING_SECONDS)
 
 
 def untyped(actor: Any) -> Any:
