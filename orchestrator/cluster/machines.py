@@ -140,17 +140,15 @@ class Machines:
                 raise ConclaveError("Ray does not say which machines it has. Run again; nothing is lost.")
             if snapshot is None:
                 return self
-            self.alive, self.leaving = set(snapshot.nodes), snapshot.draining
-            staying = [node for node in snapshot.nodes if node not in self.leaving]
             before, is_first = self.available, self.looked_at < 0
-            self.available = [
-                Machine(Size.from_resources(snapshot.nodes[node]), snapshot.labels.get(node, {})) for node in staying
-            ]
             self.looked_at = time.monotonic()
-            self.is_scaled, refused = (
-                snapshot.refused is not None,
-                [Size.from_resources(request) for request in snapshot.refused or ()],
-            )
+            self.alive, self.leaving, self.is_scaled = set(snapshot.nodes), snapshot.draining, snapshot.refused is not None
+            self.available = [
+                Machine(Size.from_resources(resources), snapshot.labels.get(node, {}))
+                for node, resources in snapshot.nodes.items()
+                if node not in self.leaving
+            ]
+            refused = [Size.from_resources(request) for request in snapshot.refused or ()]
             self.refused = {size: self.refused.get(size, self.looked_at) for size in refused}
             if len(self.available) < len(before) or (is_first and not self.available):
                 self.lost_at = self.looked_at
@@ -204,14 +202,12 @@ class Machines:
         sizes = sorted({machine.size for machine in self.look().available}, reverse=True)[:3]
         there = f"there are machines with {', '.join(map(str, sizes))}" if sizes else "there is no machine that takes work"
         wanted = job.recipe.resources
-        more, waited = "", wanted.wait_minutes
+        more = ", and the autoscaler brings none that is larger" if self.is_scaled else ""
         wishes = " or ".join(", ".join(f"{k}: {v}" for k, v in wish) for wish in wanted.labels)
         with_labels = f" with the labels {{{wishes}}}" if wishes else ""
-        if waited:
-            more = f", and after {waited:g} minutes no other came"
-        elif self.is_scaled:
-            more = ", and the autoscaler brings none that is larger"
+        if wanted.wait_minutes:
+            more = f", and after {wanted.wait_minutes:g} minutes no other came"
         return (
-            f"UNSCHEDULABLE: asks for {self.size_for(job.recipe.resources)} on one machine{with_labels}; "
+            f"UNSCHEDULABLE: asks for {self.size_for(wanted)} on one machine{with_labels}; "
             f"{there}{more}. Lower `resources`, or add a machine."
         )

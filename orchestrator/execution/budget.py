@@ -24,21 +24,17 @@ class BudgetTracker:
     Attributes:
         team: The team, with its budget and prices.
         on_event: Called with every event, after it is counted.
+        began: Start of the sweep by `clock`.
         paid_seconds: Trainer seconds charged so far: earlier runs, searches and ended jobs.
         clock: Returns the time in seconds.
-        began: Start of the sweep by the same clock; defaults to now.
     """
 
     team: Team
     on_event: OnEvent
+    began: float
     paid_seconds: float = 0.0
     clock: Callable[[], float] = time.monotonic
-    began: float | None = None
     running: dict[str, tuple[float, int]] = field(default_factory=dict)  # job key -> (start, number of processes)
-
-    def __post_init__(self) -> None:
-        if self.began is None:
-            self.began = self.clock()
 
     @classmethod
     def from_plan(cls, plan: Plan, on_event: OnEvent, began: float) -> BudgetTracker:
@@ -48,7 +44,7 @@ class BudgetTracker:
             finished = {planned.signature: planned.artifact for planned in plan.members if planned.signature in plan.done}
             paid_seconds = sum(artifact.manifest().train_seconds for artifact in finished.values())
             paid_seconds += sum(plan.searched.values())
-        return cls(plan.team, on_event, paid_seconds, began=began)
+        return cls(plan.team, on_event, began, paid_seconds)
 
     def __call__(self, event: Event) -> None:
         """Count an event, and pass it on."""
@@ -62,7 +58,6 @@ class BudgetTracker:
     def why_exhausted(self) -> str | None:
         """Return the reason that no further job may start, or None while the budget lasts."""
         budget = self.team.budget
-        assert self.began is not None
         hours = (self.clock() - self.began) / 3600
         if budget.max_hours and hours >= budget.max_hours:
             return f"budget: max_hours {budget.max_hours:g} is reached; {_RAISE}"

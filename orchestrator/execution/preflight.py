@@ -29,11 +29,11 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
         return
     import_all(["workers.runtime.recipe_check"])  # PyTorch
     from workers.models.build import import_from
-    from workers.runtime.recipe_check import problems_of_training
+    from workers.runtime.recipe_check import problems_of_recipe, problems_of_training
 
     import_from(import_paths)
     tried: dict[tuple[object, ...], str | None] = {}
-    problems = [text for recipe in doubtful for text in _problems(team, recipe, tried)]
+    problems = [text for r in doubtful for text in (*_network(team, r, tried), *problems_of_recipe(r, team.data.size))]
     if problems := [*problems, *problems_of_training(team.train)]:
         raise UserInputError("\n".join(dict.fromkeys(problems)))
 
@@ -41,13 +41,6 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
 def _is_sure(recipe: MemberSpec) -> bool:
     source, name = split_arch(recipe.arch)
     return recipe.weights is None and not recipe.references and source.is_sure(name)
-
-
-def _problems(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str | None]) -> Iterator[str]:
-    from workers.runtime.recipe_check import problems_of_recipe
-
-    yield from _network(team, recipe, tried)
-    yield from problems_of_recipe(recipe, team.data.size)
 
 
 def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str | None]) -> Iterator[str]:

@@ -30,7 +30,7 @@ class Clock:
 
 def metered(text: str, paid_seconds: float = 0.0) -> tuple[BudgetTracker, Clock]:
     clock = Clock()
-    return BudgetTracker(team(text), lambda event: None, paid_seconds, clock), clock
+    return BudgetTracker(team(text), lambda event: None, clock.now, paid_seconds, clock), clock
 
 
 def team(text: str) -> Team:
@@ -77,7 +77,7 @@ def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_severa
 
 def test_the_hours_of_a_search_count() -> None:
     clock = Clock()
-    meter = BudgetTracker(team("budget: {max_hours: 2}\n"), lambda event: None, clock=clock, began=clock.now - 7200)
+    meter = BudgetTracker(team("budget: {max_hours: 2}\n"), lambda event: None, clock.now - 7200, clock=clock)
     assert "max_hours 2 is reached" in str(meter.why_exhausted())
 
 
