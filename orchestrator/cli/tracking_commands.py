@@ -64,11 +64,9 @@ def server(
 @app.command(epilog="Example: conclave sync")
 def sync(home: HomeDir = DEFAULT_HOME, as_json: AsJson = False) -> None:
     """Send pending entries to the tracking store, after an outage. It is safe to run twice."""
-    from orchestrator.tracking.store import environment_uri
     from workers.tracking.delivery import flush_outbox
     from workers.tracking.outbox import Outbox
 
-    environment_uri()  # moves the URI's credentials to the variables that MLflow reads
     sent, left, problems = 0, 0, set()
     for outbox in Outbox.all_in_home(home):
         if outbox.unsent():

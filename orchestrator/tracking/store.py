@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
@@ -17,13 +17,12 @@ from workers.tracking.database import SCHEME, path_of, uri_of
 
 ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself for the rest of the process
-# Variables that take the user and password of a URI: MLflow and PostgreSQL read them, so no file or message holds them.
+# Variables that MLflow and PostgreSQL read, for the user and the password of an address: no file or message holds them.
 ACCOUNTS = {
-    "http": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    "https": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    "postgresql": ("PGUSER", "PGPASSWORD"),
+    "http": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "https": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "postgresql": "PGUSER and PGPASSWORD",
 }
-SECRETS = ("user", "password")  # URI parameters that move to the same variables
 
 
 def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None]) -> str:
@@ -36,18 +35,15 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         say: Shows a line to the user if an optional store is away.
 
     Raises:
-        UserInputError: If a required store does not answer, or the team file holds a password.
+        UserInputError: If a required store does not answer, or an address holds a password.
     """
-    if spec.uri:
-        source, uri = "tracking.uri", _absolute(spec.uri, team_file.resolve().parent, "tracking.uri")
-        if _account_in(uri, source) is not None:
-            user, password = ACCOUNTS.get(urlsplit(uri).scheme.partition("+")[0], (TRACKING_URI, TRACKING_URI))
-            names = user if user == password else f"{user} and {password}"
-            raise UserInputError(f"tracking.uri: it holds a password, and team files are passed around. Set {names} instead.")
-    else:
-        source, uri = TRACKING_URI, environment_uri()
-    if not uri:
+    source, address, folder = "tracking.uri", spec.uri, team_file.resolve().parent
+    if not address:
+        source, address, folder = TRACKING_URI, os.environ.get(TRACKING_URI), Path.cwd()
+    if not address:
         return home.tracking_uri
+    uri = _absolute(address, folder, source)
+    _check_no_password(uri, source)
     problem = _store_problem(uri)
     if problem and spec.required:
         raise UserInputError(f"{source}: {uri} {problem}. Start the server, or leave it out.")
@@ -57,51 +53,26 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
     return uri
 
 
-def environment_uri() -> str:
-    """Return CONCLAVE_TRACKING_URI without its account, which moves to the variables in ACCOUNTS; "" if unset.
+def _check_no_password(uri: str, source: str) -> None:
+    """Check that an address holds no password: files and messages would repeat it.
 
     Raises:
-        UserInputError: If it holds a password that no other variable can take.
-    """
-    uri = _absolute(os.environ.get(TRACKING_URI, ""), Path.cwd(), TRACKING_URI)
-    account = _account_in(uri, TRACKING_URI)
-    if account is None:
-        return uri
-    parts = urlsplit(uri)
-    names = ACCOUNTS.get(parts.scheme.partition("+")[0])
-    if names is None:
-        raise UserInputError(
-            f"{TRACKING_URI}: a password can't be kept secret in a {parts.scheme} address. Use an MLflow server."
-        )
-    for name, value in zip(names, account, strict=True):
-        if value:
-            os.environ[name] = value
-    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name not in SECRETS], safe="/")
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # also without a host, as for a socket
-    return f"{place}?{query}" if query else place
-
-
-def _account_in(uri: str, source: str) -> tuple[str, str] | None:
-    """Return the user and the password in an address, or None if it has no password.
-
-    Raises:
-        UserInputError: If the address can't be parsed, or has a user but no password. The message shows neither.
+        UserInputError: If it has a password or a user without one, or can't be parsed. The message shows neither.
     """
     try:
         parts = urlsplit(uri)
-        is_known = parts.scheme.partition("+")[0] in ACCOUNTS
-        _ = parts.port if is_known else None  # others have no ports: databricks://PROFILE:PREFIX
+        variables = ACCOUNTS.get(parts.scheme.partition("+")[0])
+        _ = parts.port if variables else None  # others have no ports: databricks://PROFILE:PREFIX
     except ValueError:
         raise UserInputError(
             f"{source}: the address has no host with a port before its first /. In a user or a password, write /, ?, # and @ as "
             "%2F, %3F, %23 and %40."
         ) from None
-    query = dict(parse_qsl(parts.query)) if is_known else {}
-    user = query.get("user") if parts.username is None else unquote(parts.username)
-    password = query.get("password") if parts.password is None else unquote(parts.password)
-    if password is None and parts.username and parts.scheme in ("http", "https"):  # MLflow needs both
+    if parts.password is not None or "password" in dict(parse_qsl(parts.query)):
+        advice = f"Set {variables} instead." if variables else "Use an MLflow server."
+        raise UserInputError(f"{source}: it holds a password, which would be shown and passed around. {advice}")
+    if parts.username and parts.scheme in ("http", "https"):  # MLflow needs both
         raise UserInputError(f"{source}: the address holds a name without a password. Give a token by MLFLOW_TRACKING_TOKEN.")
-    return None if password is None else (user or "", password)
 
 
 def _absolute(uri: str, folder: Path, source: str) -> str:
