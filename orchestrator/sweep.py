@@ -248,7 +248,7 @@ class _Sweep:
         except KeyboardInterrupt:
             return self._interrupt()
         except BaseException:
-            self.runs.mark_failed()
+            self.runs.stop("FAILED", "failed")
             self.runs.flush(FLUSH_SECONDS)
             raise
         finally:
@@ -318,6 +318,6 @@ class _Sweep:
     def _interrupt(self) -> SweepResult:
         if self.executor:
             self.executor.stop(STOP_SECONDS)
-        self.runs.mark_interrupted()
+        self.runs.stop("KILLED", "interrupted")
         summary = self._report.summarize(member_states(self.plan, {}), {}).model_copy(update={"state": "interrupted"})
         return SweepResult(summary, EXIT_INTERRUPTED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +75,9 @@ class SweepRuns(MemberRuns):
         from workers.tracking.client import TrackingClient  # imports MLflow
 
         tracking, state = TrackingClient(location.uri), location.folder.state()
-        known = state if state and _is_same_store(state, location.uri) and tracking.has_run(state.parent_run_id) else None
+        # The URI of a file changes if its home is moved, but its runs stay.
+        is_same_store = state and (state.tracking_uri == location.uri or path_of(location.uri) is not None)
+        known = state if state and is_same_store and tracking.has_run(state.parent_run_id) else None
         experiment, parent = (known.experiment_id, known.parent_run_id) if known else _find_parent(tracking, location, plan)
         saved_ids = known.runs if known else {}
         stored_ids = tracking.runs_with_tag(experiment, "sweep", parent)
@@ -174,16 +175,8 @@ class SweepRuns(MemberRuns):
                 write_json(path, dict(zip(details.classes, row.per_class, strict=True)))
                 self.outbox.artifact(run, path)
 
-    def mark_interrupted(self) -> None:
-        """Mark the sweep and its unfinished jobs as interrupted."""
-        self._stop("KILLED", "interrupted")
-
-    def mark_failed(self) -> None:
-        """Mark the sweep and its unfinished jobs as failed."""
-        self._stop("FAILED", "failed")
-
-    def _stop(self, status: str, state: str) -> None:
-        """End runs that would otherwise stay RUNNING for ever in the UI."""
+    def stop(self, status: str, state: str) -> None:
+        """End the sweep's run and those of unfinished trainings, which would otherwise stay RUNNING for ever in the UI."""
         for planned in self.plan.members:
             if planned.signature in self.ids and not planned.artifact.done:
                 self.outbox.status(self.ids[planned.signature], status, now_ms(), {"state": state})
@@ -200,12 +193,8 @@ class SweepRuns(MemberRuns):
             if run.run == self.parent:
                 if self.ended and run.status != self.ended[0]:  # a clock was set back
                     self.outbox.status(self.parent, self.ended[0], later_than(run.since), self.ended[1])
-            elif run.status in UNFINISHED and run.is_empty and not self._has_children(run.run):
-                self.tracking.delete_run(run.run)  # created twice, because an answer was lost
-
-    def _has_children(self, run: str) -> bool:
-        """Return whether a parent run has nested runs: then it belongs to another sweep, as of a copied home."""
-        return bool(self.tracking.children(self.experiment, run))
+            elif run.status in UNFINISHED and run.is_empty and not self.tracking.children(self.experiment, run.run):
+                self.tracking.delete_run(run.run)  # created twice, because an answer was lost: another sweep's has children
 
     def _save(self, fingerprint: Fingerprint | None = None, results: Mapping[str, str] | None = None) -> None:
         root = self.plan.team.data.root
@@ -226,15 +215,12 @@ class SweepRuns(MemberRuns):
         self.location.folder.keep(state)
 
 
-def _is_same_store(state: SweepState, uri: str) -> bool:
-    """Return whether a state's runs are in the store of `uri`. A file's URI changes if its home is moved; its runs stay."""
-    return state.tracking_uri == uri or path_of(uri) is not None
-
-
 def _find_parent(tracking: TrackingClient, location: SweepLocation, plan: Plan) -> tuple[str, str]:
     """Return the ids of the experiment and of the sweep's own run: one that a killed driver left, or a new one."""
     team, identifier = plan.team, location.folder.identifier()
-    experiment = tracking.experiment(team.tracking.experiment or team.name, _artifacts_beside(location.uri))
+    database = path_of(location.uri)
+    artifacts = artifacts_beside(database) if database else None  # a server chooses its own
+    experiment = tracking.experiment(team.tracking.experiment or team.name, artifacts)
     if orphaned := tracking.sweeps_of(experiment, identifier):
         return experiment, orphaned[-1].run
     tags = {"team": team.name, "role": "sweep", "state": "running", "folder": identifier}
@@ -242,15 +228,7 @@ def _find_parent(tracking: TrackingClient, location: SweepLocation, plan: Plan) 
 
 
 def _outbox(location: SweepLocation, name: str) -> Outbox:
-    """Return the sweep's outbox for its store: an existing outbox even if the URI has changed, else a new one."""
-    pattern = re.compile(rf"sweep-{re.escape(name)}-[0-9a-f]{{8}}")  # a sweep's name may start with another sweep's name
-    there = [outbox for outbox in Outbox.all_in_home(location.home.path) if pattern.fullmatch(outbox.path.stem)]
-    of_store = next((outbox.path.stem for outbox in there if outbox.uri == location.uri), None)
-    digest = hashlib.sha256(location.uri.encode()).hexdigest()[:8]
-    return Outbox.open(location.home.path, of_store or f"sweep-{name}-{digest}", location.uri)
-
-
-def _artifacts_beside(uri: str) -> Path | None:
-    """Return the artifact folder beside a database file; None for a server, which chooses its own location."""
-    database = path_of(uri)
-    return artifacts_beside(database) if database else None
+    """Return the sweep's outbox for its store. The home's own store has one name, so that a moved home finds its outbox."""
+    store = "home" if location.uri == location.home.tracking_uri else location.uri
+    digest = hashlib.sha256(store.encode()).hexdigest()[:8]
+    return Outbox.open(location.home.path, f"sweep-{name}-{digest}", location.uri)

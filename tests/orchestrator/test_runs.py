@@ -273,7 +273,7 @@ def test_the_sweeps_own_run_says_how_it_ended_though_a_clock_was_set_back(tmp_pa
     one = opened(made, tmp_path)
     one.outbox.status(one.parent, "KILLED", now_ms() + 300_000, {"state": "interrupted"})
     flush_outbox(one.outbox, one.tracking)
-    one.mark_failed()
+    one.stop("FAILED", "failed")
     assert one.flush(30) == 0
     assert state_of(one, one.parent) == ("FAILED", "failed")
 
@@ -284,7 +284,7 @@ def test_a_sweeps_run_that_was_made_twice_is_there_once(tmp_path: Path) -> None:
     one = opened(made, tmp_path)
     tags = {"team": "t", "role": "sweep", "state": "running", "folder": one.location.folder.identifier()}
     double = one.tracking.create_run(one.experiment, "t", tags)
-    one.mark_failed()
+    one.stop("FAILED", "failed")
     assert one.flush(30) == 0
     assert [run.run for run in one.tracking.sweeps_of(one.experiment, tags["folder"])] == [one.parent]
     assert double != one.parent
@@ -313,6 +313,6 @@ def test_the_run_of_a_copied_homes_sweep_is_no_double(tmp_path: Path) -> None:
     tags = {"team": "t", "role": "sweep", "state": "running", "folder": identifier}
     other = one.tracking.create_run(one.experiment, "t", tags)
     one.tracking.create_run(one.experiment, "m", {"sweep": other, "state": "running"}, other)
-    one.mark_failed()
+    one.stop("FAILED", "failed")
     assert one.flush(30) == 0
     assert other in [run.run for run in one.tracking.sweeps_of(one.experiment, identifier)]
