@@ -211,7 +211,8 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
     request = build_request(home, name)
     if method not in request.members and method not in FUSIONS:
         raise UserInputError(f"--method: {FUSIONS.answer(method, tuple(request.members))}.")
-    fitted_team = fit_team(replace(request, fusions=() if method in request.members else (method,)))
+    team = request.team.model_copy(update={"fusion": () if method in request.members else (method,)})
+    fitted_team = fit_team(replace(request, team=team))
     if method not in fitted_team.fitted:
         raise UserInputError(f"--method: {left_out(fitted_team.team, (method,))[0]}")
     try:

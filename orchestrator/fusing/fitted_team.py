@@ -41,7 +41,7 @@ class Artifacts:
     def predictions(self, request: FusionRequest) -> TeamPredictions:
         """Return the predictions of the whole team."""
         store = Store(request.store)
-        split = get_split(store, request.data, request.team_seed)
+        split = get_split(store, request.team.data, request.team.seed)
         rows = LabelledRows(store.classes, np.asarray(store.labels), split.folds, split.fit)
         return load_predictions(self.full, self.folds, rows, self.student)
 
@@ -84,7 +84,7 @@ def fit_team(request: FusionRequest, steps: Steps | None = None) -> FittedTeam:
     def network(root: Path, spec: MemberSpec) -> Network:
         return restore(MemberArtifact(root), store.classes, store.size, spec)
 
-    fitted = fit_all(team, request.fusions, lambda name: steps.step(f"fitting {name}"))
+    fitted = fit_all(team, request.team.fusion, lambda name: steps.step(f"fitting {name}"))
     members = [network(full[name], request.members[name]) for name in team.names]
     is_bagged = any(fusion.method.asks == "fold trainings" for fusion in fitted.values())
     bagged = team.names if is_bagged else ()

@@ -52,7 +52,7 @@ def another_member(request: FusionRequest, fitted_team: FittedTeam) -> NextStep 
         nll=gains[1],
         train_seconds=seconds,
         compute_cost=1 + 1 / len(trainings),
-        money={machine: price * seconds / 3600 for machine, price in request.prices.items()},
+        money={machine: price * seconds / 3600 for machine, price in request.team.prices.items()},
         basis=f"what each of the {len(trainings)} trainings brings to the vote of the others",
     )
 
@@ -101,7 +101,7 @@ def mirror_images(request: FusionRequest, fitted_team: FittedTeam, inference: Ma
     gains = losses[0] - losses[1]  # (2, n)
     half = TWO_SIDED * gains.std(1) / np.sqrt(gains.shape[1])
     accuracy, nll = (ExpectedGain(float(m), (float(m - h), float(m + h))) for m, h in zip(gains.mean(1), half, strict=True))
-    command = f"conclave export {request.name} --method vote --flips"
+    command = f"conclave export {request.team.name} --method vote --flips"
     return NextStep(
         kind="flips",
         accuracy=accuracy,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusion.results import Metric
-from workers.config.specs import DataSpec, MemberRecord
+from orchestrator.config.team import Team
+from workers.config.specs import MemberRecord
 from workers.storage.artifacts import MemberArtifact
 
 if TYPE_CHECKING:
@@ -42,39 +42,29 @@ class FusionRequest:
 
     Attributes:
         sweep: The sweep's folder.
-        name: Name of the team.
+        team: The team, with the fusions to fit.
         members: The finished members.
         full: Location of each member's full training.
         folds: Locations of the fold trainings, for members whose fold trainings are all done.
-        fusions: Names of the fusions to fit.
-        data: The splits.
-        team_seed: Seed of the split.
         store: Folder of the packed data.
         uri: The tracking store, or None to use the home alone.
         import_paths: Folders from which custom modules are imported.
         provenance: Provenance to record in the exported model.
         student: The student and the location of its training, if it is done.
-        prices: Price per trainer-hour, by kind of machine.
         searched: Search seconds of each member's recipe.
-        metric: Metric by which candidates are judged.
     """
 
     sweep: Path
-    name: str
+    team: Team
     members: Mapping[str, MemberRecord]
     full: Mapping[str, ArtifactLocation]
     folds: Mapping[str, Sequence[ArtifactLocation]]
-    fusions: Sequence[str]
-    data: DataSpec
-    team_seed: int
     store: Path
     uri: str | None
     import_paths: tuple[str, ...]
     provenance: Mapping[str, Any]
     student: tuple[MemberRecord, ArtifactLocation] | None = None
-    prices: Mapping[str, float] = field(default_factory=dict)
     searched: Mapping[str, float] = field(default_factory=dict)
-    metric: Metric = "nll"
 
 
 @dataclass(frozen=True)
@@ -113,13 +103,10 @@ def make_request(
     has_student = student and len(specs) == len(members) and student.artifact.done
     return FusionRequest(
         sweep=folder.path.absolute(),
-        name=plan.team.name,
+        team=plan.team,
         members=specs,
         full={name: location(of_member[0]) for name, of_member in planned.items()},
         folds={n: [location(p) for p in of[1:]] for n, of in planned.items() if of[1:] and members[n].reason is None},
-        fusions=plan.team.fusion,
-        data=plan.team.data,
-        team_seed=plan.team.seed,
         store=plan.store.folder.absolute(),
         uri=runs.tracking.uri if runs else None,
         import_paths=plan.jobs[0].import_paths,
@@ -130,9 +117,7 @@ def make_request(
             "commit": code_commit(),
         },
         student=(student.job.recipe.record(student.member), location(student)) if student and has_student else None,
-        prices=plan.team.prices,
         searched=plan.searched,
-        metric=plan.team.metric,
     )
 
 

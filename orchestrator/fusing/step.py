@@ -83,14 +83,14 @@ def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mappin
     """Return the evaluation without next steps, given the measured inference costs."""
     team, fitted = fitted_team.team, fitted_team.fitted
     costs = efforts(fitted_team, inference)
-    chosen, choice = recommend(team, fitted, costs, request.metric)
+    chosen, choice = recommend(team, fitted, costs, request.team.metric)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
     suspects = [suspect for suspect in find_suspects(team) if suspect.is_probable]
     return FusionDetails(
         recommended=chosen,
         why=why_chosen(chosen, choice, costs, team.names),
         choice=choice,
-        best_single=best_single(team, fitted, request.metric),
+        best_single=best_single(team, fitted, request.team.metric),
         classes=list(team.classes),
         rows={part: len(numbers) for part, numbers in rows.items()},
         candidates=_candidates(fitted_team, request, inference),
@@ -100,7 +100,7 @@ def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mappin
         suspects=suspects[:SUSPECTS_SHOWN],
         suspected=len(suspects),
         abstention=measure_abstention(team, fitted[chosen]),
-        warnings=warn(team, fitted, request.fusions, _histories(fitted_team)),
+        warnings=warn(team, fitted, request.team.fusion, _histories(fitted_team)),
     )
 
 
@@ -186,7 +186,7 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
 
     def money(name: str) -> dict[str, float]:
         seconds = paid_for(name, fitted[name], team, costs)
-        return {kind: price * seconds / 3600 for kind, price in request.prices.items()}
+        return {kind: price * seconds / 3600 for kind, price in request.team.prices.items()}
 
     return {name: one.model_copy(update={"money": money(name)}) for name, one in found.items()}
 
@@ -201,7 +201,7 @@ def _candidates(fitted_team: FittedTeam, request: FusionRequest, inference: Mapp
     """Return each candidate's row: its comparison, its inference costs, and its price if prices are given."""
     team = fitted_team.team
     seconds = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
-    rows = compare(team, fitted_team.fitted, seconds, request.metric)
+    rows = compare(team, fitted_team.fitted, seconds, request.team.metric)
     mean_seconds = float(np.mean([inference[name].seconds for name in team.names]))
     mean_work = float(np.mean([inference[name].multiply_adds for name in team.names]))
     return {
@@ -212,7 +212,7 @@ def _candidates(fitted_team: FittedTeam, request: FusionRequest, inference: Mapp
             inference_ms_all_cores=inference[name].seconds_all_cores * 1000,
             multiply_adds=inference[name].multiply_adds,
             compute_cost=inference[name].multiply_adds / mean_work if mean_work else 1.0,
-            money={kind: price * row.train_seconds / 3600 for kind, price in request.prices.items()},
+            money={kind: price * row.train_seconds / 3600 for kind, price in request.team.prices.items()},
         )
         for name, row in rows.items()
     }
