@@ -34,7 +34,7 @@ from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
 from fusion.metrics.calibration import log_probabilities
 from fusion.metrics.diversity import diversity
-from fusion.predictions import FusionInputs, LabelledRows, Predictions, TeamPredictions, load_predictions, softmax
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, load_predictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
@@ -169,8 +169,7 @@ def trained_inputs(members: Sequence[str]) -> tuple[FusionInputs, Predictions]:
     plan, parts = planned()
     root = {planned.member.name: planned.artifact for planned in plan.members if planned.job.fold is None}
     full = {name: root[name].root for name in members}
-    labels = np.asarray(plan.store.labels)
-    team = load_predictions(full, {}, LabelledRows(plan.store.classes, labels, parts.folds, parts.fit))
+    team = load_predictions(full, {}, plan.store, parts)
     return team.inputs, team.test
 
 

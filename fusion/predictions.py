@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.splits import Split
+from workers.data.store import Store
 from workers.errors import ConclaveError
 from workers.storage.artifacts import MemberArtifact, class_order
 from workers.storage.training_record import TrainingRecord
@@ -137,54 +139,39 @@ def weighted_mean(probabilities: Floats, weights: Floats) -> Floats:
     return np.asarray(np.tensordot(weights, probabilities, axes=1))
 
 
-@dataclass(frozen=True)
-class LabelledRows:
-    """The labels and the split that all members of a team share.
-
-    Attributes:
-        classes: The class names.
-        labels: (N,) class index of every row of the data set.
-        fit_folds: (n_fit,) the fold of each *fit* row.
-        fit_rows: (n_fit,) row numbers of *fit*.
-    """
-
-    classes: Sequence[str]
-    labels: Labels
-    fit_folds: Labels
-    fit_rows: Labels
-
-
 def load_predictions(
-    full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None = None
+    full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], store: Store, split: Split, student: Path | None = None
 ) -> TeamPredictions:
     """Read and align the predictions of every member and of the student.
 
     Args:
         full: Folder of each member's full training.
         folds: Folders of each member's fold trainings; members without an entry are left out of `oof`.
-        rows: The labels and the split.
+        store: The packed data.
+        split: The split of its rows.
         student: Folder of the student's training, or None.
 
     Raises:
         ConclaveError: If members don't match each other or the data.
         CorruptFileError: If a file is damaged.
     """
-    return _Loader(full, folds, rows, student).load()
+    return _Loader(full, folds, store, split, student).load()
 
 
 class _Loader:
     """Reads artifacts, and aligns their rows and classes."""
 
     def __init__(
-        self, full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], rows: LabelledRows, student: Path | None
+        self, full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], store: Store, split: Split, student: Path | None
     ) -> None:
-        self.names, self.full, self.folds, self.rows, self.student = tuple(full), full, folds, rows, student
+        self.names, self.full, self.folds, self.split, self.student = tuple(full), full, folds, split, student
+        self.classes, self.labels = store.classes, np.asarray(store.labels)
         self.records = {name: MemberArtifact(full[name]).manifest() for name in self.names}
         self.first = self.records[self.names[0]]
         for name, record in self.records.items():
             if record.data_digest != self.first.data_digest:
                 raise ConclaveError(f"member {name} was trained on different data than {self.names[0]}; they can't be fused.")
-        self.class_order = {name: class_order(self.records[name].classes, rows.classes, name) for name in self.names}
+        self.class_order = {name: class_order(self.records[name].classes, self.classes, name) for name in self.names}
         self.outputs = {name: MemberArtifact(full[name]).outputs() for name in self.names}
         self.row_numbers = {part: self.outputs[self.names[0]][f"{part}_rows"].numpy() for part in ("fuse", "test")}
 
@@ -194,14 +181,14 @@ class _Loader:
         inputs = FusionInputs(
             self._predictions("fuse"),
             self._out_of_fold([self.names[i] for i in with_oof]),
-            self.rows.fit_folds,
+            self.split.folds,
             tuple(h for h in heads if h is not None) if all(heads) else (),
             tuple(with_oof),
             all(_recipe(record) == _recipe(self.first) for record in self.records.values()),
         )
         fuse_rows, test_rows = self.row_numbers["fuse"], self.row_numbers["test"]
         test = self._predictions("test")
-        return TeamPredictions(self.names, tuple(self.rows.classes), inputs, test, self.rows.fit_rows, fuse_rows, test_rows)
+        return TeamPredictions(self.names, tuple(self.classes), inputs, test, self.split.fit, fuse_rows, test_rows)
 
     def _predictions(self, part: str) -> Predictions:
         """Return the predictions on *fuse* or *test*."""
@@ -211,7 +198,7 @@ class _Loader:
             positions = _positions(outputs[f"{part}_rows"].numpy(), rows, name)
             logits.append(outputs[f"{part}_logits"].numpy()[positions][:, self.class_order[name]])
             features.append(outputs[f"{part}_features"].numpy()[positions])
-        labels, stacked = self.rows.labels[rows], np.stack(logits).astype(np.float64)
+        labels, stacked = self.labels[rows], np.stack(logits).astype(np.float64)
         return Predictions(stacked, tuple(features), labels, self._of_folds(part), self._of_student(part))
 
     def _out_of_fold(self, names: Sequence[str]) -> Predictions | None:
@@ -222,8 +209,8 @@ class _Loader:
             parts = [MemberArtifact(folder).outputs() for folder in self.folds[name]]
             rows = np.concatenate([part["oof_rows"].numpy() for part in parts])
             values = np.concatenate([part["oof_logits"].numpy() for part in parts])
-            logits.append(values[_positions(rows, self.rows.fit_rows, name)][:, self.class_order[name]])
-        return Predictions(np.stack(logits).astype(np.float64), (), self.rows.labels[self.rows.fit_rows])
+            logits.append(values[_positions(rows, self.split.fit, name)][:, self.class_order[name]])
+        return Predictions(np.stack(logits).astype(np.float64), (), self.labels[self.split.fit])
 
     def _of_folds(self, part: str) -> Floats | None:
         """Return the fold trainings' logits on *fuse* or *test*, (M, K, n, C)."""
@@ -246,7 +233,7 @@ class _Loader:
         if self.student is None:
             return None
         artifact = MemberArtifact(self.student)
-        outputs, order = artifact.outputs(), class_order(artifact.manifest().classes, self.rows.classes, "student")
+        outputs, order = artifact.outputs(), class_order(artifact.manifest().classes, self.classes, "student")
         positions = _positions(outputs[f"{part}_rows"].numpy(), self.row_numbers[part], "student")
         return np.asarray(outputs[f"{part}_logits"].numpy()[positions][:, order], dtype=np.float64)
 

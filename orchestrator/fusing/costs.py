@@ -154,14 +154,14 @@ def training_costs(
         cost_of: Returns the cost of a training, given the member's name and the training's record.
         searched: Search cost of each member's recipe.
     """
-    costs = {}
-    for name, root in fitted_team.full.items():
+    costs, artifacts = {}, fitted_team.artifacts
+    for name, root in artifacts.full.items():
         record = MemberArtifact(root).manifest()
-        folds = tuple(cost_of(name, MemberArtifact(fold).manifest()) for fold in fitted_team.folds.get(name, ()))
+        folds = tuple(cost_of(name, MemberArtifact(fold).manifest()) for fold in artifacts.folds.get(name, ()))
         training = json.dumps(record.member.recipe_fields(), sort_keys=True)
         costs[name] = TrainingCost(cost_of(name, record), folds, training, searched.get(name, 0.0))
-    if fitted_team.student:
-        costs["student"] = TrainingCost(cost_of("student", MemberArtifact(fitted_team.student).manifest()))
+    if artifacts.student:
+        costs["student"] = TrainingCost(cost_of("student", MemberArtifact(artifacts.student).manifest()))
     return costs
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from fusion.predictions import LabelledRows, TeamPredictions, load_predictions
+from fusion.predictions import TeamPredictions, load_predictions
 from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import CandidateNetworks
 from orchestrator.fusing.progress import Steps
@@ -42,8 +40,7 @@ class Artifacts:
         """Return the predictions of the whole team."""
         store = Store(request.store)
         split = get_split(store, request.team.data, request.team.seed)
-        rows = LabelledRows(store.classes, np.asarray(store.labels), split.folds, split.fit)
-        return load_predictions(self.full, self.folds, rows, self.student)
+        return load_predictions(self.full, self.folds, store, split, self.student)
 
 
 @dataclass(frozen=True)
@@ -54,17 +51,13 @@ class FittedTeam:
         team: The predictions.
         fitted: The candidates by name.
         networks: The networks; those of fold trainings only if a fusion uses them.
-        full: Folder of each member's full training.
-        folds: Folders of each member's fold trainings.
-        student: Folder of the student's training, if there is one.
+        artifacts: The folders of the trainings.
     """
 
     team: TeamPredictions
     fitted: dict[str, FittedFusion]
     networks: CandidateNetworks[Network]
-    full: dict[str, Path]
-    folds: dict[str, list[Path]]
-    student: Path | None
+    artifacts: Artifacts
 
 
 def fit_team(request: FusionRequest, steps: Steps | None = None) -> FittedTeam:
@@ -78,19 +71,18 @@ def fit_team(request: FusionRequest, steps: Steps | None = None) -> FittedTeam:
     import_from(request.import_paths)
     with steps.step("reading the predictions"):
         store, artifacts = Store(request.store), Artifacts.of(request)
-        full, folds, student = artifacts.full, artifacts.folds, artifacts.student
         team = artifacts.predictions(request)
 
     def network(root: Path, spec: MemberSpec) -> Network:
         return restore(MemberArtifact(root), store.classes, store.size, spec)
 
     fitted = fit_all(team, request.team.fusion, lambda name: steps.step(f"fitting {name}"))
-    members = [network(full[name], request.members[name]) for name in team.names]
+    members = [network(artifacts.full[name], request.members[name]) for name in team.names]
     is_bagged = any(fusion.method.asks == "fold trainings" for fusion in fitted.values())
     bagged = team.names if is_bagged else ()
     networks = CandidateNetworks(
         members,
-        [[network(root, request.members[name]) for root in folds.get(name, ())] for name in bagged],
-        network(student, request.student[0]) if request.student and student else None,
+        [[network(root, request.members[name]) for root in artifacts.folds.get(name, ())] for name in bagged],
+        network(artifacts.student, request.student[0]) if request.student and artifacts.student else None,
     )
-    return FittedTeam(team, fitted, networks, full, folds, student)
+    return FittedTeam(team, fitted, networks, artifacts)

@@ -44,7 +44,7 @@ def another_member(request: FusionRequest, fitted_team: FittedTeam) -> NextStep 
         return None
     temperature = fitted_team.fitted["vote"].temperature
     gains = forecast_gains(softmax(team.inputs.fuse.logits), team.inputs.fuse.labels, temperature, trainings)
-    records = [MemberArtifact(fitted_team.full[team.names[members[-1]]]).manifest() for members in trainings]
+    records = [MemberArtifact(fitted_team.artifacts.full[team.names[members[-1]]]).manifest() for members in trainings]
     seconds = float(np.mean([record.total_seconds for record in records]))
     return NextStep(
         kind="member",

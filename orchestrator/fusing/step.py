@@ -127,7 +127,7 @@ def write_model(
     rows = min(len(team.fuse_rows), MOST_PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_PIXELS // store.size**2))
     predictions, images = team.inputs.fuse.take(np.arange(rows)), np.asarray(store.images[team.fuse_rows[:rows]])
     members = [request.members[member] for member in team.names]
-    bags = [[spec] * len(fitted_team.folds.get(spec.name, ())) for spec in members]
+    bags = [[spec] * len(fitted_team.artifacts.folds.get(spec.name, ())) for spec in members]
     specs = CandidateNetworks(members, bags, request.student[0] if request.student else None)
     level = fit_level(fitted.nested, team.inputs.fuse.labels) if options.abstains else None
     card = ModelCard(specs.used(fitted), team.classes, {**request.provenance, "method": name}, level)
@@ -193,7 +193,8 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
 
 def _histories(fitted_team: FittedTeam) -> dict[str, list[Epoch]]:
     """Return the metrics per epoch of each full training, and of the student's."""
-    folders = {**fitted_team.full, **({"student": fitted_team.student} if fitted_team.student else {})}
+    full, student = fitted_team.artifacts.full, fitted_team.artifacts.student
+    folders = {**full, **({"student": student} if student else {})}
     return {name: MemberArtifact(root).manifest().history for name, root in folders.items()}
 
 

@@ -17,6 +17,7 @@ from fusion.predictions import FusionInputs, TeamPredictions
 from fusion.selection.fitting import fit_all
 from fusion.selection.networks import CandidateNetworks
 from orchestrator.fusing.costs import InferenceCost, all_cores, efforts, measure_inference
+from orchestrator.fusing.fitted_team import Artifacts
 from orchestrator.fusing.progress import Steps, follow
 from orchestrator.fusing.warnings import still_improving, warn
 from tests.factories import CLASSES, member, record, table
@@ -66,8 +67,8 @@ def test_measured_times_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         epoch = {"train/loss": 0.5, "seconds": seconds, "time": 7.0}
         monkeypatch.setattr(MemberArtifact, "manifest", lambda self, e=epoch: record(train_seconds=e["seconds"], history=[e]))
         fitted = fit_all(given, ("vote",))
-        full = dict.fromkeys(given.names, Path("nowhere"))
-        fitted_team: Any = SimpleNamespace(team=given, fitted=fitted, full=full, folds={}, student=None)
+        artifacts = Artifacts(dict.fromkeys(given.names, Path("nowhere")), {}, None)
+        fitted_team: Any = SimpleNamespace(team=given, fitted=fitted, artifacts=artifacts)
         found.append(efforts(fitted_team, {name: InferenceCost(seconds, seconds, 1e6) for name in fitted}))
     assert found[0] == found[1]
 
