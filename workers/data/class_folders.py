@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 
 from workers.data.archives import list_files
@@ -49,11 +49,6 @@ class _Folder:
     images: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
-    def child(self, name: str) -> _Folder:
-        if name not in self.folders:
-            self.folders[name] = _Folder(self.path / name)
-        return self.folders[name]
-
     def all_images(self) -> list[str]:
         return [*self.images, *(name for folder in self.folders.values() for name in folder.all_images())]
 
@@ -92,28 +87,23 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
 def _tree(names: Sequence[str], skipped: SkippedFiles) -> _Folder:
     """Return the tree of these files, with forward slashes in their names. Counts those that are not images."""
     top = _Folder(PurePosixPath())
-    places: dict[str, tuple[_Folder, bool]] = {}  # by path: the folder, and whether it is a leftover
+
+    @cache
+    def place(path: str) -> _Folder:
+        """Return the folder of this path, or the nearest one above it that is no leftover."""
+        if not path:
+            return top
+        above, _, name = path.rpartition("/")
+        return place(above) if is_leftover(path) else place(above).folders.setdefault(name, _Folder(PurePosixPath(path)))
+
     for name in names:
-        around, _, file = name.rpartition("/")
-        if around not in places:
-            places[around] = _place(top, around)
-        folder, is_hidden = places[around]
-        if is_image(file) and not (is_hidden or is_leftover(file)):
-            folder.images.append(name)
+        folder, _, file = name.rpartition("/")
+        if is_image(file) and not is_leftover(name):
+            place(folder).images.append(name)
         else:
-            folder.others.append(name)
+            place(folder).others.append(name)
             skipped.add(name)
     return top
-
-
-def _place(top: _Folder, around: str) -> tuple[_Folder, bool]:
-    """Return the folder of this path, or the one above a leftover, and whether the path is in a leftover."""
-    folder = top
-    for part in around.split("/") if around else ():
-        if is_leftover(part):
-            return folder, True
-        folder = folder.child(part)
-    return folder, False
 
 
 def _unwrapped(folder: _Folder) -> _Folder:
@@ -148,9 +138,9 @@ def _labels_of_parts(base: _Folder, root: Path, layout: Layout, origins: dict[st
         if part in paths:
             raise UserInputError(f"{root}: {folder.path} and {paths[part]} are both the part {part}. Keep one of them.")
         classes = _folder_of_classes(folder, [other for other in parts.values() if other is not folder])
-        _check_part(folder, classes, part, root)
+        _check_part(folder, classes, root)
         paths[part] = folder.path.as_posix()
-        if classes.images:
+        if classes.images and part != "train":
             layout.notes.append(
                 f"{folder.path} holds {len(classes.images):,} images in no class folders: they are left out; `conclave predict` "
                 "takes them"
@@ -181,15 +171,13 @@ def _folder_of_classes(part: _Folder, others: Sequence[_Folder]) -> _Folder:
     return part if known & set(part.with_images) else _unwrapped(part)
 
 
-def _check_part(folder: _Folder, classes: _Folder, part: str, root: Path) -> None:
+def _check_part(folder: _Folder, classes: _Folder, root: Path) -> None:
     if not folder.has_images:
         files = folder.all_others()
         example = f", such as {files[0]}" if files else ""
         raise UserInputError(f"{root}: {folder.path} holds no image by its name{example}. Fill it, or remove it.")
     if classes.with_images and classes.images:
         raise UserInputError(f"{root}: {classes.images[0]} is in no class folder, while other images of {classes.path} are.")
-    if classes.images and part == "train":
-        raise UserInputError(f"{root}: {classes.images[0]} is in no class folder. {EXPECTED}")
 
 
 def _labels_of_classes(base: _Folder, part: str, root: Path, layout: Layout) -> dict[str, tuple[str, str]]:
