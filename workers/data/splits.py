@@ -102,8 +102,11 @@ def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:
         rest, test = splitter.set_apart(rest, spec.test_fraction, state, "data.test_fraction")
     if len(fuse) == 0:
         rest, fuse = splitter.set_apart(rest, spec.fuse_fraction, state + 1, "data.fuse_fraction")
-    given = store.folds
-    folds = splitter.folds(rest, spec.folds, state + 2) if given is None else splitter.given_folds(given[rest], spec.folds)
+    if store.folds is not None and spec.folds:
+        folds = store.folds[rest]
+        _check_folds(folds, spec.folds)
+    else:
+        folds = splitter.folds(rest, spec.folds, state + 2)
     split = Split(rest, fuse, test, folds)
     _refuse_divided_groups(store, split)
     return split
@@ -194,7 +197,7 @@ class _Splitter:
             raise UserInputError(
                 f"{key}: all images of class {name!r} are of one group, which stays together. Add groups of it, or remove it."
             )
-        for part in self._group_folds(rows, min(max(2, round(1 / fraction)), fewest), state):
+        for part in self._divide(rows, min(max(2, round(1 / fraction)), fewest), state):
             is_apart = np.zeros(len(rows), dtype=bool)
             is_apart[part] = True
             if all(len(np.unique(self.labels[rows[side]])) == len(self.classes) for side in (is_apart, ~is_apart)):
@@ -211,15 +214,15 @@ class _Splitter:
         fewest = int(np.argmin(counts))
         return counts[fewest], self.classes[fewest]
 
-    def _group_folds(self, rows: Rows, parts: int, state: int) -> list[Rows]:
-        """Split the rows into this many parts without dividing a group. Return each part's positions in `rows`."""
-        from sklearn.model_selection import StratifiedGroupKFold
+    def _divide(self, rows: Rows, parts: int, state: int) -> list[Rows]:
+        """Divide the rows into this many parts, keeping groups together. Return each part's positions in `rows`."""
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-        assert self.groups is not None
-        splitter = StratifiedGroupKFold(parts, shuffle=True, random_state=state % 2**32)
+        kind, groups = (StratifiedKFold, None) if self.groups is None else (StratifiedGroupKFold, self.groups[rows])
+        splitter = kind(parts, shuffle=True, random_state=state % 2**32)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warns of classes with fewer rows than parts
-            return [left_out for _, left_out in splitter.split(rows, self.labels[rows], self.groups[rows])]
+            warnings.simplefilter("ignore")  # the data summary names classes with fewer rows than folds
+            return [left_out for _, left_out in splitter.split(rows, self.labels[rows], groups)]
 
     def folds(self, rows: Rows, count: int, state: int) -> Rows:
         """Return the fold of each row, or -1 for all rows if `count` is 0.
@@ -227,45 +230,26 @@ class _Splitter:
         Raises:
             UserInputError: If there are too few rows or groups for `count` folds.
         """
+        if self.groups is None:
+            most = int(np.bincount(self.labels[rows], minlength=len(self.classes)).max())
+            why = f"the largest class has {most} rows to fit"
+        else:
+            most, name = self._fewest_groups(rows)
+            why = f"class {name!r} has {most} groups to fit"
+        if most < count:
+            advice = f"Set data.folds to {most} or fewer" if most > 1 else "Set data.folds to 0"
+            raise UserInputError(f"data.folds: {count} folds, but {why}. {advice}, or add images.")
         folds = np.full(len(rows), -1, dtype=np.int64)
-        if not count:
-            return folds
-        parts = self._row_folds(rows, count, state) if self.groups is None else self._folds_of_groups(rows, count, state)
-        for fold, left_out in enumerate(parts):
+        for fold, left_out in enumerate(self._divide(rows, count, state) if count else ()):
             folds[left_out] = fold
         return folds
 
-    def _folds_of_groups(self, rows: Rows, count: int, state: int) -> list[Rows]:
-        fewest, name = self._fewest_groups(rows)
-        if fewest < count:
-            raise UserInputError(_too_many_folds(count, f"class {name!r} has {fewest} groups to fit", fewest))
-        return self._group_folds(rows, count, state)
 
-    def _row_folds(self, rows: Rows, count: int, state: int) -> list[Rows]:
-        from sklearn.model_selection import StratifiedKFold
-
-        most = int(np.bincount(self.labels[rows], minlength=len(self.classes)).max())
-        if most < count:
-            raise UserInputError(_too_many_folds(count, f"the largest class has {most} rows to fit", most))
-        splitter = StratifiedKFold(count, shuffle=True, random_state=state % 2**32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the data summary names classes with fewer rows than folds
-            return [left_out for _, left_out in splitter.split(rows, self.labels[rows])]
-
-    @staticmethod
-    def given_folds(folds: Rows, count: int) -> Rows:
-        """Return the data set's own folds, or -1 for all if `count` is 0. Raises UserInputError if not 0 to `count` - 1."""
-        if not count:
-            return np.full(len(folds), -1, dtype=np.int64)
-        found = sorted(set(folds.tolist()))
-        if found != list(range(count)):
-            raise UserInputError(
-                f"data.folds: {count} folds need the values 0 to {count - 1} in the manifest's fold column; "
-                f"it has {', '.join(map(str, found))}."
-            )
-        return folds
-
-
-def _too_many_folds(count: int, why: str, most: int) -> str:
-    advice = f"Set data.folds to {most} or fewer" if most > 1 else "Set data.folds to 0"
-    return f"data.folds: {count} folds, but {why}. {advice}, or add images."
+def _check_folds(folds: Rows, count: int) -> None:
+    """Raise UserInputError unless the data set's own folds are 0 to `count` - 1."""
+    found = sorted(set(folds.tolist()))
+    if found != list(range(count)):
+        raise UserInputError(
+            f"data.folds: {count} folds need the values 0 to {count - 1} in the manifest's fold column; "
+            f"it has {', '.join(map(str, found))}."
+        )
