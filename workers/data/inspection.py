@@ -99,14 +99,14 @@ def _warnings_of_duplicates(store: Store, split: Split, similar: bool = True) ->
     part_of = np.full(len(store.labels), "", dtype="<U4")
     for part in PARTS:
         part_of[getattr(split, part)] = part
-    equal = find_equal(store.digests)
+    equal = find_equal(store.row_arrays["digests"])
     yield from _warnings_of_parts(store, equal, part_of, "equal")
     differing = equal[np.ptp(np.asarray(store.labels)[equal], axis=1) > 0]
     if len(differing):
         count = len(np.unique(differing))
         yield f"{count:,} images are equal but have different labels: {_examples(store, differing)}"
     if similar:
-        nearly = find_similar(store.perceptual_hashes, store.images, equal)
+        nearly = find_similar(store.row_arrays["looks"], store.images, equal)
         yield from _warnings_of_parts(store, nearly, part_of, "nearly equal")
 
 

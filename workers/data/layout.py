@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,15 @@ class Layout(ABC):
         self.expected = len(kept)
         self.origins = {becomes[part]: origin for part, origin in origins.items() if part in becomes}
         yield from (replace(item, part=becomes[item.part]) for item in kept)
+
+    def key(self) -> str:
+        """Return a key of the source without reading its images: a hash of layout, path, file stats and image size."""
+        parts = [self.spec.dataset, self.spec.size, *self.fingerprint()]
+        if self.spec.validation == "fuse":  # newer settings count only if used, so that existing stores keep their key
+            parts.append("val is fuse")
+        if self.spec.duplicates == "drop":
+            parts.append("without duplicates")
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> list[object]:
         """Return values that identify the source without reading its images: path, file names, sizes and times."""

@@ -1,7 +1,7 @@
 """Pack a data set: decode every image in full, once, into one memory-mapped uint8 store.
 
-Packing also checks the data. It writes to a temporary folder next to the home, which is renamed into place if every check passes,
-and removed otherwise.
+Packing also checks the data. It writes to a temporary folder next to the home. If every check passes, its files are moved into
+place; otherwise they are removed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.config.extensions import LAYOUTS
 from workers.config.specs import DataSpec
 from workers.data.archives import read
 from workers.data.decoding import Decoding
@@ -31,7 +32,6 @@ from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
 from workers.data.layout import Item, Layout
 from workers.data.pixel_file import keep_rows, write_header
-from workers.data.sources import source_key, source_of
 from workers.data.store import MOST_SHOWN, Store, StoreRecord, content_digest, find_store
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, UserInputError
@@ -69,7 +69,7 @@ def pack_data(
     if store := find_store(spec, home):
         damaged = damaged_file(store)
         if damaged is None:
-            _refuse_bad(store.bad, spec)
+            _refuse_bad(store.record.bad, spec)
             check(store)
             return store
         say(f"{store.folder / damaged} is damaged: the data is packed again")
@@ -83,21 +83,21 @@ def pack_data(
 
 def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> Store:
     base = _existing_parent(home)
-    source = source_of(spec)
-    with _locked(base / f".conclave-{source_key(spec)}.lock"):
+    source = LAYOUTS[spec.dataset](spec)
+    name = f".conclave-{source.key()}"
+    with _locked(base / f"{name}.lock"):
         store = find_store(spec, home)
         if store and damaged_file(store) is None:
             check(store)
             return store
-        for stale in base.glob(f".conclave-{source_key(spec)}-*"):  # left by a killed process: we hold its lock
+        for stale in base.glob(f"{name}-*"):  # left by a killed process: we hold its lock
             shutil.rmtree(stale, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=f".conclave-{source_key(spec)}-", dir=base))
+        work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
         try:
             source.scratch = work
             _write_store(source, work, on_progress)
             check(Store(work))
-            key = source_key(spec)  # computed again, because a download adds files to the source
-            target = home / "data" / key
+            target = home / "data" / source.key()  # computed again, because a download adds files to the source
             _put_in_place(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -135,7 +135,7 @@ def _existing_parent(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock while packing, and remove it afterwards. It only saves work: the rename keeps the store whole."""
+    """Hold a lock while packing, and remove it afterwards. It only saves work: whoever packs twice moves equal files."""
     with file_lock(path):
         try:
             yield

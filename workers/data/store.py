@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from workers.config.extensions import LAYOUTS
 from workers.config.specs import DataSpec
-from workers.data.sources import source_key
 from workers.errors import CorruptFileError
 
 MOST_SHOWN = 10
@@ -78,7 +78,11 @@ class Store:
 
     @cached_property
     def row_arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays of rows.npz by name, each with an entry per image."""
+        """The arrays of rows.npz by name, each with an entry per image.
+
+        `digests` (N, 2) uint64 has a digest of each row's pixels, and `looks` (N,) uint64 a perceptual hash, which is equal for
+        images that look nearly the same. The others are properties of the store.
+        """
         with _reading(self.folder / "rows.npz") as path, open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
@@ -101,16 +105,6 @@ class Store:
     def weights(self) -> NDArray[np.float64] | None:
         """(N,) float64: the weight of each row's loss in training; None if all weights are equal."""
         return self.row_arrays.get("weights")
-
-    @property
-    def digests(self) -> NDArray[np.uint64]:
-        """(N, 2) uint64: a digest of each row's pixels."""
-        return self.row_arrays["digests"]
-
-    @property
-    def perceptual_hashes(self) -> NDArray[np.uint64]:
-        """(N,) uint64: a perceptual hash of each row, equal for images that look nearly the same."""
-        return self.row_arrays["looks"]
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -151,16 +145,11 @@ class Store:
         """Side of the images in pixels."""
         return self.record.size
 
-    @property
-    def bad(self) -> list[str]:
-        """A sentence for each image that could not be decoded, at most `data.max_bad`."""
-        return self.record.bad
-
     def notes(self) -> list[str]:
         """Return notes for the user: how the data was read, and which files were left out."""
-        notes = list(self.record.notes)
-        notes += [f"left out: {text}" for text in self.bad[:MOST_SHOWN]]
-        return notes + ([f"and {len(self.bad) - MOST_SHOWN} more"] if len(self.bad) > MOST_SHOWN else [])
+        bad = self.record.bad
+        notes = [*self.record.notes, *(f"left out: {text}" for text in bad[:MOST_SHOWN])]
+        return notes + ([f"and {len(bad) - MOST_SHOWN} more"] if len(bad) > MOST_SHOWN else [])
 
 
 @contextmanager
@@ -194,5 +183,5 @@ def content_digest(store: Store) -> str:
 
 def find_store(spec: DataSpec, home: Path) -> Store | None:
     """Return the packed data of a home, or None if it is not packed yet."""
-    folder = home / "data" / source_key(spec)
+    folder = home / "data" / LAYOUTS[spec.dataset](spec).key()
     return Store(folder) if (folder / "store.json").is_file() else None

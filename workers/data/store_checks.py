@@ -53,35 +53,26 @@ class StoreChecks(BaseModel):
 
 def keep_checks(folder: Path) -> None:
     """Write the checksums of a store's current files."""
-    files = {path.name: FileCheck(size=path.stat().st_size, pieces=_pieces(path), seen=_stamp(path)) for path in _files(folder)}
+    files = {}
+    for path in (folder / name for name in Store.FILES):
+        seen = _stamp(path)
+        pieces = list(_read_pieces(path, range(-(-seen[0] // PIECE_BYTES))))
+        files[path.name] = FileCheck(size=seen[0], pieces=pieces, seen=seen)
     checks = StoreChecks(digest=Store(folder).digest, files=files)
     write_bytes(folder / NAME, checks.model_dump_json().encode(), "checks")
 
 
 def damaged_file(store: Store) -> str | None:
     """Return the name of a missing or damaged file of a store, or None if all are intact."""
-    checks = _read(store.folder)
-    if checks is None:
+    try:
+        checks = StoreChecks.model_validate_json((store.folder / NAME).read_bytes())
+    except (FileNotFoundError, IsADirectoryError, ValidationError):
         return NAME
-    names = {path.name for path in _files(store.folder)}
-    if missing := sorted(checks.files.keys() - names):
-        return missing[0]
     is_large = sum(check.size for check in checks.files.values()) > READ_IN_FULL_BYTES
     for name, check in checks.files.items():
         if not _holds(store.folder / name, check, is_large):
             return name
     return None if checks.digest == store.digest else "store.json"
-
-
-def _read(folder: Path) -> StoreChecks | None:
-    try:
-        return StoreChecks.model_validate_json((folder / NAME).read_bytes())
-    except (FileNotFoundError, IsADirectoryError, ValidationError):
-        return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for name in Store.FILES if (path := folder / name).is_file()]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
@@ -90,16 +81,12 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _holds(path: Path, check: FileCheck, is_large: bool) -> bool:
-    if path.stat().st_size != check.size:
+    if not path.is_file() or path.stat().st_size != check.size:
         return False
     numbers: Sequence[int] = range(len(check.pieces))
     if is_large and _stamp(path) == tuple(check.seen):
         numbers = sorted(random.sample(numbers, max(1, round(SAMPLED_FRACTION * len(numbers)))))
     return all(found == check.pieces[number] for number, found in zip(numbers, _read_pieces(path, numbers), strict=True))
-
-
-def _pieces(path: Path) -> list[int]:
-    return list(_read_pieces(path, range(-(-path.stat().st_size // PIECE_BYTES))))
 
 
 def _read_pieces(path: Path, numbers: Sequence[int]) -> Iterator[int]:
