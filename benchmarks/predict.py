@@ -29,7 +29,7 @@ from fusion.export.fused_model import Combiner, FusedModel
 from fusion.methods.vote import Vote
 from fusion.serving.predictor import BATCH, Predictor
 from workers.data.archives import list_files, read
-from workers.data.decoding import Decoding
+from workers.data.decoding import decode_batches
 from workers.data.images import decode, is_image
 
 FILES, ROUNDS = 10_000, 3
@@ -77,8 +77,7 @@ def main() -> None:
         images = np.stack([decode(path, SIDE) for path in paths])
 
         def decoding() -> None:
-            with Decoding(partial(decode, size=SIDE)) as decoding:
-                decoding.begin(paths)()
+            list(decode_batches(partial(decode, size=SIDE), iter(paths), len(paths)))
 
         def running() -> None:
             for at in range(0, len(images), BATCH):

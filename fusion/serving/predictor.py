@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from fusion.export.onnx_session import Images, create_session
 from fusion.serving.outputs import Prediction
 from fusion.serving.runtimes import Probabilities, Run, load_runtime, pick_faster
 from workers.data.archives import Content, is_archive, list_files, read
-from workers.data.decoding import Decoding
+from workers.data.decoding import decode_batches
 from workers.data.images import Pixels, UnreadableImageError, decode, is_image
 from workers.data.leftovers import is_leftover
 from workers.errors import UserInputError
@@ -95,23 +95,17 @@ class Predictor:
         Raises:
             UserInputError: If a file does not exist, or an image cannot be decoded and `on_unreadable` is the default.
         """
-        with ExitStack() as open_files, Decoding(self._pixels) as decoding:
-            entries = chain.from_iterable(_images(path, open_files) for path in paths)
-            batch = list(islice(entries, BATCH))
-            decoded = decoding.begin(batch)
-            while batch:
-                results = decoded()
-                following = list(islice(entries, BATCH))
-                decoded = decoding.begin(following)
-                for result in results:
+        open_files = ExitStack()
+        batches = decode_batches(self._pixels, chain.from_iterable(_images(path, open_files) for path in paths), BATCH)
+        with open_files, closing(batches):
+            for batch in batches:
+                for _, result in batch:
                     if isinstance(result, str):
                         on_unreadable(result)
-                images = [result for result in results if not isinstance(result, str)]
-                named = [entry for entry, result in zip(batch, results, strict=True) if not isinstance(result, str)]
-                probabilities = self.predict_proba(np.stack(images)) if images else ()
-                for entry, row in zip(named, probabilities, strict=True):
+                decoded = [(entry, result) for entry, result in batch if not isinstance(result, str)]
+                probabilities = self.predict_proba(np.stack([pixels for _, pixels in decoded])) if decoded else ()
+                for (entry, _), row in zip(decoded, probabilities, strict=True):
                     yield Prediction(entry.file, entry.name, row)
-                batch = following
 
     def _pixels(self, entry: Entry) -> Pixels | str:
         try:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from workers.data.decoding import SLICE, Decoding
+from workers.data.decoding import SLICE, decode_batches
 
 
 def threads(function_seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int]:
@@ -19,9 +19,10 @@ def threads(function_seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int
         return 2 * number
 
     numbers = list(range(5 * SLICE + 3))
-    with Decoding(slow) as several:
-        waiting = several.begin(numbers), several.begin([]), several.begin(numbers[:7])
-        assert [of() for of in waiting] == [[2 * n for n in numbers], [], [0, 2, 4, 6, 8, 10, 12]]
+    assert list(decode_batches(slow, iter([]), 7)) == []
+    batches = list(decode_batches(slow, iter(numbers), 3 * SLICE))
+    assert [len(batch) for batch in batches] == [3 * SLICE, 2 * SLICE + 3]
+    assert [pair for batch in batches for pair in batch] == [(n, 2 * n) for n in numbers]
     return set(seen) - {threading.get_ident()}
 
 
@@ -34,11 +35,22 @@ def test_large_images_are_decoded_by_a_thread_a_core(monkeypatch: pytest.MonkeyP
 
 
 def test_an_error_is_raised_where_the_results_are_asked_for() -> None:
-    decoding: Decoding[int, int] = Decoding(lambda number: 1 // number)
-    with decoding as one:
-        waiting = one.begin([1] * SLICE + [0])
+    for numbers in ([0], [1] * SLICE + [0]):
         with pytest.raises(ZeroDivisionError):
-            waiting()
-    decoding = Decoding(lambda number: 1 // number)
-    with decoding as one, pytest.raises(ZeroDivisionError):
-        one.begin([0])
+            list(decode_batches(lambda number: 1 // number, iter(numbers), 2 * SLICE))
+
+
+def test_a_batch_is_decoded_while_the_one_before_is_used() -> None:
+    is_begun, decoded = threading.Event(), list[int]()
+
+    def decode(number: int) -> int:
+        decoded.append(number)
+        if number >= SLICE:
+            is_begun.set()
+        return number
+
+    batches = decode_batches(decode, iter(range(3 * SLICE)), SLICE)
+    assert len(next(batches)) == SLICE
+    assert is_begun.wait(10)
+    batches.close()
+    assert max(decoded) < 2 * SLICE

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from statistics import median
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 SLICE = 32  # images per task: submitting a task takes as long as decoding a small image
 SMALL = 0.5e-3  # seconds per image. Faster decoding is mostly Python under the GIL: two threads are slower than one
@@ -17,41 +17,36 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Decoding(Generic[T, R]):
-    """Applies `function` to items in background threads. Use it as a context manager.
+def decode_batches(decode: Callable[[T], R], items: Iterator[T], size: int) -> Generator[list[tuple[T, R]], None, None]:
+    """Yield batches of items with their results, while background threads decode the next batch.
+
+    Close the generator if you leave it early.
 
     Args:
-        function: Decodes one item. Its exceptions propagate to the caller.
+        decode: Decodes one item. Its exceptions propagate to the caller.
+        items: The items.
+        size: Items per batch.
     """
+    batch = list(islice(items, size))
+    results, seconds = [], []
+    for item in batch[:SLICE]:  # decoded right away, to time an item
+        began = time.perf_counter()
+        results.append(decode(item))
+        seconds.append(time.perf_counter() - began)
+    # The median, because the first call also imports modules.
+    pool = ThreadPoolExecutor(1 if median(seconds or [0.0]) < SMALL else os.cpu_count())
 
-    def __init__(self, function: Callable[[T], R]) -> None:
-        self.function = function
-        self.pool: ThreadPoolExecutor | None = None  # created once the first items are timed
+    def begin(batch: Sequence[T]) -> list[Future[list[R]]]:
+        slices = [batch[start : start + SLICE] for start in range(0, len(batch), SLICE)]
+        return [pool.submit(lambda part: [decode(item) for item in part], part) for part in slices]
 
-    def __enter__(self) -> Decoding[T, R]:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.pool:
-            self.pool.shutdown(cancel_futures=True)
-
-    def begin(self, items: Sequence[T]) -> Callable[[], list[R]]:
-        """Start decoding these items. Return a function that waits for the results and returns them in order."""
-        decoded = self._first(items[:SLICE]) if items and self.pool is None else []
-        remaining = items[len(decoded) :]
-        slices = [remaining[start : start + SLICE] for start in range(0, len(remaining), SLICE)]
-        futures = [self.pool.submit(self._slice, part) for part in slices if self.pool]
-        return lambda: [*decoded, *(result for future in futures for result in future.result())]
-
-    def _first(self, items: Sequence[T]) -> list[R]:
-        """Decode right away, to time an item. Uses the median, because the first call also imports modules."""
-        results, seconds = [], []
-        for item in items:
-            began = time.perf_counter()
-            results.append(self.function(item))
-            seconds.append(time.perf_counter() - began)
-        self.pool = ThreadPoolExecutor(1 if median(seconds) < SMALL else os.cpu_count())
-        return results
-
-    def _slice(self, items: Sequence[T]) -> list[R]:
-        return [self.function(item) for item in items]
+    try:
+        futures = begin(batch[SLICE:])
+        while batch:
+            results += [result for future in futures for result in future.result()]
+            following = list(islice(items, size))
+            futures = begin(following)
+            yield list(zip(batch, results, strict=True))
+            batch, results = following, []
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import DataSpec
 from workers.data.archives import read
-from workers.data.decoding import Decoding
+from workers.data.decoding import decode_batches
 from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
 from workers.data.layout import Item, Layout
@@ -264,17 +263,12 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _decode_all(source: Layout, file: BinaryIO, rows: _PackedRows, on_progress: OnProgress) -> None:
     """Decode all images in chunks, and append them to the file."""
-    count = _rows_at_once(source.spec.size)
-    with source.open_files, Decoding(partial(_pixels, source.spec.size)) as decoding:
-        items = source.items()
-        chunk = list(islice(items, count))
-        decoded_chunk = decoding.begin(chunk)
-        while chunk:
-            results = decoded_chunk()
-            following = list(islice(items, count))
-            decoded_chunk = decoding.begin(following)  # while this chunk is hashed and written
+    size = source.spec.size
+    batches = decode_batches(partial(_pixels, size), source.items(), _rows_at_once(size))
+    with source.open_files, contextlib.closing(batches):
+        for batch in batches:
             decoded = []
-            for item, result in zip(chunk, results, strict=True):
+            for item, result in batch:
                 if isinstance(result, str):
                     rows.bad.append(result)
                     rows.bad_labels.add(item.label)
@@ -290,7 +284,6 @@ def _decode_all(source: Layout, file: BinaryIO, rows: _PackedRows, on_progress: 
                 rows.digests += [blake2b(image, digest_size=16).digest() for image in pixels]
                 rows.looks.append(perceptual_hashes(pixels))
             on_progress(len(rows.items), source.expected)
-            chunk = following
 
 
 def _pixels(size: int, item: Item) -> DecodedImage | str:
