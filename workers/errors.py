@@ -24,6 +24,11 @@ class ConclaveError(Exception):
     kind = FailureKind.PERMANENT
 
 
+def first_few(texts: list[str], most: int = 3) -> str:
+    """Join the first texts with commas, and count the others."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type's name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

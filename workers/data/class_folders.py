@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,7 @@ from workers.data.archives import list_files
 from workers.data.images import is_image
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import SkippedFiles, is_leftover
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_few
 
 EXPECTED = "Expected CLASS/IMAGE or train/CLASS/IMAGE."
 PARTS = {
@@ -216,11 +216,6 @@ def _refuse_two_meanings(classes: Mapping[str, _Folder], root: Path) -> None:
     inner = [set(_unwrapped(folder).with_images) for folder in classes.values() if not folder.images]
     if len(inner) == len(classes) > 1 and len(common := set.intersection(*inner)) >= FEWEST_REPEATED:
         raise UserInputError(
-            f"{root}: are {_listed(classes)} the classes, or {_listed(common)}, which each of them holds? Name the outer folders "
-            "train, val and test if they are parts, or say the class of each file in a manifest."
+            f"{root}: are {first_few(sorted(classes))} the classes, or {first_few(sorted(common))}, which each of them holds? "
+            "Name the outer folders train, val and test if they are parts, or say the class of each file in a manifest."
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -97,9 +97,8 @@ def read_image(content: bytes | Path, size: int) -> DecodedImage:
     except UnidentifiedImageError:
         raise UnreadableImageError(_what_it_is(content)) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
-        raise UnreadableImageError(
-            f"can't be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableImageError(f"can't be decoded ({why})") from None
 
 
 def _opened(content: bytes | Path) -> Image.Image:
@@ -136,10 +135,8 @@ def _what_it_is(content: bytes | Path) -> str:
     if not beginning:
         return "is empty"
     text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    known = next((what for sign, what in SIGNS if text.startswith(sign)), None)
-    if known:
-        return f"can't be decoded: the file {known}"
-    return "can't be decoded: the file is of no image format that is known here"
+    what = next((what for sign, what in SIGNS if text.startswith(sign)), "is of no image format that is known here")
+    return f"can't be decoded: the file {what}"
 
 
 def _check_size(image: Image.Image) -> None:
@@ -178,8 +175,7 @@ def _declared_maximum(image: Image.Image) -> int | None:
     """Return the largest sample value that the image file declares, or None."""
     if image.format == "PPM":
         return FULL_RANGE  # Pillow has already scaled the values to 16 bits
-    tags = getattr(image, "tag_v2", None)
-    value = tags.get(MAX_SAMPLE_VALUE) if tags is not None else None
+    value = getattr(image, "tag_v2", {}).get(MAX_SAMPLE_VALUE)
     value = value[0] if isinstance(value, tuple) and value else value
     return int(value) if value and 255 <= int(value) <= FULL_RANGE else None
 

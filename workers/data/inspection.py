@@ -14,10 +14,9 @@ from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
 from workers.data.summary import DataSummary
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_few
 
 PARTS = ("fit", "fuse", "test")
-MOST_SHOWN = 3
 FEW_TESTED = 5  # test rows of a class below which its accuracy means little
 IMBALANCED = 10.0  # size ratio of the largest to the smallest class
 
@@ -131,8 +130,7 @@ def _warnings_of_parts(store: Store, pairs: Pairs, part_of: NDArray[np.str_], ho
 
 
 def _examples(store: Store, pairs: Pairs) -> str:
-    shown = ", ".join(f"{store.ids[a]} and {store.ids[b]}" for a, b in pairs[:MOST_SHOWN].tolist())
-    return shown + (f" and {len(pairs) - MOST_SHOWN:,} more" if len(pairs) > MOST_SHOWN else "")
+    return first_few([f"{store.ids[a]} and {store.ids[b]}" for a, b in pairs.tolist()])
 
 
 def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec) -> Iterator[str]:
@@ -145,10 +143,6 @@ def _warnings_of_counts(classes: Mapping[str, Mapping[str, int]], spec: DataSpec
             f"would be right for {share:.1%} of the images, so look at each class's accuracy too"
         )
     if few := [f"{name} ({counts['fit']})" for name, counts in classes.items() if counts["fit"] < spec.folds]:
-        yield f"fewer fit images than the {spec.folds} folds in {_listed(few)}: some folds hold no image of the class"
+        yield f"fewer fit images than the {spec.folds} folds in {first_few(few)}: some folds hold no image of the class"
     if few := [f"{name} ({counts['test']})" for name, counts in classes.items() if counts["test"] < FEW_TESTED]:
-        yield f"fewer than {FEW_TESTED} test images in {_listed(few)}: the accuracy of these classes means little"
-
-
-def _listed(texts: list[str]) -> str:
-    return ", ".join(texts[:MOST_SHOWN]) + (f" and {len(texts) - MOST_SHOWN:,} more classes" if len(texts) > MOST_SHOWN else "")
+        yield f"fewer than {FEW_TESTED} test images in {first_few(few)}: the accuracy of these classes means little"

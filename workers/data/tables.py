@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,23 +83,19 @@ def _parquet(path: Path) -> Table:
     except (ArrowException, ValueError) as error:
         raise UserInputError(f"{path}: not a readable Parquet file ({type(error).__name__}).") from None
     header = [str(name) for name in content.column_names]
-    columns = [_texts(path, name, content.column(i).to_pylist()) for i, name in enumerate(header)]
+    columns = [[_text(path, name, value) for value in content.column(i).to_pylist()] for i, name in enumerate(header)]
     return Table(
         header, [(number, dict(zip(header, row, strict=True))) for number, row in enumerate(zip(*columns, strict=True), 2)]
     )
 
 
-def _texts(path: Path, name: str, values: Iterable[object]) -> list[str]:
-    texts = []
-    for value in values:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            texts.append("")
-        elif isinstance(value, bytes):
-            texts.append(value.decode("utf-8", "backslashreplace"))
-        elif isinstance(value, float) and value.is_integer():
-            texts.append(str(int(value)))  # as a CSV file would have it
-        elif isinstance(value, list | dict):
-            raise UserInputError(f"{path}: the column {name!r} holds lists or structures instead of text or numbers.")
-        else:
-            texts.append(str(value).strip())
-    return texts
+def _text(path: Path, name: str, value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # as a CSV file would have it
+    if isinstance(value, list | dict):
+        raise UserInputError(f"{path}: the column {name!r} holds lists or structures instead of text or numbers.")
+    return str(value).strip()

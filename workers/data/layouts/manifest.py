@@ -17,7 +17,7 @@ from workers.data.class_folders import PARTS
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import is_leftover
 from workers.data.tables import Table, read_table
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_few
 
 REQUIRED_COLUMNS: tuple[Column, ...] = ("path", "label")
 COLUMNS: tuple[Column, ...] = (*REQUIRED_COLUMNS, "split", "group", "fold", "weight")
@@ -169,8 +169,5 @@ def _refuse_missing(manifest: Path, paths: Mapping[int, str], names: Mapping[str
 def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
     """Raise UserInputError for the rows with these numbers, if any."""
     if numbers:
-        shown, more = ", ".join(map(str, numbers[:MOST_NAMED])), ""
-        if len(numbers) > MOST_NAMED:
-            more = f" and {len(numbers) - MOST_NAMED:,} more"
-        rows = "row" if len(numbers) == 1 else "rows"
-        raise UserInputError(f"{manifest}: in {rows} {shown}{more}, {what} (the header is row 1).{hint}")
+        rows, shown = "row" if len(numbers) == 1 else "rows", first_few([str(number) for number in numbers], MOST_NAMED)
+        raise UserInputError(f"{manifest}: in {rows} {shown}, {what} (the header is row 1).{hint}")
