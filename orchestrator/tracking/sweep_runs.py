@@ -96,7 +96,6 @@ class SweepRuns(MemberRuns):
         if not known:
             settings = {"data": plan.team.data.described(), "train": plan.team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
-        Outbox.remove_leftovers(location.home.path, runs.ids.values())
         outbox.artifact(parent, location.folder.team)
         for planned in [planned for member in restart for planned in plan.of_member(member)]:
             runs.restart(planned)

@@ -51,11 +51,8 @@ def test_killed_while_a_fit_is_published(point: str, place: Place, whole: dict[s
 @pytest.mark.parametrize(
     "point",
     [
-        *("split.half", "artifact.published", "spool.half"),
-        *(
-            pytest.param(point, marks=pytest.mark.nightly)
-            for point in ("checkpoint.half", "artifact.half", "export.onnx.half", "outbox.half")
-        ),
+        *("split.half", "artifact.published"),
+        *(pytest.param(point, marks=pytest.mark.nightly) for point in ("checkpoint.half", "artifact.half", "export.onnx.half")),
     ],
 )
 def test_what_a_killed_process_left_behind_is_removed_by_the_next(point: str, place: Place) -> None:
@@ -65,20 +62,9 @@ def test_what_a_killed_process_left_behind_is_removed_by_the_next(point: str, pl
     assert begun(place.home) == []
 
 
-def test_what_a_finished_fit_left_of_its_spool_is_removed_by_the_next(place: Place) -> None:
-    """Killed between its artifact and the mark of what it had sent: nobody opens that spool again."""
-    place.sweep("--inline")
-    mine = next(p for p in (place.home / "spool").glob("*.jsonl") if not p.name.startswith("sweep-"))
-    left, of_another = (mine.parent / f".{name}.sent.m7ey08d0" for name in (mine.stem, "of_another_sweep"))
-    left.touch()
-    of_another.touch()
-    place.sweep("--inline")
-    assert begun(place.home) == [str(of_another)]
-
-
 def test_killed_while_metrics_are_sent(place: Place, undisturbed: dict[str, Any]) -> None:
-    place.sweep("--inline", fault="spool.half:1:kill", code=-signal.SIGKILL)
-    assert place.happened() == ["spool.half:1:kill"]
+    place.sweep("--inline", fault="outbox.sent:1:kill", code=-signal.SIGKILL)
+    assert place.happened() == ["outbox.sent:1:kill"]
     same(place.sweep("--inline"), undisturbed)
 
 

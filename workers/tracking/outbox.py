@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from workers.storage.files import write_bytes
+from workers.diagnostics.faults import fault_point
+from workers.storage.files import sync_folder
 from workers.storage.state_file import seal, unseal
 from workers.tracking.database import HOME_DATABASE, uri_of
 from workers.tracking.entries import (
@@ -45,12 +46,9 @@ class Outbox:
         """Return the outbox of this name for a tracking store, creating it if it does not exist."""
         outbox = cls.in_home(home, name)
         outbox.path.parent.mkdir(parents=True, exist_ok=True)
-        cls.remove_leftovers(home, [name])
-        header = _line({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION})
-        if not outbox.path.exists():
-            write_bytes(outbox.path, header, "outbox")
-        elif not outbox.uri:  # its first line is damaged
-            outbox._append(header)
+        if not outbox.uri:  # it is new, or its first line is damaged
+            outbox._append({"uri": OWN_STORE if uri == outbox.own_uri else uri, "version": VERSION})
+            sync_folder(outbox.path.parent)
         return outbox
 
     @classmethod
@@ -62,15 +60,6 @@ class Outbox:
     def all_in_home(cls, home: Path) -> list[Outbox]:
         """Return every outbox of a home."""
         return [cls(path) for path in sorted((home / FOLDER).glob("*.jsonl"))]
-
-    @staticmethod
-    def remove_leftovers(home: Path, names: Iterable[str]) -> None:
-        """Remove temporary files that killed owners of these outboxes left."""
-        owned = set(names)
-        for kind in (".sent.", ".jsonl."):
-            for stale in (home / FOLDER).glob(f".*{kind}*"):
-                if stale.name[1:].rpartition(kind)[0] in owned:
-                    stale.unlink(missing_ok=True)
 
     @property
     def uri(self) -> str:
@@ -127,8 +116,9 @@ class Outbox:
         return sum(_values(line) is None for line in lines)
 
     def mark_sent(self, offset: int) -> None:
-        """Remember that everything before `offset` was sent."""
-        write_bytes(self.path.with_suffix(".sent"), str(offset).encode(), "spool")
+        """Remember that everything before `offset` was sent. If the number is lost, entries are sent again."""
+        fault_point("outbox.sent")
+        self.path.with_suffix(".sent").write_text(str(offset))
 
     def _offset(self) -> int:
         """Return the number of bytes sent. If the stored number is invalid, return 0, so that all are sent again."""
@@ -141,11 +131,13 @@ class Outbox:
             return 0
 
     def _add(self, entry: Entry) -> None:
-        self._append(_line(entry.model_dump()))
+        self._append(entry.model_dump())
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, values: dict[str, object]) -> None:
+        """Add a line with its checksum."""
+        line = json.dumps(seal(values)).encode() + b"\n"
         with open(self.path, "a+b") as file:
-            if file.tell() and _last_byte(file.fileno(), file.tell()) != b"\n":
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 line = b"\n" + line
             file.write(line)
             file.flush()
@@ -179,18 +171,9 @@ class Outbox:
                 yield values, offset
 
 
-def _line(values: dict[str, object]) -> bytes:
-    """Return a line of a file, with its checksum."""
-    return json.dumps(seal(values)).encode() + b"\n"
-
-
 def _values(line: bytes) -> dict[str, object] | None:
     """Return the values of a line, or None if it is damaged."""
     try:
         return unseal(json.loads(line))
     except ValueError:
         return None
-
-
-def _last_byte(handle: int, size: int) -> bytes:
-    return os.pread(handle, 1, size - 1)
