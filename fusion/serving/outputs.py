@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,105 +32,80 @@ class Prediction:
     probabilities: NDArray[np.float32]
 
 
-class Output(Protocol):
-    """Turns predictions into the rows of a CSV file."""
-
-    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the header row, and then the data rows."""
-
-
-@dataclass(frozen=True)
-class AllClasses:
-    """A row for each class of each image: file, class, probability."""
-
-    classes: Sequence[str]
-
-    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the header row, and then the data rows."""
-        yield ["file", "class", "probability"]
-        for one in predictions:
-            for name, probability in zip(self.classes, one.probabilities, strict=True):
-                yield [one.file, name, f"{float(probability):.7g}"]
+def all_classes(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield a header row, and a row for each class of each image: file, class, probability."""
+    yield ["file", "class", "probability"]
+    for one in predictions:
+        for name, probability in zip(classes, one.probabilities, strict=True):
+            yield [one.file, name, f"{float(probability):.7g}"]
 
 
-@dataclass(frozen=True)
-class BestClasses:
-    """A row for each image, with its most probable classes: file, class_1, probability_1, class_2 and so on."""
-
-    classes: Sequence[str]
-    count: int
-
-    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the header row, and then the data rows."""
-        count = min(self.count, len(self.classes))
-        yield ["file", *(f"{what}_{rank}" for rank in range(1, count + 1) for what in ("class", "probability"))]
-        for one in predictions:
-            best = np.argsort(-one.probabilities, kind="stable")[:count]
-            yield [one.file, *(text for i in best for text in (self.classes[i], f"{float(one.probabilities[i]):.7g}"))]
+def best_classes(predictions: Iterable[Prediction], classes: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+    """Yield a header row, and a row for each image with its most probable classes: file, class_1, probability_1 and so on."""
+    count = min(count, len(classes))
+    yield ["file", *(f"{what}_{rank}" for rank in range(1, count + 1) for what in ("class", "probability"))]
+    for one in predictions:
+        best = np.argsort(-one.probabilities, kind="stable")[:count]
+        yield [one.file, *(text for i in best for text in (classes[i], f"{float(one.probabilities[i]):.7g}"))]
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A competition's submission: the sample file with its ids in order and its columns filled in.
+def submission(predictions: Iterable[Prediction], classes: Sequence[str], sample: Path) -> Iterator[Sequence[str]]:
+    """Yield the rows of a competition's submission: the sample file with its ids in order and its columns filled in.
 
     A single column after the id gets the most probable class; columns named after classes get their probabilities.
 
-    Attributes:
+    Args:
+        predictions: The predictions.
         classes: The class names, in the order of the probabilities.
         sample: The sample file.
+
+    Raises:
+        UserInputError: If the sample file has an unknown format, or an id matches no image or several images.
     """
+    header, ids = _read_sample(sample)
+    columns = _columns(sample, header, classes)
+    levels: list[dict[str, list[Prediction]]] = [{}, {}, {}, {}]
+    for one in predictions:
+        path = PurePosixPath(one.name)
+        for level, key in zip(levels, (one.name, path.with_suffix("").as_posix(), path.name, path.stem), strict=True):
+            level.setdefault(key, []).append(one)
+    found = {key: next((level[key] for level in levels if key in level), []) for key in ids}
+    if missing := [key for key in ids if not found[key]]:
+        shown = ", ".join(missing[:MOST_SHOWN])
+        raise UserInputError(f"--submission {sample}: {len(missing)} of {len(ids)} ids have no image, such as {shown}.")
+    for key, fitting in found.items():
+        if len(fitting) > 1:
+            raise UserInputError(f"--submission {sample}: the id {key} fits {fitting[0].file} and {fitting[1].file}.")
+    yield header
+    for key in ids:
+        values = found[key][0].probabilities
+        best = classes[int(values.argmax())]
+        yield [key, *(best if i is None else f"{float(values[i]):.7g}" for i in columns)]
 
-    classes: Sequence[str]
-    sample: Path
 
-    def rows(self, predictions: Iterable[Prediction]) -> Iterator[Sequence[str]]:
-        """Yield the header row, and then the data rows.
+def _read_sample(sample: Path) -> tuple[list[str], list[str]]:
+    """Return the header row and the ids. Raises UserInputError."""
+    table = read_table(sample)
+    ids = [next(iter(values.values())) for _, values in table.rows]
+    if len(table.header) < 2 or not ids:
+        raise UserInputError(f"--submission {sample}: expected a header row, and an id and a class in each row.")
+    if len(set(ids)) < len(ids):
+        raise UserInputError(f"--submission {sample}: the id {Counter(ids).most_common(1)[0][0]} appears twice.")
+    return table.header, ids
 
-        Raises:
-            UserInputError: If the sample file has an unknown format, or an id matches no image or several images.
-        """
-        header, ids = self._read()
-        columns = self._columns(header)
-        levels: list[dict[str, list[Prediction]]] = [{}, {}, {}, {}]
-        for one in predictions:
-            path = PurePosixPath(one.name)
-            for level, key in zip(levels, (one.name, path.with_suffix("").as_posix(), path.name, path.stem), strict=True):
-                level.setdefault(key, []).append(one)
-        found = {key: next((level[key] for level in levels if key in level), []) for key in ids}
-        if missing := [key for key in ids if not found[key]]:
-            shown = ", ".join(missing[:MOST_SHOWN])
-            raise UserInputError(f"--submission {self.sample}: {len(missing)} of {len(ids)} ids have no image, such as {shown}.")
-        for key, fitting in found.items():
-            if len(fitting) > 1:
-                raise UserInputError(f"--submission {self.sample}: the id {key} fits {fitting[0].file} and {fitting[1].file}.")
-        yield header
-        for key in ids:
-            values = found[key][0].probabilities
-            best = self.classes[int(values.argmax())]
-            yield [key, *(best if i is None else f"{float(values[i]):.7g}" for i in columns)]
 
-    def _read(self) -> tuple[list[str], list[str]]:
-        """Return the header row and the ids. Raises UserInputError."""
-        table = read_table(self.sample)
-        ids = [next(iter(values.values())) for _, values in table.rows]
-        if len(table.header) < 2 or not ids:
-            raise UserInputError(f"--submission {self.sample}: expected a header row, and an id and a class in each row.")
-        if len(set(ids)) < len(ids):
-            raise UserInputError(f"--submission {self.sample}: the id {Counter(ids).most_common(1)[0][0]} appears twice.")
-        return table.header, ids
-
-    def _columns(self, header: Sequence[str]) -> list[int | None]:
-        """Return the class index of each column after the id; None for a column of most probable classes."""
-        names = [name.strip() for name in header[1:]]
-        if set(names) <= set(self.classes):
-            return [list(self.classes).index(name) for name in names]
-        if len(names) == 1:
-            return [None]
-        unknown = [name for name in names if name not in self.classes]
-        raise UserInputError(
-            f"--submission {self.sample}: the columns {', '.join(unknown[:MOST_SHOWN])} are no classes of the model, which knows "
-            f"{', '.join(self.classes[:MOST_SHOWN])} and so on."
-        )
+def _columns(sample: Path, header: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+    """Return the class index of each column after the id; None for a column of most probable classes."""
+    names = [name.strip() for name in header[1:]]
+    if set(names) <= set(classes):
+        return [list(classes).index(name) for name in names]
+    if len(names) == 1:
+        return [None]
+    unknown = [name for name in names if name not in classes]
+    raise UserInputError(
+        f"--submission {sample}: the columns {', '.join(unknown[:MOST_SHOWN])} are no classes of the model, which knows "
+        f"{', '.join(classes[:MOST_SHOWN])} and so on."
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from orchestrator.cli.options import DEFAULT_HOME, AsJson, ForSpreadsheet, HomeD
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
-    from fusion.serving.outputs import Output, Prediction
+    from fusion.serving.outputs import Prediction
     from orchestrator.fusing.request import ExportOptions
     from orchestrator.home import SweepFolder
 
@@ -85,10 +85,9 @@ def predict(
     if top and submission:
         raise UserInputError("--top and --submission both set the rows. Use only one of them.")
     predictor = Predictor(_model_file(model, home), runtime, trust_code)
-    output = _output(predictor.classes, top, submission)
     scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
     predictions = _not_empty(scores.follow(predictor.predictions(images, refuse if strict else skipped)))
-    rows = output.rows(predictions)
+    rows = _rows(predictions, predictor.classes, top, submission)
     if out is None:
         write_csv(sys.stdout, rows, spreadsheet)
     else:
@@ -107,13 +106,15 @@ def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
     return chain([first], predictions)
 
 
-def _output(classes: Sequence[str], top: int | None, submission: Path | None) -> Output:
-    """Return the converter from predictions to CSV rows."""
-    from fusion.serving.outputs import AllClasses, BestClasses, Submission
+def _rows(
+    predictions: Iterator[Prediction], classes: Sequence[str], top: int | None, sample: Path | None
+) -> Iterator[Sequence[str]]:
+    """Return the rows of the CSV file."""
+    from fusion.serving.outputs import all_classes, best_classes, submission
 
-    if submission:
-        return Submission(classes, submission)
-    return BestClasses(classes, top) if top else AllClasses(classes)
+    if sample:
+        return submission(predictions, classes, sample)
+    return best_classes(predictions, classes, top) if top else all_classes(predictions, classes)
 
 
 class _Skipped:

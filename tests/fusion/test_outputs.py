@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.serving.outputs import AllClasses, BestClasses, LabelledScores, Prediction, Submission
+from fusion.serving.outputs import LabelledScores, Prediction, all_classes, best_classes, submission
 from tests.inputs import write_table
 from workers.errors import UserInputError
 
@@ -23,14 +23,14 @@ GUESSES = [guess("x/1.png", 0.5, 0.25, 0.25), guess("y/2.jpg", 0.125, 0.75, 0.12
 
 
 def test_a_row_for_each_class_and_the_best_classes() -> None:
-    rows = list(AllClasses(CLASSES).rows(GUESSES))
+    rows = list(all_classes(GUESSES, CLASSES))
     assert rows[:3] == [["file", "class", "probability"], ["photos/x/1.png", "ant", "0.5"], ["photos/x/1.png", "bee", "0.25"]]
     assert len(rows) == 10
-    assert list(BestClasses(CLASSES, 2).rows(GUESSES))[::2] == [
+    assert list(best_classes(GUESSES, CLASSES, 2))[::2] == [
         ["file", "class_1", "probability_1", "class_2", "probability_2"],
         ["photos/y/2.jpg", "bee", "0.75", "ant", "0.125"],
     ]
-    assert len(next(iter(BestClasses(CLASSES, 99).rows(())))) == 7, "no more classes than there are"
+    assert len(next(best_classes((), CLASSES, 99))) == 7, "no more classes than there are"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_row_for_each_class_and_the_best_classes() -> None:
 )
 def test_a_competitions_file_is_filled_in_its_own_order(lines: Sequence[str], expected: list[list[str]], tmp_path: Path) -> None:
     sample = write_table(tmp_path / "sample.csv", lines)
-    assert list(Submission(CLASSES, sample).rows(iter(GUESSES))) == [lines[0].split(","), *expected]
+    assert list(submission(iter(GUESSES), CLASSES, sample)) == [lines[0].split(","), *expected]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_competitions_file_is_filled_in_its_own_order(lines: Sequence[str], ex
 def test_a_competitions_file_that_can_not_be_filled_is_refused(lines: Sequence[str], why: str, tmp_path: Path) -> None:
     sample = write_table(tmp_path / "sample.csv", lines)
     with pytest.raises(UserInputError, match=why):
-        list(Submission(CLASSES, sample).rows(iter(GUESSES)))
+        list(submission(iter(GUESSES), CLASSES, sample))
 
 
 def test_folders_with_names_of_classes_score_the_predictions() -> None:
