@@ -41,7 +41,6 @@ class MemberRuns:
         parent: Id of the sweep's run.
         ids: Run ids by signature.
         away_until: Time until which a store that did not answer is not tried again, by time.monotonic().
-        is_doubtful: Whether the store may have created runs whose ids never arrived here.
     """
 
     tracking: TrackingClient
@@ -51,7 +50,6 @@ class MemberRuns:
     parent: str
     ids: dict[str, str] = field(default_factory=dict)
     away_until: float = 0.0
-    is_doubtful: bool = False
 
     def run_id(self, planned: PlannedMember) -> str:
         """Return a member's run id, creating the run if needed; the run of a full training before those of its folds."""
@@ -71,7 +69,6 @@ class MemberRuns:
         try:
             return self.run_id(planned)
         except Exception:  # any error of the network or the server
-            self.is_doubtful = True
             self.away_until = time.monotonic() + AWAY_SECONDS
             return None
 
@@ -144,9 +141,8 @@ class MemberRuns:
             "state": "pending",
             "mlflow.note.content": f"**{planned.label}**: {recipe.arch}, {recipe.optimizer.kind}, seed {seed}",
         }
-        known = self._created_before(planned)
-        run = known or self.tracking.create_run(self.experiment, planned.label, tags, parent)
-        self.tracking.log_params(run, _settings(planned), is_new=known is None)
+        run = self.tracking.create_run(self.experiment, planned.label, tags, parent)
+        self.tracking.log_params(run, _settings(planned), is_new=True)
         return run
 
     def log_settings(self, signatures: Collection[str]) -> None:
@@ -154,13 +150,6 @@ class MemberRuns:
         for planned in self.plan.members:
             if planned.signature in signatures:
                 self.tracking.log_params(self.ids[planned.signature], _settings(planned))
-
-    def _created_before(self, planned: PlannedMember) -> str | None:
-        """Return the run that was created by a request whose answer was lost, or None."""
-        if not self.is_doubtful:
-            return None
-        children = self.tracking.children(self.experiment, self.parent)
-        return next((child.run for child in children if child.signature == planned.signature), None)
 
     def reconcile_members(self) -> None:
         """Correct the status of every run of this sweep in the store, so that it matches the run's training.
