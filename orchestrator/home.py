@@ -126,10 +126,6 @@ class SweepFolder:
         write_bytes(path, uuid4().hex.encode())
         return self.identifier()
 
-    def per_class(self, member: str) -> Path:
-        """Return the path of a member's per-class accuracy."""
-        return self.path / "per_class" / member / "per_class.json"
-
     def state(self) -> SweepState | None:
         """Return the jobs and tracking runs of the last run, or None before the first. Raises CorruptFileError."""
         return self._read("sweep.json", SweepState)

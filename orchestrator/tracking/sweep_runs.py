@@ -15,7 +15,6 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
 from orchestrator.tracking.member_runs import UNFINISHED, MemberRuns, later_than
-from workers.storage.files import write_json
 from workers.tracking.database import artifacts_beside, path_of
 from workers.tracking.delivery import flush_outbox
 from workers.tracking.entries import now_ms
@@ -128,7 +127,6 @@ class SweepRuns(MemberRuns):
         if details:
             for path in [*sorted(folder.path.glob("*.svg")), folder.report, folder.model]:
                 self.outbox.artifact(self.parent, path)
-            self._log_per_class(details)
             self.outbox.model(self.parent, self.plan.team.name, folder.model)
         tags = {"recommended": str(summary.recommended), "mlflow.note.content": note[:NOTE_CHARACTERS]}
         self._end("FAILED" if summary.state == "failed" else "FINISHED", {**tags, "state": summary.state})
@@ -164,15 +162,6 @@ class SweepRuns(MemberRuns):
         if recommended := summary.tested.get(summary.recommended or ""):
             values |= {f"test/{key}": value for key, value in recommended.model_dump().items()}
         self.outbox.metrics(self.parent, values, 0, now_ms())
-
-    def _log_per_class(self, details: FusionDetails) -> None:
-        for name, row in details.candidates.items():
-            planned = self.plan.of_member(name)
-            if planned and row.per_class is not None and (run := self.run_id_or_none(planned[0])):
-                path = self.location.folder.per_class(name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, dict(zip(details.classes, row.per_class, strict=True)))
-                self.outbox.artifact(run, path)
 
     def stop(self, status: str, state: str) -> None:
         """End the sweep's run and those of unfinished trainings, which would otherwise stay RUNNING for ever in the UI."""
