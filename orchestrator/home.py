@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -186,23 +185,18 @@ class SweepFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            who = self._holder_in_words()
+            who = ""
+            with contextlib.suppress(OSError):
+                who = self.holder.read_text(encoding="utf-8", errors="replace")
+            who = who if who.startswith("process ") else "another process"  # its note is missing or damaged
             raise UserInputError(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
             for unfinished in self.path.glob(".*.*"):  # left by a killed process
                 unfinished.unlink()
-            holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": round(time.time(), 3)}
-            self.holder.write_text(json.dumps(holder), encoding="utf-8")
+            since = datetime.now().astimezone().isoformat(" ")
+            self.holder.write_text(f"process {os.getpid()} on {os.uname().nodename}, since {since}", encoding="utf-8")
             self.remove_damaged(say)
             yield
         finally:
             self.holder.unlink(missing_ok=True)
             lock.release()
-
-    def _holder_in_words(self) -> str:
-        """Describe the process that holds the lock."""
-        try:
-            holder = json.loads(self.holder.read_text(encoding="utf-8"))
-            return f"process {holder['pid']} on {holder['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"

@@ -158,9 +158,7 @@ def _plan_packed(planner: Planner, known: Plan | None, run_search: Callable[[Sea
 
 def describe_changes(before: Mapping[str, str], plan: Plan) -> list[str]:
     """Return a line for each setting that differs from `before`, the settings of the sweep's last run."""
-    now = plan.settings()
-    if not before:
-        return []
+    now = plan.settings() if before else {}
     differing = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     return [f"changed since the last run: {k}: {before.get(k, 'unset')} -> {now.get(k, 'unset')}" for k in differing]
 

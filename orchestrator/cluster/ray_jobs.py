@@ -6,6 +6,7 @@ import asyncio
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,20 +140,15 @@ class _Job:
         from ray.job_submission import JobSubmissionClient
 
         client, runtime_env = JobSubmissionClient(address), {"working_dir": str(folder), "env_vars": env}
-        names: list[str] = []
-        refusals: list[str] = []
-
-        def is_taken() -> bool:
+        until = time.monotonic() + READY_SECONDS
+        while True:
             try:
-                names.append(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+                return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
             except RuntimeError as error:  # Ray's client raises it for every failed request
-                refusals.append(str(error))
-            return bool(names)
-
-        if not wait_until(is_taken, READY_SECONDS, 1.0, lambda: NOT_READY not in refusals[-1]):
-            hint = AGENT_PORT if NOT_READY in refusals[-1] else ""
-            raise ConclaveError(f"the head took no job: {refusals[-1].splitlines()[0]}{hint}")
-        return cls(client, names[0])
+                hint = AGENT_PORT if NOT_READY in str(error) else ""
+                if not hint or time.monotonic() > until:
+                    raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{hint}") from None
+            time.sleep(1.0)
 
     def follow(self, say: Callable[[str], None]) -> None:
         """Show what the job prints, line by line, until it ends."""

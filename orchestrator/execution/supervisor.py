@@ -46,7 +46,8 @@ class Supervisor:
             assignment.pending_heartbeat = None
             if heartbeat.is_waiting:
                 return events
-            events += trainer.take_heartbeat(heartbeat)
+            trainer.node = heartbeat.node
+            events += assignment.take_heartbeat(heartbeat)
         if assignment.pending_heartbeat is None:
             assignment.pending_heartbeat = trainer.actor.heartbeat.remote()
         return events

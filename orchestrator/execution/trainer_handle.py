@@ -107,15 +107,3 @@ class TrainerHandle:
         """Start a job in this trainer."""
         result = self.actor.run.remote(job, *tracking, localizer, self.shape.gpus)
         self.assignment, self.is_leaving = Assignment(job, tracking, result), False
-
-    def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
-        """Store a heartbeat for the current job, and return events for what is new in it."""
-        assert self.assignment
-        self.node = heartbeat.node
-        return self.assignment.take_heartbeat(heartbeat)
-
-    def leave(self) -> None:
-        """Tell the trainer to write a checkpoint and exit."""
-        if not self.is_leaving:
-            self.is_leaving = True
-            self.actor.stop.remote()

@@ -66,8 +66,9 @@ class TrainerPool:
         for trainer in [t for t in self.trainers if t.node in self.machines.look().leaving]:
             if trainer.is_idle:
                 self.drop(trainer)
-            else:
-                trainer.leave()
+            elif not trainer.is_leaving:
+                trainer.is_leaving = True
+                trainer.actor.stop.remote()
 
     def reassign_waiting_jobs(self) -> None:
         """Move jobs that still wait for a machine to idle trainers, whose cores they may be waiting for."""
