@@ -57,7 +57,7 @@ def main() -> None:
         team = config.resolve_team(teamfile.parse_document(TEAM, Path(work, "team.yaml")))
         store = data.pack_data(team.data, home.path, check=lambda store: get_split(store, team.data, team.seed))
         tracking = TrackingClient(home.tracking_uri)
-        experiment = tracking.experiment("t", home.artifacts)
+        experiment = tracking.experiment("t", home.path / "artifacts")
         context, started = multiprocessing.get_context("spawn"), []
         answers: Any = context.Queue()
         for job in Planner(team, store, home.path).plan().jobs:

@@ -49,11 +49,6 @@ class Home:
         """URI of the tracking store in this home."""
         return uri_of(self.database)
 
-    @property
-    def artifacts(self) -> Path:
-        """MLflow's artifacts."""
-        return self.path / "artifacts"
-
     def sweep(self, name: str) -> SweepFolder:
         """Return the folder of a sweep, which may not exist yet."""
         return SweepFolder(self.path / "sweeps" / name)

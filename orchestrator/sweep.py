@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from fusion.results import FusionDetails
@@ -60,7 +60,7 @@ class SweepOptions:
         on_packing: Called with the numbers of decoded and expected rows.
         data: Folder or archive to use instead of data.root.
         restart: Members to train afresh.
-        make_search: Returns a function that runs searches; None if searches cannot run.
+        run_search: Runs the trials of a search; None if searches cannot run.
         begin_executor: Called with the resources and threads of each first training, before any check, unless the sweep is
             already finished. Raises UserInputError if the executor's machines do not answer.
         began: The time.monotonic() at which the budget's hours start.
@@ -73,7 +73,7 @@ class SweepOptions:
     on_packing: OnProgress = lambda rows, expected: None
     data: Path | None = None
     restart: tuple[str, ...] = ()
-    make_search: Callable[[Team, SweepFolder], Callable[[Search], None]] | None = None
+    run_search: Callable[[Team, SweepFolder, Search], None] | None = None
     begin_executor: Callable[[Sequence[tuple[Resources, int]]], None] = lambda wanted: None
     began: float = field(default_factory=time.monotonic)
 
@@ -99,7 +99,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     """
     team = load_team(team_file, options.data)
     team.check_names("--restart", options.restart)
-    if options.make_search is None and (searched := [r.name for r in team.trainings if r.search]):
+    if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say)
     location = SweepLocation(team_file, options.home, options.home.sweep(team.name), uri)
@@ -112,7 +112,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed)
-        run_search = options.make_search(team, location.folder) if options.make_search else run_no_search
+        run_search = partial(options.run_search, team, location.folder) if options.run_search else run_no_search
         plan, searches = _plan_packed(Planner(team, store, options.home.path, import_paths), plan, run_search)
         return _Sweep(location, options, plan, searches).run()
 

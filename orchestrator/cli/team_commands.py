@@ -197,7 +197,7 @@ def sweep(
             on_packing=screen.on_packing,
             data=data,
             restart=tuple(restart or ()),
-            make_search=None if inline else ray.search,
+            run_search=None if inline else ray.search,
             begin_executor=(lambda wanted: None) if inline else ray.begin,
         )
         result = run_sweep(team_file, options)

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster.private_folder import PrivateFolder
@@ -47,16 +47,14 @@ class ClusterSnapshot:
     case a machine is on its way, or another demand of the same shape is feasible; these demands are left out of `refused`.
 
     Attributes:
-        nodes: Resources of each living machine, by Ray's id.
+        nodes: Each living machine's record by Ray's id, with its `Resources` and its `Labels`.
         draining: Ray's ids of draining machines.
         refused: Demands that the autoscaler can't meet; None without an autoscaler.
-        labels: Labels of each machine.
     """
 
-    nodes: dict[str, dict[str, float]]
+    nodes: Mapping[str, Mapping[str, Any]]
     draining: set[str]
     refused: list[dict[str, float]] | None
-    labels: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Connection:
@@ -187,11 +185,9 @@ class Connection:
     def snapshot(self) -> ClusterSnapshot | None:
         """Return the current machines, or None if Ray is too busy to answer."""
         try:
-            alive = [node for node in self.ray.nodes() if node["Alive"]]
-            nodes = {node["NodeID"]: node["Resources"] for node in alive}
-            labels = {node["NodeID"]: node["Labels"] for node in alive}
+            nodes = {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
             draining = set(self.ray._private.state.state.get_draining_nodes())  # Ray has no public API for them
-            return ClusterSnapshot(nodes, draining & set(nodes), self._refused(), labels)
+            return ClusterSnapshot(nodes, draining & set(nodes), self._refused())
         except self.ray.exceptions.RayError:
             return None
 

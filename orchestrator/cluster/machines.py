@@ -144,9 +144,9 @@ class Machines:
             self.looked_at = time.monotonic()
             self.alive, self.leaving, self.is_scaled = set(snapshot.nodes), snapshot.draining, snapshot.refused is not None
             self.available = [
-                Machine(Size.from_resources(resources), snapshot.labels.get(node, {}))
-                for node, resources in snapshot.nodes.items()
-                if node not in self.leaving
+                Machine(Size.from_resources(node["Resources"]), node["Labels"])
+                for name, node in snapshot.nodes.items()
+                if name not in self.leaving
             ]
             refused = [Size.from_resources(request) for request in snapshot.refused or ()]
             self.refused = {size: self.refused.get(size, self.looked_at) for size in refused}

@@ -146,7 +146,7 @@ class _Job:
                 return cls(client, client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
             except RuntimeError as error:  # Ray's client raises it for every failed request
                 hint = AGENT_PORT if NOT_READY in str(error) else ""
-                if not hint or time.monotonic() > until:
+                if not hint or time.monotonic() >= until:
                     raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{hint}") from None
             time.sleep(1.0)
 

@@ -51,13 +51,6 @@ class RayBackend:
 
         return Connection(self.address, self.source)
 
-    def check_reachable(self) -> None:
-        """Check that the named cluster, if any, answers. Raises UserInputError if it does not."""
-        from orchestrator.cluster.connection import probe
-
-        if self.address:
-            probe(self.address, self.source)
-
     def begin(self, wanted: Sequence[tuple[Resources, int]]) -> None:
         """Check that the named cluster answers, or start a local Ray and its trainers, and import the driver's modules.
 
@@ -68,14 +61,16 @@ class RayBackend:
             UserInputError: If the named cluster does not answer.
             ConclaveError: If the local Ray does not start.
         """
+        from orchestrator.cluster.connection import probe
+
         if self.address:  # start no trainers: its machines may cost money as soon as a trainer asks for them
-            return self.check_reachable()
+            probe(self.address, self.source)
+            return
         from orchestrator.cluster.machines import Machines
         from orchestrator.execution.trainer_pool import begin_trainers
 
         self.begun = begin_trainers(Machines(self.connection), wanted)
         import_all(DRIVER_MODULES)
-        return None
 
     def executor(self, team: Team, folder: SweepFolder) -> Executor:
         """Return an executor for the jobs of a sweep."""
@@ -84,15 +79,11 @@ class RayBackend:
         begun, self.begun = self.begun, []
         return RayExecutor(self.connection, self._localizer(team, folder), team.heartbeat, begun)
 
-    def search(self, team: Team, folder: SweepFolder) -> Callable[[Search], None]:
-        """Return a function that runs the trials of a search."""
+    def search(self, team: Team, folder: SweepFolder, search: Search) -> None:
+        """Run the trials of a search."""
+        from orchestrator.execution.tuning import run_trials
 
-        def run_search(search: Search) -> None:
-            from orchestrator.execution.tuning import run_trials
-
-            run_trials(search, self.connection, self._localizer(team, folder), self.say)
-
-        return run_search
+        run_trials(search, self.connection, self._localizer(team, folder), self.say)
 
     def close(self) -> None:
         """Disconnect from Ray, if a connection was made."""

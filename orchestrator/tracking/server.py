@@ -60,10 +60,8 @@ class Server:
     def _answers(self) -> bool:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
-        except urllib.error.HTTPError:  # the server asks for a password
-            return True
-        except OSError:
-            return False
+        except OSError as error:
+            return isinstance(error, urllib.error.HTTPError)  # the server asks for a password
         return True
 
     def start(self) -> None:
@@ -89,9 +87,9 @@ class Server:
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
         if not self.database:
             ensure_database(self.home / HOME_DATABASE)  # atomic, unlike MLflow's own first start
-        if not self.database:  # it holds hashes of passwords
-            (self.home / "server-users.db").touch(mode=0o600)
-            (self.home / "server-users.db").chmod(0o600)
+            users = self.home / "server-users.db"  # it holds hashes of passwords
+            users.touch(mode=0o600)
+            users.chmod(0o600)
 
     @property
     def secret(self) -> Path:

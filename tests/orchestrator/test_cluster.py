@@ -40,7 +40,9 @@ def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int) -
 
 def test_a_ray_without_any_machine_is_not_taken_for_one_whose_machines_are_too_small() -> None:
     """The raylet of a local Ray may end before it was asked once. The next look at Ray itself tells that."""
-    snapshots = iter([ClusterSnapshot({}, set(), None), ClusterSnapshot({"id": {"CPU": 2.0}}, set(), None)])
+    snapshots = iter(
+        [ClusterSnapshot({}, set(), None), ClusterSnapshot({"id": {"Resources": {"CPU": 2.0}, "Labels": {}}}, set(), None)]
+    )
     connection: Any = SimpleNamespace(snapshot=lambda: next(snapshots))
     machines, now = Machines(connection), time.monotonic()
     assert not machines.fit(job("a"))

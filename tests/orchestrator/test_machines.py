@@ -21,7 +21,8 @@ class Ray:
         self.labels: dict[str, dict[str, str]] = {}
 
     def snapshot(self) -> ClusterSnapshot | None:
-        return None if self.busy else ClusterSnapshot(self.now, self.drained, self.refused_, self.labels)
+        nodes = {name: {"Resources": has, "Labels": self.labels.get(name, {})} for name, has in self.now.items()}
+        return None if self.busy else ClusterSnapshot(nodes, self.drained, self.refused_)
 
 
 def of(ray: Ray) -> Machines:
