@@ -137,17 +137,12 @@ class Planner:
         members = tuple(PlannedMember(job, member) for job in jobs for member in job.members)
         return Plan(self.team, self.store, tuple(_without_repeated(jobs)), members, frozenset()).refreshed()
 
-    def job(self, recipe: MemberSpec, fold: int | None = None) -> Job:
-        """Return the job of a training.
-
-        Args:
-            recipe: The recipe.
-            fold: The held-out fold; None for a full training.
-        """
-        members = [JobMember(**dict(member), signature=self.signature(recipe, member, fold)) for member in recipe.members]
+    def job(self, recipe: MemberSpec, fold: int | None = None, teachers: tuple[str, ...] = (), start: str | None = None) -> Job:
+        """Return the job of a training. The arguments are those of `signature`."""
+        signed = [(member, self.signature(recipe, member, fold, teachers, start)) for member in recipe.members]
         return Job(
             recipe=recipe,
-            members=tuple(members),
+            members=tuple(JobMember(**dict(member), signature=signature) for member, signature in signed),
             fold=fold,
             train=self.team.train.of_fold(fold),
             data=self.team.data,
@@ -156,6 +151,8 @@ class Planner:
             store=self.store.folder.absolute(),
             import_paths=self.import_paths,
             checkpoint_seconds=self.team.checkpoint.minutes * 60,
+            teachers=teachers,
+            start=start,
         )
 
     def signature(
@@ -202,14 +199,10 @@ class Planner:
     def _student_job(self, student: StudentSpec, jobs: Sequence[Job]) -> Job:
         """Return the student's job. It learns from the full trainings of all members, whatever their order."""
         full = {member.name: member.signature for job in jobs if job.fold is None for member in job.members}
-        teachers = tuple(sorted(full.values()))
         start = full[student.start] if student.start else None
         train = self.team.train.model_copy(update={"epochs": student.epochs or self.team.train.epochs})
         planner = replace(self, team=self.team.model_copy(update={"train": train}))
-        [member] = student.members
-        signature = planner.signature(student, member, None, teachers, start)
-        made = (JobMember(**dict(member), signature=signature),)
-        return planner.job(student).model_copy(update={"members": made, "teachers": teachers, "start": start})
+        return planner.job(student, None, tuple(sorted(full.values())), start)
 
 
 def _without_repeated(jobs: Sequence[Job]) -> Iterator[Job]:

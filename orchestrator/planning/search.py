@@ -25,22 +25,20 @@ from workers.storage.files import file_lock
 from workers.storage.state_file import read_state, write_state
 
 ENDED = ("done", "stopped", "failed")  # completed; stopped early because others were better; raised an error
-Point = Mapping[str, float]  # one epoch: loss and accuracy on the held-out rows, seconds
 
 
-@dataclass
-class Trial:
-    """One choice of settings and the progress of its training.
+class Trial(BaseModel):
+    """One choice of settings and the progress of its training, as stored in search.json.
 
     Attributes:
         choice: The settings.
         state: "running", or one of ENDED.
-        epochs: One point per epoch.
+        epochs: Loss and accuracy on the held-out rows, and seconds, of each epoch.
     """
 
     choice: Choice
     state: str = "running"
-    epochs: list[Point] = field(default_factory=list)
+    epochs: list[dict[str, float]] = []
 
     @property
     def has_ended(self) -> bool:
@@ -51,14 +49,6 @@ class Trial:
     def rank(self) -> tuple[int, float]:
         """Sort key: more epochs first, then lower loss, since losses after different numbers of epochs don't compare."""
         return -len(self.epochs), self.epochs[-1]["loss"]
-
-
-class TrialRecord(BaseModel):
-    """A `Trial` as stored in search.json."""
-
-    choice: Choice
-    state: str
-    epochs: list[dict[str, float]]
 
 
 class SearchRecord(BaseModel):
@@ -72,7 +62,7 @@ class SearchRecord(BaseModel):
 
     member: str = ""
     space: dict[str, object] = {}
-    trials: dict[str, TrialRecord]
+    trials: dict[str, Trial]
 
 
 @dataclass
@@ -97,7 +87,7 @@ class Search:
         record = read_state(self.file, SearchRecord, "Remove its folder to restart the search.")
         if record is None:
             return
-        self.trials = {name: Trial(one.choice, one.state, [*one.epochs]) for name, one in record.trials.items()}
+        self.trials = record.trials
         if not self.left and len(self._successful) < self.space.keep:
             self.trials = {name: trial for name, trial in self.trials.items() if trial.state != "failed"}
 
@@ -155,16 +145,15 @@ class Search:
     def add(self, choice: Choice) -> str:
         """Record that a trial starts or resumes, and return its name."""
         [name] = self.job(choice).signatures
-        self.trials[name] = Trial(choice)
+        self.trials[name] = Trial(choice=choice)
         self.save()
         return name
 
     def save(self) -> None:
         """Write the record."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        trials = {n: TrialRecord(choice=t.choice, state=t.state, epochs=list(t.epochs)) for n, t in self.trials.items()}
         space = self.space.model_dump(mode="json")
-        write_state(self.file, SearchRecord(member=self.label, space=space, trials=trials))
+        write_state(self.file, SearchRecord(member=self.label, space=space, trials=self.trials))
 
     @property
     def left(self) -> int:
@@ -232,10 +221,7 @@ def resolve_recipes(planner: Planner, run_search: Callable[[Search], None]) -> R
             with search.locked():
                 if search.left:
                     run_search(search)
-    by_recipe: dict[str, Search] = {}
-    for recipe in planner.team.trainings:
-        if recipe.search:
-            by_recipe[recipe.name] = searches[Search(planner, recipe.model_copy(update={"pick": 1})).signature]
+    by_recipe = {r.name: searches[Search(planner, r).signature] for r in planner.team.trainings if r.search}
     trainings = [r.chosen(by_recipe[r.name].best()[r.pick - 1]) if r.search else r for r in planner.team.trainings]
     seconds = {name: search.seconds / search.space.keep for name, search in by_recipe.items()}
     resolved = replace(planner, team=planner.team.model_copy(update={"trainings": tuple(trainings)}))
