@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
@@ -84,7 +84,9 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
     base = _existing_parent(home)
     source = LAYOUTS[spec.dataset](spec)
     name = f".conclave-{source.key()}"
-    with _locked(base / f"{name}.lock"):
+    # The lock only saves work: whoever packs twice moves equal files.
+    with file_lock(lock := base / f"{name}.lock"), contextlib.ExitStack() as leftovers:
+        leftovers.callback(lock.unlink, missing_ok=True)
         store = find_store(spec, home)
         if store and damaged_file(store) is None:
             check(store)
@@ -92,14 +94,12 @@ def _pack(spec: DataSpec, home: Path, on_progress: OnProgress, check: Check) -> 
         for stale in base.glob(f"{name}-*"):  # left by a killed process: we hold its lock
             shutil.rmtree(stale, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
-        try:
-            source.scratch = work
-            _write_store(source, work, on_progress)
-            check(Store(work))
-            target = home / "data" / source.key()  # computed again, because a download adds files to the source
-            _put_in_place(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        leftovers.callback(shutil.rmtree, work, ignore_errors=True)
+        source.scratch = work
+        _write_store(source, work, on_progress)
+        check(Store(work))
+        target = home / "data" / source.key()  # computed again, because a download adds files to the source
+        _put_in_place(work, target)
     return Store(target)
 
 
@@ -130,16 +130,6 @@ def _existing_parent(path: Path) -> Path:
     if not path.is_dir() or not os.access(path, os.W_OK):
         raise UserInputError(f"--home: {path} is not a folder that can be written to. Choose another --home.")
     return path
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock while packing, and remove it afterwards. It only saves work: whoever packs twice moves equal files."""
-    with file_lock(path):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 @dataclass
@@ -243,17 +233,11 @@ def rows_without_duplicates(spec: DataSpec, items: Sequence[Item], digests: NDAr
     """
     if spec.duplicates != "drop":
         return np.arange(len(items))
-    order = sorted(range(len(items)), key=lambda i: PART_ORDER.get(items[i].part, 0))
-    labels: dict[bytes, set[str]] = {}
-    for i in order:
-        labels.setdefault(digests[i].tobytes(), set()).add(items[i].label)
-    seen: set[bytes] = {digest for digest, names in labels.items() if len(names) > 1}
-    kept = []
-    for i in order:
-        if (digest := digests[i].tobytes()) not in seen:
-            seen.add(digest)
-            kept.append(i)
-    return np.array(sorted(kept), dtype=np.int64)
+    order = np.array(sorted(range(len(items)), key=lambda i: PART_ORDER.get(items[i].part, 0)), dtype=np.int64)
+    _, first, image = np.unique(digests[order], axis=0, return_index=True, return_inverse=True)
+    label = np.unique([items[i].label for i in order], return_inverse=True)[1]
+    labels_of_image = np.bincount(np.unique(np.stack([image.reshape(-1), label]), axis=1)[0])
+    return np.sort(order[first[labels_of_image == 1]])
 
 
 def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
