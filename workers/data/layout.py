@@ -131,15 +131,6 @@ class Layout(ABC):
         if not self.is_on_disk:
             return []
         root = self.root()
-        return [str(root), *_files(root)]
-
-
-def _files(root: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, size, mtime in ns) of the archive, or of every file in the folder."""
-    if root.is_file():
-        stat = root.stat()
-        yield root.name, stat.st_size, stat.st_mtime_ns
-    elif root.is_dir():
-        for name, path in walk(root):
-            stat = os.stat(path)
-            yield name, stat.st_size, stat.st_mtime_ns
+        files = [(root.name, root)] if root.is_file() else walk(root) if root.is_dir() else ()
+        stats = ((name, os.stat(path)) for name, path in files)
+        return [str(root), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]

@@ -24,8 +24,7 @@ NAMES = frozenset(
     }
 )
 
-
-HIDDEN = "hidden"
+HIDDEN = "that are hidden, or left by an editor or a system"
 
 
 def is_leftover(name: str) -> bool:
@@ -43,7 +42,7 @@ class SkippedFiles:
     """Counts skipped files by kind, with an example of each.
 
     Attributes:
-        counts: Number of files by kind: an extension, or HIDDEN.
+        counts: Number of files by kind, in words.
         examples: A file of each kind.
     """
 
@@ -52,24 +51,14 @@ class SkippedFiles:
 
     def add(self, name: str) -> None:
         """Count a file."""
-        kind = HIDDEN if is_leftover(name) else PurePosixPath(name).suffix.lower() or "no extension"
+        suffix = PurePosixPath(name).suffix.lower()
+        kind = HIDDEN if is_leftover(name) else f"with the extension {suffix}" if suffix else "with no extension"
         self.counts[kind] += 1
         self.examples.setdefault(kind, name)
 
-    @property
-    def total(self) -> int:
-        """Number of all files."""
-        return self.counts.total()
-
     def notes(self) -> list[str]:
         """Return a sentence for each kind, the most frequent first."""
-        notes = []
-        for kind, count in self.counts.most_common():
-            files = "1 file" if count == 1 else f"{count:,} files"
-            what = "that are hidden, or left by an editor or a system" if kind == HIDDEN else f"with {_named(kind)}"
-            notes.append(f"skipped {files} {what}, for example {self.examples[kind]}")
-        return notes
-
-
-def _named(kind: str) -> str:
-    return kind if kind == "no extension" else f"the extension {kind}"
+        return [
+            f"skipped {'1 file' if count == 1 else f'{count:,} files'} {kind}, for example {self.examples[kind]}"
+            for kind, count in self.counts.most_common()
+        ]

@@ -187,7 +187,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         digest="",
         size=size,
         rows=len(rows.items),
-        skipped=source.skipped.total,
+        skipped=source.skipped.counts.total(),
         bad=rows.bad,
         notes=[*source.notes, *source.skipped.notes(), *(f"{_count(n)} {text}" for text, n in rows.notes.most_common())],
         origins=source.origins,

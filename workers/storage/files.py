@@ -55,11 +55,10 @@ def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o6
         os.chmod(name, mode)
         fault_point(f"{point}.rename")
         os.replace(name, path)
-    except IsADirectoryError as error:  # Python's message names the temporary file
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        raise IsADirectoryError(error.errno, "there is a folder in the place of this file", str(path)) from None
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):  # Python's message names the temporary file
+            raise IsADirectoryError(error.errno, "there is a folder in the place of this file", str(path)) from None
         raise
     sync_folder(path.parent)
 
