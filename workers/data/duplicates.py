@@ -25,8 +25,8 @@ def perceptual_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def find_equal(digests: NDArray[np.uint64]) -> Pairs:
-    """Pair each row with the first row that has the same digest (N, numbers per digest)."""
-    _, first, kind = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    """Pair each row with the first row that has the same digest; (N, 2) or (N,)."""
+    _, first, kind = np.unique(digests, axis=0 if digests.ndim > 1 else None, return_index=True, return_inverse=True)
     first_of_row, rows = first[kind.reshape(-1)], np.arange(len(digests))
     pairs: Pairs = np.stack([first_of_row, rows], axis=1)[first_of_row != rows]
     return pairs
@@ -43,7 +43,7 @@ def find_similar(looks: NDArray[np.uint64], images: NDArray[np.uint8], equal: Pa
     known = set(map(tuple, equal.tolist()))
     kept = [
         (a, b)
-        for a, b in find_equal(looks[:, None]).tolist()
+        for a, b in find_equal(looks).tolist()
         if (a, b) not in known and 0 < np.abs(images[a].astype(np.int16) - images[b]).mean() < MAX_MEAN_DIFFERENCE
     ]
     return np.array(kept, dtype=np.int64).reshape(-1, 2)
