@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
-from workers.tracking.entries import Entry, RefusedEntryError
+from workers.tracking.entries import RefusedEntryError
 from workers.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from workers.tracking.client import TrackingClient
 
-BATCH = 50  # largest number of entries to send at once
+BATCH = 10  # entries to send at once; a batch is never interrupted, so it must take little time
 
 
 def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: float | None = None) -> int:
@@ -37,29 +37,19 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
 
     if tracking is None and not outbox.uri:
         raise CorruptFileError(f"{outbox.path}: the line that names its tracking store is damaged. Sweep again to repair it.")
-    tracking = tracking or TrackingClient(outbox.uri)
-    count, size = 0, BATCH if until is None else 1
-    while (batch := outbox.unsent()[:size]) and (until is None or time.monotonic() < until):
-        began = time.monotonic()
+    tracking, unsent = tracking or TrackingClient(outbox.uri), outbox.unsent()
+    for start in range(0, len(unsent), BATCH):
+        if until is not None and time.monotonic() > until:
+            return start
+        batch = unsent[start : start + BATCH]
         try:
             tracking.send([entry for entry, _ in batch])
-        except RefusedEntryError:
-            _send_one_by_one(outbox, tracking, batch)
+        except RefusedEntryError:  # send one by one, so that a refused entry does not block the others
+            for entry, _ in batch:
+                with contextlib.suppress(RefusedEntryError):
+                    tracking.send([entry])
         outbox.mark_sent(batch[-1][1])
-        count += len(batch)
-        size = min(BATCH, 2 * size)
-        if until is not None:  # a batch is never interrupted, so it must fit the time left
-            each = (time.monotonic() - began) / len(batch)
-            size = max(1, min(size, int((until - time.monotonic()) / max(each, 1e-3))))
-    return count
-
-
-def _send_one_by_one(outbox: Outbox, tracking: TrackingClient, batch: list[tuple[Entry, int]]) -> None:
-    """Send entries one by one, so that a refused entry does not block the others."""
-    for entry, end in batch:
-        with contextlib.suppress(RefusedEntryError):
-            tracking.send([entry])
-        outbox.mark_sent(end)
+    return len(unsent)
 
 
 def download_training(artifact: MemberArtifact, tracking: TrackingClient, run: str | None) -> bool:
