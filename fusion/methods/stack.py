@@ -8,13 +8,12 @@ if there are ten rows per parameter, else one weight per member. Without fold tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import PENALTIES, describe_penalty, fit_heads, shuffled_splits
-from fusion.fitting.heads import Head, HeadProblem, MatrixProblem, Split, WeightsProblem
+from fusion.fitting.cross_validation import PENALTIES, CrossValidatedHead, describe_penalty, fit_heads, shuffled_splits
+from fusion.fitting.heads import HeadProblem, MatrixProblem, Split, WeightsProblem
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs, Trainings
 from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
 from fusion.metrics.scores import bootstrap
@@ -30,31 +29,15 @@ MATERIAL_NATS = 0.005  # smaller gains on out-of-fold rows are not checked on *f
 WEAKER_PENALTIES = (*PENALTIES, 0.03, 0.01, 0.003)  # there are many more rows than parameters
 
 
-@dataclass(frozen=True)
-class StackHead:
-    """A head on (n, M * C) log-probabilities.
-
-    Attributes:
-        head: Coefficients (C, M * C) and intercept (C,).
-        penalty: The penalty that cross-validation chose.
-        form: "matrix", or "weights" for one weight per member.
-        rows: Number of rows that it was fitted on.
-        gained: Cross-validated gain over uniform averaging, in nats per row.
-    """
-
-    head: Head
-    penalty: float
-    form: str
-    rows: int
-    gained: float
-
-
-def fit_stack_head(predictions: Predictions, folds: Labels | None) -> StackHead:
-    """Fit the head of a stack.
+def fit_stack_head(predictions: Predictions, folds: Labels | None) -> tuple[CrossValidatedHead, str]:
+    """Fit the head of a stack: coefficients (C, M * C) and intercept (C,) on (n, M * C) log-probabilities.
 
     Args:
         predictions: Predictions to learn from.
         folds: (n,) the fold of each row, which cross-validation reuses; None to draw folds.
+
+    Returns:
+        The head, and its form in words.
     """
     x, y = meta_features(predictions.logits, temperatures(predictions)).astype(np.float32), predictions.labels
     members, _, classes = predictions.logits.shape
@@ -67,13 +50,7 @@ def fit_stack_head(predictions: Predictions, folds: Labels | None) -> StackHead:
     splits = [held_out for _, held_out in shuffled_splits(len(y))]
     parts = splits if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
     best = fit_heads(problem_of, len(y), parts, WEAKER_PENALTIES)[0]
-    return StackHead(
-        head=best.head,
-        penalty=best.penalty,
-        form="matrix" if is_matrix else "weights",
-        rows=len(y),
-        gained=best.nll[np.inf] - best.nll[best.penalty],
-    )
+    return best, "a full matrix" if is_matrix else "one weight per member"
 
 
 @FUSIONS.register
@@ -97,22 +74,21 @@ class Stack(FusionMethod):
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head on out-of-fold predictions, and the members' temperatures on *fuse*."""
-        self.temperatures_ = temperatures(inputs.fuse)
-        oof, folds = inputs.oof, inputs.folds
-        fitted = fit_stack_head(inputs.fuse, None) if oof is None else oof.once("stack", lambda: fit_stack_head(oof, folds))
-        self.coef_, self.intercept_ = fitted.head
-        self.penalty_, self.form_, self.gained_ = fitted.penalty, fitted.form, fitted.gained
-        self.few_rows_ = fitted.rows < FEW_ROWS
+        fuse, oof, folds = self.as_seen(inputs.fuse), inputs.oof, inputs.folds
+        best, self.form_ = fit_stack_head(fuse, None) if oof is None else oof.once("stack", lambda: fit_stack_head(oof, folds))
+        self.temperatures_, self.penalty_ = temperatures(fuse), best.penalty
+        self.coef_, self.intercept_ = best.head
+        self.gained_ = best.nll[np.inf] - best.nll[best.penalty]
+        self.few_rows_ = len((fuse if oof is None else oof).labels) < FEW_ROWS
         return self
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
-        return softmax(meta_features(predictions.logits, self.temperatures_) @ self.coef_.T + self.intercept_)
+        return softmax(meta_features(self.as_seen(predictions).logits, self.temperatures_) @ self.coef_.T + self.intercept_)
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the form of the head, and the penalty."""
-        form = "a full matrix" if self.form_ == "matrix" else "one weight per member"
-        return Description(f"{form}; {describe_penalty(self.penalty_)}")
+        return Description(f"{self.form_}; {describe_penalty(self.penalty_)}")
 
     def doubts(self, name: str) -> list[str]:
         """Return a sentence if it was fitted on few rows."""
@@ -122,29 +98,26 @@ class Stack(FusionMethod):
         """Return the predictions that the head takes."""
         return predictions
 
-    def leak_warning(self, name: str, fuse: Predictions) -> str | None:
+    def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
         """Warn if the gain on out-of-fold rows is missing on *fuse*, because fold and full trainings differ.
 
         *fuse* rows were held out from the head, from fold trainings and from full trainings alike. Both sides are calibrated.
 
         Args:
             name: Name of the stack.
-            fuse: Predictions on *fuse*, of the members that the stack uses.
+            inputs: Data that it was fitted on.
         """
-        losses = calibrated_losses(log_probabilities(self.predict_proba(fuse)), fuse.labels)
-        gain = calibrated_losses(uniform_log_probabilities(self.as_seen(fuse)), fuse.labels) - losses
+        fuse = self.as_seen(inputs.fuse)
+        uniform = meta_features(fuse.logits, temperatures(fuse)).reshape(len(fuse.labels), len(fuse.logits), -1).mean(1)
+        losses = calibrated_losses(log_probabilities(self.predict_proba(inputs.fuse)), fuse.labels)
+        gain = calibrated_losses(uniform, fuse.labels) - losses
         low, high = bootstrap(gain)
-        if self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
-            return None
-        return (
+        if not inputs.with_oof or self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
+            return []
+        return [
             f"{name} gains {self.gained_:.4f} nats over uniform averaging on out-of-fold rows but {gain.mean():+.4f} "
             f"({low:+.4f} to {high:+.4f}) on fuse rows: its gain does not carry over."
-        )
-
-    def warnings(self, name: str, inputs: FusionInputs) -> list[str]:
-        """Warn of a gain that does not carry over from out-of-fold rows to *fuse*."""
-        leak = self.leak_warning(name, inputs.fuse) if inputs.with_oof else None
-        return [leak] if leak else []
+        ]
 
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the head (C, M * C) and (C,), and the temperatures (M,)."""
@@ -155,12 +128,6 @@ class Stack(FusionMethod):
         """Return the log-softmax of the head on log-probabilities."""
         x = (outputs.logits / arrays["temperatures"][:, None, None]).log_softmax(2).clamp(min=float(np.log(TINY)))
         return (x.permute(1, 0, 2).flatten(1) @ arrays["coef"].T + arrays["intercept"]).log_softmax(1)
-
-
-def uniform_log_probabilities(predictions: Predictions) -> Floats:
-    """Return the mean of the members' log-probabilities, each at its own temperature: (n, C)."""
-    x = meta_features(predictions.logits, temperatures(predictions))
-    return np.asarray(x.reshape(len(x), len(predictions.logits), -1).mean(1))
 
 
 def meta_features(logits: Floats, temperatures: Floats) -> Floats:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from fusion.interface import FUSIONS, NetworkOutputs
 from fusion.methods.stack import Stack
 from fusion.metrics.calibration import TINY, log_probabilities
-from fusion.predictions import Floats, FusionInputs, Predictions, softmax
+from fusion.predictions import FusionInputs, Predictions, softmax
 from workers.errors import ConclaveError
 
 if TYPE_CHECKING:
@@ -36,17 +35,11 @@ class StackBag(Stack):
             return None
         return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
 
-    def fit(self, inputs: FusionInputs) -> Self:
-        """Fit the head, and the bags' temperatures on *fuse*."""
-        return super().fit(replace(inputs, fuse=bagged(inputs.fuse)))
-
     def as_seen(self, predictions: Predictions) -> Predictions:
-        """Return the predictions of the bags of fold trainings."""
-        return bagged(predictions)
-
-    def predict_proba(self, predictions: Predictions) -> Floats:
-        """Return probabilities (n, C)."""
-        return super().predict_proba(bagged(predictions))
+        """Replace each member by the bag of its fold trainings. Raises ConclaveError if these have no outputs."""
+        if predictions.folds is None:
+            raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
+        return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)
 
     @staticmethod
     def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
@@ -54,10 +47,3 @@ class StackBag(Stack):
         _, rows, classes = outputs.logits.shape
         bags = outputs.logits.reshape(len(arrays["temperatures"]), -1, rows, classes).softmax(3).mean(1)
         return Stack.combine(arrays, NetworkOutputs(bags.clamp(min=TINY).log()))
-
-
-def bagged(predictions: Predictions) -> Predictions:
-    """Replace each member by the bag of its fold trainings. Raises ConclaveError if these have no outputs."""
-    if predictions.folds is None:
-        raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
-    return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)

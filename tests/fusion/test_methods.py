@@ -208,7 +208,7 @@ def test_stack_with_a_large_penalty_is_uniform_averaging(rows: int, penalty: flo
 def test_stack_takes_one_weight_a_member_below_ten_rows_a_parameter() -> None:
     """Three members and four classes: a matrix has 52 parameters."""
     few, many = (Stack().fit(inputs(n=n, oof=0)) for n in (519, 520))
-    assert (few.form_, many.form_) == ("weights", "matrix")
+    assert (few.form_, many.form_) == ("one weight per member", "a full matrix")
     blocks = few.coef_.reshape(CLASSES, 3, CLASSES)
     weights = np.diagonal(blocks, axis1=0, axis2=2)
     assert np.abs(blocks - np.einsum("mc,cd->cmd", weights, np.eye(CLASSES))).max() < 1e-12
@@ -262,12 +262,11 @@ def test_a_stack_that_must_overfit_to_its_oof_outputs_is_flagged() -> None:
     """Member 0's fold fits swap two classes, which a stack unswaps with a large gain; its full fit does not swap them."""
     honest = inputs(n=1000, oof=2000, skill=(0.8, 0.4, 0.4))
     assert honest.oof is not None
-    assert Stack().fit(honest).leak_warning("stack", honest.fuse) is None
+    assert Stack().fit(honest).warnings("stack", honest) == []
     swapped = honest.oof.logits.copy()
     swapped[0] = swapped[0][:, [1, 0, 2, 3]]
     misled = replace(honest, oof=Predictions(swapped, (), honest.oof.labels))
-    flagged = Stack().fit(misled).leak_warning("stack", misled.fuse)
-    assert flagged is not None
+    (flagged,) = Stack().fit(misled).warnings("stack", misled)
     assert "does not carry over" in flagged
 
 
@@ -285,7 +284,7 @@ def test_a_stack_whose_full_fits_are_too_sure_is_not_flagged() -> None:
     given = FusionInputs(made(2000, 0.5), made(4000, 0.0), np.arange(4000) % 5, (), tuple(range(members)))
     stack = Stack().fit(given)
     assert stack.gained_ > 0.02
-    assert stack.leak_warning("stack", given.fuse) is None
+    assert stack.warnings("stack", given) == []
 
 
 def test_a_bagged_stack_is_guarded_too() -> None:
@@ -295,8 +294,7 @@ def test_a_bagged_stack_is_guarded_too() -> None:
     swapped[0] = swapped[0][:, [1, 0, 2, 3]]
     folds = np.repeat(honest.fuse.logits[:, None], 2, 1)
     misled = replace(honest, oof=Predictions(swapped, (), honest.oof.labels), fuse=replace(honest.fuse, folds=folds))
-    flagged = StackBag().fit(misled).leak_warning("it", misled.fuse)
-    assert flagged is not None
+    (flagged,) = StackBag().fit(misled).warnings("it", misled)
     assert flagged.startswith("it gains")
 
 
