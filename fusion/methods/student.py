@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
-from fusion.metrics.calibration import TINY
+from fusion.interface import FUSIONS, FusionMethod
+from fusion.methods.vote import Vote
 from fusion.predictions import Floats, FusionInputs, Predictions, softmax
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from torch import Tensor
 
 
 @FUSIONS.register
@@ -23,6 +22,7 @@ class Student(FusionMethod):
     stored_name = "Average"
     asks = "student"
     pays_for = ("full", "student")
+    combine = staticmethod(Vote.combine)
 
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
@@ -43,8 +43,3 @@ class Student(FusionMethod):
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the weight of the single network."""
         return {"weights": [1.0]}
-
-    @staticmethod
-    def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:
-        """Return the network's log-probabilities."""
-        return (outputs.logits.softmax(2) * arrays["weights"][:, None, None]).sum(0).clamp(min=TINY).log()

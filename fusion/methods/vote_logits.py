@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs
+from fusion.interface import FUSIONS, NetworkOutputs
+from fusion.methods.vote import Vote
 from fusion.metrics.calibration import temperatures
 from fusion.predictions import Floats, FusionInputs, Predictions, softmax, weighted_mean
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @FUSIONS.register
-class VoteLogits(FusionMethod):
+class VoteLogits(Vote):
     """The mean of the members' logits: a geometric mean of probabilities.
 
     If recipes differ, each member's logits are first divided by its own temperature, because label smoothing and mixup make
@@ -27,27 +28,21 @@ class VoteLogits(FusionMethod):
     description = "the mean of the members' logits"
     order = 40
     stored_name = "LogitAverage"
+    learns_nothing = False
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the members' temperatures on *fuse*."""
-        fuse = inputs.fuse
-        self.weights_ = np.full(len(fuse.logits), 1 / len(fuse.logits))
-        ones = np.ones(len(fuse.logits))
-        self.temperatures_ = ones if inputs.alike else temperatures(fuse)
+        super().fit(inputs)
+        self.temperatures_ = np.ones(len(self.weights_)) if inputs.alike else temperatures(inputs.fuse)
         return self
 
     def predict_proba(self, predictions: Predictions) -> Floats:
         """Return probabilities (n, C)."""
         return softmax(weighted_mean(predictions.logits / self.temperatures_[:, None, None], self.weights_))
 
-    def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
-        """Return the weights."""
-        weights = dict(zip(names, map(float, self.weights_), strict=True))
-        return Description(", ".join(f"{name} {weight:.2f}" for name, weight in weights.items()), weights)
-
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the weights (M,) and the temperatures (M,)."""
-        return {"weights": self.weights_[list(used)], "temperatures": self.temperatures_[list(used)]}
+        return {**super().arrays(used), "temperatures": self.temperatures_[list(used)]}
 
     @staticmethod
     def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:

@@ -86,9 +86,8 @@ class Weighted(Vote):
 
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the weights and the name of the chosen candidate."""
-        weights = dict(zip(names, map(float, self.weights_), strict=True))
-        words = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-        return Description(f"{words}; {self.chosen_} weights", weights)
+        vote = super().describe(names, predictions)
+        return Description(f"{vote.words}; {self.chosen_} weights", vote.weights)
 
     @staticmethod
     def _validated(name: str, likelihood: Floats) -> float:
