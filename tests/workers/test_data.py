@@ -7,7 +7,9 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
+from errno import ENOSPC
 from pathlib import Path, PurePosixPath
+from shutil import make_archive
 from typing import Literal
 from unittest.mock import Mock
 
@@ -20,7 +22,7 @@ from tests.factories import bad_tar, huge_png, not_utf8, picture, snapshot, syml
 from workers.config.specs import DataSpec
 from workers.data.images import decode
 from workers.data.packing import pack_data
-from workers.errors import UserInputError
+from workers.errors import ConclaveError, UserInputError
 
 
 def folder_spec(root: Path, **keys: object) -> DataSpec:
@@ -158,6 +160,15 @@ def test_a_truncated_archive_of_cifar_is_refused(tmp_path: Path) -> None:
         pack_data(DataSpec(dataset="cifar10", root=tmp_path / "a.tar.gz"), tmp_path / "home")
 
 
+def test_a_full_disk_is_not_called_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_archive(str(tmp_path / "a"), "gztar", tree(tmp_path / "images"))
+    before = snapshot(tmp_path)
+    monkeypatch.setattr("shutil.copyfileobj", Mock(side_effect=OSError(ENOSPC, "No space left on device")))
+    with pytest.raises(ConclaveError, match="no room to pack the data"):
+        pack_data(folder_spec(tmp_path / "a.tar.gz"), tmp_path / "home")
+    assert snapshot(tmp_path) == before
+
+
 def test_what_macos_adds_to_an_archive_is_no_class(tmp_path: Path) -> None:
     tree(tmp_path / "images")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -203,10 +214,8 @@ def test_a_bad_archive_is_rejected_and_nothing_is_written(
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     suffix: str, limit: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     root = tree(tmp_path / "images")
-    shutil.make_archive(str(tmp_path / "a"), {".tar.gz": "gztar", ".zip": "zip"}[suffix], root)
+    make_archive(str(tmp_path / "a"), {".tar.gz": "gztar", ".zip": "zip"}[suffix], root)
     monkeypatch.setattr(f"workers.data.archives.{limit}", value)
     before = snapshot(tmp_path)
     with pytest.raises(UserInputError, match=r"more than|no image is that large"):

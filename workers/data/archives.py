@@ -7,6 +7,7 @@ slash, as in `tar` itself. A symlink loop in a folder is an error.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from workers.data.leftovers import is_leftover
 from workers.errors import UserInputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
 MAX_FILES = 20_000_000
 MAX_FILE_BYTES = 1 << 30
 MAX_BYTES = 1 << 42  # of a whole archive
@@ -86,9 +88,9 @@ def list_files(root: Path, open_files: contextlib.ExitStack, scratch: Path | Non
 def _reading(archive: Path) -> Iterator[None]:
     try:
         yield
-    except UserInputError:
-        raise
     except Exception as error:  # a damaged stream raises what its compression raises
+        if isinstance(error, UserInputError) or (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS):
+            raise
         raise UserInputError(f"{archive}: not a readable archive ({error}). Create it or download it again.") from None
 
 

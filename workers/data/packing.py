@@ -7,7 +7,6 @@ place; otherwise they are removed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import DataSpec
-from workers.data.archives import read
+from workers.data.archives import DISK_FULL_ERRNOS, read
 from workers.data.decoding import decode_batches
 from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
@@ -38,7 +37,6 @@ from workers.storage.files import file_lock, sync_folder
 
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # limits on the pixels and rows decoded at once
 MIN_PER_CLASS = 3
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota exceeded, file too large
 PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # a duplicate is kept in the part with the lowest rank
 
 OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected or None if unknown
