@@ -18,10 +18,10 @@ def threads(function_seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int
         time.sleep(function_seconds)
         return 2 * number
 
-    numbers = list(range(5 * SLICE + 3))
+    numbers = list(range(6 * SLICE + 3))
     assert list(decode_batches(slow, iter([]), 7)) == []
-    batches = list(decode_batches(slow, iter(numbers), 3 * SLICE))
-    assert [len(batch) for batch in batches] == [3 * SLICE, 2 * SLICE + 3]
+    batches = list(decode_batches(slow, iter(numbers), 5 * SLICE))
+    assert [len(batch) for batch in batches] == [5 * SLICE, SLICE + 3]
     assert [pair for batch in batches for pair in batch] == [(n, 2 * n) for n in numbers]
     return set(seen) - {threading.get_ident()}
 
