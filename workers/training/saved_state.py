@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from workers.diagnostics.callback import Epoch
 from workers.errors import CorruptFileError, first_line
 from workers.models.network import Network
-from workers.storage.checkpoint_record import CheckpointRecord, Sums
+from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import Checkpoints, State
 from workers.training.averaging import WeightAverages
 from workers.training.early_stopping import EarlyStopping
 from workers.training.optimization import load_optimizer_state, optimizer_state
-
-
-@dataclass(frozen=True)
-class Position:
-    """Progress of a training.
-
-    Attributes:
-        history: Metrics of each finished epoch.
-        micro_batch: Images per forward pass.
-        step: Number of finished steps of the current epoch.
-        sums: Sums over these steps, one entry per process.
-    """
-
-    history: list[Epoch]
-    micro_batch: int
-    step: int = 0
-    sums: Sequence[Sums] = ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +34,8 @@ class SavedState:
     averages: WeightAverages
     stopping: EarlyStopping
 
-    def save(self, position: Position) -> None:
-        """Write a checkpoint."""
+    def save(self, record: CheckpointRecord) -> None:
+        """Write a checkpoint. `record` says how far the training is."""
         if self.checkpoints is None:
             return
         groups: dict[str, dict[str, Tensor]] = {
@@ -63,24 +44,16 @@ class SavedState:
             **self.averages.states(),
             **({"best": self.stopping.best} if self.stopping.best else {}),
         }
-        record = CheckpointRecord(
-            epoch=len(position.history),
-            step=position.step,
-            history=position.history,
-            micro_batch=position.micro_batch,
-            sums=list(position.sums),
-            average=self.averages.settings,
-        )
-        self.checkpoints.save(groups, record)
+        self.checkpoints.save(groups, record.model_copy(update={"average": self.averages.settings}))
 
-    def restore(self, first_end: int) -> Position | None:
+    def restore(self, first_end: int) -> CheckpointRecord | None:
         """Resume from the newest checkpoint, if it leads to all missing members.
 
         Args:
             first_end: Number of epochs after which the first missing member is made.
 
         Returns:
-            The training's position; None if it starts from scratch.
+            The checkpoint's record; None if the training starts from scratch.
 
         Raises:
             CorruptFileError: If the checkpoint belongs to another network, or every checkpoint is damaged.
@@ -95,8 +68,7 @@ class SavedState:
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
             raise CorruptFileError(f"{state.folder}: not a checkpoint of this network ({first_line(error)})") from None
         self.stopping.best = state.tensors.get("best", {})
-        record = state.record
-        return Position(record.history, record.micro_batch, record.step, record.sums)
+        return state.record
 
     def _usable(self, first_end: int) -> State | None:
         """Return the newest checkpoint. Remove all checkpoints if it cannot lead to every missing member.

@@ -16,11 +16,11 @@ from workers.config.specs import TrainedMember
 from workers.diagnostics.callback import Epoch
 from workers.diagnostics.faults import fault_point
 from workers.errors import DivergedError, TrainingStopped
-from workers.storage.checkpoint_record import Sums
+from workers.storage.checkpoint_record import CheckpointRecord, Sums
 from workers.training.checkpoint_policy import CheckpointPolicy
 from workers.training.early_stopping import EarlyStopping
 from workers.training.evaluation import Validation
-from workers.training.saved_state import Position, SavedState
+from workers.training.saved_state import SavedState
 from workers.training.steps import Stepper
 from workers.training.task import Publish, TrainingResult, TrainingTask
 
@@ -152,18 +152,21 @@ class Trainer:
         """Write a checkpoint after `step` steps of the current epoch (0 at its end), with each process's sums."""
         with self.policy.writing():
             if self.task.checkpoints and not self.group.rank:
-                self.saved.save(Position(self.history, self.stepper.micro_batch, step, sums))
+                epoch, micro_batch = len(self.history), self.stepper.micro_batch
+                self.saved.save(
+                    CheckpointRecord(epoch=epoch, step=step, history=self.history, micro_batch=micro_batch, sums=list(sums))
+                )
                 self.callback.on_checkpoint()
 
     def _resume(self) -> tuple[int, Sums | None]:
         """Resume from a checkpoint. Return the number of finished steps in the current epoch, and their sums."""
         first_end = min(self.recipe.last_epoch(member, self.spec.epochs) for member in self.missing)
-        position = self.saved.restore(first_end)
-        if position is None:
+        record = self.saved.restore(first_end)
+        if record is None:
             return 0, None
-        self.history = position.history
-        self.stepper.micro_batch = min(self.stepper.micro_batch, position.micro_batch)
-        return position.step, position.sums[self.group.rank] if position.sums else None
+        self.history = record.history
+        self.stepper.micro_batch = min(self.stepper.micro_batch, record.micro_batch)
+        return record.step, record.sums[self.group.rank] if record.sums else None
 
 
 def _nan_where_injected(point: str) -> float:
