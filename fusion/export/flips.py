@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion.export.fused_model import features_with_flips
+from fusion.export.fused_model import features_of
 from fusion.predictions import Floats, Inputs, Predictions
 from fusion.selection.networks import CandidateNetworks
 from workers.models.network import Network
@@ -40,5 +40,5 @@ def predict_with_flips(predictions: Predictions, networks: CandidateNetworks[Net
 @torch.inference_mode()
 def _outputs(network: Network, images: Tensor) -> tuple[Inputs, Floats]:
     """Return a network's features (n, D) and logits (n, C)."""
-    features = torch.cat([features_with_flips(network, to_float(batch)) for batch in torch.split(images, BATCH)])
+    features = torch.cat([features_of(network, to_float(batch), True) for batch in torch.split(images, BATCH)])
     return features.numpy(), network.head(features).double().numpy()

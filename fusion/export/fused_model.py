@@ -9,12 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusion.export.abstaining import disagreement, prediction_sets
 from fusion.interface import FUSIONS, FusionMethod, NetworkOutputs
 from fusion.metrics.calibration import TINY
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import CandidateNetworks
 from workers.models.network import Network
 from workers.training.augmentation import to_float
+
+OUTPUTS = ("probabilities", "sets", "disagreement")  # the last two only if the model abstains
 
 
 class Combiner(nn.Module):
@@ -61,6 +64,9 @@ class FusedModel(nn.Module):
         combiner: Turns the networks' outputs into log-probabilities.
         temperature: Temperature that calibrates the output.
         flips: Whether to average each network's features over an image and its mirror image.
+
+    Attributes:
+        level: Level of the prediction sets, which the exported model adds to its outputs; None to output only probabilities.
     """
 
     def __init__(self, members: Sequence[nn.Module], combiner: Combiner, temperature: float, flips: bool = False) -> None:
@@ -69,6 +75,7 @@ class FusedModel(nn.Module):
         self.combiner = combiner
         self.temperature = temperature
         self.flips = flips
+        self.level: float | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of images."""
@@ -78,7 +85,7 @@ class FusedModel(nn.Module):
 
     def answer(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Run all networks: (N, 3, H, W) float32 in [0, 1] -> probabilities (N, C), and each network's logits (N, C)."""
-        return self.answer_features([self._features(cast(Network, member), x) for member in self.members])
+        return self.answer_features([features_of(cast(Network, member), x, self.flips) for member in self.members])
 
     def answer_features(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return the outputs of `answer` from the features (N, D_m) of all networks."""
@@ -86,21 +93,21 @@ class FusedModel(nn.Module):
         return self._calibrate(cast(Tensor, self.combiner(features, logits))), logits
 
     def conclude(self, features: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return the outputs of the exported model, from the features of all networks."""
-        return self.answer_features(features)[:1]
-
-    def _features(self, network: Network, x: Tensor) -> Tensor:
-        """Return a network's features (N, D), averaged over each image and its mirror image if `flips` is set."""
-        return features_with_flips(network, x) if self.flips else network.features(x)
+        """Return the outputs of the exported model, as OUTPUTS names them, from the features of all networks."""
+        probabilities, logits = self.answer_features(features)
+        if self.level is None:
+            return (probabilities,)
+        sets = prediction_sets(probabilities, self.level)
+        return probabilities, sets, disagreement(torch.stack(logits).softmax(2))
 
     def _calibrate(self, log_probabilities: Tensor) -> Tensor:
         """Apply the temperature as `apply_temperature` does, whose lower bound matters at high temperatures."""
         return (log_probabilities.clamp(min=float(np.log(TINY))) / self.temperature).softmax(1)
 
 
-def features_with_flips(network: Network, x: Tensor) -> Tensor:
-    """Return a network's features (N, D), averaged over each image (N, 3, H, W) and its mirror image."""
-    return (network.features(x) + network.features(x.flip(3))) / 2
+def features_of(network: Network, x: Tensor, flips: bool) -> Tensor:
+    """Return a network's features (N, D), averaged over each image (N, 3, H, W) and its mirror image if `flips`."""
+    return (network.features(x) + network.features(x.flip(3))) / 2 if flips else network.features(x)
 
 
 def assemble(fitted: FittedFusion, networks: CandidateNetworks[nn.Module], flips: bool = False) -> FusedModel:

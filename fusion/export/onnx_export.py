@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fusion.export.abstaining import AbstainingModel
 from fusion.export.freezing import freeze_for_inference
 from fusion.export.fused_model import FusedModel, restore_combiner
 from fusion.export.onnx_session import Images, predict_probabilities, torch_form
@@ -64,9 +63,9 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
     """
     size = images.shape[1]
     frozen = freeze_for_inference(model, size)
-    exported = frozen if card.level is None else AbstainingModel(frozen, card.level)
+    frozen.level = card.level
     for with_copies in (True, False):  # custom networks of one kind may differ in more than weights
-        content = _content(convert(exported, size, with_copies), _metadata(card))
+        content = _content(convert(frozen, size, with_copies), _metadata(card))
         difference = float(np.abs(predict_probabilities(content, images) - expected).max())
         if difference <= TOLERANCE:
             break

@@ -17,14 +17,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fusion.export.abstaining import OUTPUTS, AbstainingModel
-from fusion.export.fused_model import FusedModel, features_with_flips
+from fusion.export.fused_model import OUTPUTS, FusedModel, features_of
 from workers.models.network import Network
 from workers.training.augmentation import to_float
 
 ROWS = 2  # of the traced example; the batch size is dynamic in the graph
 TRUNK_INPUT = "trunk_input"
-Exported = FusedModel | AbstainingModel
 
 
 class _Features(nn.Module):
@@ -41,7 +39,7 @@ class _Features(nn.Module):
         self.network, self.number, self.flips = network, number, flips
 
     def forward(self, x: Tensor) -> Tensor:
-        return features_with_flips(self.network, x) if self.flips else self.network.features(x)
+        return features_of(self.network, x, self.flips)
 
     def values(self) -> dict[str, Tensor]:
         """Return its parameters and buffers by name, including non-persistent buffers."""
@@ -62,7 +60,7 @@ class _Parts(nn.Module):
         networks: Some of its networks, which share a separate input.
     """
 
-    def __init__(self, model: Exported, networks: Sequence[_Features]) -> None:
+    def __init__(self, model: FusedModel, networks: Sequence[_Features]) -> None:
         super().__init__()
         self.model = model
         self.networks = list(networks)  # not submodules, so that their weights keep their names in the model
@@ -72,18 +70,17 @@ class _Parts(nn.Module):
 
 
 @torch.no_grad()
-def convert(model: Exported, size: int, with_copies: bool = True) -> ir.Model:
+def convert(model: FusedModel, size: int, with_copies: bool = True) -> ir.Model:
     """Convert a model to ONNX with a dynamic batch size.
 
-    The input is `images`. The outputs are `probabilities` and, for an `AbstainingModel`, `sets` and `disagreement`.
+    The input is `images`. The outputs are `probabilities` and, if the model has a level, `sets` and `disagreement`.
 
     Args:
         model: The model, in evaluation mode.
         size: Side of its images in pixels.
         with_copies: Whether networks of one kind share the graph of the first.
     """
-    fused = model if isinstance(model, FusedModel) else model.model
-    networks = [_Features(cast(Network, member), number, fused.flips) for number, member in enumerate(fused.members)]
+    networks = [_Features(cast(Network, member), number, model.flips) for number, member in enumerate(model.members)]
     kinds = [network.kind() if with_copies else str(network.number) for network in networks]
     first = dict(reversed(list(zip(kinds, networks, strict=True))))  # first network of each kind, whose graph the others share
     traced = _traced(model, list(first.values()), networks, size)
@@ -112,7 +109,7 @@ def _order_weights(graph: ir.Graph) -> None:
         graph.register_initializer(value)
 
 
-def _traced(model: Exported, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
+def _traced(model: FusedModel, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
     """Trace the parts of a model. The graph is left unoptimized, because ONNX Runtime optimizes it better.
 
     Args:
@@ -143,8 +140,8 @@ def _traced(model: Exported, traced: Sequence[_Features], networks: Sequence[_Fe
     return program.model
 
 
-def _output_names(model: Exported) -> tuple[str, ...]:
-    return OUTPUTS if isinstance(model, AbstainingModel) else OUTPUTS[:1]
+def _output_names(model: FusedModel) -> tuple[str, ...]:
+    return OUTPUTS[:1] if model.level is None else OUTPUTS
 
 
 def _feature_name(network: _Features) -> str:
