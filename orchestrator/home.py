@@ -19,7 +19,7 @@ from fusion.results import FusionDetails
 from orchestrator.results import SweepState, SweepSummary
 from workers.errors import CorruptFileError, UserInputError
 from workers.storage.files import file_lock
-from workers.tracking.database import HOME_DATABASE, uri_of
+from workers.tracking.database import HOME_DATABASE, check_folder, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
 RECORDS: dict[str, type[BaseModel]] = {"sweep.json": SweepState, "summary.json": SweepSummary, "fusion.json": FusionDetails}
@@ -33,11 +33,7 @@ class Home:
     path: Path
 
     def __post_init__(self) -> None:
-        if unusable := [letter for letter in "?%" if letter in str(self.path.absolute())]:
-            raise UserInputError(
-                f"--home {self.path}: the URL of MLflow's database can't hold the path's {unusable[0]!r}. "
-                "Use a folder with another name."
-            )
+        check_folder(self.path.absolute(), "--home")
 
     @property
     def database(self) -> Path:

@@ -85,7 +85,7 @@ def _run(team_file: Path, folder: Path, remote: RemoteSweep) -> int:
         )
         remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` opens a shell there")
         try:
-            job.follow(remote.say)
+            asyncio.run(job.follow(remote.say))
         except KeyboardInterrupt:
             remote.say("stopping the sweep on the cluster; the same command resumes it")
             job.stop()
@@ -150,11 +150,8 @@ class _Job:
                     raise ConclaveError(f"the head took no job: {str(error).splitlines()[0]}{hint}") from None
             time.sleep(1.0)
 
-    def follow(self, say: Callable[[str], None]) -> None:
+    async def follow(self, say: Callable[[str], None]) -> None:
         """Show what the job prints, line by line, until it ends."""
-        asyncio.run(self._follow(say))
-
-    async def _follow(self, say: Callable[[str], None]) -> None:
         rest = ""
         async for text in self.client.tail_job_logs(self.name):
             *lines, rest = (rest + text).split("\n")

@@ -64,15 +64,11 @@ def is_of_session(process: psutil.Process, folder: Path) -> bool:
     """
     with contextlib.suppress(psutil.Error):
         if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(folder / TOKEN):
-            return not _is_reaper(process)
+            return all(Path(word) != Path(__file__) for word in process.cmdline()[:3])  # not a reaper
     with contextlib.suppress(psutil.Error):
         if any(word.startswith(TITLE) for word in process.cmdline()[:1]):  # empty for a process that has just ended
             return any(Path(file.path).is_relative_to(folder) for file in process.open_files())
     return False
-
-
-def _is_reaper(process: psutil.Process) -> bool:
-    return any(Path(word) == Path(__file__) for word in process.cmdline()[:3])
 
 
 if __name__ == "__main__":

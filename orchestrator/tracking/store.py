@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
 from workers.errors import UserInputError, first_line
-from workers.tracking.database import SCHEME, path_of, uri_of
+from workers.tracking.database import SCHEME, check_folder, path_of, uri_of
 
 ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself for the rest of the process
@@ -84,11 +84,7 @@ def _absolute(uri: str, folder: Path, source: str) -> str:
     database = path_of(uri)
     if database is None or database.is_absolute():
         return uri
-    if unusable := [letter for letter in "?%" if letter in str(folder)]:
-        raise UserInputError(
-            f"{source}: it starts at {folder}, whose path has a {unusable[0]!r}, which the address of a SQLite database can't "
-            "hold. Rename the folder."
-        )
+    check_folder(folder, source)
     query = uri.removeprefix(SCHEME).partition("?")[2]
     return uri_of(folder / database) + (f"?{query}" if query else "")
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from workers.errors import ConclaveError, CorruptFileError, first_line
+from workers.errors import ConclaveError, CorruptFileError, UserInputError, first_line
 from workers.storage.files import UMASK, file_lock, sync_folder
 
 SCHEME = "sqlite:///"
@@ -36,6 +36,18 @@ def path_of(uri: str) -> Path | None:
 def uri_of(database: Path) -> str:
     """Return the tracking URI of a SQLite database file."""
     return f"{SCHEME}{database.absolute()}"
+
+
+def check_folder(folder: Path, source: str) -> None:
+    """Check that a SQLite file in a folder has an address. `source` names the folder's option or key.
+
+    Raises:
+        UserInputError: If the folder's path has a character that would end the address or be decoded.
+    """
+    if unusable := [letter for letter in "?%" if letter in str(folder)]:
+        raise UserInputError(
+            f"{source}: the address of a SQLite database can't hold the {unusable[0]!r} of {folder}. Rename that folder."
+        )
 
 
 def artifacts_beside(database: Path) -> Path:
