@@ -19,6 +19,7 @@ from workers.config.specs import MemberSpec, StudentSpec, TrainedMember
 from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
+from workers.storage.files import file_sha256
 
 RECIPE_VERSION = 2  # increase it when the same team would train to different weights
 
@@ -187,7 +188,7 @@ class Planner:
             "data": self.store.digest,
             "split": [team.seed, data.fuse_fraction, None if self.store.tested.any() else data.test_fraction],
             "fold": None if fold is None else [fold, data.folds],
-            "weights": _file_sha256(recipe.weights) if recipe.weights else None,
+            "weights": _weights_sha256(recipe.weights) if recipe.weights else None,
             "code": _code_sha256(code, self.import_paths, "arch") if code else None,
             **({"own": own} if own else {}),
             **({"teachers": teachers} if teachers else {}),
@@ -219,9 +220,9 @@ def _without_repeated(jobs: Sequence[Job]) -> Iterator[Job]:
 
 
 @lru_cache
-def _file_sha256(path: Path) -> str:
+def _weights_sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserInputError(f"weights: {path} can't be read ({error.strerror}). Give a state-dict file.") from None
 
