@@ -25,7 +25,7 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.planning.search import Search, resolve_recipes, run_no_search
 from orchestrator.reporting.report import run_note, write_report
-from orchestrator.reporting.summary import SweepReport, histories, member_states, student_state
+from orchestrator.reporting.summary import histories, member_states, student_state, summarize
 from orchestrator.results import MemberState, SweepSummary
 from orchestrator.tracking.search_runs import log_search
 from orchestrator.tracking.store import resolve_tracking_uri
@@ -264,12 +264,12 @@ class _Sweep:
         self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
         done = [name for name, member in members.items() if member.is_done]
         if len(done) < self.plan.team.quorum:
-            summary = self._report.summarize(members, outcomes)
+            summary = summarize(self.plan, self.runs, outcomes, self._data)
             self.runs.finish(summary, run_note(summary))
             return SweepResult(summary, EXIT_FAILED)
         self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
         details = self._with_ray(lambda: self._fuse(members))
-        summary = self._report.summarize(members, outcomes, details)
+        summary = summarize(self.plan, self.runs, outcomes, self._data, details)
         write_report(self.location.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary, details), details)
         return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL)
@@ -284,10 +284,6 @@ class _Sweep:
             self.is_recovered = True
             self.options.say("Ray ended on this machine and was started again; the sweep continues from its checkpoints")
             return step()
-
-    @property
-    def _report(self) -> SweepReport:
-        return SweepReport(self.plan, self.location.folder, self.runs, self._data)
 
     def _train(self) -> dict[str, Outcome]:
         """Run the unfinished jobs and return their outcomes by key."""
@@ -317,5 +313,5 @@ class _Sweep:
         if self.executor:
             self.executor.stop(STOP_SECONDS)
         self.runs.stop("KILLED", "interrupted")
-        summary = self._report.summarize(member_states(self.plan, {}), {}).model_copy(update={"state": "interrupted"})
+        summary = summarize(self.plan, self.runs, {}, self._data).model_copy(update={"state": "interrupted"})
         return SweepResult(summary, EXIT_INTERRUPTED)

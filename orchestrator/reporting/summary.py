@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from fusion.results import Candidate, FusionDetails, Scores
 from orchestrator.execution.job_outcomes import Outcome
-from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan, PlannedMember
 from orchestrator.results import FusionSummary, Headline, MemberState, SweepSummary
 from orchestrator.tracking.sweep_runs import SweepRuns
@@ -65,58 +63,41 @@ def _outcome_of(planned: PlannedMember, outcomes: Mapping[str, Outcome]) -> Outc
 
 def histories(plan: Plan) -> dict[str, list[dict[str, float]]]:
     """Return the history of each finished full training, by member."""
-    by_member = {}
-    for planned in plan.members:
-        if planned.job.fold is None and planned.artifact.done:
-            by_member[planned.member.name] = planned.artifact.manifest().history
-    return by_member
+    full = (planned for planned in plan.members if planned.job.fold is None and planned.artifact.done)
+    return {planned.member.name: planned.artifact.manifest().history for planned in full}
 
 
-@dataclass(frozen=True)
-class SweepReport:
-    """Builds the summary of one sweep, summary.json.
+def summarize(
+    plan: Plan, runs: SweepRuns, outcomes: Mapping[str, Outcome], data: DataSummary, details: FusionDetails | None = None
+) -> SweepSummary:
+    """Return the summary of a sweep.
 
-    Attributes:
+    Args:
         plan: The plan.
-        folder: The sweep's folder.
         runs: The sweep's runs.
+        outcomes: Outcomes of the jobs that were run, by job key.
         data: The summary of the data set.
+        details: What the fusion step returned; None if nothing was fused.
     """
-
-    plan: Plan
-    folder: SweepFolder
-    runs: SweepRuns
-    data: DataSummary | None = None
-
-    def summarize(
-        self, members: Mapping[str, MemberState], outcomes: Mapping[str, Outcome], details: FusionDetails | None = None
-    ) -> SweepSummary:
-        """Return the summary.
-
-        Args:
-            members: State of each member, from `member_states`.
-            outcomes: Outcomes of the jobs that were run, by job key.
-            details: What the fusion step returned; None if nothing was fused.
-        """
-        plan, rows = self.plan, details.candidates if details else {}
-        student = student_state(plan, outcomes)
-        everybody = [*members.values(), *([student] if student else [])]
-        is_whole = all(member.is_done and member.reason is None for member in everybody)
-        return SweepSummary(
-            sweep=plan.team.name,
-            state="failed" if details is None else "done" if is_whole else "partial",
-            trained=len({p.signature for p in plan.members if p.signature not in plan.done and p.artifact.done}),
-            reused=len(plan.done),
-            members={name: _with_scores(member, rows.get(name)) for name, member in members.items()},
-            student=_with_scores(student, rows.get("student")) if student else None,
-            fusions={name: _fusion_summary(row) for name, row in rows.items() if name not in members},
-            recommended=details.recommended if details else None,
-            model=str(self.folder.model.absolute()) if details else None,
-            classes=plan.store.classes,
-            tracking_uri=self.runs.tracking.uri,
-            parent_run_id=self.runs.parent,
-            data=self.data,
-        )
+    members, student = member_states(plan, outcomes), student_state(plan, outcomes)
+    rows = details.candidates if details else {}
+    everybody = [*members.values(), *([student] if student else [])]
+    is_whole = all(member.is_done and member.reason is None for member in everybody)
+    return SweepSummary(
+        sweep=plan.team.name,
+        state="failed" if details is None else "done" if is_whole else "partial",
+        trained=len({p.signature for p in plan.members if p.signature not in plan.done and p.artifact.done}),
+        reused=len(plan.done),
+        members={name: _with_scores(member, rows.get(name)) for name, member in members.items()},
+        student=_with_scores(student, rows.get("student")) if student else None,
+        fusions={name: _fusion_summary(row) for name, row in rows.items() if name not in members},
+        recommended=details.recommended if details else None,
+        model=str(runs.location.folder.model.absolute()) if details else None,
+        classes=plan.store.classes,
+        tracking_uri=runs.tracking.uri,
+        parent_run_id=runs.parent,
+        data=data,
+    )
 
 
 def _with_scores(member: MemberState, row: Candidate | None) -> MemberState:
