@@ -1,9 +1,9 @@
 """One training: schedule, augmentation, resume, memory, divergence, checksums."""
 
 import itertools
-import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,10 +227,12 @@ def test_a_student_learns_from_its_teacher_alone_and_leaves_it_as_it_was(tmp_pat
 
 def test_checkpoints_that_take_long_are_written_less_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch here takes some milliseconds: a slow disk must not make it half a second. What is free is two checkpoints here."""
-    real, written = Checkpoints.save, list[int]()
+    real, written, clock = Checkpoints.save, list[int](), itertools.count(0.0, 0.001)
+    seconds = [0.0]
+    monkeypatch.setattr("workers.training.checkpoint_policy.time", SimpleNamespace(monotonic=lambda: seconds[0] + next(clock)))
 
     def slow(self: Checkpoints, tensors: Groups, record: CheckpointRecord) -> None:
-        time.sleep(0.15)
+        seconds[0] += 0.15
         written.append(record.epoch)
         real(self, tensors, record)
 
