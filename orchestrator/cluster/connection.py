@@ -230,7 +230,7 @@ def probe(address: str, source: str = "--address") -> None:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=3).close()
     except (OSError, ValueError):
         without = f"leave {source} out" if source.startswith("-") else f"unset {source}"
-        raise UserInputError(f"{source} {address}: nobody answers there. Start Ray there, or {without}.") from None
+        raise UserInputError(f"{source} {address}: no Ray answers there. Start it, or {without}.") from None
 
 
 def _start_only_what_is_used() -> None:

@@ -48,7 +48,7 @@ def conclave(folder: Path, *words: str, code: int = 0, **env: str) -> subprocess
 def test_an_address_of_the_environment_is_called_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(VOTE)
     said = conclave(tmp_path, "sweep", "team.yaml", "--home", "home", code=2, RAY_ADDRESS="127.0.0.1:9").stderr
-    assert "conclave: RAY_ADDRESS 127.0.0.1:9: nobody answers there" in said
+    assert "conclave: RAY_ADDRESS 127.0.0.1:9: no Ray answers there" in said
     assert "--address" not in said
 
 

@@ -41,7 +41,7 @@ def test_a_cluster_is_asked_for_nothing_before_there_is_a_job(monkeypatch: pytes
     """Its machines may cost money as soon as a trainer asks for them."""
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     backend = RayBackend("127.0.0.1:9", lambda text: None)
-    with pytest.raises(UserInputError, match="nobody answers there"):
+    with pytest.raises(UserInputError, match="no Ray answers there"):
         backend.begin([(Resources(), 1)])
     assert "connection" not in vars(backend)
     with socket.socket() as head:

@@ -1,4 +1,4 @@
-"""What several augmentations draw and fill with."""
+"""Draw random positions and fill colours, for several augmentations."""
 
 from __future__ import annotations
 
