@@ -552,7 +552,7 @@ def test_unschedulable_is_reported_and_a_dead_cluster_refused(tmp_path: Path) ->
     assert summary["members"]["huge"]["state"] == "unschedulable"
     assert "8 GPUs" in summary["members"]["huge"]["reason"]
     dead = conclave("sweep", "team.yaml", "--home", "h2", "--address", "127.0.0.1:9", cwd=tmp_path, code=2)
-    assert "nobody answers" in dead.stderr
+    assert "no Ray answers" in dead.stderr
     assert not (tmp_path / "h2").exists()
 
 
