@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from pathlib import Path
 
+from workers.diagnostics.cores import available_cores
 from workers.runtime.environment import MISSING, requirements
 
 LEAST_DISK = 5 << 30
@@ -23,7 +23,7 @@ def examine() -> tuple[dict[str, str], list[str]]:
             problems.append(f"{requirement.name} is not installed. Run `make install`.")
         elif not requirement.specifier.contains(installed, prereleases=True):
             problems.append(f"{requirement.name} {installed} is not {requirement.specifier}. Run `make install`.")
-    facts["CPU cores"] = str(os.cpu_count())
+    facts["CPU cores"] = str(available_cores())
     free = shutil.disk_usage(Path.cwd()).free
     facts["Free disk"] = f"{free / 2**30:.0f} GiB"
     if free < LEAST_DISK:

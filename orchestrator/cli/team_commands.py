@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 import typer
 
 from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile, check_writable
+from workers.diagnostics.cores import available_cores
 from workers.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _describe_time(plan: Plan, cluster: Cluster | None) -> str:
     from orchestrator.planning.estimate import estimate_cluster, estimate_local
 
     if cluster is None:
-        seconds, basis = estimate_local(plan, os.cpu_count() or 1)
+        seconds, basis = estimate_local(plan, available_cores())
         return f"about {seconds / 60:.1f} minutes on this machine's cores ({basis})"
     try:
         estimate = estimate_cluster(plan, cluster.config)

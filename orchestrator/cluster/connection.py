@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestrator.cluster.private_folder import PrivateFolder
 from orchestrator.cluster.reaper import end_session
+from workers.diagnostics.cores import available_cores
 from workers.errors import ConclaveError, RayLostError, UserInputError, first_line
 
 OBJECT_STORE_BYTES = 256 << 20
@@ -100,7 +101,7 @@ class Connection:
             options |= {"address": self.address}
         else:
             _start_only_what_is_used()
-            options |= {"address": "local", "include_dashboard": False, "num_cpus": os.cpu_count()}
+            options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(self.folder.session) if self.folder else None}
         self.ray.init(**options)
         if not self.address:  # suppress pages of a dying raylet's log

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from workers.diagnostics.cores import available_cores
 from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 from workers.storage.files import write_bytes
@@ -111,7 +112,7 @@ class Server:
         hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
         words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
-        words += ["--workers", str(min(MAX_WORKERS, os.cpu_count() or 1))]
+        words += ["--workers", str(min(MAX_WORKERS, available_cores()))]
         return [*words, "--artifacts-destination", artifacts, "--allowed-hosts", hosts]
 
     def env(self) -> Mapping[str, str]:

@@ -223,7 +223,7 @@ def test_the_head_s_own_line_starts_a_server_that_a_second_start_finds_again(tmp
 def test_a_server_has_a_worker_a_core_and_at_most_four(
     cores: int, workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("orchestrator.tracking.server.available_cores", lambda: cores)
     words = Server(tmp_path, "127.0.0.1", 5000, None).command()
     assert words[words.index("--workers") + 1] == workers
 

@@ -10,7 +10,7 @@ from workers.data.decoding import SLICE, decode_batches
 
 def threads(function_seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Those that worked in the background, of four at most."""
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("workers.data.decoding.available_cores", lambda: 4)
     seen: list[int] = []
 
     def slow(number: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from statistics import median
 from typing import TypeVar
+
+from workers.diagnostics.cores import available_cores
 
 SLICE = 32  # images per task: submitting a task takes as long as decoding a small image
 SMALL = 0.5e-3  # seconds per image. Faster decoding is mostly Python under the GIL: two threads are slower than one
@@ -34,7 +35,7 @@ def decode_batches(decode: Callable[[T], R], items: Iterator[T], size: int) -> G
         results.append(decode(item))
         seconds.append(time.perf_counter() - began)
     # The median, because the first call also imports modules.
-    pool = ThreadPoolExecutor(1 if median(seconds or [0.0]) < SMALL else os.cpu_count())
+    pool = ThreadPoolExecutor(1 if median(seconds or [0.0]) < SMALL else available_cores())
 
     def begin(batch: Sequence[T]) -> list[Future[list[R]]]:
         slices = [batch[start : start + SLICE] for start in range(0, len(batch), SLICE)]

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workers.data.store import Store
+from workers.diagnostics.cores import available_cores
 from workers.storage.files import write_bytes
 
 NAME = "checks.json"
@@ -93,7 +94,7 @@ def _read_pieces(path: Path, numbers: Sequence[int]) -> Iterator[int]:
     """Yield the CRC-32 of the pieces with these numbers, computed on all cores."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             yield from pool.map(lambda number: zlib.crc32(os.pread(handle, PIECE_BYTES, number * PIECE_BYTES)), numbers)
     finally:
         os.close(handle)
