@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.planning.plan import Plan, PlannedMember, flatten
 from workers.config.job import Job
+from workers.errors import StoreUnavailableError
 from workers.tracking.delivery import download_training
 from workers.tracking.entries import StatusEntry, TagsEntry, now_ms
 from workers.tracking.outbox import Outbox
@@ -124,9 +125,16 @@ class MemberRuns:
             if outcome is None or outcome.kind != "done":
                 continue
             run = self.run_id_or_none(planned)
-            if not planned.artifact.done and not download_training(planned.artifact, self.tracking, run):
+            if not planned.artifact.done and not self._arrived(planned, run):
                 corrected[planned.job.key] = replace(outcome, kind="failed", reason=NEVER_ARRIVED)
         return corrected
+
+    def _arrived(self, planned: PlannedMember, run: str | None) -> bool:
+        """Return whether a training could be downloaded from its run."""
+        try:
+            return download_training(planned.artifact, self.tracking, run)
+        except StoreUnavailableError:
+            return False
 
     def _create(self, planned: PlannedMember) -> str:
         job, member, recipe = planned.job, planned.member, planned.job.recipe

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from tests.factories import job, record
 from workers.config.specs import TrainSpec
 from workers.diagnostics.waiting import wait_until
+from workers.errors import StoreUnavailableError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoint_record import CheckpointRecord
 from workers.storage.checkpoints import Checkpoints
@@ -166,3 +169,28 @@ def test_a_run_is_asked_once_for_its_epochs_and_again_where_nobody_knows_what_ar
     send(5, 6)
     assert len(asked) == 2
     assert [point.step for point in history(run, "train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_store_that_is_away_for_a_moment_does_not_make_a_job_start_anew(
+    tracked: tuple[TrackingClient, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error is not the answer that there is no checkpoint."""
+    with machine(tmp_path / "1", tracked) as (run, kept):
+        save(kept, 1)
+        run._upload()
+    monkeypatch.setattr("workers.diagnostics.waiting.time.sleep", lambda seconds: None)
+    listed, away = MlflowClient.list_artifacts, [ConnectionError("refused"), MlflowException("API request failed")]
+
+    def list_artifacts(self: MlflowClient, run_id: str, path: str | None = None) -> Any:
+        if away:
+            raise away.pop()
+        return listed(self, run_id, path)
+
+    monkeypatch.setattr(MlflowClient, "list_artifacts", list_artifacts)
+    with machine(tmp_path / "2", tracked) as (run, kept):
+        run.download_checkpoint()
+        assert (away, newest(kept)) == ([], 1)
+    away[:] = [ConnectionError("refused")] * 10_000
+    monkeypatch.setattr("workers.tracking.job_run.RETRY_SECONDS", 0.0)
+    with machine(tmp_path / "3", tracked) as (run, kept), pytest.raises(StoreUnavailableError):
+        run.download_checkpoint()

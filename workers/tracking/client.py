@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -184,13 +184,21 @@ class TrackingClient:
 
         Returns:
             The local path, or None if the run has no such artifact.
+
+        Raises:
+            StoreUnavailableError: If the store does not answer. Nothing is known of the artifact then.
         """
-        target = str(into) if into else None
+        target, above = str(into) if into else None, str(PurePosixPath(folder).parent)
         try:
+            listed = self.client.list_artifacts(run, None if above == "." else above)
+            if folder not in [item.path for item in listed]:
+                return None
             path = mlflow.artifacts.download_artifacts(run_id=run, artifact_path=folder, tracking_uri=self.uri, dst_path=target)
             return Path(path)
-        except (MlflowException, OSError):
-            return None
+        except (MlflowException, OSError) as error:
+            if isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise StoreUnavailableError(f"tracking {self.uri}: {first_line(error)[:200]}. Run again.") from error
 
     def send(self, entries: Sequence[Entry]) -> None:
         """Send spooled entries, batching a run's metrics. Raises RefusedEntryError if an entry can never be sent."""

@@ -57,6 +57,9 @@ def download_training(artifact: MemberArtifact, tracking: TrackingClient, run: s
 
     Returns:
         True if the run had a complete artifact.
+
+    Raises:
+        StoreUnavailableError: If the store does not answer.
     """
     if run is None:
         return False

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from workers.config.job import Job, JobMember
 from workers.diagnostics.callback import Epoch
-from workers.diagnostics.waiting import wait_until
+from workers.diagnostics.waiting import retry_while, wait_until
 from workers.errors import CorruptFileError, IncompleteTransferError, StoreUnavailableError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.checkpoint_record import CheckpointRecord
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LONGEST_PAUSE_SECONDS = 30.0
 LARGEST_SHARE = 0.005  # largest share of the time for sending during a training, which uses the same core
 MOST_BEHIND_SECONDS = 5.0  # longest pause between two sends for that reason
+RETRY_SECONDS = 60.0  # how long a store that does not answer is asked again for a checkpoint
 PATIENCE_SECONDS = 5.0  # wait for the last entries of a job
 LEAVING_SECONDS = 60.0  # wait for the last checkpoint of a stopped job; a spot machine has two minutes
 DELIVERY_SECONDS = 1800.0  # wait for the tracking store if it must have everything
@@ -193,19 +194,25 @@ class JobRun:
             return True
         try:
             run = self.tracking.find_training(self.tracking.experiment_of(self.run), signature)
+            return download_training(artifact, self.tracking, run)
         except StoreUnavailableError:
             return False
-        return download_training(artifact, self.tracking, run)
 
     def download_checkpoint(self) -> None:
-        """Download the job's checkpoints if this machine has none."""
+        """Download the job's checkpoints if this machine has none.
+
+        Raises:
+            StoreUnavailableError: If the store does not answer for RETRY_SECONDS. Starting anew would lose the work.
+        """
         has_checkpoint = self.folder.done or self.folder.checkpoint.exists()
         if has_checkpoint or not (self.members[0].known_steps or self.uri.startswith("http")):
             return  # a store without a server has no checkpoints unless this machine sent some
         incoming = self.folder.incoming_checkpoint
         shutil.rmtree(incoming, ignore_errors=True)
         with tempfile.TemporaryDirectory() as work:
-            folder = self.tracking.download(self.run, "checkpoint", Path(work))
+            folder = retry_while(
+                StoreUnavailableError, lambda: self.tracking.download(self.run, "checkpoint", Path(work)), RETRY_SECONDS
+            )
             for slot in folder.iterdir() if folder else ():
                 self.folder.root.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # a truncated checkpoint
