@@ -66,6 +66,10 @@ class Executor(Protocol):
         """Return the events and outcomes since the last call, waiting for about `seconds` at most."""
         ...
 
+    def withdraw(self) -> list[Job]:
+        """Take back the submitted jobs that still wait for a machine, and return them. They have no outcome."""
+        ...
+
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and exit, and wait for `seconds` at most."""
 

@@ -45,6 +45,10 @@ class InlineExecutor:
         yield from (Event(job, "published", text=name) for name in progress.published)
         yield outcome_of_result(job, result)
 
+    def withdraw(self) -> list[Job]:
+        """Return no job: a submitted job runs at once."""
+        return []
+
     def stop(self, seconds: float) -> None:
         """Forget the submitted job."""
         self._submitted = None

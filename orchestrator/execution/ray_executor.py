@@ -90,6 +90,13 @@ class RayExecutor:
         self.connection.check()
         return [item for trainer, assignment in busy for item in self.supervisor.poll_trainer(trainer, assignment)]
 
+    def withdraw(self) -> list[Job]:
+        """Take back the jobs whose trainers still wait for a machine, and return them."""
+        waiting = [(t, a) for t, a in self.pool.busy() if a.heartbeat is None and not self.connection.is_ready(a.result)]
+        for trainer, _ in waiting:
+            self.pool.drop(trainer)
+        return [assignment.job for _, assignment in waiting]
+
     def stop(self, seconds: float) -> None:
         """Ask every running job to write a checkpoint and exit."""
         if not self.connection.is_lost:

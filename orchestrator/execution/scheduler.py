@@ -25,7 +25,8 @@ class Scheduler:
         on_event: Called with every event.
         tracking_uri: The tracking store that jobs write to, if any.
         runs_of: Returns the run ids of a job's members, in their order; empty if the tracking store is away.
-        why_closed: Returns the reason that no further job may start, or None. Running jobs finish in any case.
+        why_closed: Returns the reason that no further job may start, or None. Jobs that run finish in any case; those that
+            still wait for a machine are withdrawn.
         when_all_run: Called before each poll while jobs run and none waits.
     """
 
@@ -44,7 +45,11 @@ class Scheduler:
         queue, running = JobQueue(jobs), set[str]()
         failures: Counter[tuple[str, Cause | None]] = Counter()
         while queue or running:
-            for outcome in (*queue.pop_all(self.why_closed()), *queue.pop_unschedulable(self.executor)):
+            why_closed = self.why_closed()
+            for job in self.executor.withdraw() if why_closed and running else ():
+                running.discard(job.key)
+                queue.add(job)  # to be skipped with the others
+            for outcome in (*queue.pop_all(why_closed), *queue.pop_unschedulable(self.executor)):
                 self._finish(queue, outcome)
             for job in queue.pop_startable(self.executor):
                 running.add(job.key)

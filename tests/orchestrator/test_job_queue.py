@@ -23,6 +23,9 @@ class RoomFor(Executor):
 
     def prepare(self, *_: Any) -> None: ...
 
+    def withdraw(self) -> list[Job]:
+        return []
+
     def has_capacity(self, job: Job) -> bool:
         return len(self.running) < self.places
 

@@ -47,6 +47,9 @@ class Fake:
                 self.ends[one.key].pop(0)
             yield Outcome(one, kind, "because", cause)  # type: ignore[arg-type]
 
+    def withdraw(self) -> list[Job]:
+        return []
+
     def stop(self, seconds: float) -> None: ...
 
     def prepare_on_head(self, modules: Sequence[str]) -> None: ...
@@ -138,3 +141,30 @@ def test_a_retry_after_the_budget_is_used_up_is_skipped() -> None:
     ended = run([job("a")], fake, lambda: "used up" if fake.started else None)
     assert (ended["a"].kind, ended["a"].reason) == ("skipped", "used up")
     assert fake.started == ["a"]
+
+
+class Waiting(Fake):
+    """An executor like an autoscaler's: it takes every job, and two of them run."""
+
+    def has_capacity(self, job: Job) -> bool:
+        return True
+
+    def poll(self, seconds: float) -> Iterable[Event | Outcome]:
+        done, self.running = self.running[:2], self.running[2:]
+        yield from (Outcome(one) for one in done)
+
+    def withdraw(self) -> list[Job]:
+        waiting, self.running = self.running[2:], self.running[:2]
+        return waiting
+
+
+def test_jobs_that_wait_for_a_machine_are_withdrawn_once_the_budget_is_used_up() -> None:
+    """Twenty jobs wait, and the budget is gone after the first two: eighteen more would have been trained."""
+    executor, jobs = Waiting({}), [job(f"m{i}") for i in range(20)]
+    outcomes: dict[str, Outcome] = {}
+    scheduler = Scheduler(executor, Retries(), lambda event: None, why_closed=lambda: "spent" if outcomes else None)
+    scheduler.outcomes = outcomes
+    scheduler.run(jobs)
+    kinds = [one.kind for one in outcomes.values()]
+    assert (kinds.count("done"), kinds.count("skipped")) == (4, 16), "two are done, two run already"
+    assert {one.reason for one in outcomes.values() if one.kind == "skipped"} == {"spent"}
