@@ -38,8 +38,8 @@ from fusion.predictions import FusionInputs, Predictions, TeamPredictions, load_
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
-from fusion.selection.networks import CandidateNetworks, Effort, shares_of_networks
-from fusion.selection.recommendation import best_single, recommend, why_chosen
+from fusion.selection.networks import CandidateNetworks, Effort
+from fusion.selection.recommendation import best_single, recommend
 from orchestrator.cluster.machines import trainer_environment
 from orchestrator.config import loader as config
 from orchestrator.planning.plan import Plan, Planner
@@ -188,7 +188,6 @@ def fuse() -> None:
     result = {
         "members": list(team.names),
         "recommended": chosen,
-        "why": why_chosen(chosen, choice, costs, team.names),
         "choice": choice.model_dump(mode="json"),
         "single": best_single(team, fitted),
         "rows": {name: row.model_dump(mode="json") for name, row in rows.items()},
@@ -217,9 +216,7 @@ def candidate_efforts(team: TeamPredictions, fitted: Mapping[str, FittedFusion])
     found = {}
     for name, fusion in fitted.items():
         used = networks.used(fusion)
-        shares = shares_of_networks(fusion, team, len(used))
-        inference = sum(cost * share for cost, share in zip(used, shares, strict=True)) + head_size(fusion)
-        found[name] = Effort(inference, paid_for(name, fusion, team, trained))
+        found[name] = Effort(float(sum(used) + head_size(fusion)), paid_for(name, fusion, team, trained))
     return found
 
 

@@ -113,10 +113,6 @@ class FusionMethod(ABC):
         """Return the positions of the members that it runs, out of the `count` that it was fitted on, in running order."""
         return list(range(count))
 
-    def shares(self, predictions: Predictions) -> list[float]:
-        """Return the share of rows for which each member runs, in the order of `used`."""
-        return [1.0] * len(self.used(len(predictions.logits)))
-
     @abstractmethod
     def arrays(self, used: Sequence[int]) -> dict[str, ArrayLike]:
         """Return the fitted arrays that `combine` needs, by name, for the members at the positions `used`."""

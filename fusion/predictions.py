@@ -36,6 +36,7 @@ class Predictions:
         folds: (M, K, n, C) logits of the members' fold trainings on the same rows; NaN for a member without fold trainings, None
             if no member has any.
         student: (n, C) logits of a student, or None.
+        groups: (n,) group of each row, such as a patient; None without groups.
     """
 
     logits: Floats
@@ -43,6 +44,7 @@ class Predictions:
     labels: Labels
     folds: Floats | None = None
     student: Floats | None = None
+    groups: Labels | None = None
     _computed: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: object, compute: Callable[[], Computed]) -> Computed:
@@ -59,14 +61,15 @@ class Predictions:
         folds = None if self.folds is None else self.folds[:, :, rows]
         student = None if self.student is None else self.student[rows]
         features = tuple(x[rows] for x in self.features)
-        return Predictions(self.logits[:, rows], features, self.labels[rows], folds, student)
+        groups = None if self.groups is None else self.groups[rows]
+        return Predictions(self.logits[:, rows], features, self.labels[rows], folds, student, groups)
 
     def only(self, members: Sequence[int]) -> Predictions:
         """Return the predictions of the members at these positions."""
         index = list(members)
         folds = None if self.folds is None else self.folds[index]
         features = tuple(self.features[i] for i in index if self.features)
-        return Predictions(self.logits[index], features, self.labels, folds, self.student)
+        return Predictions(self.logits[index], features, self.labels, folds, self.student, self.groups)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class _Loader:
         self, full: Mapping[str, Path], folds: Mapping[str, Sequence[Path]], store: Store, split: Split, student: Path | None
     ) -> None:
         self.names, self.full, self.folds, self.split, self.student = tuple(full), full, folds, split, student
-        self.classes, self.labels = store.classes, np.asarray(store.labels)
+        self.classes, self.labels, self.groups = store.classes, np.asarray(store.labels), store.groups
         self.records = {name: MemberArtifact(full[name]).manifest() for name in self.names}
         self.first = self.records[self.names[0]]
         for name, record in self.records.items():
@@ -199,7 +202,7 @@ class _Loader:
             logits.append(outputs[f"{part}_logits"].numpy()[positions][:, self.class_order[name]])
             features.append(outputs[f"{part}_features"].numpy()[positions])
         labels, stacked = self.labels[rows], np.stack(logits).astype(np.float64)
-        return Predictions(stacked, tuple(features), labels, self._of_folds(part), self._of_student(part))
+        return Predictions(stacked, tuple(features), labels, self._of_folds(part), self._of_student(part), self._groups_of(rows))
 
     def _out_of_fold(self, names: Sequence[str]) -> Predictions | None:
         if not names:
@@ -210,7 +213,11 @@ class _Loader:
             rows = np.concatenate([part["oof_rows"].numpy() for part in parts])
             values = np.concatenate([part["oof_logits"].numpy() for part in parts])
             logits.append(values[_positions(rows, self.split.fit, name)][:, self.class_order[name]])
-        return Predictions(np.stack(logits).astype(np.float64), (), self.labels[self.split.fit])
+        labels, groups = self.labels[self.split.fit], self._groups_of(self.split.fit)
+        return Predictions(np.stack(logits).astype(np.float64), (), labels, groups=groups)
+
+    def _groups_of(self, rows: Labels) -> Labels | None:
+        return None if self.groups is None else self.groups[rows]
 
     def _of_folds(self, part: str) -> Floats | None:
         """Return the fold trainings' logits on *fuse* or *test*, (M, K, n, C)."""

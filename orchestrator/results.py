@@ -128,6 +128,7 @@ class Fingerprint(BaseModel):
         fusion: Names of the fusions.
         quorum: Minimum number of finished members.
         metric: Metric by which fusions are judged.
+        tolerance: Acceptable loss of a cheaper candidate; None for the metric's default.
         prices: Price per trainer-hour, by kind of machine.
     """
 
@@ -137,6 +138,7 @@ class Fingerprint(BaseModel):
     fusion: list[str]
     quorum: int
     metric: Metric
+    tolerance: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)
 
 

@@ -59,7 +59,7 @@ def quantize(source: Path, target: Path, images: Images) -> None:
         quantization.quantize_static(
             str(source),
             str(result),
-            _Reader(images[:CALIBRATION_ROWS]),
+            _Reader(images),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             nodes_to_exclude=_last_layers(source),

@@ -109,10 +109,20 @@ def describe_penalty(penalty: float) -> str:
     return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
 
 
-def shuffled_splits(rows: int) -> list[Split]:
-    """Split rows into five shuffled folds, or one per row if fewer; no folds for a single row."""
-    from sklearn.model_selection import KFold
+def shuffled_splits(rows: int, groups: Labels | None = None) -> list[Split]:
+    """Split rows into five shuffled folds that divide no group, or one fold per row or group if fewer.
 
-    if rows < 2:
+    Args:
+        rows: Number of rows.
+        groups: (n,) group of each row; None without groups.
+
+    Returns:
+        Fitted and held-out rows of each fold; empty for a single row or group.
+    """
+    from sklearn.model_selection import GroupKFold, KFold
+
+    units = rows if groups is None else len(np.unique(groups))
+    if units < 2:
         return []
-    return list(KFold(min(5, rows), shuffle=True, random_state=0).split(np.arange(rows)))
+    kind = KFold if groups is None else GroupKFold
+    return list(kind(min(5, units), shuffle=True, random_state=0).split(np.arange(rows), groups=groups))

@@ -55,11 +55,6 @@ class Cascade(FusionMethod):
         """Return the number of members run for each row, (n,)."""
         return _stops(self._stages(predictions).max(-1), self.threshold_) + 1
 
-    def shares(self, predictions: Predictions) -> list[float]:
-        """Return the share of rows for which each member runs; 1 for the first."""
-        counts = self.count_networks(predictions)
-        return [float((counts > k).mean()) for k in range(len(self.order_))]
-
     def describe(self, names: Sequence[str], predictions: Predictions) -> Description:
         """Return the members' order, the threshold, and the mean number of networks per row."""
         asked = float(self.count_networks(predictions).mean())

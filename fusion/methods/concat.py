@@ -45,7 +45,7 @@ class Concat(FusionMethod):
 
     def fit(self, inputs: FusionInputs) -> Self:
         """Fit the head on *fuse*. Raises ConclaveError if a member has no linear head."""
-        folds = [held_out for _, held_out in shuffled_splits(len(inputs.fuse.labels))]
+        folds = [held_out for _, held_out in shuffled_splits(len(inputs.fuse.labels), inputs.fuse.groups)]
         return self._fitted(inputs, folds, is_nested=False)[0]
 
     def fit_nested(self, inputs: FusionInputs, folds: Sequence[Labels]) -> list[Self]:

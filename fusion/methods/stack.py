@@ -16,7 +16,7 @@ from fusion.fitting.cross_validation import PENALTIES, CrossValidatedHead, descr
 from fusion.fitting.heads import HeadProblem, MatrixProblem, Split, WeightsProblem
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs, Trainings
 from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
-from fusion.metrics.scores import bootstrap
+from fusion.metrics.scores import mean_interval
 from fusion.predictions import Floats, FusionInputs, Labels, Predictions, log_softmax, softmax
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def fit_stack_head(predictions: Predictions, folds: Labels | None) -> tuple[Cros
     def problem_of(split: Split) -> HeadProblem:
         return MatrixProblem(x, y, start, split, members) if is_matrix else WeightsProblem(x, y, start, split)
 
-    splits = [held_out for _, held_out in shuffled_splits(len(y))]
+    splits = [held_out for _, held_out in shuffled_splits(len(y), predictions.groups)]
     parts = splits if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
     best = fit_heads(problem_of, len(y), parts, WEAKER_PENALTIES)[0]
     return best, "a full matrix" if is_matrix else "one weight per member"
@@ -111,7 +111,7 @@ class Stack(FusionMethod):
         uniform = meta_features(fuse.logits, temperatures(fuse)).reshape(len(fuse.labels), len(fuse.logits), -1).mean(1)
         losses = calibrated_losses(log_probabilities(self.predict_proba(inputs.fuse)), fuse.labels)
         gain = calibrated_losses(uniform, fuse.labels) - losses
-        low, high = bootstrap(gain)
+        low, high = mean_interval(gain, fuse.groups)
         if not inputs.with_oof or self.gained_ < MATERIAL_NATS or high >= self.gained_ / 2:
             return []
         return [

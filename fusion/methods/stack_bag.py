@@ -39,7 +39,9 @@ class StackBag(Stack):
         """Replace each member by the bag of its fold trainings. Raises ConclaveError if these have no outputs."""
         if predictions.folds is None:
             raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
-        return Predictions(log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels)
+        return Predictions(
+            log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels, groups=predictions.groups
+        )
 
     @staticmethod
     def combine(arrays: Mapping[str, Tensor], outputs: NetworkOutputs) -> Tensor:

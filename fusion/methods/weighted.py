@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from fusion.fitting.cross_validation import shuffled_splits
+from fusion.fitting.heads import Split
 from fusion.interface import FUSIONS, Description
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import TINY
@@ -76,7 +77,8 @@ class Weighted(Vote):
         """Choose a candidate by cross-validation, and fit its weights on all *fuse* rows."""
         probabilities, labels = softmax(inputs.fuse.logits), inputs.fuse.labels
         likelihood = np.ascontiguousarray(probabilities[:, np.arange(len(labels)), labels])
-        losses = {name: self._validated(name, likelihood) for name in CANDIDATES}
+        splits = shuffled_splits(len(labels), inputs.fuse.groups)
+        losses = {name: self._validated(name, likelihood, splits) for name in CANDIDATES}
         self.chosen_ = min(CANDIDATES, key=lambda name: losses[name])
         self.weights_ = CANDIDATES[self.chosen_](likelihood)
         uniform_weights = uniform(likelihood)
@@ -90,9 +92,9 @@ class Weighted(Vote):
         return Description(f"{vote.words}; {self.chosen_} weights", vote.weights)
 
     @staticmethod
-    def _validated(name: str, likelihood: Floats) -> float:
-        rows, losses = likelihood.shape[1], []
-        for fitted_rows, held_out in shuffled_splits(rows):
+    def _validated(name: str, likelihood: Floats, splits: Sequence[Split]) -> float:
+        losses = []
+        for fitted_rows, held_out in splits:
             weights = CANDIDATES[name](likelihood[:, fitted_rows])
             losses.append(_nll(weights, likelihood[:, held_out]) * len(held_out))
         return float(np.sum(losses))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion.metrics.calibration import fit_temperature, log_probabilities
-from fusion.metrics.scores import accuracy_and_nll_losses, bootstrap, evenly_drawn
+from fusion.metrics.scores import accuracy_and_nll_losses, evenly_drawn, mean_interval
 from fusion.predictions import Floats, Labels
 from fusion.results import Contribution
 
@@ -26,7 +26,9 @@ ORDERS = 200  # about this many orders are drawn for more members
 Subset = tuple[int, ...]
 
 
-def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -> dict[str, Contribution]:
+def contributions(
+    names: Sequence[str], probabilities: Floats, labels: Labels, groups: Labels | None = None
+) -> dict[str, Contribution]:
     """Return each member's contribution to the vote.
 
     Each subset of members is calibrated by its own temperature, as every candidate is. With a shared temperature, a member's
@@ -36,11 +38,12 @@ def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -
         names: Names of the members.
         probabilities: (M, n, C) of the members, on rows that no member trained on.
         labels: (n,).
+        groups: (n,) group of each row; None without groups.
     """
     votes = 2 ** len(names) if len(names) <= MAX_EXACT_MEMBERS else ORDERS * len(names)
     most = MAX_PROBABILITIES // (votes * EVALUATIONS * probabilities.shape[-1])
     rows = evenly_drawn(len(labels), most)  # all rows may take minutes
-    probabilities, labels = probabilities[:, rows], labels[rows]
+    probabilities, labels, groups = probabilities[:, rows], labels[rows], None if groups is None else groups[rows]
 
     def losses(vote: Floats) -> Floats:
         temperature = fit_temperature(log_probabilities(vote), labels, TOLERANCE)
@@ -57,9 +60,9 @@ def contributions(names: Sequence[str], probabilities: Floats, labels: Labels) -
     return {
         name: Contribution(
             accuracy=float(accuracy.mean()),
-            accuracy_interval=bootstrap(accuracy),
+            accuracy_interval=mean_interval(accuracy, groups),
             nll=float(nll.mean()),
-            nll_interval=bootstrap(nll),
+            nll_interval=mean_interval(nll, groups),
         )
         for name, (accuracy, nll) in zip(names, shapley_values(value, len(names)), strict=True)
     }

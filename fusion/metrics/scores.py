@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fusion.metrics.calibration import TINY, apply_temperature, nll
 from fusion.predictions import Floats, Labels
-from fusion.results import Gain, Interval, LossDifference, Metric, Scores
+from fusion.results import Interval, Metric, Scores
 
-DRAWS = 2000
-FEW_VALUES = 16
 FEWEST_ROWS = 500  # always evaluated, however long it takes
 FEWEST_OF_A_CLASS = 10  # rows needed to estimate the spread of a class's accuracy
 BINS = 15
@@ -52,42 +48,39 @@ def per_class(probabilities: Floats, labels: Labels) -> list[float | None]:
     return [float(hits[labels == c].mean()) if (labels == c).any() else None for c in range(probabilities.shape[1])]
 
 
-def bootstrap(values: Floats) -> Interval:
-    """Return the 95 % percentile interval of the mean of (n,) values, with rows resampled.
-
-    If there are few distinct values, such as 0 and 1, only the count of each value is drawn, which is faster.
-    """
-    distinct, rows = np.unique(values, return_counts=True)
-    if len(distinct) <= FEW_VALUES:
-        means = np.random.default_rng(0).multinomial(len(values), rows / len(values), size=DRAWS) @ distinct / len(values)
-    else:
-        means = resampled_counts(len(values)) @ values.astype(np.float32) / len(values)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=2)
-def resampled_counts(rows: int) -> NDArray[np.float32]:
-    """Return the bootstrap counts of each row, (DRAWS, n): the same draws whenever n is the same."""
-    counts = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
-    return counts.astype(np.float32)
-
-
-def accuracy_gain(probabilities: Floats, other: Floats, labels: Labels) -> Gain:
-    """Compare the accuracy of a candidate with that of a baseline on the same rows.
+def mean_interval(values: Floats, groups: Labels | None = None) -> Interval:
+    """Return the 95 % t interval of the mean of (n,) values.
 
     Args:
-        probabilities: (n, C) of the candidate.
-        other: (n, C) of the baseline.
-        labels: (n,).
+        values: (n,).
+        groups: (n,) group of each row; rows of a group are not independent. None without groups.
     """
-    right, base = probabilities.argmax(1) == labels, other.argmax(1) == labels
-    won, lost = int((right & ~base).sum()), int((~right & base).sum())
-    from scipy.stats import binomtest
+    from scipy.stats import t
 
-    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    difference = right.astype(np.float64) - base
-    return Gain(float(difference.mean()), bootstrap(difference), p)
+    deviations = (values - values.mean()) / len(values)
+    if groups is not None:
+        deviations = np.bincount(np.unique(groups, return_inverse=True)[1], deviations)
+    units = max(2, len(deviations))
+    half = float(t.ppf(0.975, units - 1) * np.sqrt((deviations**2).sum() * units / (units - 1)))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def accuracy_interval(hits: Floats, groups: Labels | None = None) -> Interval:
+    """Return the 95 % interval of an accuracy (Wilson 1927), by which 100 % of few rows is uncertain too.
+
+    Args:
+        hits: (n,) 1 for a right answer, else 0.
+        groups: (n,) group of each row. Rows count for fewer if the rows of a group are right or wrong together.
+    """
+    accuracy, rows = float(hits.mean()), float(len(hits))
+    if groups is not None:
+        unit = np.unique(groups, return_inverse=True)[1]
+        variance = (np.bincount(unit, hits - accuracy) ** 2).sum() / rows**2
+        rows = accuracy * (1 - accuracy) / variance if variance else float(unit.max() + 1)
+        rows = min(rows, len(hits))
+    z2 = TWO_SIDED**2
+    centre, half = accuracy + z2 / (2 * rows), TWO_SIDED * np.sqrt(accuracy * (1 - accuracy) / rows + z2 / (4 * rows**2))
+    return float(max(0.0, (centre - half) / (1 + z2 / rows))), float(min(1.0, (centre + half) / (1 + z2 / rows)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -138,46 +131,9 @@ def evenly_drawn(rows: int, most: int, fewest: int = FEWEST_ROWS) -> Labels:
     return np.arange(rows) if rows <= most else np.linspace(0, rows - 1, most).astype(np.int64)
 
 
-def loss_difference(losses: Floats, other: Floats, errors: float = TWO_SIDED) -> LossDifference:
-    """Compare the losses of a candidate with those of a baseline on the same rows.
-
-    Args:
-        losses: (n,) of the candidate.
-        other: (n,) of the baseline.
-        errors: Half-width of the interval in standard errors; from `simultaneous_critical_value` for several candidates.
-    """
-    difference = losses - other
-    mean, error = float(difference.mean()), standard_error(difference)
-    return LossDifference(mean, (mean - errors * error, mean + errors * error), (errors + POWER) * error)
-
-
 def standard_error(values: Floats) -> float:
     """Return the standard error of the mean of (n,) values."""
     return float(values.std() / np.sqrt(len(values)))
-
-
-def simultaneous_critical_value(losses: Mapping[str, Floats], best: str) -> float:
-    """Return the critical value, in standard errors, to compare all candidates with the best at 95 % confidence.
-
-    This is a multiple comparison with the best (Hsu 1984): the critical value is the 95 % quantile of the largest studentised
-    difference over bootstrap draws of the rows. A single comparison takes 1.96. The best of several candidates is partly the
-    luckiest, so the value is larger.
-
-    Args:
-        losses: (n,) losses of each candidate on the same rows.
-        best: Name of the candidate with the lowest mean loss.
-    """
-    differences = [values - losses[best] for name, values in losses.items() if name != best]
-    columns = np.array([d for d in differences if d.std() > 0])
-    if not len(columns):
-        return TWO_SIDED
-    centred = (columns - columns.mean(1, keepdims=True)) / columns.std(1, keepdims=True)
-    rows = centred.shape[1]
-    drawn = resampled_counts(rows)  # (DRAWS, n)
-    means = drawn @ centred.T.astype(np.float32) / rows
-    squares = drawn @ (centred.T**2).astype(np.float32) / rows
-    spread = np.sqrt(np.maximum(squares - means**2, 1e-12))
-    return max(TWO_SIDED, float(np.percentile((means * np.sqrt(rows) / spread).max(1), 95)))
 
 
 def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1) -> bool:

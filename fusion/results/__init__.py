@@ -3,7 +3,7 @@
 Fast to import, so that commands which only read finished sweeps start at once.
 """
 
-from fusion.results.base import FEWEST_ROWS, METRIC_NAMES, FusionResult, Interval, Metric
+from fusion.results.base import METRIC_NAMES, FusionResult, Interval, Metric
 from fusion.results.candidates import (
     Candidate,
     Choice,
@@ -30,7 +30,6 @@ from fusion.results.findings import (
 )
 
 __all__ = [
-    "FEWEST_ROWS",
     "METRIC_NAMES",
     "Abstention",
     "Answer",

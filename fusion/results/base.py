@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 Interval = tuple[float, float]
 Metric = Literal["nll", "accuracy", "balanced_accuracy"]
-FEWEST_ROWS = 100  # *fuse* rows; with fewer, evidence is weak, and only a clear difference decides
-METRIC_NAMES: dict[Metric, str] = {"nll": "NLL", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
+METRIC_NAMES: dict[Metric, str] = {"nll": "loss", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
 
 class FusionResult(BaseModel):

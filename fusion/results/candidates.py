@@ -30,7 +30,7 @@ class Gain(NamedTuple):
 
     Attributes:
         difference: Difference in accuracy.
-        interval: Its paired bootstrap interval at 95 %.
+        interval: Its paired score interval at 95 % (Tango 1998).
         p: McNemar's exact p-value.
     """
 
@@ -44,13 +44,13 @@ class LossDifference(NamedTuple):
 
     Attributes:
         difference: Mean difference: of NLL in nats, of (balanced) accuracy as a share of the rows.
-        interval: Its paired interval, at 95 % for all candidates simultaneously.
-        detectable: Smallest difference that these rows can detect, at 5 % and with 80 % power.
+        interval: Its two-sided paired interval, at 95 % for all compared candidates at once.
+        upper: Its one-sided upper bound, at 95 % for all compared candidates at once.
     """
 
     difference: float
     interval: Interval
-    detectable: float
+    upper: float
 
 
 class ReliabilityPoint(FusionResult):
@@ -80,7 +80,7 @@ class TestResults(FusionResult):
 
     Attributes:
         test: The scores.
-        interval: Bootstrap interval of the accuracy at 95 %.
+        interval: Wilson interval of the accuracy at 95 %.
         per_class: Accuracy on the rows of each class; None for a class without rows.
         reliability: Points of the reliability diagram, empty bins left out.
         against_single: The gain over the best single member.
@@ -114,7 +114,7 @@ class Comparison(TestResults):
         chosen: How a fusion was fitted, in words.
         weights: Weight of each member by name; empty for a fusion without weights.
         matched: The best vote affordable within the same training time.
-        holm_p: McNemar's p-value against the best single member, Holm-adjusted over the fusions.
+        holm_p: The p-value against the best single member, Holm-adjusted over the fusions.
         cost_per_point: Additional trainings per point of test accuracy over the best single member; None without a gain.
     """
 
@@ -136,8 +136,9 @@ class Candidate(Comparison):
         inference_cost: Measured inference time relative to the mean single member.
         inference_ms: Inference time in milliseconds per image, on as many threads as a trainer has.
         inference_ms_all_cores: Inference time in milliseconds per image, on all cores of the machine.
-        multiply_adds: Multiply-adds per image; their mean on *fuse* if a fusion skips networks for some rows.
+        multiply_adds: Multiply-adds per image.
         compute_cost: `multiply_adds` relative to the mean single member.
+        networks: Number of networks in the exported file.
         money: Price of its training, by kind of machine.
     """
 
@@ -146,37 +147,43 @@ class Candidate(Comparison):
     inference_ms_all_cores: float = 0.0
     multiply_adds: float = 0.0
     compute_cost: float = 0.0
+    networks: int = 1
     money: dict[str, float] = Field(default_factory=dict)
 
 
 class Choice(FusionResult):
     """How the recommended candidate was chosen, on *fuse* alone.
 
-    It is the cheapest candidate that is not significantly worse than the one with the best score. Cost is counted in
-    multiply-adds of inference, then of training.
+    It is the cheapest candidate shown to be at most `tolerance` worse than the best-scoring one. Cost is counted in multiply-adds
+    of inference, then of training.
 
     Attributes:
-        metric: The metric of the team.
+        metric: The metric of the team. Its loss is the NLL in nats, or 1 minus an accuracy.
+        tolerance: Largest acceptable loss beyond the best.
         rows: Number of *fuse* rows.
-        is_decided: False if there are too few rows to choose by.
+        groups: Number of groups of *fuse* rows; None without groups.
+        has_few_rows: Whether there are too few rows or groups for fusions that learn from them.
         is_at_chance: Whether no candidate is significantly better than the class frequencies.
-        best_score: Name of the candidate with the best score.
-        equal: Names of the candidates that are not significantly worse than `best_score`, cheapest first.
-        lost: Loss of the recommended candidate minus that of `best_score`.
-        next_cheaper: Name of the best candidate that is cheaper than the recommended one; None if none is cheaper.
-        worth: Loss of `next_cheaper` minus that of the recommended candidate.
-        detectable: Smallest difference between candidates that these rows can detect, by the metric.
-        detectable_accuracy: Smallest difference in accuracy that these rows can detect.
+        best_score: Name of the competing candidate with the lowest loss.
+        competing: Names of the candidates that could be recommended, the cheapest first.
+        cheaper: Names of the undominated candidates that are cheaper than the recommended one, the cheapest first.
+        losses: Loss of each candidate.
+        behind_best: Loss of each cheaper candidate minus that of `best_score`; bounds hold for all of them at once.
+        differences: Loss of each other candidate minus that of the recommended one; intervals hold for all of them at once.
+        rows_needed: About how many *fuse* rows would show that a cheaper candidate is good enough, if its loss stays as it is.
+            Candidates that are worse by more than the tolerance are left out.
     """
 
     metric: Metric
+    tolerance: float
     rows: int
-    is_decided: bool
+    groups: int | None = None
+    has_few_rows: bool
     is_at_chance: bool
     best_score: str
-    equal: list[str]
-    lost: LossDifference
-    next_cheaper: str | None = None
-    worth: LossDifference | None = None
-    detectable: float
-    detectable_accuracy: float
+    competing: list[str]
+    cheaper: list[str]
+    losses: dict[str, float]
+    behind_best: dict[str, LossDifference]
+    differences: dict[str, LossDifference]
+    rows_needed: dict[str, int]

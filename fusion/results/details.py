@@ -17,7 +17,6 @@ class FusionDetails(FusionResult):
     Attributes:
         version: Version of this format.
         recommended: Name of the recommended candidate.
-        why: Why it is recommended, in words.
         choice: How it was chosen.
         best_single: Name of the best single member.
         classes: Class names in the order of the probabilities.
@@ -37,7 +36,6 @@ class FusionDetails(FusionResult):
 
     version: Literal[1] = 1
     recommended: str
-    why: str
     choice: Choice
     best_single: str
     classes: list[str]

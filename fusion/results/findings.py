@@ -56,9 +56,9 @@ class Contribution(FusionResult):
 
     Attributes:
         accuracy: Share in accuracy; 0.01 is one point.
-        accuracy_interval: Its bootstrap interval at 95 %.
+        accuracy_interval: Its t interval at 95 %.
         nll: Share in nats per row; positive if the member improves the vote.
-        nll_interval: Its bootstrap interval at 95 %.
+        nll_interval: Its t interval at 95 %.
         money: Price of the member's training, by kind of machine.
     """
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from fusion.interface import Description
-from fusion.metrics.scores import accuracy_gain, bootstrap, detectable, holm, per_class, reliability, scores
+from fusion.metrics.paired import Sample, accuracy_gain
+from fusion.metrics.scores import accuracy_interval, detectable, holm, per_class, reliability, scores
 from fusion.predictions import Floats, Labels, TeamPredictions
 from fusion.results import Answer, Comparison, HardRow, Metric, ReliabilityPoint, TestResults
 from fusion.selection.costs import TrainingCost, by_training, compute_matched_vote, paid_for
@@ -105,10 +106,10 @@ def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: s
     probabilities, of_single = fusion.predict_proba(test), fitted[single].predict_proba(test)
     return TestResults(
         test=scores(probabilities, test.labels),
-        interval=bootstrap((probabilities.argmax(1) == test.labels).astype(np.float64)),
+        interval=accuracy_interval((probabilities.argmax(1) == test.labels).astype(np.float64), test.groups),
         per_class=per_class(probabilities, test.labels),
         reliability=_reliability_points(probabilities, test.labels),
-        against_single=accuracy_gain(probabilities, of_single, test.labels),
+        against_single=accuracy_gain(probabilities, of_single, Sample.of(test)),
         detectable=detectable(probabilities, of_single, test.labels),
     )
 

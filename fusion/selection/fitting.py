@@ -14,7 +14,7 @@ from fusion.fitting.cross_validation import shuffled_splits
 from fusion.interface import FUSIONS, FusionMethod, by_order
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
-from fusion.predictions import Floats, FusionInputs, Predictions, TeamPredictions, softmax
+from fusion.predictions import Floats, FusionInputs, Labels, Predictions, TeamPredictions, softmax
 
 
 @dataclass
@@ -72,22 +72,28 @@ class Single(Vote):
 def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: FusionInputs) -> FittedFusion:
     """Fit one fusion on all of *fuse*, and judge it by five-fold nested cross-validation.
 
+    The temperature is fitted to predictions of held-out rows: on rows that a head was fitted on, it would be overconfident.
+
     Args:
         name: Name of the fusion.
         make_method: Returns an unfitted method.
         inputs: Data that the fusion may learn from.
     """
-    fuse, splits = inputs.fuse, shuffled_splits(len(inputs.fuse.labels))
+    fuse = inputs.fuse
+    splits = shuffled_splits(len(fuse.labels), fuse.groups)
     method, *without = make_method().fit_nested(inputs, [held_out for _, held_out in splits])
-    nested = np.zeros(fuse.logits.shape[1:])
-    for inner, (fitted, held_out) in zip(without, splits, strict=True):
-        nested[held_out] = apply_temperature(inner.predict_proba(fuse.take(held_out)), _last_stage(inner, fuse.take(fitted)))
-    return FittedFusion(name, method, _last_stage(method, fuse), nested)
+    raw = method.predict_proba(fuse)
+    for inner, (_, held_out) in zip(without, splits, strict=True):
+        raw[held_out] = inner.predict_proba(fuse.take(held_out))
+    nested = raw.copy()
+    for fitted, held_out in splits:
+        nested[held_out] = apply_temperature(raw[held_out], _fit_last_stage(raw[fitted], fuse.labels[fitted]))
+    return FittedFusion(name, method, _fit_last_stage(raw, fuse.labels), nested)
 
 
-def _last_stage(method: FusionMethod, predictions: Predictions) -> float:
-    """Fit the temperature of a fitted method, on the rows that the method was fitted on."""
-    return fit_temperature(log_probabilities(method.predict_proba(predictions)), predictions.labels)
+def _fit_last_stage(probabilities: Floats, labels: Labels) -> float:
+    """Fit a temperature to probabilities (n, C) of rows that the method was not fitted on."""
+    return fit_temperature(log_probabilities(probabilities), labels)
 
 
 def fit_all(

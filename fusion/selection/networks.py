@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fusion.predictions import TeamPredictions
 from fusion.selection.fitting import FittedFusion
 
 N = TypeVar("N", covariant=True)
@@ -42,16 +41,9 @@ class Effort:
     """Cost of a candidate in multiply-adds.
 
     Attributes:
-        inference: Multiply-adds per image; their mean on *fuse* if a fusion skips networks for some rows.
+        inference: Multiply-adds per image of everything that the exported file runs.
         training: Multiply-adds of the forward passes of all trainings that the candidate needs.
     """
 
     inference: float
     training: float
-
-
-def shares_of_networks(fusion: FittedFusion, team: TeamPredictions, count: int) -> list[float]:
-    """Return the share of *fuse* rows for which each of a candidate's `count` networks runs, in running order."""
-    if fusion.method.asks != "members":
-        return [1.0] * count
-    return fusion.method.shares(fusion.narrowed(team.inputs.fuse))

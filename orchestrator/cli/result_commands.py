@@ -48,7 +48,7 @@ def fuse(
         return
     rows = table_rows(request.members, details)
     print_table(list(FUSE_COLUMNS), [[row[key] for key in FUSE_COLUMNS] for row in rows])
-    for line in (*verdict(details), *diversity_text(details), *details.warnings):
+    for line in (*verdict(details, request.team.name), *diversity_text(details), *details.warnings):
         print(line)
 
 

@@ -21,6 +21,17 @@ class TrackingSpec(Strict):
     required: bool = True
 
 
+class RecommendSpec(Strict):
+    """How the recommended candidate is chosen.
+
+    Attributes:
+        tolerance: How much worse than the best a cheaper candidate may be: in nats for the metric nll, else as a share of the
+            rows; 0.01 nats or 0.005 by default.
+    """
+
+    tolerance: float | None = Field(None, ge=0, le=10)
+
+
 class Retries(Strict):
     """How often a training is retried, by cause; None means no limit.
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from fusion.interface import FUSIONS
 from fusion.results import Metric
-from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, Retries, TrackingSpec
+from orchestrator.config.settings import Budget, Checkpoint, HeartbeatSpec, RecommendSpec, Retries, TrackingSpec
 from workers.config.specs import DataSpec, MemberRecord, MemberSpec, StudentSpec, TrainSpec
 from workers.config.strict import Name, Shorthand, Strict
 from workers.errors import UserInputError
@@ -33,6 +33,7 @@ class TeamSettings(Strict):
     train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
     metric: Metric = Field("nll", description="Metric by which fusions are judged: nll, accuracy or balanced_accuracy.")
+    recommend: RecommendSpec = Field(RecommendSpec(), description="How the recommended candidate is chosen.")
     quorum: int = Field(2, ge=1, description="Minimum number of finished members for a fusion.")
     budget: Budget = Field(Budget(), description="A limit of hours or of cost.")
     retries: RetriesEntry = Field(Retries(), description="How often a training is retried, by cause.")

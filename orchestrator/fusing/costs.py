@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fusion.export.fused_model import FusedModel, assemble
-from fusion.predictions import TeamPredictions
 from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion
-from fusion.selection.networks import CandidateNetworks, Effort, shares_of_networks
+from fusion.selection.networks import CandidateNetworks, Effort
 from orchestrator.fusing.fitted_team import FittedTeam
+from workers.diagnostics.cores import available_cores
 from workers.models.multiply_adds import count_multiply_adds, multiply_adds
 from workers.models.network import Network
 from workers.storage.artifacts import MemberArtifact
@@ -40,12 +39,14 @@ class InferenceCost:
     Attributes:
         seconds: Measured seconds, on a trainer's number of threads.
         seconds_all_cores: Measured seconds on all cores.
-        multiply_adds: Multiply-adds.
+        multiply_adds: Multiply-adds of all networks in the exported file, and of the combiner.
+        networks: Number of networks in the exported file.
     """
 
     seconds: float
     seconds_all_cores: float
     multiply_adds: float
+    networks: int
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def all_cores() -> Iterator[int]:
     """
     from threadpoolctl import threadpool_limits
 
-    before, count = torch.get_num_threads(), os.cpu_count() or 1
+    before, count = torch.get_num_threads(), available_cores()
     torch.set_num_threads(count)
     try:
         with threadpool_limits(count, "blas"):
@@ -67,14 +68,13 @@ def all_cores() -> Iterator[int]:
 
 
 def measure_inference(
-    team: TeamPredictions, fitted: Mapping[str, FittedFusion], networks: CandidateNetworks[Network], images: Tensor, threads: int
+    fitted: Mapping[str, FittedFusion], networks: CandidateNetworks[Network], images: Tensor, threads: int
 ) -> dict[str, InferenceCost]:
     """Return the inference cost per image of each candidate: its networks and its combiner.
 
     Networks of equal structure cost the same and are measured once: members that differ only in their seed, and fold trainings.
 
     Args:
-        team: The team's predictions.
         fitted: The candidates by name.
         networks: The networks.
         images: (n, S, S, 3) uint8; the first ones are the batch.
@@ -95,17 +95,13 @@ def measure_inference(
         runs: Runs = {("network", key): _run_of(network, x) for key, network in each.items()}
         combiners = {name: _combiner_of(model, [outputs[kind] for kind in kinds[name]]) for name, model in models.items()}
         runs |= {("combiner", name): run for name, run in combiners.items()}
-        seconds = [_median_seconds(runs, count) for count in (threads, os.cpu_count() or 1)]
-    found = {}
+        seconds = [_median_seconds(runs, count) for count in (threads, available_cores())]
+    costs = {}
     for name, model in models.items():
-        asked = list(zip(shares_of_networks(fitted[name], team, len(model.members)), kinds[name], strict=True))
-        timed = [
-            (sum(share * times["network", kind] for share, kind in asked) + times["combiner", name]) / batch for times in seconds
-        ]
-        beside = count_multiply_adds(combiners[name]) / batch
-        work = sum(share * counted[kind] for share, kind in asked) + beside
-        found[name] = InferenceCost(timed[0], timed[1], work)
-    return found
+        timed = [(sum(times["network", kind] for kind in kinds[name]) + times["combiner", name]) / batch for times in seconds]
+        work = sum(counted[kind] for kind in kinds[name]) + count_multiply_adds(combiners[name]) / batch
+        costs[name] = InferenceCost(timed[0], timed[1], work, len(model.members))
+    return costs
 
 
 def _kind(network: nn.Module) -> str:

@@ -17,6 +17,7 @@ from fusion.export.quantization import CALIBRATION_ROWS, QuantizationLoss, measu
 from fusion.metrics.conformal import fit_level
 from fusion.metrics.contributions import contributions
 from fusion.metrics.diversity import diversity
+from fusion.metrics.scores import evenly_drawn
 from fusion.predictions import TeamPredictions, softmax
 from fusion.results import Candidate, Contribution, FusionDetails
 from fusion.selection.compare import compare, hardest_rows
@@ -24,7 +25,7 @@ from fusion.selection.costs import paid_for
 from fusion.selection.doubts import find_suspects, measure_abstention
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import CandidateNetworks
-from fusion.selection.recommendation import best_single, recommend, why_chosen
+from fusion.selection.recommendation import best_single, recommend
 from orchestrator.fusing.costs import MAX_BATCH_IMAGES, InferenceCost, all_cores, efforts, measure_inference, training_costs
 from orchestrator.fusing.fitted_team import FittedTeam, fit_team
 from orchestrator.fusing.next_steps import next_steps
@@ -72,7 +73,7 @@ def evaluate_fusions(request: FusionRequest, fitted_team: FittedTeam, threads: i
     team, fitted = fitted_team.team, fitted_team.fitted
     images = torch.from_numpy(np.asarray(Store(request.store).images[team.fuse_rows[:MAX_BATCH_IMAGES]]))
     with steps.step("measuring inference"):
-        inference = measure_inference(team, fitted, fitted_team.networks, images, threads)
+        inference = measure_inference(fitted, fitted_team.networks, images, threads)
     with steps.step("comparing"):
         details = _compared(request, fitted_team, inference)
     with steps.step("looking ahead"):
@@ -83,12 +84,11 @@ def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mappin
     """Return the evaluation without next steps, given the measured inference costs."""
     team, fitted = fitted_team.team, fitted_team.fitted
     costs = efforts(fitted_team, inference)
-    chosen, choice = recommend(team, fitted, costs, request.team.metric)
+    chosen, choice = recommend(team, fitted, costs, request.team.metric, request.team.recommend.tolerance)
     rows = {"fit": team.fit_rows, "fuse": team.fuse_rows, "test": team.test_rows}
     suspects = [suspect for suspect in find_suspects(team) if suspect.is_probable]
     return FusionDetails(
         recommended=chosen,
-        why=why_chosen(chosen, choice, costs, team.names),
         choice=choice,
         best_single=best_single(team, fitted, request.team.metric),
         classes=list(team.classes),
@@ -125,7 +125,8 @@ def write_model(
     team, fitted = fitted_team.team, fitted_team.fitted[name]
     store = Store(request.store)
     rows = min(len(team.fuse_rows), MOST_PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_PIXELS // store.size**2))
-    predictions, images = team.inputs.fuse.take(np.arange(rows)), np.asarray(store.images[team.fuse_rows[:rows]])
+    checked = evenly_drawn(len(team.fuse_rows), rows, 1)  # the rows may be sorted by class
+    predictions, images = team.inputs.fuse.take(checked), np.asarray(store.images[team.fuse_rows[checked]])
     members = [request.members[member] for member in team.names]
     bags = [[spec] * len(fitted_team.artifacts.folds.get(spec.name, ())) for spec in members]
     specs = CandidateNetworks(members, bags, request.student[0] if request.student else None)
@@ -140,7 +141,8 @@ def write_model(
 def write_int8_model(request: FusionRequest, fitted_team: FittedTeam, source: Path, target: Path) -> QuantizationLoss:
     """Quantize an exported model to 8 bits, calibrated on *fuse* rows, and measure the loss on *test* rows."""
     images, team = Store(request.store).images, fitted_team.team
-    quantize(source, target, np.asarray(images[team.fuse_rows[:CALIBRATION_ROWS]]))
+    rows = evenly_drawn(len(team.fuse_rows), CALIBRATION_ROWS, 1)  # the rows may be sorted by class
+    quantize(source, target, np.asarray(images[team.fuse_rows[rows]]))
     return measure_loss(source, target, np.asarray(images[team.test_rows]), team.test.labels)
 
 
@@ -181,7 +183,7 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
     if "vote" not in fitted or len(team.names) < 2:
         return {}
     fuse = team.inputs.fuse
-    found = contributions(team.names, softmax(fuse.logits), fuse.labels)
+    found = contributions(team.names, softmax(fuse.logits), fuse.labels, fuse.groups)
     costs = training_costs(fitted_team, lambda _, record: record.total_seconds, request.searched)
 
     def money(name: str) -> dict[str, float]:
@@ -212,6 +214,7 @@ def _candidates(fitted_team: FittedTeam, request: FusionRequest, inference: Mapp
             inference_ms=inference[name].seconds * 1000,
             inference_ms_all_cores=inference[name].seconds_all_cores * 1000,
             multiply_adds=inference[name].multiply_adds,
+            networks=inference[name].networks,
             compute_cost=inference[name].multiply_adds / mean_work if mean_work else 1.0,
             money={kind: price * row.train_seconds / 3600 for kind, price in request.team.prices.items()},
         )

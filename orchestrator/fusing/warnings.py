@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil
 
-from fusion.metrics.scores import is_at_chance, loss_difference, row_losses
+from fusion.metrics.paired import Sample, compare_losses
+from fusion.metrics.scores import is_at_chance
 from fusion.predictions import TeamPredictions
+from fusion.results import LossDifference, Metric
 from fusion.selection.fitting import FittedFusion, left_out
 from workers.diagnostics.callback import Epoch
 
@@ -74,8 +76,7 @@ def _is_significantly_better(name: str, fitted: Mapping[str, FittedFusion], team
     """Return True if a fusion is significantly better than the vote on *fuse* rows it was not fitted on."""
     if "vote" not in fitted:
         return False
-    mine, of_vote = (row_losses(fitted[which].nested, team.inputs.fuse.labels) for which in (name, "vote"))
-    return loss_difference(mine, of_vote).interval[1] < 0
+    return _against_the_vote(name, fitted, team, "nll").interval[1] < 0
 
 
 def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:
@@ -83,11 +84,16 @@ def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: Te
     if "vote" not in fitted or name == "vote":
         return []
     labels = team.inputs.fuse.labels
-    wrong = {which: row_losses(fitted[which].nested, labels, "accuracy") for which in (name, "vote")}
-    if loss_difference(wrong[name], wrong["vote"]).interval[0] <= 0:
+    if _against_the_vote(name, fitted, team, "accuracy").interval[0] <= 0:
         return []
-    right, of_vote = (1 - float(losses.mean()) for losses in wrong.values())
+    right, of_vote = (float((fitted[which].nested.argmax(1) == labels).mean()) for which in (name, "vote"))
     return [
         f"{name} is surely less often right than the vote: on {right:.1%} of the {len(labels):,} fuse rows, and the vote on "
         f"{of_vote:.1%}."
     ]
+
+
+def _against_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions, metric: Metric) -> LossDifference:
+    """Return the loss of a fusion on *fuse* minus that of the vote."""
+    probabilities = {which: fitted[which].nested for which in (name, "vote")}
+    return compare_losses(probabilities, "vote", Sample.of(team.inputs.fuse), metric)[name]

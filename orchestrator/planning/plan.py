@@ -101,11 +101,18 @@ class Plan:
         """Return the inputs of a finished sweep's results. If they are unchanged, there is nothing to do."""
         jobs = {planned.label: planned.signature for planned in self.members}
         team = self.team
-        return Fingerprint(jobs=jobs, fusion=list(team.fusion), quorum=team.quorum, metric=team.metric, prices=dict(team.prices))
+        return Fingerprint(
+            jobs=jobs,
+            fusion=list(team.fusion),
+            quorum=team.quorum,
+            metric=team.metric,
+            tolerance=team.recommend.tolerance,
+            prices=dict(team.prices),
+        )
 
     def settings(self) -> dict[str, str]:
         """Return the settings behind the results, flattened, to report changes between two runs."""
-        named = {"seed", "train", "fusion", "quorum", "metric"}
+        named = {"seed", "train", "fusion", "quorum", "metric", "recommend"}
         team = self.team.model_dump(mode="json", include=named)
         student = [self.team.student] if self.team.student else []
         members = {recipe.name: recipe.fingerprint_fields() for recipe in (*self.team.members, *student)}
@@ -228,13 +235,50 @@ def _weights_sha256(path: Path) -> str:
 
 
 def _code_sha256(module: str, import_paths: tuple[str, ...], key: str) -> str:
-    """Hash the syntax tree of a custom module, ignoring comments and blank lines. Nothing is imported."""
+    """Hash the syntax trees of a custom module and of the modules in the team's folder that it imports, without importing any.
+
+    Comments and blank lines don't count.
+    """
+    path = _module_path(module, (*import_paths, *sys.path))
+    if path is None:
+        raise UserInputError(f"{key}: module {module} not found in the team file's folder or on the Python path.")
+    trees, waiting = dict[str, ast.Module](), [(module, path)]
+    while waiting:
+        name, path = waiting.pop()
+        if name in trees:
+            continue
+        trees[name] = _parse_python(path)
+        for imported in _imported_names(trees[name], name if path.name == "__init__.py" else name.rpartition(".")[0]):
+            own = _module_path(imported, import_paths)
+            waiting += [(imported, own)] if own else []
+    return hashlib.sha256(
+        "".join(ast.dump(trees[name]) for name in (module, *sorted(trees.keys() - {module}))).encode()
+    ).hexdigest()
+
+
+def _module_path(module: str, folders: Sequence[str]) -> Path | None:
+    """Return the file of a module below one of these folders, or None."""
     relative = Path(*module.split("."))
-    for folder in (*import_paths, *sys.path):
-        for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py")):
-            if path.is_file():
-                return hashlib.sha256(ast.dump(_parse_python(path)).encode()).hexdigest()
-    raise UserInputError(f"{key}: module {module} not found in the team file's folder or on the Python path.")
+    paths = (
+        path for folder in folders for path in (Path(folder, relative).with_suffix(".py"), Path(folder, relative, "__init__.py"))
+    )
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _imported_names(tree: ast.Module, package: str) -> Iterator[str]:
+    """Yield the names of the modules that a module may import: also each name of `from x import name`, which may be one.
+
+    Args:
+        tree: The module's syntax tree.
+        package: The package that the module is in, for relative imports.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (name for name in (base, *(f"{base}.{alias.name}" for alias in node.names)) if name.strip("."))
 
 
 def _parse_python(path: Path) -> ast.Module:

@@ -83,7 +83,7 @@ def run_note(summary: SweepSummary, details: FusionDetails | None = None) -> str
     """
     lines = [f"### Sweep {summary.sweep}: {summary.state}", "", f"Recommended: **{summary.recommended}**", ""]
     if details:
-        lines += [*(f"- {line}" for line in (*verdict(details), *details.warnings)), ""]
+        lines += [*(f"- {line}" for line in (*verdict(details, summary.sweep), *details.warnings)), ""]
     lines += ["| | test accuracy | test NLL | training | inference |", "|---|---|---|---|---|"]
     for name, row in summary.candidates.items():
         lines.append(f"| {name} | {_note_cells(row)} |")
@@ -129,7 +129,7 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         diversity=diversity_text(details),
         money=money_text,
         rows=table_rows(summary.members, details),
-        verdict=verdict(details),
+        verdict=verdict(details, summary.sweep),
         pictures=embedded,
         smallest=smallest_difference(details.candidates, details.recommended, details.best_single),
         hardest=[ShownImage.of(row, plan.store) for row in details.hardest],

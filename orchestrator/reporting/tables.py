@@ -58,12 +58,12 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
         "nll": "NLL",
         "gain": f"points over {details.best_single}",
     }
-    keys |= {"p": "p", "train": "training", "inference": "inference"}
+    keys |= {"p": "Holm's p", "train": "training", "inference": "inference"}
     rows = report.table_rows(summary.members, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])
     print_table(list(keys.values()), [[row[key] for key in keys] for row in rows], marked)
     for line in (
-        *verdict(details),
+        *verdict(details, summary.sweep),
         *diversity_text(details),
         *([contributions] if (contributions := contributions_text(details)) else ()),
         *([step] if (step := next_steps_text(details)) else ()),

@@ -1,28 +1,22 @@
-"""Explain the recommendation: its reason, gain, costs and evidence, one sentence per line."""
+"""Explain the recommendation: what to use and why, how sure that is, and what to use if cost matters."""
 
 from __future__ import annotations
 
-from fusion.results import FEWEST_ROWS, Candidate, Choice, FusionDetails, Gain, LossDifference, Metric
+from fusion.results import METRIC_NAMES, Candidate, Choice, FusionDetails, Interval, Metric
 
-STRONG, FAIR = 0.005, 0.02  # largest detectable difference in accuracy for each grade
-FEWEST_DIFFERING = 6  # discordant rows, all in favour of one candidate, that bring McNemar's p below 5 %
+MOST_NAMED = 2  # candidates named in a sentence
+FRACTIONS = {1 / 2: "half", 1 / 3: "a third", 1 / 4: "a quarter", 1 / 5: "a fifth", 1 / 10: "a tenth"}
 
 
-def verdict(details: FusionDetails) -> list[str]:
-    """Return the verdict, one sentence per line.
+def verdict(details: FusionDetails, sweep: str) -> list[str]:
+    """Return the verdict, one or two sentences per line.
 
     Args:
         details: What the fusion step returned.
+        sweep: Name of the sweep, for commands.
     """
-    chosen, choice = details.recommended, details.choice
-    lines = [f"Use {chosen}: {details.why}."]
-    if choice.is_at_chance:
-        lines = [_at_chance(details, choice), *lines]
-    if choice.best_score != chosen:
-        lines.append(_best_score(details, choice))
-    if choice.next_cheaper and choice.worth and choice.next_cheaper != choice.best_score:
-        lines.append(_next_cheaper(details, choice, choice.next_cheaper, choice.worth))
-    return [*lines, *_on_test(details), _costs(chosen, details.candidates[chosen]), _evidence(choice)]
+    lines = [_use(details), *_on_test(details), _how_sure(details), *_if_cost_matters(details, sweep)]
+    return [_at_chance(details), *lines] if details.choice.is_at_chance else lines
 
 
 def contributions_text(details: FusionDetails) -> str | None:
@@ -63,95 +57,150 @@ def money_text(amount: float) -> str:
     return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.1g}"
 
 
-def difference_text(metric: Metric, value: float, interval: tuple[float, float]) -> str:
-    """Format a difference with its interval, in nats or in points of accuracy."""
-    low, high = interval
-    if metric == "nll":
-        return f"{value:.4f} nats ({low:.4f} to {high:.4f})"
-    return f"{value * 100:.2f} points ({low * 100:.2f} to {high * 100:.2f})"
+def difference_text(metric: Metric, value: float, interval: Interval) -> str:
+    """Format a difference with its interval, in nats or in points."""
+    unit, digits, name = (1, 3, "nats") if metric == "nll" else (100, 1, "points")
+    return f"{unit * value:.{digits}f} {name}, {unit * interval[0]:.{digits}f} to {unit * interval[1]:.{digits}f}"
 
 
-def _best_score(details: FusionDetails, choice: Choice) -> str:
-    """Compare the best-scoring candidate with the recommended one."""
-    best, chosen = (details.candidates[name] for name in (choice.best_score, details.recommended))
-    if not choice.lost.difference:
-        return f"Best score: {choice.best_score} is as good. {_price(best, chosen)}"
-    lost = difference_text(choice.metric, choice.lost.difference, choice.lost.interval)
-    doubt = "" if choice.is_decided else ", as far as so few rows tell"
-    if choice.lost.interval[0] <= 0:
-        doubt = ", which may be chance"
-    return f"Best score: {choice.best_score} is better by {lost}{doubt}. {_price(best, chosen)}"
+def _use(details: FusionDetails) -> str:
+    """Name the recommended candidate, the reason, and the scores that it is compared by."""
+    name, choice = details.recommended, details.choice
+    networks = details.candidates[name].networks
+    words = {choice.best_score: choice.best_score, "vote": "vote", details.best_single: "best single network"}
+    rest = [f"{word} {_loss(choice, other)}" for other, word in words.items() if other != name and other in choice.losses]
+    images = f"{choice.rows:,} fuse images" + (f" of {choice.groups:,} groups" if choice.groups is not None else "")
+    scores = f"{METRIC_NAMES[choice.metric]} {_loss(choice, name)} on {images}" + (f"; {', '.join(rest)}" if rest else "")
+    return f"Use {name}: {networks} network{'' if networks == 1 else 's'}, {_reason(name, choice)} ({scores})."
 
 
-def _next_cheaper(details: FusionDetails, choice: Choice, name: str, worth: LossDifference) -> str:
-    """Compare the next cheaper candidate with the recommended one."""
-    cheaper, chosen = details.candidates[name], details.candidates[details.recommended]
-    (low, high), word = worth.interval, "worse"
-    value = worth.difference
-    if value < 0:  # if the rows are too few to choose by
-        value, low, high, word = -value, -high, -low, "better"
-    difference = difference_text(choice.metric, value, (low, high))
-    doubt = ", which may be chance" if low <= 0 <= high else ""
-    return f"Next cheaper: {name} is {word} by {difference}{doubt}. {_price(cheaper, chosen)}"
-
-
-def _price(other: Candidate, chosen: Candidate) -> str:
-    """Compare a candidate's costs with those of the recommended one."""
-    inference = other.multiply_adds / (chosen.multiply_adds or 1)  # a network may have no multiply-adds
-    training = other.train_seconds / (chosen.train_seconds or 1)
-    if f"{inference:.2f}" == "1.00" and f"{training:.2f}" == "1.00":
-        return "It costs almost the same."
-    return f"It takes {inference:.2f}x the computing for an image, and {training:.2f}x the training."
+def _reason(name: str, choice: Choice) -> str:
+    if len(choice.losses) == 1:
+        return "the only candidate"
+    best = f"the best of {len(choice.competing)} candidates"
+    if choice.has_few_rows:
+        best += " that learn nothing from so few fuse images"
+    if choice.best_score == name:
+        return best
+    return f"the cheapest shown to be at most {_amount(choice.metric, choice.tolerance)} worse than {choice.best_score}, {best}"
 
 
 def _on_test(details: FusionDetails) -> list[str]:
-    """Compare the recommended candidate with the best single member on *test*."""
-    chosen, single = details.recommended, details.best_single
-    candidate = details.candidates[chosen]
-    gain, p = candidate.against_single, candidate.holm_p
-    if gain is None or chosen == single:
+    """Compare the recommended candidate on *test* with the best single network, and with the best on *test*."""
+    name, metric, rows = details.recommended, details.choice.metric, details.candidates
+    tested = {other: row for other, row in rows.items() if row.test is not None}
+    if name not in tested:
         return []
-    p = gain.p if p is None else p
-    low, high = (100 * bound for bound in gain.interval)
-    where = f"On the {details.rows['test']:,} test rows, {chosen}"
-    if not gain.difference:
-        return [f"{where} is right as often as {single} ({low:+.2f} to {high:+.2f} points)."]
-    word = "more" if gain.difference > 0 else "less"
-    text = f"{where} is {abs(gain.difference) * 100:.2f} points {word} accurate than {single}"
-    return [f"{text} ({low:+.2f} to {high:+.2f}; McNemar's p = {p:.2g}){_doubt(gain, p)}."]
+    single, gain = details.best_single, rows[name].against_single
+    text = f"On {details.rows['test']:,} test images it is right on {_accuracy(rows[name])}"
+    if name != single and gain is not None:
+        points, (low, high) = 100 * gain.difference, gain.interval
+        of_single = f"{_accuracy(rows[single])} for the best single network, {single}"
+        text += f" ({of_single}; {points:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f})"
+    best = min(tested, key=lambda other: _test_loss(tested[other], metric))
+    if metric != "accuracy":
+        others = [other for other in dict.fromkeys((single, best)) if other != name]
+        compared = ", ".join(f"{_test_score(rows[other], metric)} for {other}" for other in others)
+        text += f", with a {METRIC_NAMES[metric]} of {_test_score(rows[name], metric)}" + (f" ({compared})" if compared else "")
+    most = max(tested, key=lambda other: rows[other].test.accuracy)  # type: ignore[union-attr]
+    if rows[most].test.accuracy > rows[name].test.accuracy:  # type: ignore[union-attr]
+        text += f". Most accurate there: {most}, {_accuracy(rows[most])}, but test images choose nothing"
+    return [f"{text}."]
 
 
-def _doubt(gain: Gain, p: float) -> str:
-    is_sure = p < 0.05 and not gain.interval[0] <= 0 <= gain.interval[1]
-    return "" if is_sure else ": so few rows can't tell that from chance"
+def _how_sure(details: FusionDetails) -> str:
+    """Say which candidates are surely worse than the recommended one, and which may be better."""
+    name, choice, single = details.recommended, details.choice, details.best_single
+    others = sorted(choice.differences, key=lambda other: choice.differences[other].difference)
+    others = [other for other in others if choice.differences[other].interval != (0.0, 0.0)]
+    if not others:
+        return "How sure: there is nothing to compare." if len(choice.losses) == 1 else "How sure: all candidates answer alike."
+    shown = {other: _difference(choice, other) for other in others}
+    better = [other for other in others if choice.differences[other].interval[1] < 0]
+    worse = [other for other in others if choice.differences[other].interval[0] > 0]
+    unclear = [other for other in others if other not in (*better, *worse)]
+    parts = []
+    if better:
+        difference, (low, high), _ = choice.differences[better[0]]
+        gain = difference_text(choice.metric, -difference, (-high, -low))
+        parts.append(f"{better[0]} scores better ({gain}), but {choice.rows:,} images are too few to fit it")
+    if unclear:
+        named = " and ".join(f"{other} ({shown[other]})" for other in unclear[:MOST_NAMED])
+        more = len(unclear) - MOST_NAMED
+        parts.append(f"the order of {name} and {named} is uncertain" + (f", and so is that of {more} more" if more > 0 else ""))
+    if single in worse:
+        parts.append(f"{name} surely beats the best single network ({shown[single]})")
+    elif worse and not unclear:
+        parts.append(f"every other candidate is surely worse; the closest is {worse[0]} ({shown[worse[0]]})")
+    return f"How sure: {'; '.join(parts)}."
 
 
-def _costs(name: str, row: Candidate) -> str:
-    inference = row.compute_cost or row.inference_cost
-    training = f"{row.train_cost:.2f}x the training"
-    return f"Beside the mean member, {name} takes {inference:.2f}x the computing for an image, and {training}."
+def _if_cost_matters(details: FusionDetails, sweep: str) -> list[str]:
+    """Name the cheapest undominated candidate, its costs, its loss, and how many images could show that it is good enough."""
+    name, choice = details.recommended, details.choice
+    if not choice.cheaper:
+        return []
+    other = choice.cheaper[0]
+    row, chosen = details.candidates[other], details.candidates[name]
+    inference, training = row.multiply_adds / (chosen.multiply_adds or 1), row.train_seconds / (chosen.train_seconds or 1)
+    cost = (
+        f"{_fraction(inference)} of the computing for an image" if inference < 0.995 else f"{_fraction(training)} of the training"
+    )
+    text = f"If cost matters: {other} takes {cost}, and loses {_difference(choice, other)}"
+    if needed := choice.rows_needed.get(other):
+        text += f"; about {_rounded(needed):,} fuse images would show whether it is good enough"
+    return [f"{text}. `conclave export {sweep} --method {other}`"]
 
 
-def _at_chance(details: FusionDetails, choice: Choice) -> str:
+def _at_chance(details: FusionDetails) -> str:
     """Warn that no candidate beats chance."""
+    choice = details.choice
     accuracy = details.candidates[choice.best_score].fuse.accuracy
     return (
-        f"Nothing here is surely better than guessing: {choice.best_score}, the best, is right on {accuracy:.0%} of the "
-        f"{choice.rows:,} fuse rows. Look at the images, their labels and the learning rate before you use any of it."
+        f"Nothing here is surely better than guessing: {choice.best_score}, the best, is right on {accuracy:.0%} of "
+        f"{choice.rows:,} fuse images. Check the images, their labels and the learning rate before you use any of it."
     )
 
 
-def _evidence(choice: Choice) -> str:
-    """Grade the evidence: the smallest difference that the *fuse* rows can show."""
-    if choice.detectable == 0 and choice.detectable_accuracy == 0:  # with one member, every fusion equals that member
-        return "Evidence: there is nothing to compare. All candidates answer the fuse rows alike."
-    smallest = choice.detectable_accuracy if choice.metric == "nll" else choice.detectable
-    smallest = min(1.0, max(smallest, FEWEST_DIFFERING / choice.rows))
-    if not choice.is_decided:
-        advice = "Bring more images, or set more of them apart as fuse rows."
-        return f"Evidence: none. So few rows can't show differences below {smallest * 100:.0f} points. {advice}"
-    grade = "strong" if smallest <= STRONG else "fair" if smallest <= FAIR else "weak"
-    if choice.rows < FEWEST_ROWS:
-        grade = "weak"
-    nats = f"{choice.detectable:.4f} nats, or " if choice.metric == "nll" else ""
-    return f"Evidence: {grade}. {choice.rows:,} fuse rows can show differences of at least {nats}{smallest * 100:.1f} points."
+def _loss(choice: Choice, name: str) -> str:
+    """Format a candidate's nested score on *fuse*: an NLL in nats, or an accuracy in per cent."""
+    loss = choice.losses[name]
+    return f"{loss:.3f}" if choice.metric == "nll" else f"{1 - loss:.1%}"
+
+
+def _difference(choice: Choice, other: str) -> str:
+    """Format how much worse another candidate is than the recommended one, with its interval."""
+    difference, interval, _ = choice.differences[other]
+    return difference_text(choice.metric, difference, interval)
+
+
+def _amount(metric: Metric, value: float) -> str:
+    return f"{value:g} nats" if metric == "nll" else f"{100 * value:g} points"
+
+
+def _accuracy(row: Candidate) -> str:
+    assert row.test is not None
+    return f"{row.test.accuracy:.1%}"
+
+
+def _test_loss(row: Candidate, metric: Metric) -> float:
+    assert row.test is not None
+    if metric == "nll":
+        return row.test.nll
+    return 1 - (row.test.accuracy if metric == "accuracy" else row.balanced_accuracy or 0.0)
+
+
+def _test_score(row: Candidate, metric: Metric) -> str:
+    loss = _test_loss(row, metric)
+    return f"{loss:.3f}" if metric == "nll" else f"{1 - loss:.1%}"
+
+
+def _fraction(share: float) -> str:
+    """Format a share: a word if it is within 3 % of a simple fraction."""
+    return next((word for value, word in FRACTIONS.items() if abs(share / value - 1) < 0.03), f"{share:.0%}")
+
+
+def _rounded(count: int) -> int:
+    """Round up to two significant digits."""
+    unit: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // unit) * unit

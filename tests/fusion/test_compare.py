@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fusion.metrics.scores import bootstrap, scores
+from fusion.metrics.scores import scores
 from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, compute_matched_vote, paid_for
@@ -111,12 +111,3 @@ def test_costs_are_multiples_of_the_mean_member_and_tests_are_adjusted(gathered:
     points = 100 * (rows["vote"].test.accuracy - rows[single].test.accuracy)
     assert rows["vote"].cost_per_point == pytest.approx((2.0 - rows[single].train_cost) / points)
     assert rows[single].cost_per_point is None
-
-
-@pytest.mark.parametrize("discrete", [True, False])
-def test_a_bootstrap_interval_is_that_of_resampled_rows(discrete: bool) -> None:
-    draw = np.random.default_rng(3)
-    values = draw.choice([-1.0, 0.0, 1.0], 500, p=[0.05, 0.85, 0.1]) if discrete else draw.normal(size=500)
-    by_hand = np.percentile([draw.choice(values, 500).mean() for _ in range(4000)], [2.5, 97.5])
-    assert bootstrap(values) == pytest.approx(tuple(by_hand), abs=0.15 * (by_hand[1] - by_hand[0]))
-    assert bootstrap(values) == bootstrap(values)

@@ -18,6 +18,7 @@ from fusion.methods.vote_logits import VoteLogits
 from fusion.methods.weighted import Weighted, greedy, optimal
 from fusion.metrics import scores as score
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities, nll
+from fusion.metrics.paired import Sample, accuracy_gain
 from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax, weighted_mean
 from fusion.selection.fitting import fit_all, fit_fusion
 from tests.factories import CLASSES, table
@@ -351,7 +352,7 @@ def test_mcnemar_of_a_hand_made_case() -> None:
     right, wrong = np.array([[0.9, 0.1]]), np.array([[0.1, 0.9]])
     ours = np.repeat([right[0], right[0], wrong[0]], [90, 8, 2], axis=0)
     other = np.repeat([right[0], wrong[0], right[0]], [90, 8, 2], axis=0)
-    gain, (low, high), p = score.accuracy_gain(ours, other, np.zeros(100, int))
+    gain, (low, high), p = accuracy_gain(ours, other, Sample(np.zeros(100, int)))
     assert gain == pytest.approx(0.06)
     assert low < 0.06 < high
     assert p == pytest.approx(2 * (1 + 10 + 45) / 2**10)

@@ -19,7 +19,8 @@ from fusion.methods.stack import Stack
 from fusion.methods.vote import Vote
 from fusion.metrics.conformal import fit_level, set_scores
 from fusion.metrics.label_errors import doubt_labels
-from fusion.metrics.scores import accuracy_gain, is_at_chance
+from fusion.metrics.paired import Sample, accuracy_gain
+from fusion.metrics.scores import is_at_chance
 from fusion.predictions import FusionInputs, TeamPredictions, load_predictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, increments
@@ -50,7 +51,7 @@ def test_gains_on_test_are_over_the_member_that_is_best_on_fuse() -> None:
     compared = compare(team, fit_all(team, ("vote",)), costs)
     assert compared["b"].against_single.difference == 0
     a, b = softmax(test.logits)
-    assert compared["a"].against_single == accuracy_gain(a, b, test.labels)
+    assert compared["a"].against_single == accuracy_gain(a, b, Sample.of(test))
 
 
 def test_a_level_allows_for_the_new_row() -> None:
@@ -129,7 +130,7 @@ def test_members_of_different_data_are_not_fused(tmp_path: Path) -> None:
     for name, digest in (("a", "d"), ("b", "other")):
         MemberArtifact(tmp_path / name).publish({"w": torch.zeros(1)}, outputs, record(data_digest=digest))
     full = {name: tmp_path / name for name in "ab"}
-    store = SimpleNamespace(classes=["x", "y"], labels=np.zeros(12, int))
+    store = SimpleNamespace(classes=["x", "y"], labels=np.zeros(12, int), groups=None)
     split = SimpleNamespace(folds=np.zeros(4, int), fit=np.arange(8, 12))
     with pytest.raises(ConclaveError, match="member b was trained on different data than a"):
         load_predictions(full, {}, store, split)  # type: ignore[arg-type]

@@ -64,16 +64,16 @@ def step(kind: str, gain: float, seconds: float, width: float = 0.001, **keys: A
 
 
 def with_steps(*steps: NextStep, **choice: Any) -> FusionDetails:
-    return details("vote", choice).model_copy(update={"next_steps": list(steps)})
+    return details("vote", **choice).model_copy(update={"next_steps": list(steps)})
 
 
 def test_the_most_promising_step_is_said_with_its_gain_and_its_cost() -> None:
     member, flips = step("member", 0.02, 600, money={"spot": 0.031}), step("flips", 0.03, 0, width=0.05)
     assert next_steps_text(with_steps(flips, member)) == (
-        "Next: another member makes the vote better by 0.0200 nats (0.0190 to 0.0210). "
+        "Next: another member makes the vote better by 0.020 nats, 0.019 to 0.021. "
         "It takes 10.0 minutes of training or 0.03 spot, and 2.00x the vote's inference."
     )
-    assert "0.40 points (0.10 to 0.70)" in str(next_steps_text(with_steps(member, metric="accuracy")))
+    assert "0.4 points, 0.1 to 0.7" in str(next_steps_text(with_steps(member, metric="accuracy")))
     assert ", which may be chance. It takes no training, and" in str(next_steps_text(with_steps(flips)))
 
 

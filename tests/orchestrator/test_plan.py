@@ -90,6 +90,28 @@ def test_a_student_that_begins_from_a_member_is_another_by_that_members_fit(tmp_
     assert found[3] == found[1], "names say nothing of a fit"
 
 
+@pytest.mark.parametrize(
+    ("imported", "helper"),
+    [
+        ("import helpers", "helpers.py"),
+        ("from helpers import block", "helpers/__init__.py"),
+        ("from parts import helpers", "parts/helpers.py"),
+        ("from .helpers import block", "helpers.py"),
+    ],
+)
+def test_a_signature_covers_the_modules_that_a_custom_network_imports(imported: str, helper: str, tmp_path: Path) -> None:
+    package = "models." if imported.startswith("from .") else ""
+    root = tmp_path / "models" if package else tmp_path
+    (root / helper).parent.mkdir(parents=True, exist_ok=True)
+    (root / "net.py").write_text(f"import torch\n{imported}\n")
+
+    hashes = []
+    for content in ("width = 1\n", "width = 2\n", "width = 2  # a comment\n"):
+        (root / helper).write_text(content)
+        hashes.append(plan._code_sha256(f"{package}net", (str(tmp_path),), "arch"))
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
 def test_a_module_that_is_no_python_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("x = 1\ndef Net(:\n")
     with pytest.raises(UserInputError, match=r"net\.py:2: not Python"):

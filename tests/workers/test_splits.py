@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.factories import FakeStore
 from workers.config.specs import DataSpec
 from workers.data.packing import pack_data
-from workers.data.splits import Split, get_split, keep_split
+from workers.data.splits import Split, get_split, hold_out, keep_split
 from workers.data.store import Store
 from workers.errors import UserInputError
 
@@ -159,3 +160,16 @@ def test_the_parts_are_disjoint_and_leave_no_row_out(
     assert set(split.folds.tolist()) == (set(range(folds)) if folds else {-1})
     for part in (split.fit, split.fuse, split.test):
         assert set(np.asarray(labels)[part].tolist()) == set(range(len(per_class))), "every class is in every part"
+
+
+def test_rows_held_out_of_a_training_divide_no_group_and_are_the_same_each_time() -> None:
+    labels, groups = np.arange(200) % 4, np.repeat(np.arange(40), 5)
+    grouped: Any = SimpleNamespace(labels=labels, classes=list("abcd"), groups=groups)
+    rows = np.arange(20, 200)
+    remaining, held_out = hold_out(grouped, rows, 0.1, 7)
+    assert sorted([*remaining, *held_out]) == rows.tolist()
+    assert 10 <= len(held_out) <= 30
+    assert not set(groups[remaining]) & set(groups[held_out])
+    assert np.array_equal(hold_out(grouped, rows, 0.1, 7)[1], held_out)
+    with pytest.raises(UserInputError, match="all images are of one group"):
+        hold_out(SimpleNamespace(labels=labels, groups=np.zeros(200, int)), rows, 0.1, 7)  # type: ignore[arg-type]

@@ -129,6 +129,36 @@ def _refuse_divided_groups(store: Store, split: Split) -> None:
             )
 
 
+def hold_out(store: Store, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Split off about this share of some rows, stratified by class, without dividing a group.
+
+    Unlike the parts of a split, either side may lack a class.
+
+    Args:
+        store: The data.
+        rows: The rows to split.
+        fraction: The share.
+        seed: Seed of the draw.
+
+    Returns:
+        The remaining rows and the held-out rows.
+
+    Raises:
+        UserInputError: If all rows are of one group.
+    """
+    if store.groups is None:
+        from sklearn.model_selection import train_test_split
+
+        remaining, held_out = train_test_split(rows, test_size=fraction, stratify=store.labels[rows], random_state=seed % 2**32)
+        return remaining, held_out
+    groups = len(np.unique(store.groups[rows]))
+    if groups < 2:
+        raise UserInputError("train.stop and search hold groups of training images out, but all images are of one group.")
+    splitter = _Splitter(np.asarray(store.labels), store.classes, store.groups)
+    part = splitter.divide(rows, min(round(1 / fraction), groups), seed)[0]
+    return np.delete(rows, part), rows[part]
+
+
 @dataclass(frozen=True)
 class _Splitter:
     """Splits rows, stratified by class, and keeps groups together if there are any.
@@ -197,7 +227,7 @@ class _Splitter:
             raise UserInputError(
                 f"{key}: all images of class {name!r} are of one group, which stays together. Add groups of it, or remove it."
             )
-        for part in self._divide(rows, min(max(2, round(1 / fraction)), fewest), state):
+        for part in self.divide(rows, min(max(2, round(1 / fraction)), fewest), state):
             is_apart = np.zeros(len(rows), dtype=bool)
             is_apart[part] = True
             if all(len(np.unique(self.labels[rows[side]])) == len(self.classes) for side in (is_apart, ~is_apart)):
@@ -214,7 +244,7 @@ class _Splitter:
         fewest = int(np.argmin(counts))
         return counts[fewest], self.classes[fewest]
 
-    def _divide(self, rows: Rows, parts: int, state: int) -> list[Rows]:
+    def divide(self, rows: Rows, parts: int, state: int) -> list[Rows]:
         """Divide the rows into this many parts, keeping groups together. Return each part's positions in `rows`."""
         from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -240,7 +270,7 @@ class _Splitter:
             advice = f"Set data.folds to {most} or fewer" if most > 1 else "Set data.folds to 0"
             raise UserInputError(f"data.folds: {count} folds, but {why}. {advice}, or add images.")
         folds = np.full(len(rows), -1, dtype=np.int64)
-        for fold, left_out in enumerate(self._divide(rows, count, state) if count else ()):
+        for fold, left_out in enumerate(self.divide(rows, count, state) if count else ()):
             folds[left_out] = fold
         return folds
 

@@ -13,7 +13,7 @@ import torch
 
 from workers.config.job import Job, JobMember
 from workers.config.specs import TrainedMember
-from workers.data.splits import Split, get_split
+from workers.data.splits import Split, get_split, hold_out
 from workers.data.store import Rows, Store
 from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build, import_from
@@ -93,10 +93,7 @@ def training_data(job: Job, store: Store, split: Split, device: torch.device) ->
         weights = None if weights is None else weights.to(device)
     stop: Rows | None = None
     if job.train.stop:
-        from sklearn.model_selection import train_test_split
-
-        labels_of_rows = store.labels[rows]
-        rows, stop = train_test_split(rows, test_size=STOP_FRACTION, stratify=labels_of_rows, random_state=job.team_seed)
+        rows, stop = hold_out(store, rows, STOP_FRACTION, job.team_seed)
     return TrainingData(
         images,
         labels,
