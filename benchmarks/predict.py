@@ -27,6 +27,7 @@ from benchmarks.machine import describe, write_result
 from benchmarks.train import SIDE
 from fusion.export.fused_model import Combiner, FusedModel
 from fusion.methods.vote import Vote
+from fusion.serving.entries import list_entries
 from fusion.serving.predictor import BATCH, Predictor
 from workers.data.archives import list_files, read
 from workers.data.decoding import decode_batches
@@ -84,7 +85,7 @@ def main() -> None:
                 predictor.session.run(None, {"images": images[at : at + BATCH]})
 
         def predicting() -> None:
-            assert sum(1 for _ in predictor.predictions(paths)) == len(paths)
+            assert sum(1 for _ in predictor.predictions(list_entries(paths, ExitStack(), print))) == len(paths)
 
         legs: dict[str, Callable[[], None]] = {"decoding": decoding, "running": running, "predict": predicting}
         times: dict[str, list[float]] = {name: [] for name in legs}

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
 from fusion.export.onnx_session import Images, create_session
+from fusion.serving.entries import Entry
 from fusion.serving.outputs import Prediction
 from fusion.serving.runtimes import Probabilities, Run, load_runtime, pick_faster
-from workers.data.archives import Content, is_archive, list_files, read
+from workers.data.archives import read
 from workers.data.decoding import decode_batches
-from workers.data.images import Pixels, UnreadableImageError, decode, is_image
-from workers.data.leftovers import is_leftover
+from workers.data.images import Pixels, UnreadableImageError, decode
 from workers.errors import UserInputError
 
 BATCH = 256
 PATIENCE_SECONDS = 15.0  # time in ONNX Runtime before it pays to load torch and compare
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An image to decode: its file as given, its name within the folder or archive, and its content."""
-
-    file: str
-    name: str
-    content: Content
 
 
 def refuse(problem: str) -> None:
@@ -85,19 +74,17 @@ class Predictor:
     def _run_onnx(self, images: Images) -> Probabilities:
         return self.session.run(None, {"images": images})[0]  # type: ignore[no-any-return]
 
-    def predictions(self, paths: Sequence[Path], on_unreadable: Callable[[str], None] = refuse) -> Iterator[Prediction]:
-        """Yield the prediction for each image. Decoding runs in parallel with the network.
+    def predictions(self, entries: Iterable[Entry], on_unreadable: Callable[[str], None] = refuse) -> Iterator[Prediction]:
+        """Yield the prediction for each image that can be decoded. Decoding runs in parallel with the network.
 
         Args:
-            paths: Image files, folders or archives.
+            entries: The images.
             on_unreadable: Called with a message for each image that cannot be decoded. It may raise.
 
         Raises:
-            UserInputError: If a file does not exist, or an image cannot be decoded and `on_unreadable` is the default.
+            UserInputError: If an image cannot be decoded and `on_unreadable` is the default.
         """
-        open_files = ExitStack()
-        batches = decode_batches(self._pixels, chain.from_iterable(_images(path, open_files) for path in paths), BATCH)
-        with open_files, closing(batches):
+        with closing(decode_batches(self._pixels, iter(entries), BATCH)) as batches:
             for batch in batches:
                 for _, result in batch:
                     if isinstance(result, str):
@@ -112,14 +99,3 @@ class Predictor:
             return decode(read(entry.content), self.size)
         except UnreadableImageError as error:
             return f"{entry.file}: the image {error}"
-
-
-def _images(path: Path, open_files: ExitStack) -> Iterator[Entry]:
-    if path.is_dir() or (path.is_file() and is_archive(path)):
-        for name, content in list_files(path, open_files):
-            if is_image(name) and not is_leftover(name):
-                yield Entry(str(path / name), name, content)
-    elif path.is_file():
-        yield Entry(str(path), path.name, path)
-    else:
-        raise UserInputError(f"{path}: there is no such file or folder.")

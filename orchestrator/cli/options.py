@@ -36,11 +36,11 @@ def check_writable(option: str, path: Path) -> None:
         raise UserInputError(f"{option} {path}: {problem}. Name a file.")
 
 
-def write_csv(file: TextIO, rows: Iterable[Sequence[str]], for_spreadsheet: bool) -> None:
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]], for_spreadsheet: bool, delimiter: str = ",") -> None:
     """Write CSV rows one by one, in constant memory; for a spreadsheet, escape what it would evaluate as a formula."""
     import csv
 
-    csv.writer(file, lineterminator="\n").writerows(map(_harmless, rows) if for_spreadsheet else rows)
+    csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows(map(_harmless, rows) if for_spreadsheet else rows)
 
 
 def _harmless(row: Sequence[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,16 +56,23 @@ def fuse(
 @app.command(epilog="Example: conclave predict conclave-runs/sweeps/digits/fused.onnx photos/ --out guesses.csv")
 def predict(
     model: Annotated[Path, typer.Argument(help="The exported model, for example fused.onnx, or the name of a sweep.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, folders or archives.")],
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files, folders or archives.")] = None,
+    listing: Annotated[
+        Path | None, typer.Option("--list", help="A file that names images, a path on each line or in the column path.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The CSV file to write. The default is stdout.")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Write one row per image, with this many of its best classes.")] = None,
     submission: Annotated[
         Path | None, typer.Option(help="A competition's sample file: fill in its ids and columns.", metavar="SAMPLE.CSV")
     ] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="The class whose probability a sample's column of numbers takes.", metavar="CLASS")
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A CSV or Parquet file with path and label, to score the predictions by.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at the first image that can't be read.")] = False,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of names in a ZIP archive that are not UTF-8.")] = None,
     runtime: Annotated[
         str,
         typer.Option(help="The runtime: onnx, torch or torch-bfloat16. auto picks torch if it is faster than onnx."),
@@ -76,26 +84,46 @@ def predict(
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Predict the class probabilities of images. The output is CSV: file, class, probability."""
-    from fusion.serving.outputs import LabelledScores
+    from fusion.serving.entries import list_entries, read_list
+    from fusion.serving.outputs import LabelledScores, all_classes, best_classes
     from fusion.serving.predictor import Predictor, refuse
     from fusion.serving.runtimes import NAMES
+    from fusion.serving.submission import Submission
 
     if runtime not in NAMES:
         raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
     if top and submission:
         raise UserInputError("--top and --submission both set the rows. Use only one of them.")
-    predictor = Predictor(_model_file(model, home), runtime, trust_code)
-    scores, skipped = LabelledScores(predictor.classes, _labels(labels, predictor.classes)), _Skipped()
-    predictions = _not_empty(scores.follow(predictor.predictions(images, refuse if strict else skipped)))
-    rows = _rows(predictions, predictor.classes, top, submission)
-    if out is None:
-        write_csv(sys.stdout, rows, spreadsheet)
-    else:
-        with new_file("--out", out) as file:
-            write_csv(file, rows, spreadsheet)
+    if bool(images) == bool(listing):
+        raise UserInputError("name image files, folders or archives, or a list of them by --list FILE.")
+    predictor, skipped = Predictor(_model_file(model, home), runtime, trust_code), _Skipped()
+    on_problem, classes = refuse if strict else skipped, predictor.classes
+    sample = Submission.read(submission, classes, positive) if submission else None
+    with ExitStack() as open_files:
+        paths = read_list(listing) if listing else images or []
+        entries = list(list_entries(paths, open_files, on_problem, _encoding(encoding)))
+        names = [entry.name for entry in entries]
+        scores = LabelledScores(classes, _labels(labels, classes, names))
+        predictions = _not_empty(scores.follow(predictor.predictions(entries, on_problem)))
+        if sample:
+            rows = sample.rows(names, predictions, lambda text: print(text, file=sys.stderr))
+        else:
+            rows = best_classes(predictions, classes, top) if top else all_classes(predictions, classes)
+        with new_file("--out", out) if out else nullcontext(sys.stdout) as file:
+            write_csv(file, rows, spreadsheet, sample.delimiter if sample else ",")
     total = scores.counts.total() + scores.unknown
     for line in [*scores.lines(), f"read {total:,} images, skipped {skipped.count:,}"]:
         print(line, file=sys.stderr)
+
+
+def _encoding(name: str | None) -> str | None:
+    """Check the encoding on the command line."""
+    from workers.config.specs import check_encoding
+
+    try:
+        return check_encoding(name) if name else None
+    except ValueError as error:
+        raise UserInputError(f"--encoding {name}: {error}.") from None
 
 
 def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
@@ -104,17 +132,6 @@ def _not_empty(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
     if first is None:
         raise UserInputError("no image was read: name image files, or folders or archives that hold some.")
     return chain([first], predictions)
-
-
-def _rows(
-    predictions: Iterator[Prediction], classes: Sequence[str], top: int | None, sample: Path | None
-) -> Iterator[Sequence[str]]:
-    """Return the rows of the CSV file."""
-    from fusion.serving.outputs import all_classes, best_classes, submission
-
-    if sample:
-        return submission(predictions, classes, sample)
-    return best_classes(predictions, classes, top) if top else all_classes(predictions, classes)
 
 
 class _Skipped:
@@ -136,17 +153,12 @@ def _model_file(model: Path, home: Path) -> Path:
     return Home(home).sweep(str(model)).model if is_name else model
 
 
-def _labels(table: Path | None, classes: Sequence[str]) -> dict[str, str]:
-    """Return each image's label by its path within the predicted folder; empty without a table."""
-    from workers.data.layouts.manifest import check_rows
+def _labels(table: Path | None, classes: Sequence[str], names: Sequence[str]) -> Mapping[str, str]:
+    """Return each image's label by its name; empty without a table."""
+    from fusion.serving.matching import labels_of_table
     from workers.data.tables import read_table
 
-    if table is None:
-        return {}
-    rows = check_rows(table, read_table(table), {})
-    if unknown := [row.label for row in rows if row.label not in classes]:
-        raise UserInputError(f"--labels {table}: {unknown[0]!r} is no class of the model, which knows {', '.join(classes[:10])}.")
-    return {row.id: row.label for row in rows}
+    return labels_of_table(read_table(table), classes, names, f"--labels {table}") if table else {}
 
 
 @app.command(epilog="Example: conclave export digits --method stack --out stack.onnx")

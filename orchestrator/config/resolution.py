@@ -63,7 +63,8 @@ class Resolution:
         data = self.file.data
         root = self.data.resolve() if self.data else self._path(data.root)
         validation = data.validation or ("fuse" if self.file.version > 1 else None)
-        return data.model_copy(update={"root": root, "manifest": self._path(data.manifest), "validation": validation})
+        paths = {"root": root, "manifest": self._path(data.manifest), "classes": self._path(data.classes)}
+        return data.model_copy(update={**paths, "validation": validation})
 
     def _path(self, path: Path | None) -> Path | None:
         """Return an absolute path: expand `~` and environment variables, and resolve against the file's folder."""

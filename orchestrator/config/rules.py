@@ -23,7 +23,7 @@ def find_data_problems(team: Team) -> Iterator[str]:
     for key in ("manifest", "columns"):
         if data.dataset != "manifest" and getattr(data, key):
             yield f"data.{key} is only for `dataset: manifest`"
-    for key, path in (("root", data.root), ("manifest", data.manifest)):
+    for key, path in (("root", data.root), ("manifest", data.manifest), ("classes", data.classes)):
         if path is not None and (unset := re.search(r"\$\{?\w+\}?", str(path))) and not path.exists():
             yield f"data.{key}: the environment variable {unset[0].strip('${}')} is not set"
 

@@ -7,12 +7,14 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fusion.serving.entries import list_entries
 from fusion.serving.predictor import Predictor
 from tests.factories import snapshot
 from tests.inputs import HEIC, bursts, classes, flat, macos_zip, picture, tar, write_table
@@ -368,7 +370,7 @@ def test_a_parquet_file_says_the_same_as_a_csv_file(tmp_path: Path) -> None:
         ),
         (lambda lines: [*lines[:2], "001,owl", *lines[3:]], r"in row 3, the file .* There is 001.png: the extension belongs"),
         (lambda lines: [*lines[:3], "002.png, ", "003.png,", *lines[5:]], r"in rows 4, 5, the label is missing"),
-        (lambda lines: [*lines, lines[4], "./004.png,crow"], r"in rows 5, 6, 26, 27, the file is named by another row too"),
+        (lambda lines: [*lines, lines[4], "./004.png,crow"], r"rows 5 and 26, 6 and 27 name the same file"),
     ],
 )
 def test_a_wrong_row_of_a_manifest_is_named(change: Callable[[list[str]], list[str]], why: str, tmp_path: Path) -> None:
@@ -433,7 +435,8 @@ def test_predicting_sees_the_pixels_that_training_saw(tmp_path: Path) -> None:
     trained = dict(zip(store.ids, store.images, strict=True))
     for place in (tmp_path / "images", tar(tmp_path / "images", tmp_path / "a.tar.xz", mode="w:xz")):
         predictor = Watched(8)
-        names = [one.name for one in predictor.predictions([place])]
+        with ExitStack() as open_files:
+            names = [one.name for one in predictor.predictions(list_entries([place], open_files, print))]
         assert sorted(names) == sorted(trained)
         assert all(np.array_equal(pixels, trained[name]) for name, pixels in zip(names, predictor.seen, strict=True))
 
@@ -513,7 +516,7 @@ def test_parts_and_folds_that_divide_a_group_are_refused(column: str, tmp_path: 
         ("path,label\n\n000.png,owl, domestic\n", "row 3 has 3 fields, and there are 2 columns"),
         ("path,label,label\n000.png,owl,crow\n", "the column 'label' is there twice"),
         ("path,label\n", "there is no row below the names"),
-        ("path,label,fold\n000.png,owl,\u00b2\n", "in row 2, the fold is no whole number"),
+        ("path,label,fold\n000.png,owl,\u00b2\n", "in row 2, the fold is not a whole number"),
         ("path,label,fold\n000.png,owl,1\n001.png,owl,\n", "in row 3, the fold is missing, while other rows have one"),
         ("path,label\n000.PNG,owl\n", "There is 000.png, which is written otherwise"),
     ],

@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from fusion.export.fused_model import Combiner, FusedModel
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.methods.vote import Vote
+from fusion.serving.entries import list_entries
 from fusion.serving.predictor import Predictor
 from tests.factories import member, run_one
 from tests.inputs import picture
@@ -108,7 +110,9 @@ def test_an_image_of_each_format_gets_the_same_probabilities_everywhere(served: 
     for _, answer in answers:
         assert np.abs(np.array(answer["predictions"]["probabilities"]) - served.probabilities).max() < 1e-4
     assert served.probabilities.std(0).max() > 1e-3, "the images differ for the model"
-    predicted = {one.name: one.probabilities for one in Predictor(served.onnx).predictions([served.root])}
+    predicted = {
+        one.name: one.probabilities for one in Predictor(served.onnx).predictions(list_entries([served.root], ExitStack(), print))
+    }
     assert np.abs(np.stack([predicted[name] for name in served.store.ids]) - served.probabilities).max() < 1e-4
     assert len({Path(name).suffix for name in predicted}) == len(FILES)
 

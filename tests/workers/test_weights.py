@@ -118,7 +118,7 @@ def test_the_weights_of_a_manifest_reach_the_training(tmp_path: Path) -> None:
     ratio = np.array([int(name[:3]) % 4 + 0.5 for name in store.ids]) / rows.weights.numpy()
     assert np.allclose(ratio, ratio[0])
     assert pack_data(with_weights("7"), tmp_path / "home").weights is None
-    for weight, why in (("-1", "the weight is no number"), ("heavy", "the weight is no number"), ("nan", "no number")):
+    for weight, why in (("-1", "the weight is not a number"), ("heavy", "the weight is not a number"), ("nan", "not a number")):
         with pytest.raises(UserInputError, match=why):
             pack_data(with_weights(weight), tmp_path / "home")
     lines = ["path,label,weight", *(f"{i:03d}.png,{'owl,0' if i % 2 else 'crow,1'}" for i in range(40))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from typing import Annotated, Any, Literal
@@ -27,7 +28,24 @@ from workers.config.strict import FilePath, Name, Strict
 
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
 MOST_EPOCHS = 10**5
-NEWER_DATA_KEYS: dict[str, object] = {"validation": None, "duplicates": "warn", "manifest": None, "columns": {}}  # defaults
+NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
+    "validation": None,
+    "duplicates": "warn",
+    "manifest": None,
+    "columns": {},
+    "encoding": None,
+    "extension": None,
+    "classes": None,
+    "on_missing_label": None,
+}
+
+
+def check_encoding(name: str) -> str:
+    """Return the name of an encoding that Python knows. Raises ValueError otherwise."""
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        raise ValueError("unknown encoding. Common ones are gbk, shift_jis, euc_kr, cp1251 and cp850") from None
 
 
 class DataSpec(Strict):
@@ -42,6 +60,14 @@ class DataSpec(Strict):
     max_bad: int = Field(0, ge=0, le=10**9)  # maximum number of undecodable images, which are left out and listed
     validation: Literal["fuse", "leave_out"] | None = None  # role of val rows beside train and test; None: by the file's version
     duplicates: Literal["warn", "drop", "error"] = "warn"  # identical images in two parts or with two labels
+    encoding: Annotated[str, AfterValidator(check_encoding)] | None = (
+        None  # of names in a ZIP, and of a table, that are not UTF-8
+    )
+    extension: str | None = Field(None, pattern=r"^\.\w{1,10}$")  # added to a manifest's paths, such as .jpg
+    on_missing_label: Literal["error", "drop"] | None = (
+        None  # for rows without a label, and labels such as nan; None: warn of these
+    )
+    classes: FilePath | None = Field(None, strict=False)  # a text file with a class name on each line, which fixes their order
     manifest: FilePath | None = Field(None, strict=False)
     columns: dict[Column, str] = Field(default_factory=dict)  # a manifest's column names, by role
 

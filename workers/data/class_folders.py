@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from workers.data.archives import list_files
 from workers.data.images import is_image
+from workers.data.known_formats import items_of_known_format
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import SkippedFiles, is_leftover
 from workers.errors import UserInputError, first_few
@@ -76,7 +77,11 @@ def items_of_classes(layout: Layout) -> Iterator[Item]:
         UserInputError: If the layout of the folders is unknown or ambiguous.
     """
     root = layout.root()
-    files = list_files(root, layout.open_files, layout.scratch)
+    files = list_files(root, layout.open_files, layout.scratch, layout.spec.encoding)
+    if (known := items_of_known_format(root, files)) is not None:
+        parts = sorted({item.part for item in known if item.part})
+        yield from layout.placed(known, {part: f"{root.name}'s part {part}" for part in parts})
+        return
     base, origins = _unwrapped(_tree([name for name, _ in files], layout.skipped)), dict[str, str]()
     labels = _labels_of_parts(base, root, layout, origins) if base.parts else _labels_of_classes(base, "", root, layout)
     start = len(base.path.parts) and len(f"{base.path}/")

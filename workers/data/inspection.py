@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
 from workers.data.duplicates import Pairs, find_equal, find_similar
+from workers.data.labels import note_of_spellings, warnings_of_labels
 from workers.data.packing import OnProgress, pack_data
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
@@ -40,7 +41,11 @@ def summarize_data(store: Store, spec: DataSpec, split: Split) -> DataSummary:
         image_sizes=store.record.image_sizes,
         size=store.size,
         notes=store.notes(),
-        warnings=[*_warnings_of_duplicates(store, split), *_warnings_of_counts(classes, spec)],
+        warnings=[
+            *warnings_of_labels({name: sum(count.values()) for name, count in classes.items()}),
+            *_warnings_of_duplicates(store, split),
+            *_warnings_of_counts(classes, spec),
+        ],
     )
 
 
@@ -65,7 +70,10 @@ def pack_and_check(
     """
 
     def check(packed: Store) -> None:
-        split = get_split(packed, spec, seed)
+        try:
+            split = get_split(packed, spec, seed)
+        except UserInputError as error:  # a class of too few images may be another one, misspelled
+            raise UserInputError(f"{error}{note_of_spellings(packed.classes)}") from None
         for warning in _warnings_of_duplicates(packed, split, similar=False) if spec.duplicates == "error" else ():
             raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from workers.config.specs import DataSpec
-from workers.data.archives import Content, is_archive, walk
+from workers.data.archives import SUFFIXES, Content, is_archive, walk
 from workers.data.images import Pixels
 from workers.data.leftovers import SkippedFiles
 from workers.errors import UserInputError
@@ -86,7 +86,7 @@ class Layout(ABC):
         if root.is_dir() or (root.is_file() and is_archive(root)):
             return root
         if root.is_file():
-            raise UserInputError(f"data.root: {root} is neither a folder nor a .tar, .tar.gz, .tar.xz or .zip.")
+            raise UserInputError(f"data.root: {root} is neither a folder nor an archive ({', '.join(SUFFIXES)}).")
         return self.missing(root)
 
     def missing(self, root: Path) -> Path:
@@ -124,6 +124,11 @@ class Layout(ABC):
             parts.append("val is fuse")
         if self.spec.duplicates == "drop":
             parts.append("without duplicates")
+        for name in ("encoding", "extension", "on_missing_label"):
+            if value := getattr(self.spec, name):
+                parts.append(f"{name} {value}")
+        if self.spec.classes and self.spec.classes.is_file():
+            parts.append(f"classes {self.spec.classes.read_bytes()!r}")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def fingerprint(self) -> list[object]:

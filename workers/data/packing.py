@@ -28,11 +28,12 @@ from workers.data.archives import DISK_FULL_ERRNOS, read
 from workers.data.decoding import decode_batches
 from workers.data.duplicates import perceptual_hashes
 from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
+from workers.data.labels import note_of_spellings
 from workers.data.layout import Item, Layout
 from workers.data.pixel_file import keep_rows, write_header
 from workers.data.store import MOST_SHOWN, Store, StoreRecord, content_digest, find_store
 from workers.data.store_checks import damaged_file, keep_checks
-from workers.errors import ConclaveError, UserInputError
+from workers.errors import ConclaveError, UserInputError, first_few
 from workers.storage.files import file_lock, sync_folder
 
 CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # limits on the pixels and rows decoded at once
@@ -164,7 +165,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         write_header(file, 0, size)  # leaves room for the final header
         _decode_all(source, file, rows, on_progress)
         write_header(file, len(rows.items), size)
-    classes = sorted(set(rows.labels))
+    classes = order_classes(set(rows.labels), source.spec)
     _check_rows(source.spec, rows, classes)
     extra = _arrays(rows)
     kept = rows_without_duplicates(source.spec, rows.items, extra["digests"])
@@ -289,6 +290,31 @@ def _refuse_bad(bad: list[str], spec: DataSpec) -> None:
         raise UserInputError(f"{shown} {hint}")
 
 
+def order_classes(labels: set[str], spec: DataSpec) -> list[str]:
+    """Return the class names in order: as data.classes lists them, else numbers by their value, else by text.
+
+    Raises:
+        UserInputError: If data.classes can't be read, or lists other classes than the data has.
+    """
+    if spec.classes is None:
+        return sorted(labels, key=lambda name: (int(name), name)) if all(map(_is_number, labels)) else sorted(labels)
+    try:
+        listed = [line.strip() for line in spec.classes.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserInputError(f"data.classes: {spec.classes} can't be read ({error}).") from None
+    for name, count in Counter(listed).items():
+        if name not in labels or count > 1:
+            what = "is no class of the data" if name not in labels else "is listed twice"
+            raise UserInputError(f"data.classes: {spec.classes} lists {name!r}, which {what}.")
+    if left := sorted(labels.difference(listed)):
+        raise UserInputError(f"data.classes: {spec.classes} lacks the class {first_few([repr(name) for name in left])}.")
+    return listed
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
+
+
 def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
     """Raise UserInputError for rows that can't be split, trained on or fused."""
     where = f"data.root {spec.root}" if spec.root else f"data.dataset {spec.dataset}"
@@ -306,6 +332,7 @@ def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
         if trained[name] < MIN_PER_CLASS:
             raise UserInputError(
                 f"{where}: class {name!r} has {trained[name]} training images; at least {MIN_PER_CLASS} are needed to split them."
+                f"{note_of_spellings(classes)}"
             )
         if not any(item.weight for item in rows.items if item.label == name and item.part in ("", "train")):
             raise UserInputError(f"{where}: every training image of class {name!r} has the weight 0. Give one a larger weight.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.config.extensions import LAYOUTS
-from workers.data.archives import is_archive
+from workers.data.archives import has_archive_name
 from workers.data.class_folders import items_of_classes
 from workers.data.layout import Item, Layout
 from workers.errors import UserInputError
@@ -27,7 +27,7 @@ class Cifar10(Layout):
 
     def missing(self, root: Path) -> Path:
         """Return the folder to download to."""
-        return super().missing(root) if is_archive(root) else root
+        return super().missing(root) if has_archive_name(root) else root
 
     def items(self) -> Iterator[Item]:
         """Yield every image."""

@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from workers.config.extensions import LAYOUTS
-from workers.config.specs import Column
+from workers.config.specs import Column, DataSpec
 from workers.data.archives import list_files
 from workers.data.class_folders import PARTS
+from workers.data.images import is_image
+from workers.data.known_formats import holds_images, items_of_parquet
+from workers.data.labels import is_missing
 from workers.data.layout import Item, Layout
 from workers.data.leftovers import is_leftover
-from workers.data.tables import Table, read_table
+from workers.data.tables import PARQUET, Table, read_table
 from workers.errors import UserInputError, first_few
 
 REQUIRED_COLUMNS: tuple[Column, ...] = ("path", "label")
 COLUMNS: tuple[Column, ...] = (*REQUIRED_COLUMNS, "split", "group", "fold", "weight")
-MOST_NAMED = 5  # row numbers shown in one message
+MOST_NAMED, MOST_COLUMNS = 5, 10  # row numbers and columns shown in one message
 
 
 @LAYOUTS.register
@@ -51,13 +53,15 @@ class Manifest(Layout):
 
     def items(self) -> Iterator[Item]:
         """Yield the images in the order of the table."""
-        root, table = self.root(), read_table(self.manifest)
-        rows = check_rows(self.manifest, table, self.spec.columns, root)
-        files = list_files(root, self.open_files, self.scratch)
+        if self.manifest.suffix.lower() in PARQUET and holds_images(self.manifest):
+            name = self.manifest.name
+            yield from self.placed(list(items_of_parquet([name], {name: self.manifest})), {})
+            return
+        root, table = self.root(), read_table(self.manifest, self.spec.encoding)
+        files = list_files(root, self.open_files, self.scratch, self.spec.encoding)
         by_name = {unicodedata.normalize("NFC", name): content for name, content in files}
-        paths = {number: row.id for (number, _), row in zip(table.rows, rows, strict=True)}
-        _refuse_missing(self.manifest, paths, by_name, root)
-        named = set(paths.values())
+        rows = ManifestRows(self.manifest, table, self.spec, root, by_name, self.notes.append).items()
+        named = {row.id for row in rows}
         for name in by_name:
             if name not in named and not is_leftover(name) and self.manifest != root / name:
                 self.skipped.add(name)
@@ -68,62 +72,163 @@ class Manifest(Layout):
         yield from self.placed(items, {part: f"the split {part} of {self.manifest.name}" for part in parts})
 
 
-def check_rows(manifest: Path, table: Table, columns: Mapping[Column, str], root: Path | None = None) -> list[Item]:
-    """Check and return the rows of a manifest, without their images. The id of a row is its path.
+@dataclass(frozen=True)
+class ManifestRows:
+    """The rows of a manifest, checked against its columns and the files.
 
-    Args:
-        manifest: The CSV or Parquet file.
+    Attributes:
+        path: The CSV or Parquet file.
         table: Its content.
-        columns: The file's names of the columns "path", "label", "split", "group", "fold" and "weight", if they differ.
-        root: The folder of the images; paths may start with it.
-
-    Raises:
-        UserInputError: If a column or a value is missing or wrong. The message gives the row numbers.
+        spec: The data set, with the file's names of the columns "path", "label", "split", "group", "fold" and "weight".
+        root: The folder of the images; paths may start with it. None to check no path.
+        files: The images by name.
+        note: Called with a sentence for each thing that the user should know.
     """
-    names = {column: columns.get(column, column) for column in COLUMNS}
-    _check_columns(manifest, table, names, columns)
-    values = {column: {n: row.get(name, "") for n, row in table.rows} for column, name in names.items()}
-    for column in REQUIRED_COLUMNS:
-        _refuse(manifest, f"the {column} is missing", [n for n, text in values[column].items() if not text])
-    splits = {n: text.casefold() for n, text in values["split"].items()}
-    trained = [n for n, split in splits.items() if PARTS.get(split, "train") == "train"]  # only these need a fold and a weight
-    for column, needing in (("split", list(splits)), ("fold", trained), ("weight", trained)):
-        given = values[column]
-        if any(given.values()):
-            _refuse(manifest, f"the {column} is missing, while other rows have one", [n for n in needing if not given[n]])
-    _refuse(manifest, "the split is not train, val or test", [n for n, s in splits.items() if s and s not in PARTS])
-    _refuse(manifest, "the fold is no whole number", [n for n, f in values["fold"].items() if f and not _is_whole(f)])
-    wrong = [n for n, weight in values["weight"].items() if weight and not _is_weight(weight)]
-    _refuse(manifest, "the weight is no number of at least 0", wrong)
-    rows = [
-        Item(
-            id=_normal(values["path"][n], root),
-            label=unicodedata.normalize("NFC", values["label"][n]),
-            part=PARTS.get(splits[n], ""),
-            content=b"",
-            group=values["group"][n],
-            fold=int(values["fold"][n].removesuffix(".0")) if values["fold"][n] else None,
-            weight=float(values["weight"][n] or 1),
-        )
-        for n, _ in table.rows
-    ]
-    counts = Counter(row.id for row in rows)
-    repeated = [n for (n, _), row in zip(table.rows, rows, strict=True) if counts[row.id] > 1]
-    _refuse(manifest, "the file is named by another row too", repeated)
-    return rows
 
+    path: Path
+    table: Table
+    spec: DataSpec
+    root: Path | None = None
+    files: Mapping[str, object] = field(default_factory=dict)
+    note: Callable[[str], None] = lambda text: None
 
-def _check_columns(manifest: Path, table: Table, names: Mapping[Column, str], columns: Mapping[Column, str]) -> None:
-    """Raise UserInputError if a column is missing, or the table has no rows."""
-    there = ", ".join(table.header) or "none"
-    for column in COLUMNS:
-        if names[column] not in table.header and (column in REQUIRED_COLUMNS or column in columns):
-            raise UserInputError(
-                f"{manifest}: there is no column {names[column]!r} for the {column}; the columns are {there}. "
-                f"Name the column in the team file: data.columns: {{{column}: NAME}}."
+    def items(self) -> list[Item]:
+        """Return the rows without their images. The id of a row is its path.
+
+        Raises:
+            UserInputError: If a column or a value is missing or wrong. The message gives the row numbers.
+        """
+        names = {column: self.spec.columns.get(column, column) for column in COLUMNS}
+        one_hot = self._one_hot_columns(names)
+        self._check_columns(names, one_hot)
+        values = {column: {n: row.get(name, "") for n, row in self.table.rows} for column, name in names.items()}
+        if names["label"] not in self.table.header:
+            values["label"] = {n: next(name for name in one_hot if float(row[name])) for n, row in self.table.rows}
+            self.note(f"the labels are the one-hot columns {first_few(one_hot)}")
+        elif names["label"] in one_hot:
+            self.note(
+                f"the label column {names['label']} holds only 0 and 1, and {first_few(one_hot)} together look like one-hot "
+                "labels: leave `label` out of data.columns to train on them"
             )
-    if not table.rows:
-        raise UserInputError(f"{manifest}: there is no row below the names of the columns.")
+        self._refuse("the path is missing", [n for n, text in values["path"].items() if not text])
+        splits = {n: text.casefold() for n, text in values["split"].items()}
+        unlabelled = self._without_label(values["label"], splits)
+        if any(splits.values()):
+            self._refuse("the split is missing, while other rows have one", [n for n, split in splits.items() if not split])
+        self._refuse("the split is not train, val or test", [n for n, split in splits.items() if split and split not in PARTS])
+        trained = {
+            n for n, split in splits.items() if PARTS.get(split, "train") == "train"
+        }  # only these need a fold and a weight
+        self._check_numbers("fold", {n: text for n, text in values["fold"].items() if n in trained})
+        self._check_numbers("weight", {n: text for n, text in values["weight"].items() if n in trained})
+        kept = [n for n, _ in self.table.rows if n not in unlabelled]
+        paths = {n: _normal(values["path"][n] + (self.spec.extension or ""), self.root) for n in kept}
+        if self.root is not None:
+            self._refuse_missing(paths, values["path"], self.root)
+        self._refuse_repeated(paths)
+        return [
+            Item(
+                id=paths[n],
+                label=unicodedata.normalize("NFC", values["label"][n]),
+                part=PARTS.get(splits[n], ""),
+                content=b"",
+                group=values["group"][n],
+                fold=int(values["fold"][n].removesuffix(".0")) if values["fold"][n] and n in trained else None,
+                weight=float(values["weight"][n] or 1) if n in trained else 1.0,
+            )
+            for n in kept
+        ]
+
+    def _one_hot_columns(self, names: Mapping[Column, str]) -> list[str]:
+        """Return the columns in which each row has exactly one 1 and else 0, if there are at least two."""
+        others = [name for name in self.table.header if name not in {*names.values()} - {names["label"]}]
+        numeric = [name for name in others if all(row[name] in ("0", "1", "0.0", "1.0") for _, row in self.table.rows)]
+        is_one_hot = all(sum(float(row[name]) for name in numeric) == 1 for _, row in self.table.rows)
+        return numeric if len(numeric) > 1 and is_one_hot else []
+
+    def _check_columns(self, names: Mapping[Column, str], one_hot: Sequence[str]) -> None:
+        """Raise UserInputError if a column is missing, the first row is no header, or the table has no rows."""
+        header, columns = self.table.header, self.spec.columns
+        if data := [name for name in header if is_image(name.split()[0] if name.split() else "")]:
+            raise UserInputError(
+                f"{self.path}: the first row looks like data ({data[0]}). Add a header row with the names of the columns, such "
+                "as path,label."
+            )
+        for column in COLUMNS:
+            if names[column] in header or (column == "label" and one_hot and column not in columns):
+                continue
+            if column in REQUIRED_COLUMNS or column in columns:
+                of_paths = self._column_of_paths() if column == "path" else None
+                raise UserInputError(
+                    f"{self.path}: there is no column {names[column]!r} for the {column}; the columns are "
+                    f"{first_few(header, MOST_COLUMNS) or 'none'}. "
+                    f"Name the column in the team file: data.columns: {{{column}: {of_paths or 'NAME'}}}."
+                )
+        if not self.table.rows:
+            raise UserInputError(f"{self.path}: there is no row below the names of the columns.")
+
+    def _column_of_paths(self) -> str | None:
+        """Return the only column whose first value names a file, with or without its extension; None if it isn't clear."""
+        stems = {name.rpartition(".")[0] for name in self.files}
+        first = self.table.rows[0][1] if self.table.rows else {}
+        named = [name for name, value in first.items() if _normal(value, None) in self.files or value in stems]
+        return named[0] if len(named) == 1 else None
+
+    def _without_label(self, labels: Mapping[int, str], splits: Mapping[int, str]) -> set[int]:
+        """Return the rows to leave out because they have no label. Raises UserInputError if they may not be left out."""
+        marks = self.spec.on_missing_label is not None  # otherwise, a label such as nan is a class, with a warning
+        missing = [n for n, text in labels.items() if not text or (marks and is_missing(text))]
+        tested = [n for n in missing if PARTS.get(splits[n]) == "test"]
+        others = [n for n in missing if PARTS.get(splits[n]) != "test"]
+        if self.spec.on_missing_label != "drop":
+            self._refuse("the label is missing", others, " `on_missing_label: drop` under `data:` leaves such rows out.")
+        elif others:
+            self.note(f"left out {len(others):,} rows of {self.path.name} without a label (`on_missing_label: drop`)")
+        if tested:
+            self.note(f"left out {len(tested):,} test rows of {self.path.name} without a label: nothing can be scored on them")
+        return {*missing}
+
+    def _check_numbers(self, column: Column, given: Mapping[int, str]) -> None:
+        """Raise UserInputError if a fold or a weight is missing while other rows have one, or is no such number."""
+        is_right, what = (_is_whole, "a whole number") if column == "fold" else (_is_weight, "a number of at least 0")
+        if any(given.values()):
+            self._refuse(f"the {column} is missing, while other rows have one", [n for n, text in given.items() if not text])
+        hint = " If these are test rows, say so in a column `split`." if column == "fold" and "-1" in given.values() else ""
+        self._refuse(f"the {column} is not {what}", [n for n, text in given.items() if text and not is_right(text)], hint)
+
+    def _refuse_missing(self, paths: Mapping[int, str], written: Mapping[int, str], root: Path) -> None:
+        """Raise UserInputError if a path, by the number of its row, is not among the names of the files."""
+        missing = {n: path for n, path in paths.items() if path not in self.files}
+        if urls := [n for n in missing if "://" in written[n]]:
+            self._refuse(f"the path is a URL, such as {written[urls[0]]}", urls, " Download the images, and give their paths.")
+        outside = {n: path for n, path in missing.items() if _leads_out(path) and os.path.isfile(root / path)}
+        if outside:
+            what = f"the file is not below {root}, such as {next(iter(outside.values()))}"
+            self._refuse(what, list(outside), " Give data.root a folder that all images are below.")
+        if missing:
+            number, path = next(iter(missing.items()))
+            self._refuse(
+                f"the file is not there, such as {written[number]}",
+                list(missing),
+                _hint(path, self.files, root, len(missing) == len(paths)),
+            )
+
+    def _refuse_repeated(self, paths: Mapping[int, str]) -> None:
+        """Raise UserInputError if two rows name the same file. The message gives both rows."""
+        first: dict[str, int] = {}
+        twice = [(first[path], n) for n, path in paths.items() if first.setdefault(path, n) != n]
+        if twice:
+            shown = first_few([f"{one} and {other}" for one, other in twice], MOST_NAMED)
+            raise UserInputError(
+                f"{self.path}: rows {shown} name the same file (the header is row 1), such as {paths[twice[0][0]]}. An image has "
+                "one row and one label."
+            )
+
+    def _refuse(self, what: str, numbers: Sequence[int], hint: str = "") -> None:
+        """Raise UserInputError for the rows with these numbers, if any."""
+        if numbers:
+            rows, shown = "row" if len(numbers) == 1 else "rows", first_few([str(number) for number in numbers], MOST_NAMED)
+            raise UserInputError(f"{self.path}: in {rows} {shown}, {what} (the header is row 1).{hint}")
 
 
 def _is_weight(number: str) -> bool:
@@ -150,24 +255,20 @@ def _leads_out(path: str) -> bool:
     return path.startswith("../") or os.path.isabs(path)
 
 
-def _refuse_missing(manifest: Path, paths: Mapping[int, str], names: Mapping[str, object], root: Path) -> None:
-    """Raise UserInputError if a path, by the number of its row, is not among the names of the files."""
-    missing = {n: path for n, path in paths.items() if path not in names}
-    outside = {n: path for n, path in missing.items() if _leads_out(path) and os.path.isfile(root / path)}
-    if outside:
-        what = f"the file is not below {root}, such as {next(iter(outside.values()))}"
-        _refuse(manifest, what, list(outside), " Give data.root a folder that all images are below.")
-    if missing:
-        first = next(iter(missing.values()))
-        longer = next((name for name in names if name.rpartition(".")[0] == first), None)
-        other_case = next((name for name in names if name.casefold() == first.casefold()), None)
-        hint = f" There is {longer}: the extension belongs to the path." if longer else ""
-        hint = f" There is {other_case}, which is written otherwise." if other_case else hint
-        _refuse(manifest, f"the file is not there, such as {first}", list(missing), hint)
-
-
-def _refuse(manifest: Path, what: str, numbers: Sequence[int], hint: str = "") -> None:
-    """Raise UserInputError for the rows with these numbers, if any."""
-    if numbers:
-        rows, shown = "row" if len(numbers) == 1 else "rows", first_few([str(number) for number in numbers], MOST_NAMED)
-        raise UserInputError(f"{manifest}: in {rows} {shown}, {what} (the header is row 1).{hint}")
+def _hint(path: str, names: Mapping[str, object], root: Path, is_every_row: bool) -> str:
+    """Return how a path could match a file, as the next sentence of a message; "" without a guess."""
+    if longer := next((name for name in names if name.rpartition(".")[0] == path), None):
+        advice = (
+            f"set `extension: .{longer.rpartition('.')[2]}` under `data:`"
+            if is_every_row
+            else "the extension belongs to the path"
+        )
+        return f" There is {longer}: {advice}."
+    if other_case := next((name for name in names if name.casefold() == path.casefold()), None):
+        return f" There is {other_case}, which is written otherwise."
+    parts = path.split("/")
+    for start in range(1, len(parts)):
+        if (tail := "/".join(parts[start:])) in names:
+            before = "/".join(parts[:start])
+            return f" There is {tail}: paths count from {root}. Remove {before}/ from the paths, or set data.root to match."
+    return ""
