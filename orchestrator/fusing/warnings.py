@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 
 from fusion.metrics.paired import Sample, compare_losses
-from fusion.metrics.scores import is_at_chance
+from fusion.metrics.scores import is_at_chance, mean_interval, row_losses
 from fusion.predictions import TeamPredictions
-from fusion.results import LossDifference, Metric
 from fusion.selection.fitting import FittedFusion, left_out
 from workers.diagnostics.callback import Epoch
 
@@ -76,7 +75,9 @@ def _is_significantly_better(name: str, fitted: Mapping[str, FittedFusion], team
     """Return True if a fusion is significantly better than the vote on *fuse* rows it was not fitted on."""
     if "vote" not in fitted:
         return False
-    return _against_the_vote(name, fitted, team, "nll").interval[1] < 0
+    fuse = team.inputs.fuse
+    mine, of_vote = (row_losses(fitted[which].nested, fuse.labels) for which in (name, "vote"))
+    return mean_interval(mine - of_vote, fuse.groups)[1] < 0
 
 
 def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions) -> list[str]:
@@ -84,16 +85,11 @@ def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: Te
     if "vote" not in fitted or name == "vote":
         return []
     labels = team.inputs.fuse.labels
-    if _against_the_vote(name, fitted, team, "accuracy").interval[0] <= 0:
+    probabilities = {which: fitted[which].nested for which in (name, "vote")}
+    if compare_losses(probabilities, "vote", Sample.of(team.inputs.fuse), "accuracy")[name].interval[0] <= 0:
         return []
     right, of_vote = (float((fitted[which].nested.argmax(1) == labels).mean()) for which in (name, "vote"))
     return [
         f"{name} is surely less often right than the vote: on {right:.1%} of the {len(labels):,} fuse rows, and the vote on "
         f"{of_vote:.1%}."
     ]
-
-
-def _against_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: TeamPredictions, metric: Metric) -> LossDifference:
-    """Return the loss of a fusion on *fuse* minus that of the vote."""
-    probabilities = {which: fitted[which].nested for which in (name, "vote")}
-    return compare_losses(probabilities, "vote", Sample.of(team.inputs.fuse), metric)[name]

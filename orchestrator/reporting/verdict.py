@@ -123,7 +123,9 @@ def _how_sure(details: FusionDetails) -> str:
     if better:
         difference, (low, high), _ = choice.differences[better[0]]
         gain = difference_text(choice.metric, -difference, (-high, -low))
-        parts.append(f"{better[0]} scores better ({gain}), but {choice.rows:,} images are too few to fit it")
+        is_close = better[0] in choice.competing
+        why = "which is within the tolerance" if is_close else f"but {choice.rows:,} images are too few to fit it"
+        parts.append(f"{better[0]} scores better ({gain}), {why}")
     if unclear:
         named = " and ".join(f"{other} ({shown[other]})" for other in unclear[:MOST_NAMED])
         more = len(unclear) - MOST_NAMED

@@ -91,6 +91,17 @@ def test_a_cheaper_candidate_says_what_it_may_lose_and_to_which() -> None:
     assert third.startswith("How sure: the order of vote and stack (-0.010 nats, -0.030 to 0.010) is uncertain;")
 
 
+def test_a_better_candidate_within_the_tolerance_is_named_as_such() -> None:
+    differences = {"stack": LossDifference(-0.005, (-0.008, -0.002), 0.0), "plain": LossDifference(0.06, (0.05, 0.07), 0.0)}
+    third = verdict(details("vote", best_score="stack", differences=differences), "digits")[2]
+    assert third == (
+        "How sure: stack scores better (0.005 nats, 0.002 to 0.008), which is within the tolerance; "
+        "vote surely beats the best single network (0.060 nats, 0.050 to 0.070)."
+    )
+    few = verdict(details("vote", differences=differences, competing=["plain", "vote"]), "digits")[2]
+    assert "but 500 images are too few to fit it" in few
+
+
 def test_what_a_smaller_answer_needs_is_said() -> None:
     [*_, last] = verdict(details("stack", cheaper=["vote"], rows_needed={"vote": 3217}), "digits")
     assert last == (
@@ -106,7 +117,7 @@ def test_a_single_network_is_not_compared_with_itself() -> None:
         "On 1,000 test images it is right on 90.0%, with a loss of 0.310 (0.240 for stack). "
         "Most accurate there: vote, 92.0%, but test images choose nothing."
     )
-    assert third.startswith("How sure: stack scores better (0.070 nats, 0.050 to 0.090), but 500 images are too few to fit it")
+    assert third.startswith("How sure: stack scores better (0.070 nats, 0.050 to 0.090)")
 
 
 def test_accuracies_are_per_cent_and_differences_points() -> None:
