@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
+import psutil
 from filelock import Timeout
 from pydantic import BaseModel
 
@@ -159,6 +160,15 @@ class SweepFolder:
                     raise
                 (self.path / name).unlink()
                 say(f"{self.path / name} was damaged and is made again")
+
+    def is_running(self) -> bool:
+        """Return whether a process sweeps here: the one that the holder's note names, if it is alive or on another machine."""
+        try:
+            note = self.holder.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        match = re.match(r"process (\d+) on (\S+), since ", note)
+        return match is not None and (match[2] != os.uname().nodename or psutil.pid_exists(int(match[1])))
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:

@@ -268,8 +268,9 @@ def _status_of(home_folder: Home, name: str) -> _Status:
         done = sum(MemberArtifact.in_home(home_folder.path, signature).done for signature in signatures)
         members[member] = f"{done}/{len(signatures)} trainings done"
     summary = folder.summary()
+    last = "unfinished" if summary is None or folder.has_newer_run else summary.state
     return {
-        "state": "unfinished" if summary is None or folder.has_newer_run else summary.state,
+        "state": "running" if folder.is_running() else last,
         "recommended": summary.recommended if summary else None,
         "members": members,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,18 @@ def test_the_run_of_a_copied_homes_sweep_is_no_double(tmp_path: Path) -> None:
     one.stop("FAILED", "failed")
     assert one.flush(30) == 0
     assert other in [run.run for run in one.tracking.sweeps_of(one.experiment, identifier)]
+
+
+def test_a_sweep_that_runs_again_is_not_called_by_its_last_end(tmp_path: Path) -> None:
+    from orchestrator.cli.team_commands import _status_of
+
+    home = Home(tmp_path)
+    folder = home.sweep("tiny")
+    with folder.locked():
+        assert _status_of(home, "tiny")["state"] == "running"
+    assert _status_of(home, "tiny")["state"] == "unfinished"
+    for note in (f"process {2**22 + 1} on {os.uname().nodename}, since then", "{"):
+        folder.holder.write_text(note)
+        assert not folder.is_running(), "its process is gone"
+    folder.holder.write_text("process 1 on another-machine, since then")
+    assert folder.is_running()
