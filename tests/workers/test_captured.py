@@ -192,6 +192,20 @@ def test_what_can_t_be_captured_is_named_and_runs_as_it_is(calls: list[float]) -
     assert why_not_captured(spec, settings, own, 1) == "the optimizer is the team's own"
 
 
+@pytest.mark.parametrize("what", ["network", "loss"])
+def test_custom_networks_and_losses_are_captured_if_they_say_that_they_can_be(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Python counter in `forward` would stay as it was in a graph, without a word."""
+    (tmp_path / f"custom_{what}.py").write_text("class Counting: ...\n\n\nclass Plain:\n    can_be_captured = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = member()
+    optimizer = make_optimizer(spec, build(spec, 3, 8))
+    for name, why in (("Counting", f"the custom {what} does not declare `can_be_captured = True`"), ("Plain", None)):
+        changed = spec.model_copy(update={"arch" if what == "network" else "loss": f"custom_{what}:{name}"})
+        assert why_not_captured(changed, TrainSpec(epochs=1), optimizer, 1) == why
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_the_steps_before_a_capture_leave_nothing_behind(kind: str) -> None:
     """Neither in weights and statistics nor in the optimizer: the step after them is the first one."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.config.extensions import Augmentation, Labels
+from workers.config.extensions import Augmentation, Labels, is_reference, load_reference
 from workers.config.specs import MemberSpec, StudentSpec, TrainSpec
 from workers.errors import ConclaveError, UserInputError
 from workers.training.memory import is_out_of_memory
@@ -48,8 +48,18 @@ def why_not_captured(recipe: MemberSpec, spec: TrainSpec, optimizer: torch.optim
         "gradients are clipped": spec.clip is not None,
         "a student asks its teacher": isinstance(recipe, StudentSpec),
         "the optimizer is the team's own": not (isinstance(optimizer, FUSED) and optimizer.defaults.get("fused")),
+        "the custom network does not declare `can_be_captured = True`": not _can_be_captured(recipe.arch),
+        "the custom loss does not declare `can_be_captured = True`": not _can_be_captured(recipe.loss),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _can_be_captured(name: str) -> bool:
+    """Return whether a network or a loss is built in, or declares that it may run in a CUDA graph.
+
+    A graph repeats the kernels of one call: a counter that custom code keeps in Python would stay as it was, without a word.
+    """
+    return not is_reference(name) or bool(getattr(load_reference(name), "can_be_captured", False))
 
 
 def mixes(augmentations: Sequence[Augmentation]) -> bool:
