@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from workers.errors import CorruptFileError
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
-from workers.tracking.entries import Entry, MetricsEntry, StatusEntry, TagsEntry
+from workers.tracking.entries import Entry, MetricsEntry, RefusedEntryError, StatusEntry, TagsEntry
 from workers.tracking.outbox import Outbox
 
 RUNS = st.sampled_from(["r1", "r2"])
@@ -148,3 +149,24 @@ def test_a_slow_store_is_left_soon_after_the_time_is_over(tmp_path: Path) -> Non
     flush_outbox(outbox, cast(TrackingClient, slow), began + 1.0)
     assert slow.sent < 20, "no more than the batch that had begun"
     assert len(outbox.unsent()) == 60 - slow.sent
+
+
+def test_a_refused_entry_is_logged_and_does_not_hold_up_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Picky:
+        def __init__(self) -> None:
+            self.sent: list[str] = []
+
+        def send(self, entries: Sequence[Entry]) -> None:
+            if any(entry.run == "gone" for entry in entries):
+                raise RefusedEntryError("no run of this id")
+            self.sent += [entry.run for entry in entries]
+
+    outbox, store = Outbox.open(tmp_path, "o", "http://server"), Picky()
+    for run in ("a", "gone", "b"):
+        outbox.tags(run, {"a": "1"})
+    with caplog.at_level("WARNING", logger="conclave"):
+        assert flush_outbox(outbox, store) == 3  # type: ignore[arg-type]
+    assert store.sent == ["a", "b"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out of run gone, for the tracking store refuses it: TagsEntry (no run of this id)"
+    ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workers.diagnostics.logs import DRIVER
 from workers.errors import CorruptFileError
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.entries import RefusedEntryError
@@ -46,8 +46,12 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
             tracking.send([entry for entry, _ in batch])
         except RefusedEntryError:  # send one by one, so that a refused entry does not block the others
             for entry, _ in batch:
-                with contextlib.suppress(RefusedEntryError):
+                try:
                     tracking.send([entry])
+                except RefusedEntryError as error:
+                    DRIVER.warning(
+                        "left out of run %s, for the tracking store refuses it: %s (%s)", entry.run, type(entry).__name__, error
+                    )
         outbox.mark_sent(batch[-1][1])
     return len(unsent)
 
