@@ -272,6 +272,12 @@ def test_metadata_csv_in_each_part_is_read(tmp_path: Path) -> None:
     assert "in row 2, 37.jpg is not there" in refused(tmp_path / "data")
 
 
+def test_another_metadata_csv_beside_class_folders_is_no_table_of_labels(tmp_path: Path) -> None:
+    root = classes(tmp_path / "images", {"cat": 12, "dog": 12})
+    write(root / "metadata.csv", [["camera", "year"], ["phone", "2024"]])
+    assert pack(root).classes == ["cat", "dog"]
+
+
 def test_tables_as_excel_writes_them_are_read(tmp_path: Path) -> None:
     rows = [["path", "label"], *labelled()]
     root = images(tmp_path / "images")

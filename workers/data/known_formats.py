@@ -47,7 +47,8 @@ def _reader_of(root: Path, files: Files) -> Reader | None:
     names = {PurePosixPath(name).name for name in files}
     suffixes = {PurePosixPath(name).suffix.lower() for name in files}
     has_images = any(map(is_image, files))
-    if METADATA in names and has_images:
+    metadata = [content for name, content in files.items() if PurePosixPath(name).name == METADATA]
+    if has_images and metadata and all(b"file_name" in _bytes(content).partition(b"\n")[0] for content in metadata):
         return _with_metadata
     if ".cls" in suffixes and has_images:
         return _web_dataset
