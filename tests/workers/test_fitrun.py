@@ -188,9 +188,13 @@ def test_a_store_that_is_away_for_a_moment_does_not_make_a_job_start_anew(
 
     monkeypatch.setattr(MlflowClient, "list_artifacts", list_artifacts)
     with machine(tmp_path / "2", tracked) as (run, kept):
+        run.is_isolated = True
         run.download_checkpoint()
         assert (away, newest(kept)) == ([], 1)
     away[:] = [ConnectionError("refused")] * 10_000
     monkeypatch.setattr("workers.tracking.job_run.RETRY_SECONDS", 0.0)
-    with machine(tmp_path / "3", tracked) as (run, kept), pytest.raises(StoreUnavailableError):
-        run.download_checkpoint()
+    with machine(tmp_path / "3", tracked) as (run, _):
+        run.download_checkpoint()  # the home has what the machines that share it trained
+        run.is_isolated = True
+        with pytest.raises(StoreUnavailableError):
+            run.download_checkpoint()

@@ -202,7 +202,8 @@ class JobRun:
         """Download the job's checkpoints if this machine has none.
 
         Raises:
-            StoreUnavailableError: If the store does not answer for RETRY_SECONDS. Starting anew would lose the work.
+            StoreUnavailableError: If the store does not answer for RETRY_SECONDS, and only it can have checkpoints. Starting anew
+                would lose the work.
         """
         has_checkpoint = self.folder.done or self.folder.checkpoint.exists()
         if has_checkpoint or not (self.members[0].known_steps or self.uri.startswith("http")):
@@ -210,9 +211,15 @@ class JobRun:
         incoming = self.folder.incoming_checkpoint
         shutil.rmtree(incoming, ignore_errors=True)
         with tempfile.TemporaryDirectory() as work:
-            folder = retry_while(
-                StoreUnavailableError, lambda: self.tracking.download(self.run, "checkpoint", Path(work)), RETRY_SECONDS
-            )
+            try:
+                seconds = RETRY_SECONDS if self.is_isolated else 0.0
+                folder = retry_while(
+                    StoreUnavailableError, lambda: self.tracking.download(self.run, "checkpoint", Path(work)), seconds
+                )
+            except StoreUnavailableError:
+                if self.is_isolated:
+                    raise
+                return  # the home itself has the checkpoints of the machines that share it
             for slot in folder.iterdir() if folder else ():
                 self.folder.root.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(CorruptFileError, FileNotFoundError, FileExistsError):  # a truncated checkpoint
