@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
-import psutil
 from filelock import Timeout
 from pydantic import BaseModel
 
@@ -167,6 +166,8 @@ class SweepFolder:
             note = self.holder.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return False
+        import psutil  # most commands need none of it
+
         match = re.match(r"process (\d+) on (\S+), since ", note)
         return match is not None and (match[2] != os.uname().nodename or psutil.pid_exists(int(match[1])))
 

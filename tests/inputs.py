@@ -9,7 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from tests.factories import snapshot
+from workers.config.specs import DataSpec
+from workers.data.packing import pack_data
+from workers.data.store import Store
+from workers.errors import UserInputError
 
 # A picture of 24 x 16 pixels whose red grows to the right and whose green grows downwards, as a phone saves it.
 HEIC = base64.b64decode("""
@@ -87,3 +94,21 @@ def write_table(path: Path, lines: Sequence[str]) -> Path:
     """A CSV file of these lines."""
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def spec(root: Path | None, **keys: object) -> DataSpec:
+    given = {"dataset": "folder", "root": root, "image_size": 8, "folds": 2, "fuse_fraction": 0.2, **keys}
+    return DataSpec.model_validate(given)
+
+
+def pack(root: Path, **keys: object) -> Store:
+    return pack_data(spec(root, **keys), root.parent / "home")
+
+
+def refused(root: Path, **keys: object) -> str:
+    """Why a data set is refused, with nothing written."""
+    before = snapshot(root.parent)
+    with pytest.raises(UserInputError) as refusal:
+        pack(root, **keys)
+    assert snapshot(root.parent) == before
+    return str(refusal.value)

@@ -8,11 +8,9 @@ from pathlib import PurePosixPath
 from workers.data.tables import Table
 from workers.errors import UserInputError, first_few
 
-LEVELS = ("path", "path without extension", "name", "name without extension")
 
-
-def match_ids(ids: Iterable[str], names: Iterable[str], what: str) -> dict[str, str]:
-    """Return the image of each id. An id may be an image's path, its file name, or either of them without the extension.
+def find_images(ids: Iterable[str], names: Iterable[str], what: str) -> dict[str, str]:
+    """Return the image of each id that has one. An id may be an image's path or file name, with or without the extension.
 
     Args:
         ids: The ids.
@@ -20,30 +18,32 @@ def match_ids(ids: Iterable[str], names: Iterable[str], what: str) -> dict[str, 
         what: The table, for messages.
 
     Raises:
-        UserInputError: If an id matches no image, or several.
+        UserInputError: If an id fits several images.
     """
-    levels: list[dict[str, list[str]]] = [{} for _ in LEVELS]
+    levels: list[dict[str, list[str]]] = [{}, {}, {}, {}]  # the closest match first
     for name in names:
         path = PurePosixPath(name)
         for level, key in zip(levels, (name, path.with_suffix("").as_posix(), path.name, path.stem), strict=True):
             level.setdefault(key, []).append(name)
-    matched = {}
-    missing = []
+    images = {}
     for one in ids:
-        found = next((level[key] for key in (one, PurePosixPath(one).name) for level in levels if key in level), [])
-        if len(found) > 1:
-            raise UserInputError(f"{what}: the id {one} fits {found[0]} and {found[1]}.")
-        if found:
-            matched[one] = found[0]
-        else:
-            missing.append(one)
-    if missing:
-        example = next((name for level in levels for name in level), "")
+        fitting = next((level[key] for key in (one, PurePosixPath(one).name) for level in levels if key in level), [])
+        if len(fitting) > 1:
+            raise UserInputError(f"{what}: the id {one} fits {fitting[0]} and {fitting[1]}.")
+        if fitting:
+            images[one] = fitting[0]
+    return images
+
+
+def match_ids(ids: Sequence[str], names: Sequence[str], what: str) -> dict[str, str]:
+    """Return the image of each id, as `find_images` does. Raises UserInputError if an id has none."""
+    images = find_images(ids, names, what)
+    if missing := [one for one in ids if one not in images]:
         raise UserInputError(
-            f"{what}: {len(missing):,} of {len(missing) + len(matched):,} ids have no image, such as {first_few(missing)}. "
-            f"The images are called {example}, for example."
+            f"{what}: {len(missing):,} of {len(ids):,} ids have no image, such as {first_few(missing)}. The images are called "
+            f"{names[0] if names else 'nothing'}, for example."
         )
-    return matched
+    return images
 
 
 def column_of_ids(table: Table, classes: Sequence[str]) -> str | None:
@@ -81,8 +81,7 @@ def labels_of_table(table: Table, classes: Sequence[str], names: Sequence[str], 
         hint = f", where it is spelled {twin!r}" if twin else f", which knows {first_few(list(classes), 10)}"
         raise UserInputError(f"{what}: {unknown[0]!r} in the column {labels} is no class of the model{hint}.")
     given = {row[ids]: row[labels] for _, row in table.rows}
-    there = set(names)
-    if not any(one in there for one in given):
-        matched = match_ids(given, names, what)
-        return {matched[one]: label for one, label in given.items()}
-    return given
+    images = find_images(given, names, what)  # a table may name more images than are predicted
+    if not images:
+        match_ids(list(given), names, what)
+    return {images[one]: label for one, label in given.items() if one in images}

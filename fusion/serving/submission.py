@@ -67,7 +67,7 @@ class Submission:
         return cls(what, table.header, table.delimiter, ids, table.header.index(id_name), columns, labels, classes)
 
     def rows(
-        self, names: Iterable[str], predictions: Iterable[Prediction], note: Callable[[str], None]
+        self, names: Sequence[str], predictions: Iterable[Prediction], note: Callable[[str], None]
     ) -> Iterator[Sequence[str]]:
         """Compare the ids with the images, and then yield the header row and the rows of the submission.
 

@@ -126,6 +126,7 @@ def test_a_competitions_file_that_can_not_be_filled_is_refused(lines: Sequence[s
         ["id,breed", "1,ant", "2,bee"],
         ["file,kind,source", "1.png,ant,web", "2.jpg,bee,lab"],
         ["path,label", "new/1.png,ant", "new/2.jpg,bee"],
+        ["id,label", "1,ant", "2,bee", "99,cow"],
     ],
 )
 def test_labels_of_a_table_are_joined_by_what_tells_images_apart(lines: Sequence[str], tmp_path: Path) -> None:

@@ -16,33 +16,13 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tests.factories import snapshot
-from tests.inputs import classes, flat, picture, tar
-from workers.config.specs import DataSpec
+from tests.inputs import classes, flat, pack, picture, refused, spec, tar
 from workers.data.inspection import inspect_data
 from workers.data.packing import pack_data
 from workers.data.store import Store
 from workers.data.summary import DataSummary
-from workers.errors import UserInputError
 
 NAMES = ("cat", "dog", "horse")
-
-
-def spec(root: Path | None, **keys: object) -> DataSpec:
-    given = {"dataset": "folder", "root": root, "image_size": 8, "folds": 0, "fuse_fraction": 0.2, **keys}
-    return DataSpec.model_validate(given)
-
-
-def pack(root: Path, **keys: object) -> Store:
-    return pack_data(spec(root, **keys), root.parent / "home")
-
-
-def refused(root: Path, **keys: object) -> str:
-    before = snapshot(root.parent)
-    with pytest.raises(UserInputError) as refusal:
-        pack(root, **keys)
-    assert snapshot(root.parent) == before
-    return str(refusal.value)
 
 
 def images(folder: Path, count: int = 36, name: str = "{}.jpg") -> Path:

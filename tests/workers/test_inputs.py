@@ -17,7 +17,7 @@ from PIL import Image
 from fusion.serving.entries import list_entries
 from fusion.serving.predictor import Predictor
 from tests.factories import snapshot
-from tests.inputs import HEIC, bursts, classes, flat, macos_zip, picture, tar, write_table
+from tests.inputs import HEIC, bursts, classes, flat, macos_zip, pack, picture, refused, spec, tar, write_table
 from workers.config.specs import DataSpec
 from workers.data.images import UnreadableImageError, decode, is_image, read_image
 from workers.data.packing import pack_data
@@ -26,24 +26,6 @@ from workers.data.store import Store
 from workers.errors import UserInputError
 
 TWO = {"cat": 12, "dog": 12}
-
-
-def spec(root: Path, **keys: object) -> DataSpec:
-    given = {"dataset": "folder", "root": root, "image_size": 8, "folds": 2, "fuse_fraction": 0.2, **keys}
-    return DataSpec.model_validate(given)
-
-
-def pack(root: Path, **keys: object) -> Store:
-    return pack_data(spec(root, **keys), root.parent / "home")
-
-
-def refused(root: Path, **keys: object) -> str:
-    """Why a data set is refused, with nothing written."""
-    before = snapshot(root.parent)
-    with pytest.raises(UserInputError) as refusal:
-        pack(root, **keys)
-    assert snapshot(root.parent) == before
-    return str(refusal.value)
 
 
 def per_class(store: Store) -> dict[str, int]:

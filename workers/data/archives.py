@@ -250,15 +250,13 @@ def _zip_names(entries: Sequence[zipfile.ZipInfo], path: Path, encoding: str | N
     Python reads such names as cp437. They are UTF-8 if all of them can be: a few names in GBK are valid UTF-8 by chance. In
     Shift-JIS, the second byte of a character may be a backslash, which may only be taken for a slash after decoding.
     """
-    names = [info.orig_filename if info.flag_bits & UTF8_FLAG else None for info in entries]
-    raw = {i: entries[i].orig_filename.encode("cp437") for i, name in enumerate(names) if name is None}
-    unmarked = {i: name for i, name in raw.items() if _unicode_path(entries[i].extra, name) is None}
-    decoded = {i: _unicode_path(entries[i].extra, name) for i, name in raw.items() if i not in unmarked}
+    marked = [info.orig_filename if info.flag_bits & UTF8_FLAG else _unicode_path(info) for info in entries]
+    unmarked = [_raw_name(info) for info, name in zip(entries, marked, strict=True) if name is None]
     for tried in ("utf-8", *([encoding] if encoding else [])):
         with contextlib.suppress(UnicodeDecodeError):
-            decoded |= {i: name.decode(tried) for i, name in unmarked.items()}
-            return [name if name is not None else str(decoded[i]) for i, name in enumerate(names)]
-    shown = next(name for name in unmarked.values() if not name.isascii()).decode("ascii", "backslashreplace")
+            decoded = iter([name.decode(tried) for name in unmarked])
+            return [next(decoded) if name is None else name for name in marked]
+    shown = next(name for name in unmarked if not name.isascii()).decode("ascii", "backslashreplace")
     if encoding:
         raise UserInputError(f"{path}: the name {shown} is not in {encoding}. Name another encoding.")
     raise UserInputError(
@@ -267,12 +265,17 @@ def _zip_names(entries: Sequence[zipfile.ZipInfo], path: Path, encoding: str | N
     )
 
 
-def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+def _raw_name(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("cp437")  # as which Python has decoded it
+
+
+def _unicode_path(info: zipfile.ZipInfo) -> str | None:
     """Return the UTF-8 name in an entry's Info-ZIP Unicode Path field (0x7075), or None without a valid field."""
+    extra = info.extra
     while len(extra) >= 4:
         kind, size = struct.unpack("<HH", extra[:4])
         field, extra = extra[4 : 4 + size], extra[4 + size :]
-        if kind == UNICODE_PATH and len(field) > 5 and struct.unpack("<L", field[1:5])[0] == zlib.crc32(raw):
+        if kind == UNICODE_PATH and len(field) > 5 and struct.unpack("<L", field[1:5])[0] == zlib.crc32(_raw_name(info)):
             with contextlib.suppress(UnicodeDecodeError):
                 return field[5:].decode("utf-8")
     return None

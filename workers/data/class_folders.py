@@ -15,22 +15,11 @@ from pathlib import Path, PurePosixPath
 from workers.data.archives import list_files
 from workers.data.images import is_image
 from workers.data.known_formats import items_of_known_format
-from workers.data.layout import Item, Layout
+from workers.data.layout import PARTS, Item, Layout
 from workers.data.leftovers import SkippedFiles, is_leftover
 from workers.errors import UserInputError, first_few
 
 EXPECTED = "Expected CLASS/IMAGE or train/CLASS/IMAGE."
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-}
 FEWEST_REPEATED = 2  # if all top folders share this many subfolders, either level could be the classes
 
 

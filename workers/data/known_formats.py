@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 
 from workers.data.archives import Content, read
 from workers.data.images import is_image
-from workers.data.layout import Item
+from workers.data.layout import PARTS, Item
 from workers.data.leftovers import is_leftover
 from workers.data.tables import read_table
 from workers.errors import UserInputError
 
 Files = Mapping[str, Content]
 Reader = Callable[[Path, Files], Iterator[Item]]
-PARTS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 CIFAR_SIDE, CIFAR_LABELS = 32, 2  # pixels, and bytes of labels before them: coarse and fine
 METADATA = "metadata.csv"
 

@@ -17,6 +17,18 @@ from workers.data.images import Pixels
 from workers.data.leftovers import SkippedFiles
 from workers.errors import UserInputError
 
+PARTS = {  # names of folders and splits, and the part that each stands for
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+
 
 @dataclass(frozen=True)
 class Item:

@@ -12,11 +12,10 @@ from pathlib import Path, PurePosixPath
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import Column, DataSpec
 from workers.data.archives import list_files
-from workers.data.class_folders import PARTS
 from workers.data.images import is_image
 from workers.data.known_formats import holds_images, items_of_parquet
 from workers.data.labels import is_missing
-from workers.data.layout import Item, Layout
+from workers.data.layout import PARTS, Item, Layout
 from workers.data.leftovers import is_leftover
 from workers.data.tables import PARQUET, Table, read_table
 from workers.errors import UserInputError, first_few
