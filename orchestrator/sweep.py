@@ -31,8 +31,8 @@ from orchestrator.tracking.search_runs import log_search
 from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from workers.config.resources import Resources
+from workers.data.decoded_rows import OnProgress
 from workers.data.inspection import pack_and_check, summarize_data
-from workers.data.packing import OnProgress
 from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.data.summary import DataSummary

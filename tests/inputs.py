@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import tarfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,12 @@ def classes(root: Path, counts: Mapping[str, int], suffix: str = ".png") -> Path
         for i in range(count):
             picture(hue, i).save(folder / f"{i:03d}{suffix}")
     return root
+
+
+def saved(image: Image.Image, kind: str, **keys: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **keys)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def flat(root: Path, count: int) -> Path:

@@ -16,7 +16,7 @@ from fusion.serving.outputs import Prediction
 from fusion.serving.runtimes import Probabilities, Run, load_runtime, pick_faster
 from workers.data.archives import read
 from workers.data.decoding import decode_batches
-from workers.data.images import Pixels, UnreadableImageError, decode
+from workers.data.images import MAX_PIXELS, Pixels, UnreadableImageError, decode
 from workers.errors import UserInputError
 
 BATCH = 256
@@ -37,6 +37,7 @@ class Predictor:
 
     Args:
         model: The exported model.
+        max_pixels: Largest number of pixels of an image to decode.
         runtime: One of the names in `fusion.serving.runtimes`.
         trusts_code: Whether modules that the model's .json names may be imported.
 
@@ -44,12 +45,14 @@ class Predictor:
         UserInputError: If the file does not exist, or Conclave did not export it.
     """
 
-    def __init__(self, model: Path, runtime: str = "auto", trusts_code: bool = False) -> None:
+    def __init__(self, model: Path, runtime: str = "auto", trusts_code: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         if not model.is_file():
             raise UserInputError(f"{model}: there is no such model file. `conclave sweep` writes one as fused.onnx.")
         try:
             self.session = create_session(str(model), spins=False)  # images are decoded on the same cores
-            self.classes: list[str] = json.loads(self.session.get_modelmeta().custom_metadata_map["classes"])
+            stored = self.session.get_modelmeta().custom_metadata_map
+            self.classes: list[str] = json.loads(stored["classes"])
+            self.bits = int(stored["image_bits"]) if "image_bits" in stored else None
             self.size = int(self.session.get_inputs()[0].shape[1])
             answer = np.asarray(self._run_onnx(np.zeros((1, self.size, self.size, 3), np.uint8)))
             is_ours = isinstance(self.classes, list) and answer.shape == (1, len(self.classes))
@@ -57,6 +60,7 @@ class Predictor:
             raise UserInputError(f"{model}: not a model that Conclave exported ({type(error).__name__}).") from None
         if not is_ours:
             raise UserInputError(f"{model}: not a model that Conclave exported (its outputs do not match its classes).")
+        self.max_pixels = max_pixels
         self.model, self.runtime, self.trusts_code, self.seconds = model, runtime, trusts_code, 0.0
         self.run: Run | None = None  # None until the runtime is chosen
 
@@ -96,6 +100,6 @@ class Predictor:
 
     def _pixels(self, entry: Entry) -> Pixels | str:
         try:
-            return decode(read(entry.content), self.size)
+            return decode(read(entry.content), self.size, self.bits, self.max_pixels)
         except UnreadableImageError as error:
             return f"{entry.file}: the image {error}"

@@ -73,6 +73,9 @@ def predict(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail at the first image that can't be read.")] = False,
     encoding: Annotated[str | None, typer.Option(help="Encoding of names in a ZIP archive that are not UTF-8.")] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Decode images of up to this many pixels; the default is 89 million.")
+    ] = None,
     runtime: Annotated[
         str,
         typer.Option(help="The runtime: onnx, torch or torch-bfloat16. auto picks torch if it is faster than onnx."),
@@ -89,6 +92,7 @@ def predict(
     from fusion.serving.predictor import Predictor, refuse
     from fusion.serving.runtimes import NAMES
     from fusion.serving.submission import Submission
+    from workers.data.images import MAX_PIXELS
 
     if runtime not in NAMES:
         raise UserInputError(f"--runtime {runtime}: unknown; known are {', '.join(NAMES)}.")
@@ -96,7 +100,8 @@ def predict(
         raise UserInputError("--top and --submission both set the rows. Use only one of them.")
     if bool(images) == bool(listing):
         raise UserInputError("name image files, folders or archives, or a list of them by --list FILE.")
-    predictor, skipped = Predictor(_model_file(model, home), runtime, trust_code), _Skipped()
+    predictor = Predictor(_model_file(model, home), runtime, trust_code, max_pixels or MAX_PIXELS)
+    skipped = _Skipped()
     on_problem, classes = refuse if strict else skipped, predictor.classes
     sample = Submission.read(submission, classes, positive) if submission else None
     with ExitStack() as open_files:

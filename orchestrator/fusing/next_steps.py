@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fusion.export.flips import predict_with_flips
-from fusion.metrics.scores import TWO_SIDED, accuracy_and_nll_losses, evenly_drawn
+from fusion.metrics.scores import accuracy_and_nll_losses, evenly_drawn, mean_interval
 from fusion.predictions import Floats, Labels, softmax
 from fusion.results import ExpectedGain, NextStep
 from fusion.selection.networks import CandidateNetworks
@@ -99,8 +99,7 @@ def mirror_images(request: FusionRequest, fitted_team: FittedTeam, inference: Ma
     votes = [softmax(predictions.logits).mean(0) for predictions in (before, after)]
     losses = [accuracy_and_nll_losses(vote, before.labels, temperature) for vote in votes]
     gains = losses[0] - losses[1]  # (2, n)
-    half = TWO_SIDED * gains.std(1) / np.sqrt(gains.shape[1])
-    accuracy, nll = (ExpectedGain(float(m), (float(m - h), float(m + h))) for m, h in zip(gains.mean(1), half, strict=True))
+    accuracy, nll = (ExpectedGain(float(gain.mean()), mean_interval(gain, before.groups)) for gain in gains)
     command = f"conclave export {request.team.name} --method vote --flips"
     return NextStep(
         kind="flips",

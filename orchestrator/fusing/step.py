@@ -131,7 +131,7 @@ def write_model(
     bags = [[spec] * len(fitted_team.artifacts.folds.get(spec.name, ())) for spec in members]
     specs = CandidateNetworks(members, bags, request.student[0] if request.student else None)
     level = fit_level(fitted.nested, team.inputs.fuse.labels) if options.abstains else None
-    card = ModelCard(specs.used(fitted), team.classes, {**request.provenance, "method": name}, level)
+    card = ModelCard(specs.used(fitted), team.classes, {**request.provenance, "method": name}, level, store.record.bits)
     if options.flips:
         predictions = predict_with_flips(predictions, fitted_team.networks, torch.from_numpy(images))
     model = assemble(fitted, fitted_team.networks, options.flips)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import unicodedata
 import zipfile
 from collections import Counter
@@ -17,9 +16,9 @@ from PIL import Image
 from fusion.serving.entries import list_entries
 from fusion.serving.predictor import Predictor
 from tests.factories import snapshot
-from tests.inputs import HEIC, bursts, classes, flat, macos_zip, pack, picture, refused, spec, tar, write_table
+from tests.inputs import HEIC, bursts, classes, flat, macos_zip, pack, picture, refused, saved, spec, tar, write_table
 from workers.config.specs import DataSpec
-from workers.data.images import UnreadableImageError, decode, is_image, read_image
+from workers.data.images import MAX_PIXELS, UnreadableImageError, decode, is_image, read_image
 from workers.data.packing import pack_data
 from workers.data.splits import get_split
 from workers.data.store import Store
@@ -163,12 +162,6 @@ def test_an_image_is_known_by_its_extension(name: str, expected: bool) -> None:
     assert is_image(name) is expected
 
 
-def saved(image: Image.Image, kind: str, **keys: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **keys)  # type: ignore[arg-type]
-    return buffer.getvalue()
-
-
 def test_photos_of_phones_are_decoded(tmp_path: Path) -> None:
     heic = read_image(HEIC, 16)
     assert (heic.width, heic.height) == (24, 16)
@@ -187,31 +180,6 @@ def test_all_their_names_are_known(suffix: str, tmp_path: Path) -> None:
     for path in (root / "dog").iterdir():
         path.rename(path.with_suffix(suffix))
     assert per_class(pack(root)) == TWO
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_sixteen_bits_of_which_a_camera_uses_twelve_are_bright(kind: str) -> None:
-    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
-    found = read_image(saved(Image.fromarray(ramp), kind), 8)
-    assert np.array_equal(found.pixels[..., 0], (ramp.astype(int) * 255) // 4095)
-    assert "uses 12" in found.note
-
-
-def test_a_declared_depth_counts_more_than_the_brightest_pixel() -> None:
-    dark = np.full((8, 8), 100, ">u2")
-    assert read_image(b"P5 8 8 4095\n" + dark.tobytes(), 8).pixels.max() == 100 * 255 // 4095
-    declared = saved(Image.fromarray(np.full((8, 8), 500, np.uint16)), "TIFF", tiffinfo={281: 1023})
-    found = read_image(declared, 8)
-    assert (found.pixels.max(), "declares 10" in found.note) == (500 * 255 // 1023, True)
-
-
-def test_the_screen_is_told_of_images_that_were_scaled(tmp_path: Path) -> None:
-    root = classes(tmp_path / "images", TWO)
-    for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(2048, 4096, (8, 8)).astype(np.uint16)).save(
-            root / "cat" / f"{i:03d}.png"
-        )
-    assert any("3 images are of 16 bits a pixel, of which it uses 12" in note for note in pack(root).notes())
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
@@ -397,8 +365,8 @@ FILES: dict[str, Callable[[Image.Image], bytes]] = {
 class Watched(Predictor):
     """Keeps the pixels that a model would see, and needs none."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, bits: int) -> None:
+        self.size, self.bits, self.max_pixels = size, bits, MAX_PIXELS
         self.seen: list[np.ndarray] = []
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
@@ -416,7 +384,7 @@ def test_predicting_sees_the_pixels_that_training_saw(tmp_path: Path) -> None:
     store = pack(tmp_path / "images")
     trained = dict(zip(store.ids, store.images, strict=True))
     for place in (tmp_path / "images", tar(tmp_path / "images", tmp_path / "a.tar.xz", mode="w:xz")):
-        predictor = Watched(8)
+        predictor = Watched(8, store.record.bits)
         with ExitStack() as open_files:
             names = [one.name for one in predictor.predictions(list_entries([place], open_files, print))]
         assert sorted(names) == sorted(trained)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 from fusion.export.fused_model import Combiner, FusedModel
 from fusion.export.onnx_export import ModelCard, export_model
@@ -37,6 +38,7 @@ SERVE = """
 import json, sys
 import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 
 model = mlflow.pyfunc.load_model(sys.argv[1])
@@ -78,7 +80,8 @@ class Served:
             self.probabilities = network(to_float(images)).softmax(1).numpy()
             exported = fused(images).double().numpy()
         self.onnx = place / "fused.onnx"
-        export_model(fused, ModelCard([recipe], self.store.classes, {}), self.onnx, np.asarray(self.store.images), exported)
+        card = ModelCard([recipe], self.store.classes, {}, image_bits=self.store.record.bits)
+        export_model(fused, card, self.onnx, np.asarray(self.store.images), exported)
         save_served_model(self.onnx, place / "model")
 
     def ask(self, *bodies: object) -> list[tuple[int, Any]]:
@@ -109,12 +112,19 @@ def test_an_image_of_each_format_gets_the_same_probabilities_everywhere(served: 
     assert {status for status, _ in answers} == {200}, answers
     for _, answer in answers:
         assert np.abs(np.array(answer["predictions"]["probabilities"]) - served.probabilities).max() < 1e-4
+        assert answer["predictions"]["labels"] == [served.store.classes[best] for best in served.probabilities.argmax(1)]
     assert served.probabilities.std(0).max() > 1e-3, "the images differ for the model"
     predicted = {
         one.name: one.probabilities for one in Predictor(served.onnx).predictions(list_entries([served.root], ExitStack(), print))
     }
     assert np.abs(np.stack([predicted[name] for name in served.store.ids]) - served.probabilities).max() < 1e-4
     assert len({Path(name).suffix for name in predicted}) == len(FILES)
+
+
+def test_the_model_page_names_the_class_of_each_probability(served: Served) -> None:
+    described = Model.load(str(served.place / "model"))
+    assert described.metadata == {"classes": served.store.classes}
+    assert [output.name for output in described.signature.outputs.inputs] == ["probabilities", "labels"]
 
 
 def test_what_the_model_cannot_mean_is_refused_in_a_sentence(served: Served) -> None:

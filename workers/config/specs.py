@@ -36,6 +36,7 @@ NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
     "encoding": None,
     "extension": None,
     "classes": None,
+    "max_pixels": None,
     "on_missing_label": None,
 }
 
@@ -58,6 +59,7 @@ class DataSpec(Strict):
     test_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int = Field(5, ge=0, le=1000)
     max_bad: int = Field(0, ge=0, le=10**9)  # maximum number of undecodable images, which are left out and listed
+    max_pixels: int | None = Field(None, ge=1, le=2**31)  # largest image that is decoded
     validation: Literal["fuse", "leave_out"] | None = None  # role of val rows beside train and test; None: by the file's version
     duplicates: Literal["warn", "drop", "error"] = "warn"  # identical images in two parts or with two labels
     encoding: Annotated[str, AfterValidator(check_encoding)] | None = (

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import io
+import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
-    | {".heic", ".heif", ".hif", ".avif"}
+    | {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k"}
 )
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF")  # by content; some other Pillow formats start programs
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")  # some other Pillow formats start programs
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-MAX_PIXELS = 89_478_485  # Pillow's own warning level; here it is an error
-FULL_DEPTH = 13  # bits; a 16-bit image that uses fewer comes from a 10- or 12-bit camera
+MAX_PIXELS = 89_478_485  # 268 MB decoded
+FULL_DEPTH = 13  # bits; 16-bit images that use fewer come from a 10- or 12-bit camera
 FULL_RANGE = 65535  # largest 16-bit value
 MAX_SAMPLE_VALUE = 281  # the TIFF tag in which a file declares its largest value
+
+Image.MAX_IMAGE_PIXELS = None  # `read_image` has its own limit, which a user can raise
+PngImagePlugin.MAX_TEXT_CHUNK = 64 * 2**20  # bytes of text or colour profile, which are read and not used; Pillow allows 1 MiB
+warnings.filterwarnings("ignore", module="PIL")  # what matters about a file is an error or a note here
 
 Pixels = NDArray[np.uint8]
 
@@ -35,6 +42,8 @@ SIGNS = (
     (b"\x1f\x8b", "is a gzip archive"),
     (b"version https://git-lfs", "is a pointer to a file that Git LFS has not fetched"),
     (b"{", "is a JSON file"),
+    (b"ii*\0", "is a TIFF of a kind that is not read; save it with 8 or 16 bits and 1, 3 or 4 channels"),
+    (b"mm\0*", "is a TIFF of a kind that is not read; save it with 8 or 16 bits and 1, 3 or 4 channels"),
 )
 
 
@@ -44,19 +53,21 @@ class UnreadableImageError(Exception):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image, ready for training.
+    """A decoded image.
 
     Attributes:
-        pixels: (S, S, 3) uint8.
+        pixels: (S, S, 3) uint8; or uint16, the values of a file with more than 8 bits, for `to_eight_bits`.
         width: Width of the original image in pixels.
         height: Height of the original image in pixels.
-        note: Remark for the user on how the image was read; "" for none.
+        bits: Bits that the values of a file with more than 8 bits need, or that it declares; 8 for all other files.
+        pages: Number of pages or frames in the file, of which the first is used.
     """
 
-    pixels: Pixels
+    pixels: Pixels | NDArray[np.uint16]
     width: int
     height: int
-    note: str = ""
+    bits: int = 8
+    pages: int = 1
 
 
 def is_image(name: str) -> bool:
@@ -65,35 +76,65 @@ def is_image(name: str) -> bool:
     return bool(stem and dot) and f".{extension.lower()}" in EXTENSIONS
 
 
-def decode(content: bytes | Path, size: int) -> Pixels:
-    """Decode an image fully to (size, size, 3) uint8, as `read_image` does. Raises UnreadableImageError."""
-    return read_image(content, size).pixels
-
-
-def read_image(content: bytes | Path, size: int) -> DecodedImage:
-    """Decode an image fully: resize its shorter side to `size`, then crop the centre.
-
-    Only the first frame of an animation is used.
+def decode(content: bytes | Path, size: int, bits: int | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image fully to (size, size, 3) uint8, as for training.
 
     Args:
         content: The file's content, or its path.
         size: Side in pixels.
+        bits: Depth of the training images that had more than 8 bits; None if there were none, and an image of more than 8 bits
+            is scaled by the bits that it uses.
+        max_pixels: Largest number of pixels to decode.
+
+    Raises:
+        UnreadableImageError: If the image cannot be used.
+    """
+    image = read_image(content, size, max_pixels)
+    return to_eight_bits(image.pixels, bits or common_depth([image.bits]))
+
+
+def to_eight_bits(pixels: Pixels | NDArray[np.uint16], bits: int) -> Pixels:
+    """Scale uint16 values of `bits` bits to 8 bits. Larger values become 255. Return uint8 as it is."""
+    if pixels.dtype == np.uint8 or bits == 8:
+        return np.minimum(pixels, 255).astype(np.uint8, copy=False)
+    if bits == 16:
+        return (pixels >> 8).astype(np.uint8)
+    top = (1 << bits) - 1
+    return (np.minimum(pixels, top).astype(np.uint32) * 255 // top).astype(np.uint8)
+
+
+def common_depth(bits: list[int]) -> int:
+    """Return the depth in bits by which to scale images that need these bits: 16, unless all fit into 12 or fewer."""
+    return 16 if max(bits) >= FULL_DEPTH else max(8, *bits)
+
+
+def read_image(content: bytes | Path, size: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """Decode an image fully: resize its shorter side to `size`, then crop the centre. Only the first page or frame is used.
+
+    Args:
+        content: The file's content, or its path.
+        size: Side in pixels.
+        max_pixels: Largest number of pixels to decode. A JPEG can be larger if a fraction of its size suffices.
 
     Raises:
         UnreadableImageError: If the image cannot be used.
     """
     try:
         with _opened(content) as image:
-            _check_size(image)
             width, height = image.size
             image.draft("RGB", (size, size))  # JPEG only: decode at a fraction of the size if that suffices
-            ImageOps.exif_transpose(image, in_place=True)
-            rgb, note = _rgb(image)
-            return DecodedImage(_square(rgb, size), width, height, note)
+            _check_size(image, width, height, max_pixels)
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # the rest of an MPO are previews
+            values, bits = _values(image, content)
+            if values is None:
+                ImageOps.exif_transpose(image, in_place=True)
+                rgb = image if image.mode == "RGB" else image.convert("RGB")
+                return DecodedImage(np.asarray(_square(rgb, size), np.uint8), width, height, pages=pages)
+            channels = [np.asarray(_square(Image.fromarray(channel), size)) for channel in values.astype(np.float32)]
+            pixels = np.rint(np.stack(channels * (3 // len(channels)), -1)).astype(np.uint16)
+            return DecodedImage(pixels, width, height, bits, pages)
     except UnreadableImageError:
         raise
-    except Image.DecompressionBombError:
-        raise UnreadableImageError(f"has more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise UnreadableImageError(_what_it_is(content)) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
@@ -139,36 +180,53 @@ def _what_it_is(content: bytes | Path) -> str:
     return f"can't be decoded: the file {what}"
 
 
-def _check_size(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(f"is {width} x {height} pixels, more than {MAX_PIXELS:,}")
+def _check_size(image: Image.Image, width: int, height: int, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise UnreadableImageError(f"is {width} x {height} pixels, more than the limit of {max_pixels:,} (max_pixels)")
 
 
-def _rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """Convert to RGB. Return the image and a note, which is "" if the conversion is obvious."""
-    note = ""
-    if image.mode.startswith("I"):
-        image, note = _to_eight_bits(image)
+def _values(image: Image.Image, content: bytes | Path) -> tuple[NDArray[Any] | None, int]:
+    """Return the values (1 or 3, H, W) of an upright image of more than 8 bits, and their depth; (None, 8) for other images.
+
+    Raises:
+        UnreadableImageError: If the values are floats, or outside the 16-bit range.
+    """
     if image.mode == "F":
         raise UnreadableImageError("has floating-point pixels, whose range is not known; save it with 8 or 16 bits")
-    return (image if image.mode == "RGB" else image.convert("RGB")), note
-
-
-def _to_eight_bits(image: Image.Image) -> tuple[Image.Image, str]:
-    """Scale integer pixels of more than 8 bits by the bit depth that the file declares, or else by the bits in use."""
-    values = np.asarray(image).astype(np.int64)
+    if image.mode.startswith("I"):
+        ImageOps.exif_transpose(image, in_place=True)
+        values = np.asarray(image)[None]
+    elif low_bytes := _with_low_bytes(image, content):
+        with low_bytes:
+            high, low = (np.asarray(ImageOps.exif_transpose(half))[..., :3].astype(np.int64) for half in (image, low_bytes))
+        values = np.moveaxis(high << 8 | low, -1, 0)
+    else:
+        return None, 8
     lowest, largest = int(values.min()), int(values.max())
     if lowest < 0 or largest > FULL_RANGE:
         raise UnreadableImageError(f"has values from {lowest} to {largest}, outside the 16-bit range; save it with 8 or 16 bits")
-    declared = _declared_maximum(image)
-    depth = (declared or largest).bit_length()
-    if depth >= FULL_DEPTH:
-        return Image.fromarray((values >> 8).astype(np.uint8)), ""
-    top = max(declared or (1 << max(depth, 8)) - 1, largest)
-    by = "declares" if declared else "uses"
-    note = f"of 16 bits a pixel, of which it {by} {depth}: its values are divided by {top}"
-    return Image.fromarray((values * 255 // top).astype(np.uint8)), note
+    return values, max(largest, _declared_maximum(image) or 0).bit_length()
+
+
+def _with_low_bytes(image: Image.Image, content: bytes | Path) -> Image.Image | None:
+    """Open a colour image of 16 bits a channel once more, so that it decodes to the low bytes; None for other images.
+
+    Pillow keeps the high byte of each channel. Told the wrong byte order, it keeps the low one.
+    """
+    swapped = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+    tiles = []
+    for tile in getattr(image, "tile", ()):
+        rawmode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        mode, _, depth = str(rawmode).partition(";16")
+        if mode not in ("RGB", "RGBA", "RGBX") or depth not in swapped:
+            return None
+        other = f"{mode};16{swapped[depth]}"
+        tiles.append(tile._replace(args=(other, *others) if isinstance(tile.args, tuple) else other))
+    if not tiles:
+        return None
+    again = _opened(content)
+    again.tile = tiles  # type: ignore[attr-defined]
+    return again
 
 
 def _declared_maximum(image: Image.Image) -> int | None:
@@ -180,7 +238,7 @@ def _declared_maximum(image: Image.Image) -> int | None:
     return int(value) if value and 255 <= int(value) <= FULL_RANGE else None
 
 
-def _square(image: Image.Image, size: int) -> Pixels:
+def _square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)
@@ -190,9 +248,9 @@ def _square(image: Image.Image, size: int) -> Pixels:
         image = image.resize(size_before_crop, Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image, dtype=np.uint8)
+    return image
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
     """Resize (H, W, 3) uint8 to (size, size, 3), as `decode` would."""
-    return pixels if pixels.shape[:2] == (size, size) else _square(Image.fromarray(pixels), size)
+    return pixels if pixels.shape[:2] == (size, size) else np.asarray(_square(Image.fromarray(pixels), size))

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.specs import DataSpec
+from workers.data.decoded_rows import OnProgress
 from workers.data.duplicates import Pairs, find_equal, find_similar
 from workers.data.labels import note_of_spellings, warnings_of_labels
-from workers.data.packing import OnProgress, pack_data
+from workers.data.packing import pack_data
 from workers.data.splits import Split, get_split
 from workers.data.store import Rows, Store
 from workers.data.summary import DataSummary

@@ -136,7 +136,7 @@ class Layout(ABC):
             parts.append("val is fuse")
         if self.spec.duplicates == "drop":
             parts.append("without duplicates")
-        for name in ("encoding", "extension", "on_missing_label"):
+        for name in ("encoding", "extension", "on_missing_label", "max_pixels"):
             if value := getattr(self.spec, name):
                 parts.append(f"{name} {value}")
         if self.spec.classes and self.spec.classes.is_file():

@@ -13,34 +13,27 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.extensions import LAYOUTS
 from workers.config.specs import DataSpec
-from workers.data.archives import DISK_FULL_ERRNOS, read
-from workers.data.decoding import decode_batches
-from workers.data.duplicates import perceptual_hashes
-from workers.data.images import DecodedImage, UnreadableImageError, read_image, resize
+from workers.data.archives import DISK_FULL_ERRNOS
+from workers.data.decoded_rows import DecodedRows, OnProgress, decode_all, refuse_bad, rows_at_once, scale_deep_rows
 from workers.data.labels import note_of_spellings
 from workers.data.layout import Item, Layout
 from workers.data.pixel_file import keep_rows, write_header
-from workers.data.store import MOST_SHOWN, Store, StoreRecord, content_digest, find_store
+from workers.data.store import Store, StoreRecord, content_digest, find_store
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, UserInputError, first_few
 from workers.storage.files import file_lock, sync_folder
 
-CHUNK_BYTES, CHUNK_ROWS = 64 * 2**20, 2048  # limits on the pixels and rows decoded at once
 MIN_PER_CLASS = 3
 PART_ORDER = {"": 0, "train": 0, "val": 1, "test": 2}  # a duplicate is kept in the part with the lowest rank
 
-OnProgress = Callable[[int, int | None], None]  # rows decoded, rows expected or None if unknown
 Check = Callable[[Store], object]
 
 
@@ -67,7 +60,7 @@ def pack_data(
     if store := find_store(spec, home):
         damaged = damaged_file(store)
         if damaged is None:
-            _refuse_bad(store.record.bad, spec)
+            refuse_bad(store.record.bad, spec)
             check(store)
             return store
         say(f"{store.folder / damaged} is damaged: the data is packed again")
@@ -131,40 +124,15 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
-@dataclass
-class _PackedRows:
-    """The rows decoded so far. `sizes` are of the original images, `digests` and `looks` hashes of the pixels."""
-
-    items: list[Item] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-    bad_labels: set[str] = field(default_factory=set)
-    notes: Counter[str] = field(default_factory=Counter)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    looks: list[NDArray[np.uint64]] = field(default_factory=list)
-
-    @property
-    def labels(self) -> list[str]:
-        return [item.label for item in self.items]
-
-    @property
-    def ids(self) -> list[str]:
-        return [item.id for item in self.items]
-
-    def marked(self, part: str) -> list[bool]:
-        return [item.part == part for item in self.items]
-
-
-def _rows_at_once(size: int) -> int:
-    return min(CHUNK_ROWS, max(1, CHUNK_BYTES // (size * size * 3)))
-
-
 def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
-    size, rows = source.spec.size, _PackedRows()
-    with (work / "images.npy").open("wb") as file:
+    size, images = source.spec.size, work / "images.npy"
+    with images.open("wb") as file, tempfile.NamedTemporaryFile(dir=work) as deep_file:
         write_header(file, 0, size)  # leaves room for the final header
-        _decode_all(source, file, rows, on_progress)
+        rows = decode_all(source, file, deep_file, on_progress)
         write_header(file, len(rows.items), size)
+        file.flush()
+        deep_file.flush()
+        scale_deep_rows(rows, images, Path(deep_file.name))
     classes = order_classes(set(rows.labels), source.spec)
     _check_rows(source.spec, rows, classes)
     extra = _arrays(rows)
@@ -175,7 +143,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
             source.notes.append(f"every {part} image is also in another part and was left out; other rows are drawn instead")
         rows.items, extra = [rows.items[i] for i in kept], {name: values[kept] for name, values in extra.items()}
         _check_rows(source.spec, rows, classes)
-        keep_rows(work / "images.npy", kept, _rows_at_once(size))
+        keep_rows(images, kept, rows_at_once(size))
     index = {name: i for i, name in enumerate(classes)}
     np.save(work / "labels.npy", np.array([index[label] for label in rows.labels], dtype=np.int64))
     np.save(work / "tested.npy", np.array(rows.marked("test"), dtype=bool))
@@ -188,7 +156,8 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         rows=len(rows.items),
         skipped=source.skipped.counts.total(),
         bad=rows.bad,
-        notes=[*source.notes, *source.skipped.notes(), *(f"{_count(n)} {text}" for text, n in rows.notes.most_common())],
+        bits=rows.bits,
+        notes=[*source.notes, *source.skipped.notes(), *rows.notes()],
         origins=source.origins,
         image_sizes=_typical_sizes(rows.sizes),
     )
@@ -198,14 +167,10 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
     record_file.write_text(record.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _count(images: int) -> str:
-    return "1 image is" if images == 1 else f"{images:,} images are"
-
-
-def _arrays(rows: _PackedRows) -> dict[str, NDArray[Any]]:
+def _arrays(rows: DecodedRows) -> dict[str, NDArray[Any]]:
     """Return the arrays of rows.npz by name. Validation rows, groups, folds and weights are left out if unused."""
     digests = np.frombuffer(b"".join(rows.digests), dtype=np.uint64).reshape(-1, 2)
-    arrays: dict[str, NDArray[Any]] = {"digests": digests, "looks": np.concatenate([*rows.looks, np.zeros(0, np.uint64)])}
+    arrays: dict[str, NDArray[Any]] = {"digests": digests, "looks": np.array(rows.looks, dtype=np.uint64)}
     if any(validation := rows.marked("val")):
         arrays["validation"] = np.array(validation, dtype=bool)
     if any(item.group for item in rows.items):
@@ -244,52 +209,6 @@ def _typical_sizes(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [ordered[0], ordered[len(ordered) // 2], ordered[-1]] if ordered else []
 
 
-def _decode_all(source: Layout, file: BinaryIO, rows: _PackedRows, on_progress: OnProgress) -> None:
-    """Decode all images in chunks, and append them to the file."""
-    size = source.spec.size
-    batches = decode_batches(partial(_pixels, size), source.items(), _rows_at_once(size))
-    with source.open_files, contextlib.closing(batches):
-        for batch in batches:
-            decoded = []
-            for item, result in batch:
-                if isinstance(result, str):
-                    rows.bad.append(result)
-                    rows.bad_labels.add(item.label)
-                else:
-                    rows.items.append(replace(item, content=b""))
-                    decoded.append(result)
-            _refuse_bad(rows.bad, source.spec)
-            rows.notes.update(image.note for image in decoded if image.note)
-            rows.sizes += [(image.width, image.height) for image in decoded if image.width]
-            if decoded:
-                pixels = np.ascontiguousarray(np.stack([image.pixels for image in decoded]))
-                file.write(pixels.data)
-                rows.digests += [blake2b(image, digest_size=16).digest() for image in pixels]
-                rows.looks.append(perceptual_hashes(pixels))
-            on_progress(len(rows.items), source.expected)
-
-
-def _pixels(size: int, item: Item) -> DecodedImage | str:
-    """Return the decoded image, or an error message that names the image."""
-    if isinstance(item.content, np.ndarray):
-        return DecodedImage(resize(item.content, size), 0, 0)
-    try:
-        return read_image(read(item.content), size)
-    except UnreadableImageError as error:
-        name = item.content if isinstance(item.content, Path) else item.id
-        return f"{name}: the image {error}"
-
-
-def _refuse_bad(bad: list[str], spec: DataSpec) -> None:
-    """Raise UserInputError if more images are bad than data.max_bad allows."""
-    if len(bad) > spec.max_bad:
-        shown = "\n".join(f"{text}." for text in bad[:MOST_SHOWN])
-        hint = (
-            "Repair or remove it, or allow some with data.max_bad." if spec.max_bad == 0 else f"data.max_bad is {spec.max_bad}."
-        )
-        raise UserInputError(f"{shown} {hint}")
-
-
 def order_classes(labels: set[str], spec: DataSpec) -> list[str]:
     """Return the class names in order: as data.classes lists them, else numbers by their value, else by text.
 
@@ -315,7 +234,7 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdecimal()
 
 
-def _check_rows(spec: DataSpec, rows: _PackedRows, classes: list[str]) -> None:
+def _check_rows(spec: DataSpec, rows: DecodedRows, classes: list[str]) -> None:
     """Raise UserInputError for rows that can't be split, trained on or fused."""
     where = f"data.root {spec.root}" if spec.root else f"data.dataset {spec.dataset}"
     if not rows.ids:

@@ -34,6 +34,7 @@ class StoreRecord(BaseModel):
         digest: Digest of everything that affects the splits and the weights.
         size: Side of the images in pixels.
         rows: Number of rows.
+        bits: Depth in bits of the images of more than 8 bits, all scaled by it; 8 if there are none.
         skipped: Number of skipped files.
         bad: A sentence for each image that could not be decoded.
         notes: Sentences on how the data set was read.
@@ -49,6 +50,7 @@ class StoreRecord(BaseModel):
     digest: str
     size: int
     rows: int
+    bits: int = 8
     skipped: int = 0
     bad: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,9 +35,14 @@ class ServedModel:
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.size = int(self.session.get_inputs()[0].shape[1])
+        stored = self.session.get_modelmeta().custom_metadata_map
+        self.classes = json.loads(stored["classes"])
+        self.bits = int(stored["image_bits"]) if "image_bits" in stored else None
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return {"probabilities": (N, C) float32} for images.
+        """Return {"probabilities": (N, C) float32, "labels": N class names} for images.
+
+        The model's metadata in MLmodel gives the class of each probability under `classes`.
 
         Args:
             model_input: (N, H, W, 3) numbers from 0 to 255; or N image files as bytes or in base64, in a list, an array or a
@@ -49,13 +55,14 @@ class ServedModel:
         images = [self._image(value, i) for i, value in enumerate(_rows(model_input))]
         starts = range(0, len(images), BATCH)
         parts = [self.session.run(None, {"images": np.stack(images[start : start + BATCH])})[0] for start in starts]
-        return {"probabilities": np.concatenate(parts)}
+        probabilities = np.concatenate(parts)
+        return {"probabilities": probabilities, "labels": np.array(self.classes)[probabilities.argmax(1)]}
 
     def _image(self, value: Any, number: int) -> Pixels:
         """Convert an image to the network's input format: (S, S, 3) uint8."""
         if isinstance(value, str | bytes):
             try:
-                return decode(value if isinstance(value, bytes) else _from_base64(value, number), self.size)
+                return decode(value if isinstance(value, bytes) else _from_base64(value, number), self.size, self.bits)
             except UnreadableImageError as error:
                 raise _refusal(f"Image {number} {error}.") from None
         return resize(np.ascontiguousarray(value), self.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import tempfile
 from pathlib import Path
 
@@ -25,16 +26,18 @@ def save_served_model(onnx_file: Path, target: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    classes = onnx.load(str(onnx_file)).graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    stored = {entry.key: entry.value for entry in onnx.load(str(onnx_file)).metadata_props}
+    classes = json.loads(stored["classes"])
     # No input schema: with one, MLflow would silently truncate floats to uint8, and refuse image files.
-    signature = ModelSignature(outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes), "probabilities")]))
+    outputs = [TensorSpec(np.dtype("float32"), (-1, len(classes)), "probabilities"), TensorSpec(np.dtype("str"), (-1,), "labels")]
     with tempfile.TemporaryDirectory() as work:
         mlflow.pyfunc.save_model(
             str(target),
             loader_module=f"{SERVED_PACKAGE}.tracking.served_model",
             data_path=str(onnx_file),
             code_paths=[str(_copy_served_modules(Path(work)))],
-            signature=signature,
+            signature=ModelSignature(outputs=Schema(outputs)),
+            metadata={"classes": classes},
             input_example=[_grey_png()],  # shown on MLflow's page of the model, and tried while saving
             pip_requirements=[f"{name}=={_version(name)}" for name in SERVED_REQUIREMENTS],
         )
