@@ -1,7 +1,7 @@
-"""Coverage of the intervals that the report prints: how often each holds the truth, which is known because the teams are synthetic.
+"""Coverage of the intervals that the report prints: how often each holds the truth, in synthetic teams whose truth is known.
 
 Each team is of one of the four kinds of `benchmarks.verdicts`; its candidates are its members and their vote. The truth is what
-the candidates score on 100,000 rows. With groups, four rows of a group share most of their noise, and are right or wrong together.
+the candidates score on 100,000 rows. With groups, four rows of a group share most of their noise.
 
     python -m benchmarks.intervals           # 2,000 draws at 36, 200 and 1,000 rows; results/intervals.json
 """
@@ -98,7 +98,7 @@ def truth_of(number: int, grouped: bool) -> dict[str, list[float]]:
 
 
 def covered(rows: int, grouped: bool, number: int, truths: list[dict[str, list[float]]]) -> dict[str, float]:
-    """Return which share of the intervals holds the truth in one draw; for intervals of all candidates at once, whether all do."""
+    """Return the share of the intervals that hold the truth in one draw; 1 or 0 for intervals of all candidates at once."""
     team, truth_of_team = Population(number % TEAMS, grouped), truths[number % TEAMS]
     found, shares = estimates(*team.rows(rows, np.random.default_rng([rows, number]))), {}
     for what, intervals in found.intervals.items():

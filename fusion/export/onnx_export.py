@@ -37,6 +37,7 @@ class ModelCard:
         classes: The class names, in the order of the probabilities.
         provenance: Origin of the model, as JSON values.
         level: Level of the prediction sets, which become additional outputs; None to output only probabilities.
+        coverage: Share of new images whose class the prediction sets hold.
         image_bits: Depth of the training images that had more than 8 bits; 8 if there were none.
     """
 
@@ -44,12 +45,15 @@ class ModelCard:
     classes: Sequence[str]
     provenance: Mapping[str, Any]
     level: float | None = None
+    coverage: float | None = None
     image_bits: int = 8
 
     @property
-    def input_properties(self) -> dict[str, Any]:
-        """Properties of the images that `decode` needs, as JSON values."""
-        return {"image_bits": self.image_bits} if self.image_bits > 8 else {}
+    def properties(self) -> dict[str, Any]:
+        """What both forms of the model store beside the classes, as JSON values."""
+        bits = {"image_bits": self.image_bits} if self.image_bits > 8 else {}
+        sets = {} if self.level is None else {"set_level": self.level, "set_coverage": self.coverage}
+        return {**self.provenance, **bits, **sets}
 
 
 def export_model(model: FusedModel, card: ModelCard, target: Path, images: Images, expected: Floats) -> float:
@@ -86,9 +90,7 @@ def export_model(model: FusedModel, card: ModelCard, target: Path, images: Image
         "temperature": model.temperature,
         "weights_sha256": tensors_sha256(model.state_dict()),
         **({"flips": True} if model.flips else {}),
-        **card.provenance,
-        **card.input_properties,
-        **({} if card.level is None else {"set_level": card.level}),
+        **card.properties,
     }
     tensors = save({k: v.contiguous() for k, v in model.state_dict().items()})
     record_file, tensors_file = torch_form(target)
@@ -127,7 +129,7 @@ def load_model(path: Path, import_paths: Sequence[str] = ()) -> FusedModel:
 
 
 def _metadata(card: ModelCard) -> dict[str, str]:
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in {**card.provenance, **card.input_properties}.items()}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in card.properties.items()}
     return {"classes": json.dumps(list(card.classes)), **texts}
 
 

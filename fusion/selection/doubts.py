@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fusion.metrics.conformal import COVERAGE, fit_level, prediction_sets
+from fusion.metrics.conformal import fit_level, prediction_sets, useful_coverage
 from fusion.metrics.label_errors import doubt_labels
 from fusion.predictions import Labels, Predictions, TeamPredictions
 from fusion.results import Abstention, Answer, SuspectLabel
@@ -53,14 +53,15 @@ def measure_abstention(team: TeamPredictions, chosen: FittedFusion) -> Abstentio
         team: The team's predictions.
         chosen: The candidate.
     """
-    level = fit_level(chosen.nested, team.inputs.fuse.labels)
+    coverage = useful_coverage(chosen.nested, team.inputs.fuse.labels)
+    level = fit_level(chosen.nested, team.inputs.fuse.labels, coverage)
     is_tested = len(team.test.labels) > 0
     labels = team.test.labels if is_tested else team.inputs.fuse.labels
     sets = prediction_sets(chosen.predict_proba(team.test) if is_tested else chosen.nested, level)
     sizes = sets.sum(1)
     covered = float(sets[range(len(labels)), labels].mean())
     return Abstention(
-        coverage=COVERAGE,
+        coverage=coverage,
         level=level,
         on_test=covered if is_tested else None,
         mean_size=float(sizes.mean()),

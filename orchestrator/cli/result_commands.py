@@ -176,6 +176,9 @@ def export(
         bool,
         typer.Option("--abstain", help="Let the model also give `sets` of possible classes, and `disagreement`."),
     ] = False,
+    coverage: Annotated[
+        float | None, typer.Option(min=0.5, max=0.999, help="Share of new images whose class --abstain's `sets` must hold.")
+    ] = None,
     flips: Annotated[
         bool,
         typer.Option("--flips", help="Let the model see each image and its mirror image, at twice the inference cost."),
@@ -189,6 +192,8 @@ def export(
 
     if abstain and flips:
         raise UserInputError("export: --abstain and --flips don't go together: the sets hold for answers without flips.")
+    if coverage and not abstain:
+        raise UserInputError("export: --coverage is of the sets that --abstain adds. Give both.")
     folder = Home(home).existing(name)
     if method is None and outputs is None:
         raise UserInputError("export: nothing to export. Give --method NAME for a model, or --outputs FILE.npz.")
@@ -202,7 +207,7 @@ def export(
     if outputs:
         _export_outputs(folder, outputs)
     if method:
-        _export_model(home, name, method, target, ExportOptions(abstain, flips, int8))
+        _export_model(home, name, method, target, ExportOptions(abstain, flips, int8, coverage))
 
 
 def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
@@ -222,9 +227,9 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
 
     from fusion.interface import FUSIONS
     from fusion.selection.fitting import left_out
+    from orchestrator.fusing.exporting import write_int8_model, write_model
     from orchestrator.fusing.fitted_team import fit_team
     from orchestrator.fusing.refit import build_request
-    from orchestrator.fusing.step import write_int8_model, write_model
 
     request = build_request(home, name)
     if method not in request.members and method not in FUSIONS:
@@ -239,8 +244,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
         raise UserInputError(f"--out {target}: can't be written ({error.strerror}).") from None
     print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
     if options.int8:
-        integer_target = target.with_name(f"{target.name.removesuffix('.onnx')}.int8.onnx")
-        loss = write_int8_model(request, fitted_team, target, integer_target)
+        integer_target, loss = write_int8_model(request, fitted_team, method, target, options)
         print(f"{integer_target} is written: right on {loss}.")
 
 

@@ -73,6 +73,8 @@ class ExportOptions:
 
     Attributes:
         abstains: True to also output prediction sets and the members' disagreement.
+        coverage: Share of new images whose class the sets hold; None for one that says more than the accuracy.
+        level: Level of the sets; None to fit it on nested predictions.
         flips: True to also run its networks on each image flipped left to right.
         int8: True to also write an 8-bit version.
     """
@@ -80,6 +82,8 @@ class ExportOptions:
     abstains: bool = False
     flips: bool = False
     int8: bool = False
+    coverage: float | None = None
+    level: float | None = None
 
 
 def make_request(

@@ -48,7 +48,7 @@ def abstention_text(details: FusionDetails) -> str:
     """Describe the recommended candidate's prediction sets: coverage and size."""
     found = details.abstention
     where = "" if found.on_test is None else f" On the test rows, {found.on_test:.1%} of the sets hold the right class."
-    sets = f"Prediction sets that hold the right class of {found.coverage:.0%} of new images have"
+    sets = f"Prediction sets that hold the right class of {100 * found.coverage:g}% of new images have"
     return f"{sets} {found.mean_size:.2f} classes on average, and {found.certain:.0%} of them have just one.{where}"
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from fusion.export.onnx_export import load_model
 from fusion.export.onnx_session import create_session, predict_probabilities
 from fusion.metrics.calibration import apply_temperature, log_probabilities, nll
+from fusion.metrics.conformal import prediction_sets
 from fusion.predictions import softmax
 from orchestrator import sweep as pipeline
 from orchestrator.cli import entry, result_commands
@@ -302,18 +303,27 @@ def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
 def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) -> None:
     """In 8-bit integers but for heads and combiner; what is said of it is what comes out of the file."""
     folder, _ = done
-    words = ("export", "tiny", "--method", "stack", "--int8", "--out", "i.onnx", "--outputs", "i.npz", "--home", "home")
+    sets = ("--abstain", "--coverage", "0.8")
+    words = ("export", "tiny", "--method", "stack", "--int8", *sets, "--out", "i.onnx", "--outputs", "i.npz", "--home", "home")
     said = conclave(*words, cwd=folder).stdout.splitlines()[-1]
     outputs = np.load(folder / "i.npz", allow_pickle=False)
     store = Store(next((folder / "home" / "data").iterdir()))
     images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
-    answers = [create_session(str(folder / name)).run(None, {"images": images})[0] for name in ("i.onnx", "i.int8.onnx")]
+    sessions = [create_session(str(folder / name)) for name in ("i.onnx", "i.int8.onnx")]
+    answers = [session.run(None, {"images": images})[0] for session in sessions]
     right = [float((of.argmax(1) == outputs["test_labels"]).mean()) for of in answers]
     assert np.array_equal(answers[0].argmax(1), outputs["fusion/stack/test_probabilities"].argmax(1))
     changed = float((answers[0].argmax(1) != answers[1].argmax(1)).mean())
     assert f"{right[1]:.2%} of {len(images):,} test rows, {100 * (right[1] - right[0]):+.2f} points" in said
     assert f"{changed:.2%} of the answers changed" in said
     assert 0 < np.abs(answers[0] - answers[1]).mean() < 0.05, "other numbers, and nearly the same"
+    stored = [session.get_modelmeta().custom_metadata_map for session in sessions]
+    assert {one["set_coverage"] for one in stored} == {"0.8"}
+    levels = [float(one["set_level"]) for one in stored]
+    assert levels[0] != levels[1], "each has the level of its own probabilities"
+    for session, level, given in zip(sessions, levels, answers, strict=True):
+        found = session.run(["sets"], {"images": images})[0]
+        assert (found == prediction_sets(given.astype(float), level)).mean() > 0.995
     graph = onnx.load(str(folder / "i.int8.onnx")).graph
     weights = {t.name: t.data_type for t in graph.initializer if len(t.dims) == 4 and min(t.dims[:2]) > 1}
     assert set(weights.values()) == {onnx.TensorProto.INT8}

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.table import gathered
 from fusion.export.abstaining import disagreement
-from fusion.metrics.conformal import fit_level, prediction_sets, set_scores
+from fusion.metrics.conformal import fit_level, level_after, prediction_sets, set_scores, useful_coverage
 from fusion.metrics.label_errors import doubt_labels
 from fusion.predictions import Predictions, softmax
 from fusion.selection.doubts import find_suspects
@@ -41,6 +41,21 @@ def test_of_labels_without_errors_hardly_any_is_suspected_however_hard_the_image
     for skill in ((1.0, 0.9, 0.8), (0.3, 0.2, 0.2), (0.0, 0.0, 0.0)):
         one = table(3000, skill=skill)
         assert (doubt_labels(one.logits, one.labels).wrong > 0.5).sum() <= 5
+
+
+@pytest.mark.parametrize("skill", [(1.0, 0.9, 0.8), (0.4, 0.3, 0.3)])
+def test_suspects_are_found_as_well_as_by_cleanlab(skill: tuple[float, ...]) -> None:
+    """Of as many labels as cleanlab calls wrong, at least as many are; and of what is called wrong here, more is."""
+    from cleanlab.filter import find_label_issues
+
+    one = table(5000, skill=skill)
+    labels, flipped = flip(one.labels, 0.05)
+    found = doubt_labels(one.logits, labels)
+    theirs = find_label_issues(labels, found.probabilities, return_indices_ranked_by="self_confidence")
+    first = np.argsort(-found.wrong)[: len(theirs)]
+    assert np.isin(first, flipped).sum() >= 0.98 * np.isin(theirs, flipped).sum()
+    ours = np.flatnonzero(found.wrong > 0.5)
+    assert np.isin(ours, flipped).mean() > np.isin(theirs, flipped).mean()
 
 
 def test_two_rows_are_enough_to_judge_and_accuse_nobody() -> None:
@@ -82,12 +97,52 @@ def test_sets_hold_the_label_as_often_as_they_promise(seed: int) -> None:
     """Of an overconfident model too: coverage rests on the rows that the level was set on, and on nothing else."""
     fitted, fresh = table(2000, seed=seed), table(20_000, seed=seed + 100)
     sharp = softmax(4 * fitted.logits[2])
-    level = fit_level(sharp, fitted.labels)
+    level = fit_level(sharp, fitted.labels, 0.9)
     sets = prediction_sets(softmax(4 * fresh.logits[2]), level)
     covered = sets[np.arange(len(fresh.labels)), fresh.labels].mean()
     accuracy = (fresh.logits[2].argmax(1) == fresh.labels).mean()
     assert 0.885 < covered < max(0.92, accuracy + 0.001)
     assert sets[np.arange(len(sets)), fresh.logits[2].argmax(1)].all(), "the most probable class is in every set"
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("rows", [60, 500])
+def test_sets_are_those_of_crepes(coverage: float, rows: int) -> None:
+    """With the same scores: at rank ceil((n + 1) * coverage), and at a tie."""
+    from crepes import ConformalClassifier
+
+    fitted, fresh = table(rows, seed=1), table(1000, seed=2)
+    held_out, new = (softmax(logits[2]) for logits in (fitted.logits, fresh.logits))
+    scores = set_scores(held_out)[np.arange(rows), fitted.labels]
+    theirs = ConformalClassifier().fit(scores, seed=0).predict_set(set_scores(new), confidence=coverage, smoothing=False)
+    assert np.array_equal(prediction_sets(new, fit_level(held_out, fitted.labels, coverage)), theirs.astype(bool))
+
+
+def test_the_coverage_is_above_the_accuracy_where_the_rows_suffice() -> None:
+    """Sets of a coverage below the accuracy would hold the top class alone, and say nothing."""
+    labels = np.arange(1000) % 2
+    probabilities = np.where(np.eye(2)[labels] == 1, 0.9, 0.1)
+    probabilities[:30] = probabilities[:30, ::-1]  # 97 % are right
+    assert useful_coverage(probabilities, labels) == 0.99
+    assert useful_coverage(probabilities[30:], labels[30:]) == 0.9, "nothing is above 100 %"
+    assert useful_coverage(probabilities[:60], labels[:60]) == 0.9
+    assert useful_coverage(probabilities[27:87], labels[27:87]) == 0.9, "60 rows don't allow 99 %"
+
+
+def test_after_a_change_of_its_networks_a_model_has_a_level_of_its_own() -> None:
+    """As when they are quantized: sharper probabilities would cover less at the old level."""
+    fitted, fresh = table(2000, seed=1), table(20_000, seed=2)
+    nested = softmax(fitted.logits[2])
+
+    def changed(logits: np.ndarray) -> np.ndarray:
+        return softmax(3 * logits[2])
+
+    level = level_after(nested, nested, changed(fitted.logits), fitted.labels, 0.9)
+    old = fit_level(nested, fitted.labels, 0.9)
+    covered = [prediction_sets(changed(fresh.logits), x)[np.arange(20_000), fresh.labels].mean() for x in (level, old)]
+    assert covered[0] == pytest.approx(0.9, abs=0.015) or covered[0] > 0.9
+    assert abs(covered[1] - 0.9) > abs(covered[0] - 0.9)
+    assert level == fit_level(changed(fitted.logits), fitted.labels, 0.9), "a fusion that fits nothing: its level is its own"
 
 
 def test_a_set_takes_the_likeliest_classes_first() -> None:
@@ -97,7 +152,7 @@ def test_a_set_takes_the_likeliest_classes_first() -> None:
 
 
 def test_of_few_rows_nothing_is_promised_and_every_class_is_in_the_set() -> None:
-    assert fit_level(np.full((5, 3), 1 / 3), np.zeros(5, int)) == 1.0
+    assert fit_level(np.full((5, 3), 1 / 3), np.zeros(5, int), 0.9) == 1.0
     assert prediction_sets(np.array([[0.9, 0.05, 0.05]]), 1.0).all()
 
 

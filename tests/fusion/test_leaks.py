@@ -63,9 +63,12 @@ def test_the_level_of_prediction_sets_comes_from_rows_that_the_model_was_not_fit
     team, method = overfitted()
     labels = team.inputs.fuse.labels
     fitted = fit_fusion("overfitted", lambda: method, team.inputs)
-    level = measure_abstention(team, fitted).level
-    assert level == fit_level(fitted.nested, labels)
-    assert level > 0.5 > fit_level(fitted.predict_proba(team.inputs.fuse), labels), "the rows of the fit would need no sets"
+    measured = measure_abstention(team, fitted)
+    level, coverage = measured.level, measured.coverage
+    assert level == fit_level(fitted.nested, labels, coverage)
+    assert level > 0.5 > fit_level(fitted.predict_proba(team.inputs.fuse), labels, coverage), (
+        "the rows of the fit would need no sets"
+    )
 
 
 def test_a_detectable_difference_is_found_in_four_of_five_draws() -> None:

@@ -60,7 +60,7 @@ def test_a_level_allows_for_the_new_row() -> None:
     probabilities = softmax(draw.normal(size=(10, 4)))
     labels = draw.integers(0, 4, 10)
     scores = np.sort(set_scores(probabilities)[np.arange(10), labels])
-    assert fit_level(probabilities, labels) == pytest.approx(scores[9])
+    assert fit_level(probabilities, labels, 0.9) == pytest.approx(scores[9])
 
 
 def test_the_best_of_many_candidates_has_to_be_better_than_chance_by_more() -> None:

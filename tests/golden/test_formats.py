@@ -19,8 +19,8 @@ from safetensors import safe_open
 from orchestrator import sweep as pipeline
 from orchestrator.execution.ray_backend import inline_executor
 from orchestrator.fusing import refit
+from orchestrator.fusing.exporting import write_model
 from orchestrator.fusing.fitted_team import fit_team
-from orchestrator.fusing.step import write_model
 from orchestrator.home import Home
 from workers.storage.training_record import TrainingRecord
 
