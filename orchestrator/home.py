@@ -16,13 +16,18 @@ from filelock import Timeout
 from pydantic import BaseModel
 
 from fusion.results import FusionDetails
-from orchestrator.results import SweepState, SweepSummary
+from orchestrator.results import Spending, SweepState, SweepSummary
 from workers.errors import CorruptFileError, UserInputError
 from workers.storage.files import file_lock
 from workers.tracking.database import HOME_DATABASE, check_folder, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
-RECORDS: dict[str, type[BaseModel]] = {"sweep.json": SweepState, "summary.json": SweepSummary, "fusion.json": FusionDetails}
+RECORDS: dict[str, type[BaseModel]] = {
+    "sweep.json": SweepState,
+    "summary.json": SweepSummary,
+    "fusion.json": FusionDetails,
+    "spending.json": Spending,
+}
 ADVICE = "`conclave sweep` makes it again, and no training is lost."
 
 
@@ -128,14 +133,18 @@ class SweepFolder:
         """Return the report's content beyond the summary, or None if nothing was fused. Raises CorruptFileError."""
         return self._read("fusion.json", FusionDetails)
 
+    def spending(self) -> Spending | None:
+        """Return what earlier runs spent, or None before the first. Raises CorruptFileError."""
+        return self._read("spending.json", Spending)
+
     @property
     def has_newer_run(self) -> bool:
         """True if a run later than the summary's is in progress or did not end."""
         summary, state = self.summary(), self.state()
         return summary is not None and summary.state == "done" and (state is None or state.fingerprint is None)
 
-    def keep(self, record: SweepState | SweepSummary | FusionDetails) -> None:
-        """Write sweep.json, summary.json or fusion.json."""
+    def keep(self, record: SweepState | SweepSummary | FusionDetails | Spending) -> None:
+        """Write a record to the file of its kind."""
         from workers.storage.state_file import write_state
 
         write_state(self.path / next(name for name, kind in RECORDS.items() if isinstance(record, kind)), record)

@@ -21,6 +21,20 @@ class Headline(BaseModel):
     nll: float
 
 
+class Spending(BaseModel):
+    """What all runs of a sweep spent, for its budget (spending.json).
+
+    Attributes:
+        trainer_seconds: Seconds of all trainers, failed attempts included, without those of searches.
+        run_seconds: Seconds of the runs by the clock.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    trainer_seconds: float = 0.0
+    run_seconds: float = 0.0
+
+
 class MemberState(BaseModel):
     """The state of one member.
 

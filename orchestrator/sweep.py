@@ -258,6 +258,11 @@ class _Sweep:
         team, store = self.plan.team, self.plan.store
         return summarize_data(store, team.data, get_split(store, team.data, team.seed))
 
+    @cached_property
+    def _budget(self) -> BudgetTracker:
+        folder = self.location.folder
+        return BudgetTracker.from_plan(self.plan, folder, JobLogs(folder.logs, self.options.on_event), self.options.began)
+
     def _train_and_fuse(self) -> SweepResult:
         outcomes = self.runs.collect(self._with_ray(self._train))
         members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
@@ -282,6 +287,7 @@ class _Sweep:
             if self.is_recovered or self.executor is None or not self.executor.recover():
                 raise
             self.is_recovered = True
+            self._budget.end_all()
             self.options.say("Ray ended on this machine and was started again; the sweep continues from its checkpoints")
             return step()
 
@@ -292,14 +298,13 @@ class _Sweep:
             return {}
         team, options = self.plan.team, self.options
         self.executor = executor = self.executor or options.make_executor(team, self.location.folder)
-        budget = BudgetTracker.from_plan(self.plan, JobLogs(self.location.folder.logs, options.on_event), options.began)
         scheduler = Scheduler(
             executor=executor,
             retries=team.retries,
-            on_event=budget,
+            on_event=self._budget,
             tracking_uri=self.location.uri,
             runs_of=self.runs.of_job,
-            why_closed=budget.why_exhausted,
+            why_closed=self._budget.why_exhausted,
             when_all_run=lambda: executor.prepare_on_head(MODULES),
         )
         return scheduler.run(todo)

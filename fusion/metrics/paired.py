@@ -55,6 +55,13 @@ class Sample:
         self.units = int(self.unit.max(initial=-1)) + 1
         _, self.class_of, self.class_rows = np.unique(labels, return_inverse=True, return_counts=True)
 
+    @property
+    def few_groups(self) -> float:
+        """By how much a t interval over the groups is wider than a normal one; 1 without groups."""
+        from scipy.stats import t
+
+        return float(t.ppf(0.975, max(1, self.units - 1)) / TWO_SIDED) if self.has_groups else 1.0
+
     def loss(self, probabilities: Floats, metric: Metric) -> float:
         """Return a candidate's loss from its probabilities (n, C): NLL, or 1 minus the metric."""
         return float(self.mean(self.row_losses(probabilities, metric)[None], metric)[0, 0])
@@ -98,8 +105,8 @@ def compare_losses(
 
     The critical values are quantiles of the largest studentised difference over bootstrap draws (max-t, Westfall and Young
     1993). Accuracies of rows without groups get score intervals (Tango 1998), which are wide if hardly any row tells the
-    candidates apart. For the same reason, balanced accuracies and groups count one more unit won and one more lost (Bonett and
-    Price 2012).
+    candidates apart. For the same reason, balanced accuracies and groups count one more row won and one more lost (Bonett and
+    Price 2012), and groups t quantiles.
 
     Args:
         probabilities: (n, C) of each candidate.
@@ -116,7 +123,7 @@ def compare_losses(
     errors = np.sqrt((sample.influence(values, metric) ** 2).sum(1))
     two_sided, one_sided = _critical_values(values, sample, metric)
     if metric != "nll":
-        errors = np.sqrt(errors**2 + 2 / sample.units**2)
+        errors = np.sqrt(errors**2 + 2 / (sample.units * sample.rows)) * sample.few_groups
     compared = {}
     for name, row, estimate, error in zip(names, values, estimates, errors, strict=True):
         interval = (estimate - two_sided * error, estimate + two_sided * error)

@@ -71,11 +71,13 @@ class Budget(Strict):
         max_hours: Wall-clock hours of one run of the command.
         max_cost: Cost of all runs together, in the unit of `prices`.
         price: The entry of `prices` that counts; required if there are several.
+        head: Price of a cluster's head per hour, which runs as long as the sweep.
     """
 
     max_hours: float | None = Field(None, gt=0, le=10**6)
     max_cost: float | None = Field(None, gt=0, le=10**12)
     price: Name | None = None
+    head: float | None = Field(None, ge=0, le=1e9)
 
 
 class OwnServer(Strict):

@@ -100,7 +100,7 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     """Estimate a sweep on a cluster. Jobs run in the plan's order, each on the machine that is free first.
 
     All slots of a machine are billed, from its start to its idle timeout. Its price is the entry of the team's `prices` for the
-    type's name, else for the label `market`.
+    type's name, else for the label `market`. The head is billed by `budget.head` until the last training ends.
 
     Args:
         plan: The plan.
@@ -123,10 +123,12 @@ def estimate_cluster(plan: Plan, config: Mapping[str, Any]) -> Estimate:
     used = [(machine.node_type, len(machine.slots), max(machine.slots)) for machine in machines if machine.slots]
     hours = {node_type.name: [end + idle for other, _, end in used if other == node_type] for node_type in node_types}
     money = sum((end + idle) * slots * (node_type.price or 0.0) for node_type, slots, end in used)
+    longest = max((end for *_, end in used), default=0.0)
+    money += longest * (plan.team.budget.head or 0.0)
     is_priced = bool(used) and all(node_type.price is not None for node_type, *_ in used)
     return Estimate(
         {name: (len(each), sum(each)) for name, each in hours.items()},
-        max((end for *_, end in used), default=0.0),
+        longest,
         money if is_priced else None,
         basis,
     )

@@ -34,12 +34,17 @@ def test_a_folder_in_the_place_of_a_file_is_named_on_every_command(place: Place)
 def test_damaged_records_are_made_again_with_a_line_and_nothing_is_trained_again(place: Place) -> None:
     first = place.sweep("--inline")
     sweep = place.home / "sweeps" / "tiny"
-    for name, content in (("sweep.json", "[]"), ("summary.json", '{"version": 1'), ("fusion.json", "garbage \xff")):
+    for name, content in (
+        ("sweep.json", "[]"),
+        ("summary.json", '{"version": 1'),
+        ("fusion.json", "garbage \xff"),
+        ("spending.json", "{}"),
+    ):
         (sweep / name).write_text(content, encoding="latin-1")
     place.command("report", "tiny", "--home", "home", code=1)
     assert "no training is lost" in place.said()
     again = place.sweep("--inline")
-    assert place.said().count("was damaged and is made again") == 3
+    assert place.said().count("was damaged and is made again") == 4
     assert (again["trained"], again["parent_run_id"]) == (0, first["parent_run_id"])
     same(again, first)
     record = json.loads((sweep / "summary.json").read_text())

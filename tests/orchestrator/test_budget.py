@@ -13,7 +13,8 @@ from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Event
 from orchestrator.execution.ray_backend import inline_executor
-from orchestrator.home import Home
+from orchestrator.home import Home, SweepFolder
+from orchestrator.results import Spending
 from tests.factories import TEAM, job
 from workers.errors import UserInputError
 
@@ -30,7 +31,8 @@ class Clock:
 
 def metered(text: str, paid_seconds: float = 0.0) -> tuple[BudgetTracker, Clock]:
     clock = Clock()
-    return BudgetTracker(team(text), lambda event: None, clock.now, paid_seconds, clock), clock
+    spent = Spending(trainer_seconds=paid_seconds)
+    return BudgetTracker(team(text), lambda event: None, clock.now, spent, clock=clock), clock
 
 
 def team(text: str) -> Team:
@@ -73,6 +75,48 @@ def test_who_waits_for_a_machine_costs_nothing_and_several_processes_cost_severa
     assert meter.why_exhausted() is None, "half an hour of four"
     clock.now += 2
     assert "max_cost 2 is reached" in str(meter.why_exhausted())
+
+
+def test_two_trainings_that_share_a_gpu_pay_for_one() -> None:
+    meter, clock = metered("prices: {spot: 1}\nbudget: {max_cost: 1}\n")
+    for name in ("a", "b"):
+        meter(Event(job(name, resources={"gpus": 0.5}), "working"))
+    clock.now += 3599
+    assert meter.why_exhausted() is None
+    clock.now += 2
+    assert "max_cost 1 is reached" in str(meter.why_exhausted())
+
+
+def test_the_head_has_a_price_and_pays_for_as_long_as_the_runs_last() -> None:
+    meter, clock = metered("prices: {spot: 1}\nbudget: {max_cost: 1, head: 0.5}\n")
+    meter.spent = Spending(run_seconds=3600)
+    clock.now += 3599
+    assert meter.why_exhausted() is None
+    clock.now += 2
+    assert "max_cost 1 is reached" in str(meter.why_exhausted())
+
+
+def test_what_was_spent_survives_the_end_of_ray_and_of_the_process(tmp_path: Path) -> None:
+    """An hour of a job that Ray took along, and 25 minutes of one that was killed with the command."""
+    folder, clock = SweepFolder(tmp_path), Clock()
+    text = team("prices: {spot: 1}\nbudget: {max_cost: 1.5}\n")
+    meter = BudgetTracker(text, lambda event: None, clock.now, save=folder.keep, clock=clock)
+    meter(Event(job("a"), "working"))
+    clock.now += 3600
+    meter.end_all()  # Ray has ended
+    clock.now += 3600
+    meter(Event(job("a"), "working"))
+    clock.now += 1500
+    assert meter.why_exhausted() is None, "an hour and 25 minutes"
+    spent = folder.spending()
+    assert spent is not None
+    assert (spent.trainer_seconds, spent.run_seconds) == (5100, 8700)
+    again = BudgetTracker(text, lambda event: None, clock.now, spent, clock=clock)
+    again(Event(job("a"), "working"))
+    clock.now += 299
+    assert again.why_exhausted() is None
+    clock.now += 2
+    assert "max_cost 1.5 is reached" in str(again.why_exhausted())
 
 
 def test_the_hours_of_a_search_count() -> None:

@@ -49,6 +49,8 @@ def test_the_cheap_machines_come_first_and_all_are_paid_until_they_go(tmp_path: 
     assert found.machines["spot"][1] == pytest.approx(2 * each)
     assert found.money == pytest.approx(2 * each * 0.2 + each * 2 * 3), "the dear one holds two trainers"
     assert found.basis == estimate.ROUGH
+    with_head = on(TEAM + "prices: {cheap: 0.2, dear: 3}\nbudget: {head: 0.5}\n", tmp_path)
+    assert with_head.money == pytest.approx(found.money + 0.5 * found.hours)
 
 
 def test_where_no_more_machines_may_come_jobs_wait_for_the_first_that_is_free(tmp_path: Path) -> None:

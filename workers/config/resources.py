@@ -46,8 +46,8 @@ class Resources(Strict):
     """The resources that one job requests.
 
     Attributes:
-        gpus: Number of GPUs, may be fractional. None (`auto` in a file) means one if the machines have GPUs; several
-            trainings share it if a trial shows that to be faster. Each process of a group gets one.
+        gpus: Number of GPUs, may be fractional. None (`auto` in a file) means one if the machines have GPUs. Each process of a
+            group gets one.
         cpus: Number of CPU cores.
         workers: Processes that train one member together. None means one per GPU.
         labels: Labels that a machine must have: alternatives, the preferred one first. Empty means any machine.
