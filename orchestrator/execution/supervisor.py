@@ -44,7 +44,8 @@ class Supervisor:
             except self.ray.exceptions.RayError:
                 return events  # the job's result will show the error
             assignment.pending_heartbeat = None
-            if heartbeat.is_waiting:
+            assignment.note_preparation(heartbeat)
+            if heartbeat.is_preparing or heartbeat.is_waiting:
                 return events
             trainer.node = heartbeat.node
             events += assignment.take_heartbeat(heartbeat)
@@ -69,9 +70,9 @@ class Supervisor:
         if trainer.death_text:
             return None
         if reason := assignment.why_hung(self.heartbeat):
-            assert assignment.heartbeat
-            on_node = self.connection.on_node(assignment.heartbeat.node)
-            kill_process(self.connection, assignment.heartbeat.pid, scheduling_strategy=on_node)
+            last = assignment.heartbeat or assignment.preparing
+            assert last
+            kill_process(self.connection, last.pid, scheduling_strategy=self.connection.on_node(last.node))
             self.pool.drop(trainer)
             return Outcome(assignment.job, "failed", f"{reason}; the trainer was ended", "errors")
         if self._has_waited_too_long(assignment):

@@ -32,6 +32,8 @@ class Assignment:
         heartbeat: The last heartbeat.
         answered_at: Time of the last heartbeat.
         stepped_at: Time of the last heartbeat with a new training step.
+        preparing: The first heartbeat of a trainer that imports what a training needs; None before and after.
+        preparing_since: Time of that heartbeat.
         has_waited: Whether the note that the job waits was shown.
     """
 
@@ -43,7 +45,16 @@ class Assignment:
     heartbeat: Heartbeat | None = None
     answered_at: float = 0.0
     stepped_at: float = 0.0
+    preparing: Heartbeat | None = None
+    preparing_since: float = 0.0
     has_waited: bool = False
+
+    def note_preparation(self, heartbeat: Heartbeat) -> None:
+        """Note when the trainer began to prepare, or that it has."""
+        if not heartbeat.is_preparing:
+            self.preparing = None
+        elif self.preparing is None:
+            self.preparing, self.preparing_since = heartbeat, time.monotonic()
 
     def take_heartbeat(self, heartbeat: Heartbeat) -> list[Event]:
         """Store a heartbeat, and return events for what is new in it."""
@@ -61,7 +72,8 @@ class Assignment:
     def waiting_note(self, size: object) -> list[Event]:
         """Return a note, once, if the job has long waited for a machine with room for `size`."""
         waited = time.monotonic() - self.submitted_at
-        if self.heartbeat is not None or self.has_waited or waited <= WAITING_NOTE_SECONDS:
+        has_machine = self.heartbeat is not None or self.preparing is not None
+        if has_machine or self.has_waited or waited <= WAITING_NOTE_SECONDS:
             return []
         self.has_waited = True
         return [Event(self.job, "note", text=f"waits for a machine with room for {size}")]
@@ -69,6 +81,8 @@ class Assignment:
     def why_hung(self, limits: HeartbeatSpec) -> str | None:
         """Return the reason that the trainer counts as hung, or None. Before its first heartbeat it may be waiting."""
         now = time.monotonic()
+        if self.preparing is not None and now - self.preparing_since > limits.stall_minutes * 60:
+            return f"hung: its imports took more than {limits.stall_minutes:g} minutes"
         if self.heartbeat is None:
             return None
         if now - self.answered_at > limits.seconds:

@@ -99,7 +99,9 @@ def begin_trainer(shape: Shape) -> TrainerHandle:
     """Start a trainer. It runs its imports before it gets a job."""
     from workers.runtime.actor import TrainerActor
 
-    return TrainerHandle(untyped(TrainerActor).options(**shape.options()).remote(shape.processes > 1), shape)
+    actor = untyped(TrainerActor).options(**shape.options()).remote(shape.processes > 1)
+    actor.prepare.remote()
+    return TrainerHandle(actor, shape)
 
 
 def begin_trainers(machines: Machines, wanted: Iterable[tuple[Resources, int]]) -> list[TrainerHandle]:

@@ -70,6 +70,17 @@ def test_a_trainer_told_to_end_loses_nothing(place_of: Callable[[str], Place]) -
     assert {step for at in points(summary).values() for _, step in at} == set(range(21))
 
 
+def test_a_trainer_whose_imports_hang_is_ended_and_its_job_goes_to_another(
+    place_of: Callable[[str], Place], undisturbed: dict[str, Any]
+) -> None:
+    """As on a network disk that stopped answering. It has a machine, so it is not waiting for one."""
+    place = place_of(TEAM + "heartbeat: {seconds: 5, stall_minutes: 0.3}\n")
+    summary = place.sweep(fault="trainer.prepare:1:hang,trainer.prepare@:1:hang")
+    assert len(place.happened()) == 2, "both trainers"
+    assert "retry  hung: its imports took more than 0.3 minutes; the trainer was ended" in place.said()
+    same(summary, undisturbed)
+
+
 def test_a_stopped_trainer_and_one_without_a_step_are_ended_and_tried_again(
     place_of: Callable[[str], Place], undisturbed: dict[str, Any]
 ) -> None:

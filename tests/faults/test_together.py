@@ -30,6 +30,17 @@ def test_one_of_two_processes_killed_in_mid_epoch_both_go_on_to_the_same_weights
     assert manifest["resumed_from"] == 1, "from the checkpoint of the first epoch, and not from the start"
 
 
+def test_a_failure_of_the_first_process_ends_the_other_and_keeps_its_reason(pair: dict[str, Any], place: Place) -> None:
+    """Only the first writes checkpoints. The second would wait for it in the next step, for a day."""
+    place.write(PAIR)
+    began = time.monotonic()
+    summary = place.sweep(fault="checkpoint.half@a:2:raise")
+    assert place.happened() == ["checkpoint.half@a:2:raise"]
+    assert "a: retry  InjectedFaultError: injected at checkpoint.half" in place.said()
+    assert time.monotonic() - began < 150
+    same(summary, pair)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_of_the_driver_leaves_no_process_and_loses_nothing(
     number: signal.Signals, pair: dict[str, Any], place: Place

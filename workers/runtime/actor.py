@@ -77,9 +77,7 @@ class JobLocalizer:
 
 @ray.remote(max_restarts=0, max_concurrency=4)
 class TrainerActor:
-    """Runs one job after another. Other threads serve `heartbeat`, `stop`, and `report` from distributed jobs.
-
-    Imports everything that a training needs before the first job.
+    """Runs one job after another. Other threads serve `heartbeat`, `stop`, and what distributed jobs report.
 
     Args:
         leads: Whether its jobs run in several processes, the first of which reports to this actor.
@@ -91,12 +89,20 @@ class TrainerActor:
         self.lock = threading.Lock()
         self.reported: Heartbeat | None = None  # last heartbeat from the first of several processes
         self.reported_at = 0.0
-        import_all(["workers.runtime.training_job"])  # not in a thread: concurrent imports may see half-initialized modules
+        self.failure: Failure | None = None  # of the first of several processes
+        self.is_prepared = False
+
+    def prepare(self) -> None:
+        """Import everything that a training needs. The other calls answer meanwhile, so an import that hangs is noticed."""
+        with self.lock:
+            faults.fault_point("trainer.prepare")
+            import_all(["workers.runtime.training_job"])
+            self.is_prepared = True
 
     def run(self, job: Job, uri: str | None, runs: tuple[str, ...], localizer: JobLocalizer, gpus: float) -> JobResult:
         """Run a job with `gpus` GPUs. Return its result, or a failure if this machine cannot run it."""
         with self.lock:
-            self.progress, self.reported = JobProgress(), None
+            self.progress, self.reported, self.failure = JobProgress(), None, None
             faults.set_job(job.label)
             localizer = replace(localizer, has_server=str(uri).startswith("http"))
             if job.recipe.resources.processes > 1:
@@ -113,6 +119,8 @@ class TrainerActor:
 
             return train_distributed(DistributedJob(job, context, gpus, localizer, ray.get_runtime_context().current_actor))
         except Exception as error:  # Ray Train raises whatever its workers raised
+            if self.failure:
+                return JobResult(self.failure)
             is_lost = self.reported is not None and self.reported.node not in _living_nodes()
             text = " ".join(str(error).split())[-300:]  # Ray Train's messages are pages long and end with the cause
             kind = FailureKind.PREEMPTED if is_lost else FailureKind.UNEXPECTED
@@ -123,11 +131,16 @@ class TrainerActor:
         self.reported, self.reported_at = heartbeat, time.monotonic()
         return self.progress.stop_requested
 
+    def fail(self, failure: Failure) -> None:
+        """Store the failure of the first of several processes, which then ends."""
+        self.failure = failure
+
     def heartbeat(self) -> Heartbeat:
         """Return a heartbeat. For several processes it is the first process's; until it reports, they are waiting."""
         if reported := self.reported:
             return replace(reported, age=time.monotonic() - self.reported_at)
-        return self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id(), is_waiting=self.leads)
+        heartbeat = self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id())
+        return replace(heartbeat, is_waiting=self.leads, is_preparing=not self.is_prepared)
 
     def stop(self) -> None:
         """Ask the running training to write a checkpoint after its current step, and stop."""

@@ -32,7 +32,12 @@ from workers.runtime.job_runner import JobContext, run_job
 from workers.training.collectives import ProcessGroup
 
 REPORT_SECONDS = 1.0
+TOGETHER = (FailureKind.STOPPED, FailureKind.DIVERGED)  # failures that all processes notice in the same step
 TIMEOUT_SECONDS = 24 * 3600  # for a step that waits for another process; missing heartbeats end a hung process earlier
+
+
+class FirstProcessFailedError(Exception):
+    """The first process failed. Ray Train ends the others."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class DistributedJob:
 def train_distributed(work: DistributedJob) -> JobResult:
     """Train a job in several processes. Return the result of `run_job` in the first process.
 
-    Raises whatever the other processes raised, except TrainingStopped and DivergedError, which the first process reports.
+    Raises whatever another process raised, except TrainingStopped and DivergedError, which the first process reports; and
+    FirstProcessFailedError after the first process has reported another failure to the trainer actor.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     wanted = work.job.recipe.resources
@@ -102,7 +108,11 @@ def _run_process(config: dict[str, DistributedJob]) -> JobResult:
     progress = JobProgress()
     context = replace(work.context, note=note, is_isolated=is_isolated, device=device, group=group)
     with _Reporting(progress, work.trainer):
-        return run_job(job, progress, context)
+        result = run_job(job, progress, context)
+    if result.failure and result.failure.kind not in TOGETHER:  # the other processes would wait for this one
+        ray.get(work.trainer.fail.remote(result.failure))
+        raise FirstProcessFailedError(result.failure.sentence)
+    return result
 
 
 class _Reporting:

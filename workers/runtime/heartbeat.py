@@ -27,6 +27,7 @@ class Heartbeat:
         steps: Number of optimizer steps since the job started.
         published: Names of the members whose artifacts are published, so far.
         is_waiting: Whether the job runs in several processes and none has reported yet.
+        is_preparing: Whether the trainer still imports what a training needs.
         age: Seconds since the process sent it: a relayed heartbeat may come from a process that has died since.
     """
 
@@ -38,6 +39,7 @@ class Heartbeat:
     steps: int
     published: list[str] = field(default_factory=list)
     is_waiting: bool = False
+    is_preparing: bool = False
     age: float = 0.0
 
 
@@ -91,7 +93,7 @@ class JobProgress(TrainingCallback):
         """Return whether a stop was requested."""
         return self.stop_requested
 
-    def heartbeat(self, pid: int, node: str, is_waiting: bool = False) -> Heartbeat:
+    def heartbeat(self, pid: int, node: str) -> Heartbeat:
         """Return a heartbeat with the current progress."""
         notes, published = list(self.notes), list(self.published)
-        return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published, is_waiting)
+        return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published)
