@@ -16,7 +16,6 @@ from fusion.results import Diversity, Pair
 
 MAX_ERROR_CORRELATION = 0.7  # error correlation: 0 for independent members, about 0.6 for ResNets with different recipes
 MOST_SUBSETS = 60
-MIN_GAIN = 0.005  # smaller gains are reported as none
 
 
 def pair(first: str, second: str, right: NDArray[np.bool_]) -> Pair:
@@ -58,31 +57,28 @@ def diversity(names: Sequence[str], predictions: Predictions) -> Diversity:
     right = guesses == labels
     error = float(1 - right.mean())
     pairs = [pair(names[i], names[j], right[[i, j]]) for i, j in combinations(range(len(names)), 2)]
-    oracle = float(right.any(0).mean())
-    most = oracle - float(right.mean(1).max())
+    oracle, best = float(right.any(0).mean()), float(right.mean(1).max())
     return Diversity(
         confusion={name: confusion(g, labels, predictions.logits.shape[-1]) for name, g in zip(names, guesses, strict=True)},
         pairs=pairs,
         oracle=oracle,
         disagreement_over_error=float(np.mean([p.disagreement for p in pairs]) / error) if pairs and error else 0.0,
         vote_accuracy=vote_accuracy(softmax(predictions.logits), labels),
-        verdict=verdict(most, pairs),
+        verdict=verdict(oracle, best, pairs),
     )
 
 
-def verdict(most: float, pairs: Sequence[Pair]) -> str:
-    """Describe in words what fusing can gain, and which members are nearly the same.
+def verdict(oracle: float, best: float, pairs: Sequence[Pair]) -> str:
+    """Describe in words how far the members complete each other, and which are nearly the same.
 
     Args:
-        most: Accuracy gain over the best member of a perfect choice among the members' answers.
+        oracle: Share of the rows on which at least one member is right.
+        best: Share of the rows on which the best member is right.
         pairs: Every pair of members.
     """
     if not pairs:
         return "One member alone: there is nothing to fuse."
-    if most < MIN_GAIN:
-        text = f"Fusing gains next to nothing in accuracy here: {most * 100:.1f} points by a perfect choice among the answers."
-    else:
-        text = f"A perfect choice among the members' answers would gain {most * 100:.1f} points of accuracy over the best member."
+    text = f"At least one member is right on {oracle:.1%} of the fuse images, and the best member on {best:.1%}."
     same = [p for p in pairs if p.error_correlation >= MAX_ERROR_CORRELATION or not p.disagreement]
     if same:
         names = "; ".join(f"{p.first} and {p.second}" for p in same)
