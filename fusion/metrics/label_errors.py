@@ -34,12 +34,13 @@ class LabelDoubts:
     rate: float
 
 
-def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
+def doubt_labels(logits: Floats, labels: Labels, groups: Labels | None = None) -> LabelDoubts:
     """Estimate the probability that each label is wrong.
 
     Args:
         logits: (M, n, C) of members that did not train on the rows.
         labels: (n,).
+        groups: (n,) group of each row; None without groups.
     """
     mean, rows = log_softmax(logits).mean(0), np.arange(len(labels))
     others = mean.shape[1] - 1
@@ -65,6 +66,6 @@ def doubt_labels(logits: Floats, labels: Labels) -> LabelDoubts:
     options = {"xatol": 1e-3, "fatol": 1e-7, "initial_simplex": simplex}
     fitted = minimize(loss, simplex[0], method="Nelder-Mead", bounds=bounds, options=options).x
     right, wrong, rate = parts(fitted)
-    if is_at_chance(softmax(mean), labels):  # members at chance can't judge labels
+    if is_at_chance(softmax(mean), labels, groups=groups):  # members at chance can't judge labels
         return LabelDoubts(softmax(mean), np.zeros(len(labels)), 0.0)
     return LabelDoubts(softmax(mean / np.exp(fitted[0])), wrong / np.maximum(right + wrong, TINY), rate)

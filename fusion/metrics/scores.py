@@ -57,12 +57,23 @@ def mean_interval(values: Floats, groups: Labels | None = None) -> Interval:
     """
     from scipy.stats import t
 
-    deviations = (values - values.mean()) / len(values)
-    if groups is not None:
-        deviations = np.bincount(np.unique(groups, return_inverse=True)[1], deviations)
-    units = max(2, len(deviations))
-    half = float(t.ppf(0.975, units - 1) * np.sqrt((deviations**2).sum() * units / (units - 1)))
+    error, units = standard_error(values, groups)
+    half = float(t.ppf(0.975, units - 1)) * error
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def standard_error(values: Floats, groups: Labels | None = None) -> tuple[float, int]:
+    """Return the standard error of the mean of (n,) values, and the number of independent units: rows, or groups (n,)."""
+    deviations = by_group((values - values.mean()) / len(values), groups)
+    units = max(2, len(deviations))
+    return float(np.sqrt((deviations**2).sum() * units / (units - 1))), units
+
+
+def by_group(values: Floats, groups: Labels | None) -> Floats:
+    """Return the sum of (n,) values of each group, (G,); without groups, the values."""
+    if groups is None:
+        return values
+    return np.bincount(np.unique(groups, return_inverse=True)[1], values).astype(np.float64)
 
 
 def accuracy_interval(hits: Floats, groups: Labels | None = None) -> Interval:
@@ -74,9 +85,9 @@ def accuracy_interval(hits: Floats, groups: Labels | None = None) -> Interval:
     """
     accuracy, rows = float(hits.mean()), float(len(hits))
     if groups is not None:
-        unit = np.unique(groups, return_inverse=True)[1]
-        variance = (np.bincount(unit, hits - accuracy) ** 2).sum() / rows**2
-        rows = accuracy * (1 - accuracy) / variance if variance else float(unit.max() + 1)
+        of_groups = by_group(hits - accuracy, groups)
+        variance = (of_groups**2).sum() / rows**2
+        rows = accuracy * (1 - accuracy) / variance if variance else float(len(of_groups))
         rows = min(rows, len(hits))
     z2 = TWO_SIDED**2
     centre, half = accuracy + z2 / (2 * rows), TWO_SIDED * np.sqrt(accuracy * (1 - accuracy) / rows + z2 / (4 * rows**2))
@@ -92,13 +103,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def detectable(probabilities: Floats, other: Floats, labels: Labels) -> float:
+def detectable(probabilities: Floats, other: Floats, labels: Labels, groups: Labels | None = None) -> float:
     """Return the smallest accuracy difference that these rows can detect at 5 % with 80 % power.
 
-    It depends on how often just one of the two candidates is right.
+    It depends on how often just one of the two candidates is right, and whether that is so for a whole group.
     """
-    differing = float(((probabilities.argmax(1) == labels) != (other.argmax(1) == labels)).mean())
-    return float((TWO_SIDED + POWER) * np.sqrt(differing / len(labels)))
+    differing = (probabilities.argmax(1) == labels).astype(np.float64) - (other.argmax(1) == labels)
+    return float((TWO_SIDED + POWER) * np.sqrt((by_group(differing, groups) ** 2).sum()) / len(labels))
 
 
 def row_losses(probabilities: Floats, labels: Labels, metric: Metric = "nll") -> Floats:
@@ -131,12 +142,7 @@ def evenly_drawn(rows: int, most: int, fewest: int = FEWEST_ROWS) -> Labels:
     return np.arange(rows) if rows <= most else np.linspace(0, rows - 1, most).astype(np.int64)
 
 
-def standard_error(values: Floats) -> float:
-    """Return the standard error of the mean of (n,) values."""
-    return float(values.std() / np.sqrt(len(values)))
-
-
-def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1) -> bool:
+def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1, groups: Labels | None = None) -> bool:
     """Return whether (n, C) probabilities are not significantly (5 %, one-sided) better than the class frequencies.
 
     One of three tests is enough to show that they are better: accuracy against always predicting the most common class, balanced
@@ -147,20 +153,24 @@ def is_at_chance(probabilities: Floats, labels: Labels, candidates: int = 1) -> 
         probabilities: (n, C).
         labels: (n,).
         candidates: Number of candidates tested, for the Bonferroni correction.
+        groups: (n,) group of each row; None without groups.
     """
-    from scipy.stats import binomtest, norm
+    from scipy.stats import binomtest, t
 
     counts = np.bincount(labels)
     frequencies = counts / len(labels)
     if frequencies.max() == 1:  # with a single class, no test can show anything
         return True
-    right = int((probabilities.argmax(1) == labels).sum())
-    p_values = [float(binomtest(right, len(labels), float(frequencies.max()), alternative="greater").pvalue)]
-    of_frequencies = -np.log(frequencies[labels])
-    gains = [of_frequencies - row_losses(probabilities, labels, "nll")]
+    right, most_common = probabilities.argmax(1) == labels, float(frequencies.max())
+    gains = [-np.log(frequencies[labels]) - row_losses(probabilities, labels, "nll")]
+    p_values = []
+    if groups is None:
+        p_values.append(float(binomtest(int(right.sum()), len(labels), most_common, alternative="greater").pvalue))
+    else:
+        gains.append(right - most_common)
     if counts[counts > 0].min() >= FEWEST_OF_A_CLASS:
         gains.append(1 - 1 / np.count_nonzero(counts) - row_losses(probabilities, labels, "balanced_accuracy"))
     for gained in gains:
-        error = standard_error(gained)
-        p_values.append(float(norm.sf(gained.mean() / error)) if error else 1.0)
+        error, units = standard_error(gained, groups)
+        p_values.append(float(t.sf(gained.mean() / error, units - 1)) if error else 1.0)
     return min(p_values) >= 0.05 / (3 * candidates)

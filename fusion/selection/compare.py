@@ -110,7 +110,7 @@ def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: s
         per_class=per_class(probabilities, test.labels),
         reliability=_reliability_points(probabilities, test.labels),
         against_single=accuracy_gain(probabilities, of_single, Sample.of(test)),
-        detectable=detectable(probabilities, of_single, test.labels),
+        detectable=detectable(probabilities, of_single, test.labels, test.groups),
     )
 
 

@@ -31,7 +31,7 @@ def find_suspects(team: TeamPredictions) -> list[SuspectLabel]:
 
 
 def _suspects_of(part: str, rows: Labels, predictions: Predictions, classes: Sequence[str]) -> list[SuspectLabel]:
-    labels, doubts = predictions.labels, doubt_labels(predictions.logits, predictions.labels)
+    labels, doubts = predictions.labels, doubt_labels(predictions.logits, predictions.labels, predictions.groups)
     guesses = doubts.probabilities.argmax(1)
     return [
         SuspectLabel(

@@ -45,7 +45,8 @@ def recommend(
         tolerance: Largest acceptable loss beyond the best, in nats or as a share of the rows; None for the metric's default.
     """
     tolerance = TOLERANCES[metric] if tolerance is None else tolerance
-    sample = Sample.of(team.inputs.fuse)
+    fuse = team.inputs.fuse
+    sample = Sample.of(fuse)
     has_few_rows = sample.rows < MIN_ROWS or (sample.has_groups and sample.units < MIN_GROUPS)
     by_cost = cheapest_first(team.names, efforts)
     competing = [name for name in by_cost if not (has_few_rows and _learns_from_fuse(name, team.names))]
@@ -62,7 +63,7 @@ def recommend(
         rows=sample.rows,
         groups=sample.units if sample.has_groups else None,
         has_few_rows=has_few_rows,
-        is_at_chance=all(is_at_chance(fusion.nested, sample.labels, len(fitted)) for fusion in fitted.values()),
+        is_at_chance=all(is_at_chance(p, fuse.labels, len(nested), fuse.groups) for p in nested.values()),
         best_score=best,
         competing=competing,
         cheaper=[name for name in front if _cost(efforts[name]) < _cost(efforts[chosen])],

@@ -34,7 +34,7 @@ def warn(
     warnings = left_out(team, asked)
     labels = team.inputs.fuse.labels
     for name in team.names:
-        if is_at_chance(fitted[name].nested, labels):
+        if is_at_chance(fitted[name].nested, labels, groups=team.inputs.fuse.groups):
             right = float((fitted[name].nested.argmax(1) == labels).mean())
             warnings.append(
                 f"{name} is not surely better than guessing: it is right on {right:.0%} of the {len(labels):,} fuse rows. "

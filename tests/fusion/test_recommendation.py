@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fusion.methods.vote import Vote
-from fusion.metrics.scores import is_at_chance, row_losses
+from fusion.metrics.scores import detectable, is_at_chance, row_losses
 from fusion.predictions import FusionInputs, Predictions, TeamPredictions, softmax
 from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import Effort
@@ -208,6 +208,19 @@ def test_guessing_is_at_chance_and_a_little_knowledge_is_not() -> None:
     assert is_at_chance(softmax(guesses), labels)
     assert not is_at_chance(softmax(guesses + 0.2 * np.eye(CLASSES)[labels]), labels)
     assert is_at_chance(np.eye(CLASSES)[np.zeros(ROWS, int)], np.zeros(ROWS, int)), "where there is one class, nothing is learned"
+
+
+def test_near_copies_of_an_image_are_one_guess() -> None:
+    """Right on 8 of 12 subjects with 50 images each: 67 % of 600 rows, and nothing by 12 coins."""
+    labels, groups = np.arange(600) // 50 % 2, np.arange(600) // 50
+    guess = np.where(groups < 8, labels, 1 - labels)
+    probabilities = 0.45 + 0.1 * np.eye(2)[guess]
+    assert not is_at_chance(probabilities, labels)
+    assert is_at_chance(probabilities, labels, groups=groups)
+    assert not is_at_chance(0.1 + 0.8 * np.eye(2)[labels], labels, groups=groups), "right on all twelve"
+    other = np.eye(2)[np.where(groups < 6, labels, 1 - labels)]
+    by_rows, by_groups = detectable(probabilities, other, labels), detectable(probabilities, other, labels, groups)
+    assert by_groups == pytest.approx(by_rows * np.sqrt(50))
 
 
 def test_who_knows_a_rare_class_is_not_at_chance() -> None:
