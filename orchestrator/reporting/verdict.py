@@ -60,7 +60,8 @@ def money_text(amount: float) -> str:
 def difference_text(metric: Metric, value: float, interval: Interval) -> str:
     """Format a difference with its interval, in nats or in points."""
     unit, digits, name = (1, 3, "nats") if metric == "nll" else (100, 1, "points")
-    return f"{unit * value:.{digits}f} {name}, {unit * interval[0]:.{digits}f} to {unit * interval[1]:.{digits}f}"
+    middle, low, high = (f"{round(unit * x, digits) + 0.0:.{digits}f}" for x in (value, *interval))  # + 0.0: never -0.000
+    return f"{middle} {name}, {low} to {high}"
 
 
 def _use(details: FusionDetails) -> str:
