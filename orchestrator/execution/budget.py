@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class BudgetTracker:
 
     def _save(self) -> None:
         self.saved_at = self.clock()
-        self.save(self._spending())
+        with contextlib.suppress(OSError):  # a full disk: the next record has it
+            self.save(self._spending())
 
 
 def trainers(resources: Resources) -> float:
