@@ -101,7 +101,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     team.check_names("--restart", options.restart)
     if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
-    uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say)
+    uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say, team.tracking.experiment or team.name)
     location = SweepLocation(team_file, options.home, options.home.sweep(team.name), uri)
     import_paths = (str(team_file.resolve().parent),)
     plan = _plan_before_packing(team, options, import_paths)

@@ -87,7 +87,7 @@ class Server:
             write_bytes(self.secret, secrets.token_hex(32).encode(), mode=0o600)
         write_bytes(self.settings, self._authentication().encode(), mode=0o600)
         if not self.database:
-            ensure_database(self.home / HOME_DATABASE)  # atomic, unlike MLflow's own first start
+            ensure_database(self.home / HOME_DATABASE, is_own=True)  # atomic, unlike MLflow's own first start
             users = self.home / "server-users.db"  # it holds hashes of passwords
             users.touch(mode=0o600)
             users.chmod(0o600)

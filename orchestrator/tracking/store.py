@@ -8,14 +8,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
-from workers.errors import UserInputError, first_line
+from workers.errors import ConclaveError, UserInputError, first_line
 from workers.tracking.database import SCHEME, check_folder, path_of, uri_of
 
-ANSWER_SECONDS = 9.0  # the first call imports MLflow, which takes two
+ANSWER_SECONDS = 9.0
 TRACKING_URI = "CONCLAVE_TRACKING_URI"  # not MLflow's own variable, which MLflow sets itself for the rest of the process
 # Variables that MLflow and PostgreSQL read, for the user and the password of an address: no file or message holds them.
 ACCOUNTS = {
@@ -25,7 +25,9 @@ ACCOUNTS = {
 }
 
 
-def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None]) -> str:
+def resolve_tracking_uri(
+    spec: TrackingSpec, team_file: Path, home: Home, say: Callable[[str], None], experiment: str = "Default"
+) -> str:
     """Return the URI of the tracking store: the team's, else CONCLAVE_TRACKING_URI, else the home's.
 
     Args:
@@ -33,9 +35,10 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         team_file: The team file; relative paths start at its folder.
         home: The home.
         say: Shows a line to the user if an optional store is away.
+        experiment: Name of the experiment.
 
     Raises:
-        UserInputError: If a required store does not answer, or an address holds a password.
+        UserInputError: If a required store does not answer, an address holds a password, or artifacts would go nowhere.
     """
     source, address, folder = "tracking.uri", spec.uri, team_file.resolve().parent
     if not address:
@@ -44,7 +47,12 @@ def resolve_tracking_uri(spec: TrackingSpec, team_file: Path, home: Home, say: C
         return home.tracking_uri
     uri = _absolute(address, folder, source)
     _check_no_password(uri, source)
+    if database := path_of(uri):
+        _check_database(uri, database, source)
+        return uri
     problem = _store_problem(uri)
+    if not problem and urlsplit(uri).scheme in ("http", "https"):
+        _check_artifacts(uri, experiment, source)
     if problem and spec.required:
         raise UserInputError(f"{source}: {uri} {problem}. Start the server, or leave it out.")
     if problem:
@@ -89,13 +97,43 @@ def _absolute(uri: str, folder: Path, source: str) -> str:
     return uri_of(folder / database) + (f"?{query}" if query else "")
 
 
+def _check_database(uri: str, database: Path, source: str) -> None:
+    """Check an existing SQLite file. Raises UserInputError if this MLflow can't use it as it is."""
+    if not database.is_file():
+        return  # created later
+    from workers.tracking.client import TrackingClient
+
+    try:
+        _ = TrackingClient(uri).client
+    except ConclaveError as error:
+        raise UserInputError(f"{source}: {error}") from None
+
+
+def _check_artifacts(uri: str, experiment: str, source: str) -> None:
+    """Check that an experiment's artifacts go to the server, or to storage that all machines reach. Raises UserInputError."""
+    from workers.tracking.client import TrackingClient
+
+    try:
+        exists, location = TrackingClient(uri).artifact_location(experiment)
+    except ConclaveError:  # the user may not look at the experiment; creating it will tell
+        return
+    if urlsplit(location).scheme in ("", "file"):
+        again = f", and name another experiment (`tracking.experiment`), for {experiment} keeps its place" if exists else ""
+        raise UserInputError(
+            f"{source}: {uri} keeps artifacts at {location}, a path that each client would look for on its own disk. Start the "
+            f"server with `--serve-artifacts --artifacts-destination {unquote(urlsplit(location).path)}`{again}."
+        )
+
+
 def _store_problem(uri: str) -> str | None:
-    """Return the problem with a tracking store, or None. A SQLite file is created when it is opened."""
+    """Return the problem with a tracking store that is not a SQLite file, or None."""
     scheme = urlsplit(uri).scheme
     if scheme == "sqlite":
-        return None
+        return None  # in memory
     if scheme == "file" or (not scheme and uri != "databricks"):
         return "is a folder, in which MLflow no longer keeps runs; use a file, sqlite:///PATH"
+    import workers.tracking.client  # noqa: F401  # takes seconds, which are not the server's
+
     answers: list[str | None] = []
 
     def ask() -> None:

@@ -73,7 +73,8 @@ class SweepRuns(MemberRuns):
         """
         from workers.tracking.client import TrackingClient  # imports MLflow
 
-        tracking, state = TrackingClient(location.uri), location.folder.state()
+        is_own = location.uri == location.home.tracking_uri
+        tracking, state = TrackingClient(location.uri, is_own), location.folder.state()
         # The URI of a file changes if its home is moved, but its runs stay.
         is_same_store = state and (state.tracking_uri == location.uri or path_of(location.uri) is not None)
         known = state if state and is_same_store and tracking.has_run(state.parent_run_id) else None

@@ -21,8 +21,9 @@ def free_port() -> int:
 class Server:
     """A real MLflow server on loopback that can be ended and started again on the same port and database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, artifacts: tuple[str, ...] = ()) -> None:
         self.folder, self.port = folder, free_port()
+        self.artifacts = artifacts or ("--artifacts-destination", str(folder / "artifacts"))
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir()
 
@@ -32,7 +33,7 @@ class Server:
 
     def up(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        places = ["--backend-store-uri", f"sqlite:///{self.folder}/db", "--artifacts-destination", str(self.folder / "artifacts")]
+        places = ["--backend-store-uri", f"sqlite:///{self.folder}/db", *self.artifacts]
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(

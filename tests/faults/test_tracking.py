@@ -66,6 +66,26 @@ def test_away_but_not_required_is_tracked_in_the_home(place: Place, undisturbed:
     same(summary, undisturbed)
 
 
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_server_whose_artifacts_are_a_path_is_refused_before_training(exists: bool, place: Place, tmp_path: Path) -> None:
+    """Each client would write to that path on its own disk: finished runs without artifacts."""
+    server = Server(tmp_path / "server", ("--no-serve-artifacts", "--default-artifact-root", f"{tmp_path}/shelf"))
+    server.up()
+    try:
+        if exists:
+            TrackingClient(server.uri).experiment("tiny", None)
+        place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
+        place.sweep("--inline", code=2)
+        said = place.said()
+        assert "a path that each client would look for on its own disk" in said
+        assert f"--serve-artifacts --artifacts-destination {tmp_path}/shelf" in said
+        assert ("name another experiment (`tracking.experiment`), for tiny keeps its place" in said) == exists
+        assert not list(place.home.glob("jobs/*"))
+        assert not (tmp_path / "shelf").exists()
+    finally:
+        server.down()
+
+
 def test_down_in_mid_sweep_and_up_again(place: Place, server: Server, undisturbed: dict[str, Any]) -> None:
     place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
     process = place.start("--inline", fault="fit.step@a:30:stop")

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from workers.tracking.client import TrackingClient
 uri, experiment, run, path = sys.argv[1:]
-tracking = TrackingClient(uri)
+tracking = TrackingClient(uri, is_own=True)
 for one in (run, tracking.create_run(experiment, "another", {})):
     tracking.log_artifact(one, Path(path))
 """
@@ -106,7 +106,11 @@ def test_an_older_database_is_migrated_on_a_copy(tmp_path: Path) -> None:
     engine.dispose()
     with sqlite3.connect(database) as connection:
         connection.execute("INSERT INTO runs (run_uuid, name, lifecycle_stage) VALUES ('r', 'old', 'active')")
-    ensure_database(database)
+    before = database.stat().st_ino, database.read_bytes()
+    with pytest.raises(ConclaveError, match="its tables are of another version of MLflow, and it is left as it is"):
+        ensure_database(database)  # a team's, which a server of that version may have open
+    assert (database.stat().st_ino, database.read_bytes()) == before
+    ensure_database(database, is_own=True)
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT name FROM runs").fetchall() == [("old",)]
         assert connection.execute("SELECT version_num FROM alembic_version").fetchone() != (older,)
@@ -139,7 +143,7 @@ def test_a_store_of_somebody_elses_stays_as_it_is(tmp_path: Path) -> None:
     tracking = TrackingClient(uri_of(tmp_path))
     experiment = tracking.experiment("e", tmp_path / "elsewhere" / "artifacts")
     tracking.create_run(experiment, "no sweep", {"role": "other"})
-    ensure_database(tmp_path / "mlflow.db")
+    ensure_database(tmp_path / "mlflow.db", is_own=True)
     location = TrackingClient(uri_of(tmp_path)).client.get_experiment(experiment).artifact_location
     assert location.endswith("/elsewhere/artifacts")
 
@@ -149,7 +153,7 @@ def test_files_of_tracking_stores() -> None:
     assert path_of("sqlite:////a/b c/m.db?timeout=3") == Path("/a/b c/m.db")
     assert path_of("sqlite:///:memory:") is None
     assert path_of("postgresql://x/y") is None
-    with pytest.raises(ConclaveError, match="can't be written"):
+    with pytest.raises(ConclaveError, match=r"can't be used \(.*No such file"):
         ensure_database(Path("/proc/nowhere/mlflow.db"))
 
 
@@ -178,9 +182,20 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) ->
     ours = tmp_path / "mlflow.db"
     making(tmp_path).communicate(timeout=120)  # by another process: MLflow looks at the tables once per process
     with contextlib.closing(sqlite3.connect(ours)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0000'")  # as of another version
+        connection.execute("UPDATE alembic_version SET version_num = ?", (database._revisions()[9],))  # what follows is there
     before = ours.read_bytes()
     with pytest.raises(ConclaveError, match=r"mlflow\.db: MLflow's migration failed"):
-        ensure_database(ours)
+        ensure_database(ours, is_own=True)
     assert ours.read_bytes() == before
     assert not left_over(tmp_path)
+
+
+def test_a_database_of_a_newer_mlflow_is_left_as_it_is(tmp_path: Path) -> None:
+    ours = tmp_path / "mlflow.db"
+    ensure_database(ours)
+    with contextlib.closing(sqlite3.connect(ours)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of2030'")
+    before = ours.read_bytes()
+    with pytest.raises(ConclaveError, match=r"its tables are of a newer MLflow, and it is left as it is\. Install that version"):
+        ensure_database(ours, is_own=True)
+    assert ours.read_bytes() == before

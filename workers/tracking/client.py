@@ -97,16 +97,22 @@ class SearchedRun:
 
 @dataclass(frozen=True)
 class TrackingClient:
-    """A tracking store, by its URI."""
+    """A tracking store.
+
+    Attributes:
+        uri: Its URI.
+        is_own: Whether it is the database of the home, which is migrated if it is of an older MLflow.
+    """
 
     uri: str
+    is_own: bool = False
     _epochs: dict[str, set[int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # already sent, by run
 
     @cached_property
     def client(self) -> Any:
         """MLflow's own client. Raises ConclaveError if the store is a database file that cannot be used."""
         if database := path_of(self.uri):
-            ensure_database(database)
+            ensure_database(database, self.is_own)
         return mlflow.MlflowClient(self.uri, self.uri)
 
     @_translate_errors
@@ -130,6 +136,12 @@ class TrackingClient:
             return str(experiment.experiment_id)
         location = artifacts.absolute().as_uri() if artifacts else None
         return str(self.client.create_experiment(name, location))
+
+    @_translate_errors
+    def artifact_location(self, experiment: str) -> tuple[bool, str]:
+        """Return whether an experiment exists, and where its artifacts lie, or those of the store's first experiment."""
+        found = self.client.get_experiment_by_name(experiment)
+        return bool(found), str((found or self.client.get_experiment("0")).artifact_location)
 
     @_translate_errors
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:

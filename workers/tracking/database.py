@@ -1,4 +1,4 @@
-"""Create MLflow's SQLite database atomically, migrate it on a copy, and update it after its folder was moved.
+"""Create MLflow's SQLite database atomically; migrate a home's own on a copy, and update it after its folder was moved.
 
 MLflow creates its tables one by one: a killed process, a full disk or a second process would leave a file that no later command
 can use.
@@ -7,22 +7,28 @@ can use.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from workers.errors import ConclaveError, CorruptFileError, UserInputError, first_line
 from workers.storage.files import UMASK, file_lock, sync_folder
 
+
+class OutdatedDatabaseError(ConclaveError):
+    """A database that is not the home's own has the tables of another version of MLflow."""
+
+
 SCHEME = "sqlite:///"
 HOME_DATABASE = "mlflow.db"  # file name in a home
 LOCK_SECONDS = 120.0  # wait for another process to create the database, which takes 10 s
 BUSY_SECONDS = 30.0  # wait for another process to finish writing
-OUT_OF_DATE = "out-of-date"  # in MLflow's error about the tables of an earlier version
 
 
 def path_of(uri: str) -> Path | None:
@@ -55,56 +61,104 @@ def artifacts_beside(database: Path) -> Path:
     return database.absolute().parent / "artifacts"
 
 
-def ensure_database(database: Path) -> None:
-    """Create or migrate the database, and point it to the artifact folder next to it. Safe to call concurrently.
+def ensure_database(database: Path, is_own: bool = False) -> None:
+    """Create the database if there is none. Safe to call concurrently.
+
+    Args:
+        database: The file.
+        is_own: Whether it is the home's own. Only that is migrated to this MLflow, and pointed to the artifact folder next to
+            it: a server may have another one open, and an older MLflow could no longer use it.
 
     Raises:
-        ConclaveError: If the file cannot be created, or is not an MLflow database.
+        ConclaveError: If the file cannot be created, is not an MLflow database, or is another's and of an older MLflow.
     """
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
         if not _is_ready(database):
+            if not is_own and _has_tables(database):
+                raise OutdatedDatabaseError(
+                    f"{database}: its tables are of another version of MLflow, and it is left as it is. Use that version; or end "
+                    f"its server, make a copy of the file, and run `mlflow db upgrade {uri_of(database)}`."
+                )
             with file_lock(database.with_name(f".{database.name}.lock"), timeout=LOCK_SECONDS):
                 if not _is_ready(database):
                     _make(database)
-        with _opened(database) as connection, connection:
-            for old in _moved_locations(connection, database):
-                _move_location(connection, old, artifacts_beside(database).as_uri())
+        if is_own:
+            with _opened(database) as connection, connection:
+                for old in _moved_locations(connection, database):
+                    _move_location(connection, old, artifacts_beside(database).as_uri())
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
             raise ConclaveError(
                 f"{database}: another program holds the database. End it, or wait until it is done, and run again."
             ) from None
-        raise ConclaveError(
-            f"{database}: the database can't be written ({error}). Free some disk space, or make the folder writable."
-        ) from None
+        raise ConclaveError(f"{database}: the database can't be used ({error}).{_advice(error)}") from None
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about an error of a file, as a sentence after a space; "" if its cause is not known."""
+    number, text = getattr(error, "errno", None), str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in text:
+        return " Free some disk space, and run again."
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) or "readonly" in text or "unable to open" in text:
+        return " Make the folder writable, or give another --home."
+    return ""
+
+
+def _has_tables(database: Path) -> bool:
+    if not database.is_file() or not database.stat().st_size:
+        return False
+    with _opened(database) as connection:
+        return bool(_tables(connection))
 
 
 def _is_ready(database: Path) -> bool:
-    """Return whether a database has the tables of this MLflow. Raises CorruptFileError if its tables are not MLflow's."""
+    """Return whether a database has the tables of this MLflow. Looks without MLflow, which would migrate it in place.
+
+    Raises:
+        CorruptFileError: If its tables are not MLflow's.
+        ConclaveError: If they are of a newer MLflow.
+    """
     if not database.is_file():
         return False
     with _opened(database) as connection:
         tables = sorted(_tables(connection))
-    if tables and "alembic_version" not in tables:
-        raise CorruptFileError(
-            f"{database}: this database is not MLflow's (it has the table {tables[0]}), and is left as it is. "
-            "Name another file for the tracking store."
-        )
-    return bool(tables) and _is_current(database)
+        if not tables:
+            return False
+        if "alembic_version" not in tables:
+            raise CorruptFileError(
+                f"{database}: this database is not MLflow's (it has the table {tables[0]}), and is left as it is. "
+                "Name another file for the tracking store."
+            )
+        revision = next((name for (name,) in connection.execute("SELECT version_num FROM alembic_version")), "")
+    known = _revisions()
+    if revision not in known:
+        raise ConclaveError(f"{database}: its tables are of a newer MLflow, and it is left as it is. Install that version.")
+    return revision == known[0]
 
 
-def _is_current(database: Path) -> bool:
-    """Return False if MLflow must migrate a database. Creates the tables in a new file. Raises ConclaveError."""
+@cache
+def _revisions() -> tuple[str, ...]:
+    """Return the revisions of the tables that this MLflow knows, the latest first."""
+    from importlib.util import find_spec
+
+    from alembic.script import ScriptDirectory
+
+    package = find_spec("mlflow")
+    assert package
+    assert package.origin
+    migrations = ScriptDirectory(str(Path(package.origin).parent / "store" / "db_migrations"))
+    return tuple(script.revision for script in migrations.walk_revisions())
+
+
+def _create(database: Path) -> None:
+    """Let MLflow create its tables in a new file. Raises ConclaveError."""
     import mlflow
 
     try:
         mlflow.MlflowClient(uri_of(database)).search_experiments(max_results=1)
     except Exception as error:  # whatever SQLAlchemy and Alembic raise
-        if OUT_OF_DATE in str(error):
-            return False
         raise ConclaveError(f"{database}: MLflow can't use this database ({_reason(error)}).") from None
-    return True
 
 
 def _make(database: Path) -> None:
@@ -117,7 +171,7 @@ def _make(database: Path) -> None:
                 source.backup(target)
             _upgrade(new, database)
         else:
-            _is_current(new)
+            _create(new)
         new.chmod(0o666 & ~UMASK)  # SQLite makes it writable only for its owner
         with new.open("rb") as file:
             os.fsync(file.fileno())

@@ -37,7 +37,7 @@ def flush_outbox(outbox: Outbox, tracking: TrackingClient | None = None, until: 
 
     if tracking is None and not outbox.uri:
         raise CorruptFileError(f"{outbox.path}: the line that names its tracking store is damaged. Sweep again to repair it.")
-    tracking, unsent = tracking or TrackingClient(outbox.uri), outbox.unsent()
+    tracking, unsent = tracking or TrackingClient(outbox.uri, outbox.uri == outbox.own_uri), outbox.unsent()
     for start in range(0, len(unsent), BATCH):
         if until is not None and time.monotonic() > until:
             return start
