@@ -102,6 +102,7 @@ class SweepSummary(BaseModel):
         tracking_uri: The tracking store.
         parent_run_id: Id of the sweep's run in that store.
         unsent: Number of entries not yet sent to the tracking store.
+        unsent_because: What the store said to them; "" if it was not asked for all.
         data: Summary of the data set; None if the sweep was interrupted early.
     """
 
@@ -121,6 +122,7 @@ class SweepSummary(BaseModel):
     tracking_uri: str
     parent_run_id: str
     unsent: int = 0
+    unsent_because: str = ""
     data: DataSummary | None = None
 
     @property

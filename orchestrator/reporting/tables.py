@@ -44,7 +44,8 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
             where = f"; log: {log}" if log.is_file() else ""
             print(f"  {name}: {member.state}: {member.reason}{where}")
     if summary.unsent:
-        print(f"Tracking: {summary.unsent} entries could not be sent. When it is back: conclave sync --home {home.path}")
+        why = f" ({summary.unsent_because})" if summary.unsent_because else ""
+        print(f"Tracking: {summary.unsent:,} entries are not sent yet{why}. `conclave sync --home {home.path}` sends them.")
     folder = home.sweep(summary.sweep)
     details = folder.details()
     if summary.state == "interrupted":

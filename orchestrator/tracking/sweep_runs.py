@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, flatten
 from orchestrator.results import Fingerprint, MemberState, SweepState, SweepSummary
 from orchestrator.tracking.member_runs import UNFINISHED, MemberRuns, later_than
+from workers.errors import first_line
 from workers.tracking.database import artifacts_beside, path_of
 from workers.tracking.delivery import flush_outbox
 from workers.tracking.entries import now_ms
@@ -52,11 +52,13 @@ class SweepRuns(MemberRuns):
         location: The sweep's files and tracking store.
         is_new: Whether the store had no run of this sweep.
         ended: MLflow status and tags of the ended parent run; None while it runs.
+        problem: Why the last flush left entries; "" if it left none, or had no time for them.
     """
 
     location: SweepLocation
     is_new: bool = False
     ended: tuple[str, Mapping[str, str]] | None = None
+    problem: str = ""
 
     @classmethod
     def open(cls, location: SweepLocation, plan: Plan, restart: Sequence[str] = ()) -> SweepRuns:
@@ -140,13 +142,16 @@ class SweepRuns(MemberRuns):
         """Send this sweep's outbox entries for about `seconds`; return the number left for `conclave sync`."""
         until = time.monotonic() + seconds
         outboxes = [self.outbox, *(Outbox.in_home(self.location.home.path, run) for run in self.ids.values())]
-        with contextlib.suppress(Exception):  # store away: the entries stay in the outbox
+        self.problem = ""
+        try:
             for outbox in outboxes:
                 flush_outbox(outbox, self.tracking, until)
             if not any(outbox.unsent() for outbox in outboxes):
                 self.reconcile_members()
                 self._reconcile()
                 flush_outbox(self.outbox, self.tracking, until)
+        except Exception as error:  # networks, servers and databases raise errors of any type: the entries stay in the outbox
+            self.problem = first_line(error)[:200]
         return sum(len(outbox.unsent()) for outbox in outboxes)
 
     def _log_headlines(self, summary: SweepSummary) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from workers.errors import CorruptFileError
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
-from workers.tracking.entries import Entry, MetricsEntry, RefusedEntryError, StatusEntry, TagsEntry
+from workers.tracking.entries import ArtifactEntry, Entry, MetricsEntry, RefusedEntryError, StatusEntry, TagsEntry
 from workers.tracking.outbox import Outbox
 
 RUNS = st.sampled_from(["r1", "r2"])
@@ -74,7 +74,7 @@ def test_what_is_sent_twice_is_as_good_as_sent_once(entries: list[Any], failures
             except ConnectionError:
                 continue
         assert store.state == expected
-        outbox.mark_sent(0)
+        outbox.path.with_suffix(".sent").unlink(missing_ok=True)
         store.failures = []
         assert flush_outbox(outbox, store) == len(entries)  # type: ignore[arg-type]
         assert store.state == expected
@@ -116,7 +116,7 @@ def test_a_count_of_sent_bytes_that_can_t_be_true_loses_no_entry(kept: str, tmp_
     outbox = Outbox.open(tmp_path, "o", "http://server")
     outbox.tags("r", {"a": "1"})
     outbox.tags("r", {"a": "2"})
-    outbox.mark_sent(outbox.unsent()[0][1])
+    outbox.mark_sent([outbox.unsent()[0][1]])
     assert len(outbox.unsent()) == 1
     outbox.path.with_suffix(".sent").write_text(kept)
     assert len(outbox.unsent()) == 2, "sending an entry twice does no harm"
@@ -170,3 +170,33 @@ def test_a_refused_entry_is_logged_and_does_not_hold_up_the_others(tmp_path: Pat
     assert [record.getMessage() for record in caplog.records] == [
         "left out of run gone, for the tracking store refuses it: TagsEntry (no run of this id)"
     ]
+
+
+def test_metrics_and_states_pass_an_artifact_that_is_stuck(tmp_path: Path) -> None:
+    class NoArtifacts:
+        def __init__(self) -> None:
+            self.sent: list[Entry] = []
+            self.takes_artifacts = False
+
+        def send(self, entries: Sequence[Entry]) -> None:
+            if not self.takes_artifacts and any(isinstance(entry, ArtifactEntry) for entry in entries):
+                raise OSError("413: too large for the proxy")
+            self.sent += entries
+
+    outbox, store = Outbox.open(tmp_path, "o", "http://server"), NoArtifacts()
+    outbox.metrics("r", {"x": 1.0}, 1, 1)
+    outbox.artifact("r", tmp_path)
+    for step in range(2, 40):
+        outbox.metrics("r", {"x": 1.0}, step, 1)
+    outbox.status("r", "FINISHED", 1)
+    for _ in range(2):  # the second time, nothing is sent again
+        with pytest.raises(OSError, match="too large for the proxy"):
+            flush_outbox(outbox, cast(TrackingClient, store))
+        assert len(store.sent) == 40
+        assert [type(entry) for entry, _ in outbox.unsent()] == [ArtifactEntry]
+    store.takes_artifacts = True
+    flush_outbox(outbox, cast(TrackingClient, store))
+    assert len(store.sent) == 41
+    assert outbox.unsent() == []
+    outbox.tags("r", {"a": "1"})
+    assert len(outbox.unsent()) == 1

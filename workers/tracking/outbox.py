@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,28 +107,36 @@ class Outbox:
 
     def unsent(self) -> list[tuple[Entry, int]]:
         """Return the unsent entries, each with the offset of its end. Lines torn by a crash are skipped."""
-        return list(self._entries(self._offset()))
+        offset, passed = self._sent()
+        return [(entry, end) for entry, end in self._entries(offset) if end not in passed]
 
     def unreadable(self) -> int:
         """Return the number of unsent lines that cannot be read."""
-        content = self.path.read_bytes()[self._offset() :] if self.path.exists() else b""
+        content = self.path.read_bytes()[self._sent()[0] :] if self.path.exists() else b""
         lines = [line for line in content.splitlines(keepends=True) if line.endswith(b"\n") and line.strip()]
         return sum(_values(line) is None for line in lines)
 
-    def mark_sent(self, offset: int) -> None:
-        """Remember that everything before `offset` was sent. If the number is lost, entries are sent again."""
+    def mark_sent(self, ends: Iterable[int]) -> None:
+        """Remember entries as sent, by their ends. If what is stored is lost, entries are sent again."""
         fault_point("outbox.sent")
-        self.path.with_suffix(".sent").write_text(str(offset))
+        offset, passed = self._sent()
+        passed.update(ends)
+        for _, end in self._entries(offset):
+            if end not in passed:
+                break
+            offset = end
+        later = sorted(end for end in passed if end > offset)  # sent past one that is stuck
+        self.path.with_suffix(".sent").write_text(" ".join(map(str, (offset, *later))))
 
-    def _offset(self) -> int:
-        """Return the number of bytes sent. If the stored number is invalid, return 0, so that all are sent again."""
+    def _sent(self) -> tuple[int, set[int]]:
+        """Return the offset before which all is sent, and the ends of later entries that are; 0 and none if that is lost."""
         try:
-            offset = int(self.path.with_suffix(".sent").read_text())
+            offset, *passed = map(int, self.path.with_suffix(".sent").read_text().split())
             with open(self.path, "rb") as file:
                 file.seek(max(offset - 1, 0))
-                return offset if offset > 0 and file.read(1) == b"\n" else 0
+                return (offset, set(passed)) if offset == 0 or file.read(1) == b"\n" else (0, set())
         except (FileNotFoundError, ValueError):
-            return 0
+            return 0, set()
 
     def _add(self, entry: Entry) -> None:
         self._append(entry.model_dump())
