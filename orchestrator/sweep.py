@@ -199,6 +199,8 @@ class _Sweep:
         DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.location.team_file, *counts)
         result = self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
         unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if result.exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
+        for note in self.runs.tracking.notes:
+            self.options.say(note)
         result = replace(
             result, summary=result.summary.model_copy(update={"unsent": unsent, "unsent_because": self.runs.problem})
         )

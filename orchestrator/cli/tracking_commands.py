@@ -15,33 +15,47 @@ from workers.errors import CorruptFileError, UserInputError, first_line
 app = typer.Typer()
 
 
+Port = Annotated[int, typer.Option(help="The port.", min=1, max=65535)]
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Allow = Annotated[
+    list[str] | None, typer.Option(help="A host name that clients may use, NAME:PORT. Repeat the option for several.")
+]
+
+
 @app.command(epilog="Example: conclave ui --port 5001")
-def ui(home: HomeDir = DEFAULT_HOME, port: Annotated[int, typer.Option(help="The port on this machine.")] = 5000) -> None:
-    """Show the MLflow UI of this home, on this machine only. Ctrl-C ends it."""
+def ui(
+    home: HomeDir = DEFAULT_HOME,
+    host: Host = "127.0.0.1",
+    port: Port = 5000,
+    allow: Allow = None,
+    static_prefix: Annotated[str | None, typer.Option(help="A path before all addresses, as behind a proxy: /NAME.")] = None,
+) -> None:
+    """Show the MLflow UI of this home, to this machine only unless --host says otherwise. Ctrl-C ends it."""
     from orchestrator.home import Home
-    from orchestrator.tracking.server import SAFE
+    from orchestrator.tracking.server import LOCAL_HOSTS, SAFE, check_port
 
     home_folder = Home(home)
     if not home_folder.database.is_file():
         raise UserInputError(f"{home}: no runs yet. `conclave sweep` makes some.")
-    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning   (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", home_folder.tracking_uri, "--host", "127.0.0.1"]
-    hosts = ["--allowed-hosts", f"localhost:{port},127.0.0.1:{port}"]
-    os.execve(sys.executable, [*command, *hosts, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
+    check_port(host, port)
+    shown = f"http://{host}:{port}{static_prefix or ''}/#/experiments?workflowType=machine_learning"
+    print(f"{shown}   (Ctrl-C ends it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", home_folder.tracking_uri, "--host", host]
+    command += ["--allowed-hosts", ",".join((*LOCAL_HOSTS, *(allow or ())))]
+    command += ["--static-prefix", static_prefix] if static_prefix else []
+    os.execve(sys.executable, [*command, "--port", str(port), "--workers", "1"], {**os.environ, **SAFE})
 
 
 @app.command(epilog="Example: conclave server --host 0.0.0.0 --allow tracking.lab:5000")
 def server(
     home: HomeDir = DEFAULT_HOME,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port.")] = 5000,
+    host: Host = "127.0.0.1",
+    port: Port = 5000,
     database: Annotated[
         str | None, typer.Option(envvar="CONCLAVE_DATABASE", help="postgresql://... The default is a SQLite file in the home.")
     ] = None,
     artifacts: Annotated[str | None, typer.Option(help="A folder or s3://... The default is a folder in the home.")] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="A host name that clients may use, NAME:PORT. Repeat the option for several.")
-    ] = None,
+    allow: Allow = None,
     background: Annotated[
         bool, typer.Option("--background", help="Return once the server answers. Its log is in the home.")
     ] = False,

@@ -35,6 +35,7 @@ UNUSED_SERVICES = (
     "start_log_monitor",
 )  # methods of Node: dashboard, autoscaler, log forwarder
 LOCAL_ENV = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would pack and copy the working folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's default on these systems: bind to 127.0.0.1, unreachable from outside
     "RAY_prestart_worker_first_driver": "0",  # trainers can't use prestarted workers: each needs its own environment
 }

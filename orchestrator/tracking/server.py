@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -12,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+import psutil
 
 from workers.diagnostics.cores import available_cores
 from workers.diagnostics.waiting import wait_until
@@ -23,7 +27,21 @@ MAX_WORKERS = 4  # MLflow's default; each worker imports all of MLflow
 SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # read by MLflow; clients use MLFLOW_TRACKING_USERNAME and _PASSWORD
 MIN_PASSWORD_CHARACTERS = 12
+LOCAL_HOSTS = ("localhost:*", "127.0.0.1:*")  # at any port: a tunnel may end at another one
 START_SECONDS = 180.0
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a server can listen on a port. Raises UserInputError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            used = error.errno == errno.EADDRINUSE
+            why = "another program uses this port" if used else f"this port can't be used ({error.strerror})"
+            raise UserInputError(f"--port {port}: {why} of {host}. Name another.") from None
 
 
 @dataclass(frozen=True)
@@ -47,12 +65,20 @@ class Server:
     allow: Sequence[str] = ()
 
     def in_background(self, words: Sequence[str]) -> None:
-        """Start the same command in the background, and return once it answers. Raises ConclaveError if it does not."""
+        """Start the same command in the background, and return once it answers. Return too if this home's server runs already.
+
+        Raises:
+            UserInputError: If another program uses the port.
+            ConclaveError: If the server does not answer in time.
+        """
         self.check()
         self.home.mkdir(parents=True, exist_ok=True)
         log = self.home / "server.log"
-        if self._answers():
-            return  # started before
+        if self._is_running():
+            if not wait_until(self._answers, START_SECONDS, give_up=lambda: not self._is_running()):
+                raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
+            return
+        check_port(self.host, self.port)
         with open(log, "ab") as log_file:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
         if not wait_until(self._answers, START_SECONDS, give_up=lambda: process.poll() is not None):
@@ -66,9 +92,12 @@ class Server:
         return True
 
     def start(self) -> None:
-        """Become the server process. Raises UserInputError before anything is written if the password is missing."""
+        """Become the server process. Raises UserInputError before anything is written if it can't."""
         self.check()
+        check_port(self.host, self.port)
         self.write()
+        mine = psutil.Process()
+        write_bytes(self.note, f"{mine.pid} {mine.create_time()} {self.port}".encode())
         os.execve(sys.executable, self.command(), {**os.environ, **self.env()})
 
     def check(self) -> None:
@@ -92,6 +121,19 @@ class Server:
             users.touch(mode=0o600)
             users.chmod(0o600)
 
+    def _is_running(self) -> bool:
+        """Return whether the server that this home last started still runs, on the same port."""
+        try:
+            pid, began, port = self.note.read_text(encoding="utf-8").split()
+            return int(port) == self.port and psutil.Process(int(pid)).create_time() == float(began)
+        except (OSError, ValueError, psutil.Error):
+            return False
+
+    @property
+    def note(self) -> Path:
+        """The file that names the server's process, its start and its port."""
+        return self.home / "server-process"
+
     @property
     def secret(self) -> Path:
         """The file of the secret key."""
@@ -109,7 +151,7 @@ class Server:
     def command(self) -> list[str]:
         """Return MLflow's command line."""
         artifacts = self.artifacts or str((self.home / "artifacts").absolute())
-        hosts = ",".join([f"localhost:{self.port}", f"127.0.0.1:{self.port}", *self.allow])
+        hosts = ",".join([*LOCAL_HOSTS, *self.allow])
         words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", self.host]
         words += ["--port", str(self.port), "--serve-artifacts"]
         words += ["--workers", str(min(MAX_WORKERS, available_cores()))]

@@ -130,7 +130,7 @@ class SweepRuns(MemberRuns):
         if details:
             for path in [*sorted(folder.path.glob("*.svg")), folder.report, folder.model]:
                 self.outbox.artifact(self.parent, path)
-            self.outbox.model(self.parent, self.plan.team.name, folder.model)
+            self.outbox.model(self.parent, self.plan.team.name, folder.model, not details.choice.is_at_chance)
         tags = {"recommended": str(summary.recommended), "mlflow.note.content": note[:NOTE_CHARACTERS]}
         self._end("FAILED" if summary.state == "failed" else "FINISHED", {**tags, "state": summary.state})
         if summary.state == "done":

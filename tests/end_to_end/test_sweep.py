@@ -584,6 +584,36 @@ def test_another_tracking_store_gets_the_runs_of_a_sweep_with_nothing_to_do(
     assert again.summary.parent_run_id == parent
 
 
+def test_the_champion_of_another_home_stays_and_a_guess_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users chose one team name; and labels that mean nothing."""
+    (tmp_path / "small.py").write_text(SMALL)
+    client = TrackingClient(f"sqlite:///{tmp_path}/team.db").client
+    monkeypatch.setenv("CONCLAVE_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    text, said = QUICK.replace("folds: 2", "folds: 0"), list[str]()
+
+    def sweep(home: str, text: str) -> str:
+        (tmp_path / "team.yaml").write_text(text)
+        said.clear()
+        pipeline.run_sweep(tmp_path / "team.yaml", pipeline.SweepOptions(Home(tmp_path / home), inline_executor, say=said.append))
+        return next(line for line in said if line.startswith("Registered"))
+
+    def aliases() -> dict[str, str]:
+        return {alias: str(version) for alias, version in client.get_registered_model("tiny").aliases.items()}
+
+    assert sweep("mine", text) == "Registered in MLflow: tiny, version 1, as champion."
+    said_by_other = sweep("hers", text.replace("seed: 5", "seed: 6"))
+    assert said_by_other == (
+        "Registered in MLflow: tiny, version 2, as challenger: the champion, version 1, is of another sweep, and stays."
+    )
+    assert aliases() == {"champion": "1", "challenger": "2"}
+    again = sweep("mine", text.replace("seed: 5", "seed: 7"))
+    assert again == "Registered in MLflow: tiny, version 3, as champion (before, it was version 1)."
+    monkeypatch.setattr("fusion.selection.recommendation.is_at_chance", lambda *_: True)
+    guess = sweep("mine", text.replace("seed: 5", "seed: 8"))
+    assert guess == "Registered in MLflow: tiny, version 4, without an alias: it is not surely better than guessing."
+    assert aliases() == {"champion": "3", "challenger": "2"}
+
+
 def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0"))
     inline(tmp_path / "team.yaml", tmp_path / "home")

@@ -212,8 +212,12 @@ def test_a_store_of_an_unknown_kind_is_refused(uri: str, expected: str, tmp_path
 def test_an_experiment_that_was_deleted_is_told(tmp_path: Path) -> None:
     tracking = TrackingClient(f"sqlite:///{tmp_path}/db")
     tracking.client.delete_experiment(tracking.experiment("e", tmp_path / "artifacts"))
-    with pytest.raises(ConclaveError, match="was deleted"):
+    with pytest.raises(ConclaveError, match="was deleted") as refused:
         tracking.experiment("e", tmp_path / "artifacts")
+    command = str(refused.value).split("`")[1]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["bash", "-c", command], env={**os.environ, "PATH": path}, check=True, capture_output=True)
+    assert tracking.experiment("e", tmp_path / "artifacts"), "the command works as it is printed"
 
 
 class Denies(http.server.BaseHTTPRequestHandler):

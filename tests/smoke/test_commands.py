@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -185,3 +187,25 @@ def test_predictions_of_no_image_leave_no_file(swept: Path) -> None:
     done = conclave("predict", "home/sweeps/tiny/fused.onnx", "page.png", "--out", "guesses.csv", folder=swept, code=2)
     assert "no image was read" in done.stderr
     assert not (swept / "guesses.csv").exists()
+
+
+@pytest.mark.parametrize("words", [("ui",), ("server",), ("server", "--background")])
+def test_a_port_that_another_program_uses_is_refused_at_once(words: tuple[str, ...], tmp_path: Path) -> None:
+    """The foreign program answers, and is not taken for our own."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mlflow.db").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for port, why in (
+            (other.server_port, "another program uses this port of 127.0.0.1"),
+            (80000, "80000 is not in the range"),
+        ):
+            command = [sys.executable, "-m", "conclave", *words, "--home", "home", "--port", str(port)]
+            env = {**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": "a long password"}
+            done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout) == (2, ""), done.stderr
+            assert why in done.stderr
+            assert "Traceback" not in done.stderr
+        other.shutdown()
+    assert sorted(tmp_path.rglob("*")) == before

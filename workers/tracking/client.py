@@ -102,10 +102,12 @@ class TrackingClient:
     Attributes:
         uri: Its URI.
         is_own: Whether it is the database of the home, which is migrated if it is of an older MLflow.
+        notes: Sentences for the user on what was registered.
     """
 
     uri: str
     is_own: bool = False
+    notes: list[str] = field(default_factory=list, init=False, compare=False)
     _epochs: dict[str, set[int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # already sent, by run
 
     @cached_property
@@ -128,9 +130,10 @@ class TrackingClient:
         """
         experiment = self.client.get_experiment_by_name(name)
         if experiment and experiment.lifecycle_stage != "active":
+            restore = f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore --experiment-id {experiment.experiment_id}"
             raise ConclaveError(
-                f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`mlflow experiments restore "
-                f"--experiment-id {experiment.experiment_id}`), or name another: `tracking: {{experiment: ...}}`."
+                f"tracking {self.uri}: the experiment {name} was deleted. Restore it (`{restore}`), or name another: "
+                "`tracking: {experiment: ...}`."
             )
         if experiment:
             return str(experiment.experiment_id)
@@ -261,8 +264,8 @@ class TrackingClient:
                 self._send_status(entry)
             case ForgetEntry(run=run, forget=folder):
                 self.delete_artifacts(run, folder)
-            case ModelEntry(run=run, model=name, path=path):
-                self.register(run, name, Path(path))
+            case ModelEntry(run=run, model=name, path=path, may_lead=may_lead):
+                self.register(run, name, Path(path), may_lead)
 
     def _send_status(self, entry: StatusEntry) -> None:
         """Set a status, unless the run has a later one: entries spooled during an outage may arrive late."""
@@ -340,8 +343,17 @@ class TrackingClient:
         found = self._searched(experiment, f"tags.{tag} = '{value}' and tags.state != 'restarted'")
         return {run.signature: run.run for run in found if run.signature}
 
-    def register(self, run: str, name: str, onnx_file: Path) -> str:
-        """Log a fused ONNX file as a model of the run and register it as champion, once. Return its version."""
+    def register(self, run: str, name: str, onnx_file: Path, may_lead: bool = True) -> str:
+        """Log a fused ONNX file as a model of a sweep's run, register it once, and give it an alias. Return its version.
+
+        It becomes the champion if it may lead, and the present champion, if any, is of the same sweep; else the challenger.
+
+        Args:
+            run: The sweep's run.
+            name: The registered name.
+            onnx_file: The model.
+            may_lead: Whether it is surely better than guessing; otherwise it gets no alias.
+        """
         try:
             self.client.create_registered_model(name)
         except MlflowException as error:
@@ -354,8 +366,24 @@ class TrackingClient:
         self._log_model(run, onnx_file)
         source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
         version = str(self.client.create_model_version(name, source, run, tags={"sha256": digest}).version)
-        self.client.set_registered_model_alias(name, "champion", version)
+        champion = self.client.get_registered_model(name).aliases.get("champion")
+        if not may_lead:
+            what = ", without an alias: it is not surely better than guessing"
+        elif champion and not self._are_of_one_sweep(run, self.client.get_model_version(name, champion).run_id):
+            self.client.set_registered_model_alias(name, "challenger", version)
+            what = f", as challenger: the champion, version {champion}, is of another sweep, and stays"
+        else:
+            self.client.set_registered_model_alias(name, "champion", version)
+            what = ", as champion" + (f" (before, it was version {champion})" if champion else "")
+        self.notes.append(f"Registered in MLflow: {name}, version {version}{what}.")
         return version
+
+    def _are_of_one_sweep(self, run: str, other: str) -> bool:
+        """Return whether two runs are of the same sweep of the same home."""
+        if run == other:
+            return True
+        folders = [self.client.get_run(one).data.tags.get("folder") for one in (run, other)]
+        return folders[0] is not None and folders[0] == folders[1]
 
     def _log_model(self, run: str, onnx_file: Path) -> None:
         mlflow.set_tracking_uri(self.uri)

@@ -64,10 +64,17 @@ class StatusEntry(RunEntry):
 
 
 class ModelEntry(RunEntry):
-    """A fused model for the registry: its registered name and its ONNX file."""
+    """A fused model for the registry.
+
+    Attributes:
+        model: Its registered name.
+        path: Its ONNX file.
+        may_lead: Whether it is surely better than guessing.
+    """
 
     model: str
     path: str
+    may_lead: bool = True
 
 
 class ForgetEntry(RunEntry):

@@ -93,9 +93,9 @@ class Outbox:
         """Add the MLflow status of a run, with the tags that belong to it."""
         self._add(StatusEntry(run=run, status=status, time=time_ms, tags=dict(tags or {})))
 
-    def model(self, run: str, name: str, onnx_file: Path) -> None:
-        """Add a fused model for the registry."""
-        self._add(ModelEntry(run=run, model=name, path=self._within(onnx_file)))
+    def model(self, run: str, name: str, onnx_file: Path, may_lead: bool) -> None:
+        """Add a fused model for the registry. `may_lead` says whether it is surely better than guessing."""
+        self._add(ModelEntry(run=run, model=name, path=self._within(onnx_file), may_lead=may_lead))
 
     def delete_checkpoint(self, run: str) -> None:
         """Add the deletion of a run's checkpoint."""
