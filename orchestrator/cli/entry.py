@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 rejected with nothing trained, 3 partial, 130 in
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
@@ -60,6 +61,7 @@ def main() -> None:
         os.environ["CONCLAVE_DEBUG"] = "1"
     try:
         code = app(standalone_mode=False)  # so that Typer returns the exit code instead of exiting
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except ConclaveError as error:
         _fail(str(error), error.exit_code, error)
@@ -70,7 +72,16 @@ def main() -> None:
     except Exception as error:
         _fail_unexpectedly(error)
     finally:
+        _let_go_of_stdout()
         gc.freeze()  # skip the final garbage collection over all of torch
+
+
+def _let_go_of_stdout() -> None:
+    """Drop what stdout does not take, for Python would end with a message and a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail_unexpectedly(error: Exception) -> None:
@@ -93,6 +104,8 @@ def _about_file(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "requested and" in said:  # NumPy's wording
         place = f" ({error.filename})" if error.filename else ""
         return f"there is no room left on the disk{place}: free some space and run again. Finished work is kept"
+    if error.errno == errno.EIO and error.filename is None:
+        return "the terminal, or a disk, is gone (input/output error). What is finished is kept: run again"
     if error.errno == errno.EROFS:
         return f"{error.filename}: the disk can only be read. Run again once it can be written; what is finished is kept"
     if error.filename is None:
@@ -104,5 +117,6 @@ def _about_file(error: OSError) -> str:
 def _fail(text: str, code: int, error: BaseException | None = None) -> None:
     if error and os.environ.get("CONCLAVE_DEBUG"):
         traceback.print_exception(error)
-    print(f"conclave: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be what is gone
+        print(f"conclave: {text}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from rich.console import Console
 from rich.live import Live
@@ -13,6 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.execution.executor import Event
+from workers.diagnostics.logs import DRIVER
+
+Given = ParamSpec("Given")
 
 
 @dataclass
@@ -30,8 +36,28 @@ class _Row:
         return f"{(self.epochs - self.epoch) * self.metrics['seconds']:.0f} s"
 
 
+def _while_shown(method: Callable[Concatenate[Screen, Given], None]) -> Callable[Concatenate[Screen, Given], None]:
+    """Let a method show nothing more once the terminal is gone or takes no more: output never ends a sweep."""
+
+    @wraps(method)
+    def call(self: Screen, /, *given: Given.args, **named: Given.kwargs) -> None:
+        if self.is_gone:
+            return
+        try:
+            method(self, *given, **named)
+        except OSError as error:
+            self.is_gone = True
+            DRIVER.warning("the terminal takes no more output (%s)", error)
+
+    return call
+
+
 class Screen:
-    """Follows the events of a sweep. Use it as a context manager."""
+    """Follows the events of a sweep. Use it as a context manager.
+
+    Attributes:
+        is_gone: Whether the terminal takes no more output.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -39,20 +65,27 @@ class Screen:
         self.live = Live(console=self.console, refresh_per_second=4, transient=False) if self.console.is_terminal else None
         self.packed = 0.0
         self.bar: Progress | None = None
+        self.is_gone = False
 
     def __enter__(self) -> Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @_while_shown
+    def _end(self) -> None:
         self._packing_ended()
         if self.live and self.live.is_started:
             self.live.stop()
 
+    @_while_shown
     def say(self, text: str) -> None:
         """Show a line."""
         self._packing_ended()
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)  # an error's text may have brackets
 
+    @_while_shown
     def on_packing(self, rows: int, expected: int | None) -> None:
         """Show how many images are decoded: a bar on a terminal, a line every two seconds elsewhere."""
         if self.console.is_terminal:
@@ -71,6 +104,7 @@ class Screen:
             self.bar.stop()
             self.bar = None
 
+    @_while_shown
     def on_event(self, event: Event) -> None:
         """Update the display for an event."""
         self._packing_ended()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -73,6 +74,24 @@ def test_hanging_up_ends_as_an_interrupt_does(place_of: Callable[[str], Place]) 
     place.wait_for("a: started")
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 130, place.said()
+
+
+@pytest.mark.parametrize("kind", ["full", "terminal"])
+def test_a_screen_that_takes_no_more_ends_no_sweep(kind: str, place: Place) -> None:
+    """As after `disown`, or an ssh that closed: the terminal is gone, and nobody hangs up."""
+    master, slave = os.openpty()
+    screen = slave if kind == "terminal" else os.open("/dev/full", os.O_WRONLY)
+    words = [sys.executable, "-m", "conclave", "sweep", "team.yaml", "--inline", "--home", "home"]
+    process = subprocess.Popen(words, cwd=place.folder, stdout=screen, stderr=screen, stdin=subprocess.DEVNULL)
+    os.close(slave)
+    if kind == "terminal":
+        os.read(master, 20)
+    os.close(master)
+    process.wait(timeout=300)
+    summary = json.loads((place.home / "sweeps" / "tiny" / "summary.json").read_text())
+    assert summary["state"] == "done"
+    assert (place.home / "sweeps" / "tiny" / "fused.onnx").is_file()
+    assert process.returncode in (0, 1), "1 where the table found no place"
 
 
 def test_a_shared_home_is_open_to_whom_the_umask_lets_in(place: Place) -> None:

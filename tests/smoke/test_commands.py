@@ -199,7 +199,7 @@ def test_a_port_that_another_program_uses_is_refused_at_once(words: tuple[str, .
         threading.Thread(target=other.serve_forever, daemon=True).start()
         for port, why in (
             (other.server_port, "another program uses this port of 127.0.0.1"),
-            (80000, "80000 is not in the range"),
+            (80000, "'--port': Input should be less than or equal to 65535"),
         ):
             command = [sys.executable, "-m", "conclave", *words, "--home", "home", "--port", str(port)]
             env = {**os.environ, "MLFLOW_AUTH_ADMIN_PASSWORD": "a long password"}
