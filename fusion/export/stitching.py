@@ -23,6 +23,7 @@ from workers.training.augmentation import to_float
 
 ROWS = 2  # of the traced example; the batch size is dynamic in the graph
 TRUNK_INPUT = "trunk_input"
+OPSET, IR_VERSION = 18, 8  # the lowest that torch writes; ONNX Runtime reads them from 1.14 on
 
 
 class _Features(nn.Module):
@@ -87,7 +88,7 @@ def convert(model: FusedModel, size: int, with_copies: bool = True) -> ir.Model:
     inputs = ["images", *(_feature_name(network) for network in networks)]
     whole = ir.Model(
         ir.convenience.extract(traced.graph, inputs, ["x", *_output_names(model)]),
-        ir_version=traced.ir_version,
+        ir_version=IR_VERSION,
         producer_name=traced.producer_name,
         producer_version=traced.producer_version,
         functions=tuple(traced.functions.values()),
@@ -134,6 +135,7 @@ def _traced(model: FusedModel, traced: Sequence[_Features], networks: Sequence[_
             input_names=["images", *(_feature_name(network) for network in networks), TRUNK_INPUT],
             output_names=["x", *_output_names(model), *(_trunk_name(network) for network in traced)],
             dynamic_shapes=shapes,
+            opset_version=OPSET,
             verbose=False,
         )
     assert program is not None
