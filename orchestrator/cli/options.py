@@ -11,6 +11,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from workers.diagnostics.cores import limit_cores
 from workers.errors import UserInputError
 from workers.storage.files import UMASK
 
@@ -24,6 +25,17 @@ DataPath = Annotated[Path | None, typer.Option("--data", help="A folder or an ar
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 ForSpreadsheet = Annotated[
     bool, typer.Option("--spreadsheet", help="Put a ' before a cell that a spreadsheet would take for a formula.")
+]
+
+
+def _limit_cores(count: int | None) -> int | None:
+    if count:
+        limit_cores(count)
+    return count
+
+
+Cpus = Annotated[
+    int | None, typer.Option("--cpus", min=1, callback=_limit_cores, help="Use at most this many cores of this machine.")
 ]
 DEFAULT_HOME = Path("conclave-runs")
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a cell that starts with one is evaluated

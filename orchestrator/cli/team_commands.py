@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile, check_writable
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, Cpus, DataPath, HomeDir, TeamFile, check_writable
 from workers.diagnostics.cores import available_cores
 from workers.errors import UserInputError
 
@@ -105,6 +105,7 @@ def plan(
     on: Annotated[
         Path | None, typer.Option(help="Estimate the machines, hours and money of this cluster.", metavar="CLUSTER.YAML")
     ] = None,
+    cpus: Cpus = None,  # its callback counts
     as_json: AsJson = False,
 ) -> None:
     """List the jobs, their states and the time left. Nothing is written."""
@@ -168,6 +169,7 @@ def sweep(
     data: DataPath = None,
     address: Annotated[str | None, typer.Option(help="The address of a running Ray cluster, HOST:PORT.")] = None,
     inline: Annotated[bool, typer.Option("--inline", help="Train without Ray, one job after another, for debugging.")] = False,
+    cpus: Cpus = None,
     restart: Annotated[list[str] | None, typer.Option(help="Train this member from the start again. Repeatable.")] = None,
     on: Annotated[Path | None, typer.Option(help="Run the sweep on the cluster of this file.", metavar="CLUSTER.YAML")] = None,
     down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
@@ -175,8 +177,10 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Train the members, fuse them, and export one model. A finished training is never repeated."""
-    if on and (address or inline or as_json):
-        raise UserInputError("--on runs the sweep on that cluster: it can't be combined with --address, --inline or --json.")
+    if on and (address or inline or as_json or cpus):
+        raise UserInputError(
+            "--on runs the sweep on that cluster: it can't be combined with --address, --inline, --cpus or --json."
+        )
     if down and not on:
         raise UserInputError("--down ends a cluster's machines: name its file with --on.")
     if on:

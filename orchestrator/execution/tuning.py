@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.connection import Connection
 from orchestrator.cluster.machines import Machines
-from orchestrator.planning.search import Search, describe_choice
+from orchestrator.planning.search import DIVERGED, Search, describe_choice
 from workers.config.job import derive_seed
 from workers.config.search_space import Choice
 from workers.diagnostics.callback import Epoch, TrainingCallback
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 DIGITS = 4  # significant digits of sampled settings, for readable recipes
 Result = Mapping[str, float]  # metrics of a trial after an epoch
-DIVERGED = 1e9  # loss reported for a diverged trial
 
 
 def run_trials(search: Search, connection: Connection, localizer: JobLocalizer, say: Callable[[str], None]) -> None:
@@ -120,6 +119,7 @@ def suggest(search: Search) -> Choice:
     """
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     number, distributions = len(search.trials), _distributions(search)
     sampler = optuna.samplers.TPESampler(seed=derive_seed(search.signature, "choice", number) % 2**32)
     study = optuna.create_study(sampler=sampler)
@@ -173,7 +173,7 @@ def searcher(search: Search, say: Callable[[str], None], check: Callable[[], Non
             search.save()  # before the result is shown
             if not error:
                 loss = f"loss {trial.epochs[-1]['loss']:.4f}" if trial.epochs else "no epoch"
-                text = f"{trial.state} after {len(trial.epochs)} epochs, {loss}"
+                text = "diverged" if trial.has_diverged else f"{trial.state} after {len(trial.epochs)} epochs, {loss}"
                 say(f"{search.label}: trial {describe_choice(trial.choice)}: {text}")
 
         def save(self, checkpoint_path: str) -> None:

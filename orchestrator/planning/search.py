@@ -25,6 +25,7 @@ from workers.storage.files import file_lock
 from workers.storage.state_file import read_state, write_state
 
 ENDED = ("done", "stopped", "failed")  # completed; stopped early because others were better; raised an error
+DIVERGED = 1e9  # loss reported for a diverged trial
 
 
 class Trial(BaseModel):
@@ -44,6 +45,11 @@ class Trial(BaseModel):
     def has_ended(self) -> bool:
         """True if the trial has ended."""
         return self.state in ENDED
+
+    @property
+    def has_diverged(self) -> bool:
+        """True if its loss became infinite, or no number."""
+        return bool(self.epochs) and self.epochs[-1]["loss"] >= DIVERGED
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -167,6 +173,13 @@ class Search:
 
     def best(self) -> list[Choice]:
         """Return the choices to keep, best first. Raises ConclaveError if too few trials succeeded."""
+        if self.trials and all(trial.has_diverged for trial in self.trials.values()):
+            lr = self.space.lr
+            other = f"a lower range of lr than {lr[0]:g} to {lr[1]:g}" if lr else "another range"
+            raise ConclaveError(
+                f"search of {self.label}: all {len(self.trials)} trials diverged: their losses became infinite. Nothing was "
+                f"trained with their settings. Give it {other}."
+            )
         ranked = sorted(self._successful, key=lambda t: t.rank)
         if len(ranked) < self.space.keep:
             raise ConclaveError(
@@ -177,7 +190,8 @@ class Search:
 
     @property
     def _successful(self) -> list[Trial]:
-        return [trial for trial in self.trials.values() if trial.epochs and trial.state in ("done", "stopped")]
+        ended = [trial for trial in self.trials.values() if trial.epochs and trial.state in ("done", "stopped")]
+        return [trial for trial in ended if not trial.has_diverged]
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,18 @@ def test_too_few_trials_are_told(tmp_path: Path) -> None:
     assert one.left == 2
 
 
+def test_where_all_trials_diverged_nothing_is_trained_with_the_best_of_them(tmp_path: Path) -> None:
+    one = next(iter(search.find_searches(Planner(team(), FakeStore(tmp_path / "store"), tmp_path)).values()))
+    for choice in CHOICES:
+        trial = one.trials[one.add(dict(choice))]
+        trial.state, trial.epochs = "done", [{"loss": search.DIVERGED, "accuracy": 0.0, "seconds": 0.0}]
+    with pytest.raises(ConclaveError, match=rf"search of b: all {len(CHOICES)} trials diverged.*Give it a"):
+        one.best()
+    trial.epochs = [{"loss": 1.0, "accuracy": 0.5, "seconds": 0.0}]
+    with pytest.raises(ConclaveError, match=rf"1 of {len(CHOICES)} trials came to an end without an error, and 2 are to be kept"):
+        one.best()
+
+
 def test_a_trial_sees_neither_fuse_nor_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = team("name: t\ndata: {dataset: digits}\nmembers: [{name: b, search: {trials: 2, lr: [0.01, 0.3]}}]\n")
     store = data.pack_data(made.data, tmp_path)

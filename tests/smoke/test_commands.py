@@ -209,3 +209,14 @@ def test_a_port_that_another_program_uses_is_refused_at_once(words: tuple[str, .
             assert "Traceback" not in done.stderr
         other.shutdown()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_limit_of_cores_holds_for_ray_and_for_what_it_starts() -> None:
+    code = (
+        "from workers.diagnostics.cores import available_cores, limit_cores; import subprocess, sys\n"
+        "limit_cores(1); print(available_cores())\n"
+        "print(subprocess.check_output([sys.executable, '-c', "
+        "'from workers.diagnostics.cores import available_cores as n; print(n())'], text=True))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert said == ["1", "1"]
