@@ -50,7 +50,7 @@ class SweepRuns(MemberRuns):
 
     Attributes:
         location: The sweep's files and tracking store.
-        is_new: Whether the store had no run of this sweep.
+        is_new: Whether the store lacked a run or the model of this sweep.
         ended: MLflow status and tags of the ended parent run; None while it runs.
         problem: Why the last flush left entries; "" if it left none, or had no time for them.
     """
@@ -81,8 +81,10 @@ class SweepRuns(MemberRuns):
         is_same_store = state and (state.tracking_uri == location.uri or path_of(location.uri) is not None)
         known = state if state and is_same_store and tracking.has_run(state.parent_run_id) else None
         experiment, parent = (known.experiment_id, known.parent_run_id) if known else _find_parent(tracking, location, plan)
-        saved_ids = known.runs if known else {}
         stored_ids = tracking.runs_with_tag(experiment, "sweep", parent)
+        saved_ids = {s: run for s, run in (known.runs if known else {}).items() if s in stored_ids or tracking.has_run(run)}
+        has_model = not (known and known.fingerprint) or tracking.has_model(plan.team.name, parent)
+        is_whole = known and len(saved_ids) == len(known.runs) and has_model  # what a user deleted in MLflow is made again
         outbox = _outbox(location, plan.team.name)
         runs = cls(
             tracking=tracking,
@@ -92,7 +94,7 @@ class SweepRuns(MemberRuns):
             parent=parent,
             ids={**saved_ids, **stored_ids},
             location=location,
-            is_new=not known,
+            is_new=not is_whole,
         )
         runs.log_settings(stored_ids.keys() - saved_ids.keys())  # the driver that created them may have died before logging
         if not known:

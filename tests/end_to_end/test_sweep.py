@@ -614,6 +614,28 @@ def test_the_champion_of_another_home_stays_and_a_guess_is_none(tmp_path: Path, 
     assert aliases() == {"champion": "3", "challenger": "2"}
 
 
+@pytest.mark.parametrize("what", ["member's run", "sweep's run", "model"])
+def test_what_was_deleted_in_mlflow_is_made_again(what: str, tmp_path: Path) -> None:
+    (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0"))
+    first = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    client = TrackingClient(first.tracking_uri).client
+    [experiment] = [e.experiment_id for e in client.search_experiments() if e.name == "tiny"]
+    if what == "model":
+        client.delete_registered_model("tiny")
+    else:
+        role = {"member's run": "member", "sweep's run": "sweep"}[what]
+        client.delete_run(client.search_runs([experiment], f"tags.role = '{role}'")[0].info.run_id)
+    again = inline(tmp_path / "team.yaml", tmp_path / "home").summary
+    assert (again.trained, again.unsent) == (0, 0)
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId", again.parent_run_id) == again.parent_run_id]
+    assert sorted(run.data.tags["role"] for run in nested) == ["member", "member", "sweep"]
+    assert all("test/accuracy" in run.data.metrics for run in nested)
+    assert client.get_model_version_by_alias("tiny", "champion").run_id == again.parent_run_id
+    assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.parent_run_id == again.parent_run_id
+
+
 def test_prices_that_came_later_are_shown(tmp_path: Path) -> None:
     (tmp_path / "team.yaml").write_text(QUICK.replace("folds: 2", "folds: 0"))
     inline(tmp_path / "team.yaml", tmp_path / "home")

@@ -165,6 +165,11 @@ class TrackingClient:
             raise
 
     @_translate_errors
+    def has_model(self, name: str, run: str) -> bool:
+        """Return whether a version of a registered model is of this run."""
+        return any(version.run_id == run for version in self.client.search_model_versions(f"name = '{name}'"))
+
+    @_translate_errors
     def log_params(self, run: str, values: Mapping[str, object], is_new: bool = False) -> None:
         """Log parameters. MLflow cannot change parameters, so existing values stay; a new run has none."""
         known = {} if is_new else self.client.get_run(run).data.params
