@@ -17,7 +17,6 @@ Cause = Literal["errors", "preemptions", "oom"]
 REASON_CHARACTERS = 300
 MACHINE_GONE = "its machine went away"
 MACHINE_LEAVES = "its machine is being taken away; a checkpoint is written"
-OUT_OF_MEMORY = "OOM: killed because the machine ran out of memory; give the job more memory"
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,14 @@ def outcome_of_death(job: Job, cause: Cause, text: str) -> Outcome:
     Args:
         job: The job.
         cause: "preemptions" if its machine went away, "oom" if the machine ran out of memory, else "errors".
-        text: Ray's error.
+        text: Ray's error; for "oom" what is known of the limit.
     """
     crashed = f"the trainer died: {text[:REASON_CHARACTERS]}"
-    reasons: dict[Cause, str] = {"preemptions": MACHINE_GONE, "oom": OUT_OF_MEMORY, "errors": crashed}
+    reasons: dict[Cause, str] = {"preemptions": MACHINE_GONE, "oom": _out_of_memory(job, text), "errors": crashed}
     return Outcome(job, "failed", reasons[cause], cause, text)
+
+
+def _out_of_memory(job: Job, text: str) -> str:
+    """Say that a trainer needed more memory than there was, and what needs less."""
+    advice = f"lower train.batch_size ({job.train.batch_size}), or let fewer trainings run at once (`--cpus`, resources.cpus)"
+    return f"out of memory, {text[:REASON_CHARACTERS]}: {advice}"

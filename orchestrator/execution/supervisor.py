@@ -10,7 +10,7 @@ from orchestrator.execution.executor import Event
 from orchestrator.execution.job_outcomes import Cause, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, kill_process, untyped
-from workers.errors import EnvironmentMismatchError, FailureKind
+from workers.errors import EnvironmentMismatchError, FailureKind, first_line
 
 
 @dataclass
@@ -86,10 +86,13 @@ class Supervisor:
         try:
             result = self.ray.get(assignment.result)
         except errors.OutOfMemoryError as error:
-            return self._outcome_of_dead_trainer(trainer, assignment, "oom", str(error))
+            return self._outcome_of_dead_trainer(trainer, assignment, "oom", f"Ray ended it: {first_line(error)}")
         except errors.RayError as error:
             return self._outcome_of_error(trainer, assignment, error)
         if trainer.death_text:  # its machine has answered the probe
+            if assignment.heartbeat and result.kills > assignment.heartbeat.kills:
+                limit = f"limit {result.limit / 1e9:.1f} GB" if result.limit else "the machine has no more"
+                return self._outcome_of_dead_trainer(trainer, assignment, "oom", limit)
             return self._outcome_of_dead_trainer(trainer, assignment, "errors", trainer.death_text)
         if result.failure and result.failure.kind is FailureKind.ENVIRONMENT:
             raise EnvironmentMismatchError(f"{result.failure.sentence}. Install the same versions, or set `environment: warn`.")

@@ -169,7 +169,7 @@ def test_killed_for_memory_has_its_own_budget(place_of: Callable[[str], Place]) 
     summary = place.sweep(code=1, RAY_memory_usage_threshold="0.02", RAY_memory_monitor_refresh_ms="100")
     reasons = [member["reason"] for member in summary["members"].values() if member["reason"]]
     assert reasons
-    assert all(reason.startswith("OOM") and "(2 times)" in reason for reason in reasons), reasons
+    assert all(reason.startswith("out of memory, ") and "(2 times)" in reason for reason in reasons), reasons
 
 
 def test_out_of_device_memory_halves_the_micro_batch(place: Place) -> None:

@@ -159,7 +159,11 @@ def test_no_kind_of_failure_is_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("cause", "words"),
-    [("errors", "the trainer died: why"), ("preemptions", "its machine went away"), ("oom", "ran out of memory")],
+    [
+        ("errors", "the trainer died: why"),
+        ("preemptions", "its machine went away"),
+        ("oom", "out of memory, why: lower"),
+    ],
 )
 def test_what_a_death_means(cause: Cause, words: str) -> None:
     outcome = outcome_of_death(job("a"), cause, "why")

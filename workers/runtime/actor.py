@@ -18,6 +18,7 @@ import ray
 from workers.config.job import Job
 from workers.diagnostics import faults
 from workers.diagnostics.imports import import_all
+from workers.diagnostics.memory import MemoryState, memory_state
 from workers.errors import ConclaveError, EnvironmentMismatchError, FailureKind, IncompleteTransferError
 from workers.runtime.environment import Environment, differences, environment
 from workers.runtime.heartbeat import Heartbeat, JobProgress
@@ -164,9 +165,9 @@ def end_process(pid: int) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]  # Ray's own
-def check_alive() -> bool:
-    """Return True: only a living machine can answer."""
-    return True
+def check_alive() -> MemoryState:
+    """Return the state of the machine's memory. Only a living machine can answer."""
+    return memory_state()
 
 
 @ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})  # type: ignore[untyped-decorator]  # Ray's own

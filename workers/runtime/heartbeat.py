@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.diagnostics.memory import memory_state
 
 if TYPE_CHECKING:
     from workers.config.job import JobMember
@@ -28,6 +29,7 @@ class Heartbeat:
         published: Names of the members whose artifacts are published, so far.
         is_waiting: Whether the job runs in several processes and none has reported yet.
         is_preparing: Whether the trainer still imports what a training needs.
+        kills: Number of processes that the kernel has killed in the trainer's control group for lack of memory.
         age: Seconds since the process sent it: a relayed heartbeat may come from a process that has died since.
     """
 
@@ -40,6 +42,7 @@ class Heartbeat:
     published: list[str] = field(default_factory=list)
     is_waiting: bool = False
     is_preparing: bool = False
+    kills: int = 0
     age: float = 0.0
 
 
@@ -96,4 +99,5 @@ class JobProgress(TrainingCallback):
     def heartbeat(self, pid: int, node: str) -> Heartbeat:
         """Return a heartbeat with the current progress."""
         notes, published = list(self.notes), list(self.published)
-        return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published)
+        kills = memory_state().kills
+        return Heartbeat(pid, node, self.epochs_done, self.metrics, notes, self.steps, published, kills=kills)
