@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from fusion.export import quantization
 from fusion.export.onnx_session import predict_probabilities
 from tests.fusion.test_runtimes import SIZE, exported
+from tests.old_packages import environment_with
 
 OLD = ("onnxruntime==1.17.3", "numpy<2")
 RUN = """
@@ -29,11 +29,7 @@ np.save(sys.argv[3], onnxruntime.InferenceSession(sys.argv[2]).run(None, {"image
 @pytest.fixture(scope="module")
 def old_runtime(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process in which `import onnxruntime` is the old one."""
-    place = tmp_path_factory.mktemp("old")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), *OLD]
-    if subprocess.run(install, check=False).returncode:
-        pytest.skip("no package index, or no such package for this Python")
-    return {**os.environ, "PYTHONPATH": str(place)}
+    return environment_with(OLD, tmp_path_factory.mktemp("old"))
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "flips"])

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.mlflow_server import free_port
 from tests.faults.place import Place
+from tests.old_packages import environment_with
 from workers.diagnostics.waiting import wait_until
 
 OLD = ("mlflow==2.16.2", "sqlalchemy<2.1")  # with what is installed for the present one
@@ -20,11 +21,7 @@ OLD = ("mlflow==2.16.2", "sqlalchemy<2.1")  # with what is installed for the pre
 @pytest.fixture(scope="module")
 def old_mlflow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process in which `import mlflow` is the old one."""
-    place = tmp_path_factory.mktemp("old")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(place), *OLD]
-    if subprocess.run(install, check=False).returncode:
-        pytest.skip("no package index")
-    return {**os.environ, "PYTHONPATH": str(place)}
+    return environment_with(OLD, tmp_path_factory.mktemp("old"))
 
 
 def test_a_database_whose_server_is_of_an_older_mlflow_is_never_migrated(old_mlflow: dict[str, str], place: Place) -> None:
