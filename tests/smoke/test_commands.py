@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,16 +157,23 @@ def ui(swept: Path, port: int) -> Iterator[str]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_the_ui_shows_the_runs(ui: str) -> None:
+def test_the_ui_shows_the_runs_through_a_tunnel_too_and_by_no_foreign_name(ui: str) -> None:
+    """`ssh -L 9000:127.0.0.1:5000`: the browser asks for localhost:9000."""
     until = time.monotonic() + 120
     while True:
         try:
             with urllib.request.urlopen(ui, timeout=5) as answer:
                 assert b"MLflow" in answer.read()
-                return
+                break
         except OSError:
             assert time.monotonic() < until, "the UI did not answer within two minutes"
             time.sleep(0.5)
+    for host, expected in (("localhost:9000", 200), ("127.0.0.1:81", 200), ("evil.example", 403)):
+        try:
+            status = urllib.request.urlopen(urllib.request.Request(ui, headers={"Host": host}), timeout=30).status
+        except urllib.error.HTTPError as error:
+            status = error.code
+        assert status == expected, host
 
 
 def test_the_server_asks_for_a_password_first(tmp_path: Path) -> None:
