@@ -3,6 +3,7 @@
 Exit codes: 1 failed, 2 rejected before anything was written, 130 stopped and resumable.
 """
 
+import re
 from enum import StrEnum
 
 
@@ -32,6 +33,12 @@ def first_few(texts: list[str], most: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type's name if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of a message that holds a traceback, which says what went wrong; "" if the message is empty."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    return next((line for line in reversed(lines) if line.strip("^~ ")), "")
 
 
 class UserInputError(ConclaveError):

@@ -10,7 +10,9 @@ from orchestrator.execution.executor import Event
 from orchestrator.execution.job_outcomes import Cause, Outcome, outcome_of_death, outcome_of_result
 from orchestrator.execution.trainer_handle import Assignment, TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, kill_process, untyped
-from workers.errors import EnvironmentMismatchError, FailureKind, first_line
+from workers.errors import EnvironmentMismatchError, FailureKind, first_line, last_line
+
+CANT_START = "error raised in its creation task"  # Ray's words, before a traceback
 
 
 @dataclass
@@ -106,8 +108,9 @@ class Supervisor:
         """Probe the machine of a dead trainer and return None, unless it is known whether the machine is lost."""
         from workers.runtime.actor import check_alive
 
-        text = trainer.death_text or " ".join(str(error).split())
-        if trainer.death_text or getattr(error, "preempted", False) or "node has died" in text:
+        said = " ".join(str(error).split())
+        text = trainer.death_text or (f"it can't start ({last_line(error)})" if CANT_START in said else said)
+        if trainer.death_text or getattr(error, "preempted", False) or "node has died" in said:
             return self._outcome_of_dead_trainer(trainer, assignment, "preemptions", text)
         if assignment.heartbeat is None:  # its machine is unknown
             return self._outcome_of_dead_trainer(trainer, assignment, "errors", text)

@@ -21,7 +21,7 @@ from orchestrator.planning.plan import Planner
 from tests.factories import TEAM, job, team_of
 from workers.config.job import Job
 from workers.data.packing import pack_data
-from workers.errors import ConclaveError, DivergedError, EnvironmentMismatchError, FailureKind, TrainingStopped
+from workers.errors import ConclaveError, DivergedError, EnvironmentMismatchError, FailureKind, TrainingStopped, last_line
 from workers.runtime.job_result import Failure, JobResult
 from workers.storage.training_folder import TrainingFolder
 
@@ -169,3 +169,13 @@ def test_what_a_death_means(cause: Cause, words: str) -> None:
     outcome = outcome_of_death(job("a"), cause, "why")
     assert (outcome.kind, outcome.cause) == ("failed", cause)
     assert words in outcome.reason
+
+
+def test_of_a_traceback_the_last_line_is_told() -> None:
+    """Ray colours its words, and ends some lines with marks below the code."""
+    said = (
+        "The actor died because of an error raised in its creation task, \x1b[36mray::TrainerActor.__init__()\x1b[39m\n"
+        "  File \"x.py\", line 1, in <module>\n    import lost\n    ^^^^^^^^^^^\nModuleNotFoundError: No module named 'lost'\n   ^^^\n"
+    )
+    assert last_line(RuntimeError(said)) == "ModuleNotFoundError: No module named 'lost'"
+    assert last_line(RuntimeError("")) == ""
