@@ -175,7 +175,8 @@ def test_of_a_traceback_the_last_line_is_told() -> None:
     """Ray colours its words, and ends some lines with marks below the code."""
     said = (
         "The actor died because of an error raised in its creation task, \x1b[36mray::TrainerActor.__init__()\x1b[39m\n"
-        "  File \"x.py\", line 1, in <module>\n    import lost\n    ^^^^^^^^^^^\nModuleNotFoundError: No module named 'lost'\n   ^^^\n"
+        '  File "x.py", line 1, in <module>\n    import lost\n    ^^^^^^\n'
+        "ModuleNotFoundError: No module named 'lost'\n   ^^^\n"
     )
     assert last_line(RuntimeError(said)) == "ModuleNotFoundError: No module named 'lost'"
     assert last_line(RuntimeError("")) == ""
