@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from orchestrator.config.settings import TrackingSpec
 from orchestrator.home import Home
@@ -52,7 +52,7 @@ def resolve_tracking_uri(
         return uri
     problem = _store_problem(uri)
     if not problem and urlsplit(uri).scheme in ("http", "https"):
-        _check_artifacts(uri, experiment, source)
+        _check_artifacts(uri, experiment)
     if problem and spec.required:
         raise UserInputError(f"{source}: {uri} {problem}. Start the server, or leave it out.")
     if problem:
@@ -109,20 +109,16 @@ def _check_database(uri: str, database: Path, source: str) -> None:
         raise UserInputError(f"{source}: {error}") from None
 
 
-def _check_artifacts(uri: str, experiment: str, source: str) -> None:
-    """Check that an experiment's artifacts go to the server, or to storage that all machines reach. Raises UserInputError."""
-    from workers.tracking.client import TrackingClient
+def _check_artifacts(uri: str, experiment: str) -> None:
+    """Check where the artifacts of an existing experiment go; a new one is checked when it is made. Raises UserInputError."""
+    from workers.tracking.client import TrackingClient, check_artifacts
 
     try:
-        exists, location = TrackingClient(uri).artifact_location(experiment)
-    except ConclaveError:  # the user may not look at the experiment; creating it will tell
+        location = TrackingClient(uri).artifact_location(experiment)
+    except ConclaveError:  # the user may not look at the experiment; the sweep will tell
         return
-    if urlsplit(location).scheme in ("", "file"):
-        again = f", and name another experiment (`tracking.experiment`), for {experiment} keeps its place" if exists else ""
-        raise UserInputError(
-            f"{source}: {uri} keeps artifacts at {location}, a path that each client would look for on its own disk. Start the "
-            f"server with `--serve-artifacts --artifacts-destination {unquote(urlsplit(location).path)}`{again}."
-        )
+    if location is not None:
+        check_artifacts(uri, experiment, location)
 
 
 def _store_problem(uri: str) -> str | None:

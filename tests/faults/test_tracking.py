@@ -73,13 +73,13 @@ def test_a_server_whose_artifacts_are_a_path_is_refused_before_training(exists: 
     server.up()
     try:
         if exists:
-            TrackingClient(server.uri).experiment("tiny", None)
+            TrackingClient(server.uri).client.create_experiment("tiny")
         place.write(TEAM + f"tracking: {{uri: '{server.uri}'}}\n")
         place.sweep("--inline", code=2)
         said = place.said()
         assert "a path that each client would look for on its own disk" in said
         assert f"--serve-artifacts --artifacts-destination {tmp_path}/shelf" in said
-        assert ("name another experiment (`tracking.experiment`), for tiny keeps its place" in said) == exists
+        assert "name another experiment (`tracking.experiment`), for tiny keeps its place" in said
         assert not list(place.home.glob("jobs/*"))
         assert not (tmp_path / "shelf").exists()
     finally:

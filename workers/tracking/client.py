@@ -31,7 +31,7 @@ import mlflow
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from workers.errors import ConclaveError, StoreUnavailableError, first_line
+from workers.errors import ConclaveError, StoreUnavailableError, UserInputError, first_line
 from workers.tracking.database import ensure_database, path_of
 from workers.tracking.entries import (
     ArtifactEntry,
@@ -74,6 +74,16 @@ def _translate_errors(
             raise kind(f"tracking {self.uri}: {first_line(error)[:200]}. What is finished is kept: run again.") from error
 
     return call
+
+
+def check_artifacts(uri: str, experiment: str, location: str) -> None:
+    """Check that artifacts go to the server, or to storage that all machines reach. Raises UserInputError."""
+    if urlsplit(location).scheme in ("", "file"):
+        raise UserInputError(
+            f"tracking {uri}: it keeps artifacts at {location}, a path that each client would look for on its own disk. "
+            f"Start the server with `--serve-artifacts --artifacts-destination {unquote(urlsplit(location).path)}`, and name another "
+            f"experiment (`tracking.experiment`), for {experiment} keeps its place."
+        )
 
 
 @dataclass(frozen=True)
@@ -138,13 +148,16 @@ class TrackingClient:
         if experiment:
             return str(experiment.experiment_id)
         location = artifacts.absolute().as_uri() if artifacts else None
-        return str(self.client.create_experiment(name, location))
+        made = str(self.client.create_experiment(name, location))
+        if self.uri.startswith("http"):
+            check_artifacts(self.uri, name, str(self.client.get_experiment(made).artifact_location))
+        return made
 
     @_translate_errors
-    def artifact_location(self, experiment: str) -> tuple[bool, str]:
-        """Return whether an experiment exists, and where its artifacts lie, or those of the store's first experiment."""
+    def artifact_location(self, experiment: str) -> str | None:
+        """Return where an experiment's artifacts lie; None if it does not exist yet."""
         found = self.client.get_experiment_by_name(experiment)
-        return bool(found), str((found or self.client.get_experiment("0")).artifact_location)
+        return str(found.artifact_location) if found else None
 
     @_translate_errors
     def create_run(self, experiment: str, name: str, tags: Mapping[str, str], parent: str | None = None) -> str:
