@@ -74,10 +74,10 @@ class Server:
         self.check()
         self.home.mkdir(parents=True, exist_ok=True)
         log = self.home / "server.log"
-        if self._is_running():
-            if not wait_until(self._answers, START_SECONDS, give_up=lambda: not self._is_running()):
-                raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
+        if self._is_running() and wait_until(self._answers, START_SECONDS, give_up=lambda: not self._is_running()):
             return
+        if self._is_running():  # else it was ending
+            raise ConclaveError(f"the server does not answer; {log} ends with:\n{log.read_text()[-1000:]}")
         check_port(self.host, self.port)
         with open(log, "ab") as log_file:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, start_new_session=True)
@@ -125,7 +125,9 @@ class Server:
         """Return whether the server that this home last started still runs, on the same port."""
         try:
             pid, began, port = self.note.read_text(encoding="utf-8").split()
-            return int(port) == self.port and psutil.Process(int(pid)).create_time() == float(began)
+            process = psutil.Process(int(pid))
+            is_same = int(port) == self.port and process.create_time() == float(began)
+            return is_same and process.status() != psutil.STATUS_ZOMBIE
         except (OSError, ValueError, psutil.Error):
             return False
 

@@ -81,8 +81,8 @@ def check_artifacts(uri: str, experiment: str, location: str) -> None:
     if urlsplit(location).scheme in ("", "file"):
         raise UserInputError(
             f"tracking {uri}: it keeps artifacts at {location}, a path that each client would look for on its own disk. "
-            f"Start the server with `--serve-artifacts --artifacts-destination {unquote(urlsplit(location).path)}`, and name another "
-            f"experiment (`tracking.experiment`), for {experiment} keeps its place."
+            f"Start the server with `--serve-artifacts --artifacts-destination {unquote(urlsplit(location).path)}`, and name "
+            f"another experiment (`tracking.experiment`), for {experiment} keeps its place."
         )
 
 
