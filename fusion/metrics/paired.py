@@ -56,7 +56,7 @@ class Sample:
         _, self.class_of, self.class_rows = np.unique(labels, return_inverse=True, return_counts=True)
 
     @property
-    def few_groups(self) -> float:
+    def t_over_normal(self) -> float:
         """By how much a t interval over the groups is wider than a normal one; 1 without groups."""
         from scipy.stats import t
 
@@ -123,7 +123,7 @@ def compare_losses(
     errors = np.sqrt((sample.influence(values, metric) ** 2).sum(1))
     two_sided, one_sided = _critical_values(values, sample, metric)
     if metric != "nll":
-        errors = np.sqrt(errors**2 + 2 / (sample.units * sample.rows)) * sample.few_groups
+        errors = np.sqrt(errors**2 + 2 / (sample.units * sample.rows)) * sample.t_over_normal
     compared = {}
     for name, row, estimate, error in zip(names, values, estimates, errors, strict=True):
         interval = (estimate - two_sided * error, estimate + two_sided * error)

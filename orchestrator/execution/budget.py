@@ -54,8 +54,7 @@ class BudgetTracker:
         spent = folder.spending()
         if spent is None:
             finished = {planned.signature: planned.artifact for planned in plan.members if planned.signature in plan.done}
-            seconds = sum(artifact.manifest().train_seconds for artifact in finished.values()) if plan.team.budget.max_cost else 0
-            spent = Spending(trainer_seconds=seconds)
+            spent = Spending(trainer_seconds=sum(artifact.manifest().train_seconds for artifact in finished.values()))
         return cls(plan.team, on_event, began, spent, sum(plan.searched.values()), folder.keep)
 
     def __call__(self, event: Event) -> None:

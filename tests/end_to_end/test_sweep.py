@@ -612,6 +612,13 @@ def test_the_champion_of_another_home_stays_and_a_guess_is_none(tmp_path: Path, 
     guess = sweep("mine", text.replace("seed: 5", "seed: 8"))
     assert guess == "Registered in MLflow: tiny, version 4, without an alias: it is not surely better than guessing."
     assert aliases() == {"champion": "3", "challenger": "2"}
+    monkeypatch.undo()
+    monkeypatch.setenv("CONCLAVE_TRACKING_URI", f"sqlite:///{tmp_path}/team.db")
+    lost = client.create_model_version("tiny", f"{tmp_path}/lost", run_id="0" * 32).version  # its run was removed for good
+    client.set_registered_model_alias("tiny", "champion", lost)
+    assert f"as challenger: the champion, version {lost}, is of another sweep" in sweep(
+        "mine", text.replace("seed: 5", "seed: 9")
+    )
 
 
 @pytest.mark.parametrize("what", ["member's run", "sweep's run", "model"])

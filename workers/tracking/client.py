@@ -400,7 +400,12 @@ class TrackingClient:
         """Return whether two runs are of the same sweep of the same home."""
         if run == other:
             return True
-        folders = [self.client.get_run(one).data.tags.get("folder") for one in (run, other)]
+        try:
+            folders = [self.client.get_run(one).data.tags.get("folder") for one in (run, other)]
+        except MlflowException as error:
+            if error.error_code in PERMANENT:  # the champion's run is gone, and nobody can tell whose it was
+                return False
+            raise
         return folders[0] is not None and folders[0] == folders[1]
 
     def _log_model(self, run: str, onnx_file: Path) -> None:

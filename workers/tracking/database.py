@@ -20,11 +20,6 @@ from urllib.parse import unquote, urlparse
 from workers.errors import ConclaveError, CorruptFileError, UserInputError, first_line
 from workers.storage.files import UMASK, file_lock, sync_folder
 
-
-class OutdatedDatabaseError(ConclaveError):
-    """A database that is not the home's own has the tables of another version of MLflow."""
-
-
 SCHEME = "sqlite:///"
 HOME_DATABASE = "mlflow.db"  # file name in a home
 LOCK_SECONDS = 120.0  # wait for another process to create the database, which takes 10 s
@@ -76,7 +71,7 @@ def ensure_database(database: Path, is_own: bool = False) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
         if not _is_ready(database):
             if not is_own and _has_tables(database):
-                raise OutdatedDatabaseError(
+                raise ConclaveError(
                     f"{database}: its tables are of another version of MLflow, and it is left as it is. Use that version; or end "
                     f"its server, make a copy of the file, and run `mlflow db upgrade {uri_of(database)}`."
                 )
