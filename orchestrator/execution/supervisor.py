@@ -41,11 +41,11 @@ class Supervisor:
         """Return events from the trainer's last heartbeat, and request the next heartbeat without waiting for it."""
         events = assignment.waiting_note(trainer.shape.size)
         if assignment.pending_heartbeat is not None and self.connection.is_ready(assignment.pending_heartbeat):
+            answer, assignment.pending_heartbeat = assignment.pending_heartbeat, None
             try:
-                heartbeat = self.ray.get(assignment.pending_heartbeat)
+                heartbeat = self.ray.get(answer)
             except self.ray.exceptions.RayError:
-                return events  # the job's result will show the error
-            assignment.pending_heartbeat = None
+                return events  # a trainer that is only out of reach answers the next; of a dead one, the result tells
             assignment.note_preparation(heartbeat)
             if heartbeat.is_preparing or heartbeat.is_waiting:
                 return events

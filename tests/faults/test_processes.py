@@ -58,6 +58,16 @@ def test_more_kills_than_the_budget_fail_that_member_alone(place_of: Callable[[s
     same(again, undisturbed)
 
 
+def test_a_heartbeat_that_fails_is_asked_for_again(place_of: Callable[[str], Place]) -> None:
+    """As when a busy machine leaves a call unanswered: without the next, nobody would see the training go on, or hang."""
+    place = place_of(RESNET.replace("epochs: 3", "epochs: 40"))
+    summary = place.sweep(fault="trainer.heartbeat@a:1:raise,trainer.heartbeat@b:1:raise")
+    assert len(place.happened()) == 2
+    assert summary["state"] == "done"
+    assert "a: epoch" in place.said()
+    assert "b: epoch" in place.said()
+
+
 def test_a_trainer_told_to_end_loses_nothing(place_of: Callable[[str], Place]) -> None:
     """Ray lets a worker that is told to end finish what it does; either way the sweep is done, each point once."""
     place = place_of(LONG)

@@ -138,6 +138,7 @@ class TrainerActor:
 
     def heartbeat(self) -> Heartbeat:
         """Return a heartbeat. For several processes it is the first process's; until it reports, they are waiting."""
+        faults.fault_point("trainer.heartbeat")
         if reported := self.reported:
             return replace(reported, age=time.monotonic() - self.reported_at)
         heartbeat = self.progress.heartbeat(os.getpid(), ray.get_runtime_context().get_node_id())
