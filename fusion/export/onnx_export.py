@@ -20,9 +20,10 @@ from fusion.export.fused_model import FusedModel, restore_combiner
 from fusion.export.onnx_session import Images, predict_probabilities, torch_form
 from fusion.export.stitching import convert
 from fusion.predictions import Floats
+from workers.config.own_code import import_from
 from workers.config.specs import MemberRecord, MemberSpec
 from workers.errors import ConclaveError, CorruptFileError
-from workers.models.build import build, import_from
+from workers.models.build import build
 from workers.storage.files import tensors_sha256, write_bytes, write_json
 
 TOLERANCE = 1e-4

@@ -104,7 +104,9 @@ class Connection:
             _start_only_what_is_used()
             options |= {"address": "local", "include_dashboard": False, "num_cpus": available_cores()}
             options |= {"object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": str(self.folder.session) if self.folder else None}
-        self.ray.init(**options)
+        # As for a client of another machine, Ray leaves the driver's folder out of the trainers' import path, where a
+        # file of the user could hide one of our packages.
+        self.ray.init(**options, job_config=self.ray.job_config.JobConfig(_client_job=True))
         if not self.address:  # suppress pages of a dying raylet's log
             self.ray._private.worker.print_to_stdstream = lambda *_, **__: None
         self.gcs = self.ray._raylet.GcsClient(address=self.ray.get_runtime_context().gcs_address)

@@ -36,7 +36,7 @@ class Cluster:
 
     path: Path
     config: Mapping[str, Any]
-    ray: tuple[str, ...] = (sys.executable, "-m", "ray.scripts.scripts")
+    ray: tuple[str, ...] = (sys.executable, "-P", "-m", "ray.scripts.scripts")
 
     @classmethod
     def read(cls, path: Path) -> Cluster:

@@ -25,6 +25,7 @@ NOT_READY, READY_SECONDS = "No available agent", 60.0  # answer of a head that h
 STOP_SECONDS = 30  # limit for a sweep to stop; Ray's default is three
 AGENT_PORT = " If another process on the head uses port 52365, end it: the agent that starts jobs listens there."
 FETCHED = (0, 1, 3, 130)  # exit codes of sweeps that leave results; a rejected sweep leaves none
+TEAM_FOLDER = "team"  # of what the head gets: Ray lets each process import from the folder above, where no module may lie
 HOME = "/mnt/conclave/runs"  # on the head, unless the cluster file says otherwise
 
 
@@ -66,7 +67,8 @@ def sweep_on_cluster(team_file: Path, remote: RemoteSweep, ended: Callable[[], N
     team = config.load_team(team_file)
     team.check_names("--restart", remote.restart)
     with tempfile.TemporaryDirectory() as work:
-        folder = bundle_team(team, team_file, Path(work))
+        folder = Path(work)
+        bundle_team(team, team_file, folder / TEAM_FOLDER)
         try:
             remote.cluster.up()
             code = _run(team_file, folder, remote)
@@ -79,10 +81,10 @@ def sweep_on_cluster(team_file: Path, remote: RemoteSweep, ended: Callable[[], N
 
 def _run(team_file: Path, folder: Path, remote: RemoteSweep) -> int:
     with remote.cluster.tunnel() as address:
-        gpus = {EXPECTS_GPUS: "1"} if remote.cluster.brings_gpus else {}
-        job = _Job.submit(
-            address, remote_command(team_file.name, remote), folder, {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **gpus}
-        )
+        env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+        if remote.cluster.brings_gpus:
+            env[EXPECTS_GPUS] = "1"
+        job = _Job.submit(address, remote_command(f"{TEAM_FOLDER}/{team_file.name}", remote), folder, env)
         remote.say(f"submitted as {job.name}; `conclave attach {remote.cluster.path}` opens a shell there")
         try:
             asyncio.run(job.follow(remote.say))
@@ -107,9 +109,10 @@ def remote_command(team_file: str, remote: RemoteSweep) -> str:
     return shlex.join(words)
 
 
-def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
+def bundle_team(team: Team, team_file: Path, target: Path) -> None:
     """Copy the team file to `target`, with the custom modules and the starting weights that lie in its folder."""
     folder = team_file.resolve().parent
+    target.mkdir()
     shutil.copyfile(team_file, target / team_file.name)
     for path in folder.glob("*.py"):
         shutil.copyfile(path, target / path.name)
@@ -125,7 +128,6 @@ def bundle_team(team: Team, team_file: Path, target: Path) -> Path:
         copied = target / weights.relative_to(folder)
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(weights, copied)
-    return target
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from fusion.interface import FUSIONS
 from orchestrator.config.team import Team
 from workers.config.architectures import split_arch
+from workers.config.own_code import import_from
 from workers.config.specs import MemberSpec
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
@@ -28,7 +29,6 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
     if not doubtful and not team.train.references:
         return
     import_all(["workers.runtime.recipe_check"])  # PyTorch
-    from workers.models.build import import_from
     from workers.runtime.recipe_check import problems_of_recipe, problems_of_training
 
     import_from(import_paths)

@@ -10,10 +10,10 @@ from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import CandidateNetworks
 from orchestrator.fusing.progress import Steps
 from orchestrator.fusing.request import FusionRequest
+from workers.config.own_code import import_from
 from workers.config.specs import MemberSpec
 from workers.data.splits import get_split
 from workers.data.store import Store
-from workers.models.build import import_from
 from workers.models.network import Network
 from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact

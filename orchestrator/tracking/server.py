@@ -24,7 +24,11 @@ from workers.storage.files import write_bytes
 from workers.tracking.database import HOME_DATABASE, ensure_database
 
 MAX_WORKERS = 4  # MLflow's default; each worker imports all of MLflow
-SAFE = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+SAFE = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "PYTHONSAFEPATH": "1",  # imports nothing from the folder that it is started in
+}
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"  # read by MLflow; clients use MLFLOW_TRACKING_USERNAME and _PASSWORD
 MIN_PASSWORD_CHARACTERS = 12
 LOCAL_HOSTS = ("localhost:*", "127.0.0.1:*")  # at any port: a tunnel may end at another one

@@ -157,7 +157,6 @@ def test_a_user_s_own_modules_and_weights_travel_and_nothing_else(tmp_path: Path
     text = TEAM.replace("{name: a}", "{name: a, arch: package.deep.net:Net, weights: weights/start.safetensors}")
     team_file = tmp_path / "team" / "team.yaml"
     team_file.write_text(text)
-    (tmp_path / "out").mkdir()
     remote.bundle_team(config.load_team(team_file), team_file, tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found == {"team.yaml", "net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors"}

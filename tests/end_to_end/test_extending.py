@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import onnx
 import pytest
 
 from tests.factories import ROOT
+from tests.faults.place import SMALL, TEAM
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(python|yaml)\n(.*?)```", PAGE, re.DOTALL)
@@ -145,3 +147,19 @@ def test_a_source_without_a_name_is_answered(tmp_path: Path) -> None:
     assert "members[2].arch: unknown network tiny/x; known are tiny/linear and tiny/mlp" in done.stderr
     schema = subprocess.run([*words[:3], "schema"], env=env, capture_output=True, text=True, check=True).stdout
     assert "a network of tiny as SOURCE/NAME" in schema
+
+
+@pytest.mark.parametrize("start", ["conclave", "module"])
+def test_a_team_s_modules_may_have_the_names_of_our_packages(tmp_path: Path, start: str) -> None:
+    """In the trainers too, whose import path Ray makes of the driver's, and with the folder in PYTHONPATH."""
+    (tmp_path / "fusion").mkdir()
+    (tmp_path / "fusion" / "__init__.py").write_text("mine = 1\n")
+    (tmp_path / "orchestrator.py").write_text("raise RuntimeError('nobody imports it')\n")
+    (tmp_path / "workers.py").write_text(f"import fusion\nassert fusion.mine\n{SMALL}")
+    (tmp_path / "team.yaml").write_text(TEAM.replace("small:Small", "workers:Small"))
+    words = [str(Path(sys.executable).with_name("conclave"))] if start == "conclave" else [sys.executable, "-m", "conclave"]
+    env = {**os.environ, "PYTHONPATH": "."}
+    for more in (["validate", "team.yaml"], ["sweep", "team.yaml", "--home", "home"]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "retry" not in done.stderr

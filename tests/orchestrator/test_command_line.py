@@ -22,8 +22,9 @@ from orchestrator.cli import label_commands, result_commands
 from orchestrator.cli.options import write_csv
 from tests.factories import TEAM
 from tests.inputs import flat
+from workers.config.own_code import import_from
 from workers.config.specs import MemberSpec
-from workers.models.build import build, import_from
+from workers.models.build import build
 
 VOTE = TEAM.replace("fusion: [vote, stack]", "fusion: [vote]").replace("folds: 2", "folds: 0")
 OWN = """\

@@ -6,7 +6,6 @@ can be listed without it. A reference like `my_module:Posterize` names a user's 
 
 from __future__ import annotations
 
-import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandl
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from workers.config.own_code import import_own
 from workers.config.registry import Registry
 from workers.config.strict import Strict
 from workers.errors import UserInputError
@@ -55,7 +55,7 @@ def load_reference(name: str) -> Any:
     """Import the object that a reference names. Raises UserInputError if that fails."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        return getattr(import_own(module), attribute)
     except Exception as error:  # a user's module can raise anything
         raise UserInputError(f"{name}: can't be imported ({type(error).__name__}: {error}).") from error
 

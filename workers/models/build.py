@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,8 +94,3 @@ def _load(network: nn.Module, spec: MemberSpec) -> None:
     if missing:
         raise UserInputError(f"member {spec.name}: weights {path} are of another network than {spec.arch} (at {missing[0]}).")
     network.load_state_dict(matching, strict=False)
-
-
-def import_from(paths: Iterable[str]) -> None:
-    """Add the folders of users' own modules to the import path."""
-    sys.path[:0] = [p for p in paths if p not in sys.path]

@@ -51,7 +51,7 @@ def drain(seconds: int, node: str | None) -> None:
     """Drain a Ray node with Ray's own command: the node with this id, or by default this machine's."""
     words = ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot interruption by the provider"]
     words += ["--deadline-remaining-seconds", str(seconds), *(["--node-id", node] if node else [])]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *words], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "ray.scripts.scripts", *words], check=True)
 
 
 def main() -> None:

@@ -11,11 +11,12 @@ from dataclasses import replace
 import torch
 
 from workers.config.job import Job
+from workers.config.own_code import import_from
 from workers.config.specs import StopSpec
 from workers.data.splits import get_split
 from workers.data.store import Store
 from workers.diagnostics.callback import TrainingCallback
-from workers.models.build import build, import_from
+from workers.models.build import build
 from workers.runtime.training_job import default_device, training_data, use_deterministic_kernels
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.training_folder import TrainingFolder

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from workers.config.job import Job, JobMember
+from workers.config.own_code import import_from
 from workers.config.specs import TrainedMember
 from workers.data.splits import Split, get_split, hold_out
 from workers.data.store import Rows, Store
 from workers.diagnostics.callback import TrainingCallback
-from workers.models.build import build, import_from
+from workers.models.build import build
 from workers.models.network import Network
 from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact

@@ -180,7 +180,7 @@ def _make(database: Path) -> None:
 
 def _upgrade(new: Path, database: Path) -> None:
     """Run MLflow's migration on a copy of a database."""
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", uri_of(new)]
+    command = [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", uri_of(new)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
