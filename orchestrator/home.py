@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from fusion.results import FusionDetails
 from orchestrator.results import Spending, SweepState, SweepSummary
 from workers.errors import CorruptFileError, UserInputError
-from workers.storage.files import file_lock
+from workers.storage.files import LEASE_SECONDS, acquire_now, file_lock
 from workers.tracking.database import HOME_DATABASE, check_folder, uri_of
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -193,13 +193,11 @@ class SweepFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = file_lock(self.path / ".lock")
+        wait = f"may still sweep here: waiting {LEASE_SECONDS:.0f} s for its sign of life"
         try:
-            lock.acquire(timeout=0)
+            acquire_now(lock, lambda: say(f"{self._holder()}, {wait}"))
         except Timeout:
-            who = ""
-            with contextlib.suppress(OSError):
-                who = self.holder.read_text(encoding="utf-8", errors="replace")
-            who = who if who.startswith("process ") else "another process"  # its note is missing or damaged
+            who = self._holder()
             raise UserInputError(f"sweep {self.path.name} is running already ({who}). Wait for it, or end it.") from None
         try:
             for unfinished in self.path.glob(".*.*"):  # left by a killed process
@@ -211,3 +209,10 @@ class SweepFolder:
         finally:
             self.holder.unlink(missing_ok=True)
             lock.release()
+
+    def _holder(self) -> str:
+        """Return the process that holds the lock, as far as its note tells."""
+        who = ""
+        with contextlib.suppress(OSError):
+            who = self.holder.read_text(encoding="utf-8", errors="replace")
+        return who if who.startswith("process ") else "another process"

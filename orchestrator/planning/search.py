@@ -21,7 +21,7 @@ from workers.config.job import Job, JobMember, derive_seed
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.specs import MemberSpec
 from workers.errors import ConclaveError
-from workers.storage.files import file_lock
+from workers.storage.files import acquire_now, file_lock
 from workers.storage.state_file import read_state, write_state
 
 ENDED = ("done", "stopped", "failed")  # completed; stopped early because others were better; raised an error
@@ -101,14 +101,18 @@ class Search:
     def locked(self) -> Iterator[None]:
         """Allow one process to search at a time, resuming earlier trials. Raises ConclaveError if another one searches."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file_lock(self.file.parent / ".lock")
         try:
-            with file_lock(self.file.parent / ".lock", timeout=0):
-                self.read()
-                yield
+            acquire_now(lock)
         except Timeout:
             raise ConclaveError(
                 f"search of {self.label}: another sweep is running this search. Wait for it, then run again: its trials are kept."
             ) from None
+        try:
+            self.read()
+            yield
+        finally:
+            lock.release()
 
     @property
     def space(self) -> SearchSpec:

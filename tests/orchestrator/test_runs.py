@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 from mlflow.exceptions import MlflowException
 
+from orchestrator import home as home_module
 from orchestrator import sweep
 from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.home import Home
@@ -20,6 +24,7 @@ from orchestrator.tracking import member_runs as runs
 from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from tests.factories import planned, record
 from workers.errors import ConclaveError, StoreUnavailableError, UserInputError
+from workers.storage import files
 from workers.storage.artifacts import MemberArtifact
 from workers.tracking.client import TrackingClient
 from workers.tracking.delivery import flush_outbox
@@ -332,3 +337,31 @@ def test_a_sweep_that_runs_again_is_not_called_by_its_last_end(tmp_path: Path) -
         assert not folder.is_running(), "its process is gone"
     folder.holder.write_text("process 1 on another-machine, since then")
     assert folder.is_running()
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without the kernel's locks, as some shared ones of clusters are, on which a lease lasts two seconds."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(files, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(home_module, "LEASE_SECONDS", 2.0)
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_locks_of_the_disk_the_lease_of_a_dead_pod_ends_and_that_of_a_living_one_does_not(tmp_path: Path) -> None:
+    folder, said = Home(tmp_path).sweep("tiny"), list[str]()
+    with folder.locked():
+        marker = next(folder.path.glob(".lock*"))
+        lease = marker.read_text()
+        assert socket.gethostname() in lease
+        with pytest.raises(UserInputError, match=r"tiny is running already \(process \d+ on "), folder.locked():
+            pass
+    assert not marker.exists()
+    marker.write_text(lease.replace(socket.gethostname(), "another-pod"))
+    folder.holder.write_text("process 7 on another-pod, since then")
+    with folder.locked(said.append):
+        assert said == ["process 7 on another-pod, since then, may still sweep here: waiting 2 s for its sign of life"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
 from workers.diagnostics.faults import fault_point
 
@@ -20,16 +22,48 @@ if TYPE_CHECKING:
 
 UMASK = os.umask(0o077)  # reading the umask requires setting it
 os.umask(UMASK)
+LEASE_SECONDS = 30.0  # without a sign of life, after which a lease has no holder
 
 
-def file_lock(path: Path, timeout: float = -1) -> FileLock:
+def file_lock(path: Path, timeout: float = -1) -> BaseFileLock:
     """Return a file lock that any user with write access can take: a home's owner, and a shared home's group.
+
+    The kernel releases it when its holder dies. On a file system without such locks it is a lease instead: a file that the
+    holder touches again and again, and that counts as left behind after LEASE_SECONDS without.
 
     Args:
         path: The lock's file.
         timeout: Seconds to wait for it; by default forever.
     """
-    return FileLock(path, timeout, mode=0o666 & ~UMASK)
+    mode = 0o666 & ~UMASK
+    if _has_flock(path.parent):
+        return FileLock(path, timeout, mode, fallback_to_soft=False)
+    return SoftFileLease(path.with_name(f"{path.name}-lease"), timeout=timeout, mode=mode, lease_duration=LEASE_SECONDS)
+
+
+def acquire_now(lock: BaseFileLock, on_wait: Callable[[], None] = lambda: None) -> None:
+    """Take a lock that nobody holds, or raise Timeout. Of a lease, wait until its holder gives a sign of life.
+
+    Args:
+        lock: The lock.
+        on_wait: Called before the wait.
+    """
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not isinstance(lock, SoftFileLease):
+            raise
+        on_wait()
+        lock.acquire(timeout=LEASE_SECONDS + 5)
+
+
+def _has_flock(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # any other error is told by who takes the lock
+        return error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+    return True
 
 
 def write_bytes(path: Path, content: bytes, point: str = "file", mode: int = 0o666 & ~UMASK) -> None:
