@@ -70,7 +70,7 @@ class Connection:
         is_lost: Whether Ray is known to be gone.
 
     Raises:
-        UserInputError: If no Ray answers at the address.
+        UserInputError: If no Ray answers at the address, or the machine has no loopback interface.
         ConclaveError: If a local Ray does not start, twice in a row.
     """
 
@@ -81,6 +81,7 @@ class Connection:
             probe(address, source)
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         else:
+            check_loopback()
             self.folder = PrivateFolder.make()
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(self.folder.token), **LOCAL_ENV)
         _quiet()
@@ -235,6 +236,18 @@ def probe(address: str, source: str = "--address") -> None:
     except (OSError, ValueError):
         without = f"leave {source} out" if source.startswith("-") else f"unset {source}"
         raise UserInputError(f"{source} {address}: no Ray answers there. Start it, or {without}.") from None
+
+
+def check_loopback() -> None:
+    """Check that processes of this machine can talk to each other. Ray's would try for minutes, and only warn."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=3).close()
+    except OSError as error:
+        raise UserInputError(
+            f"a process of this machine can't reach another at 127.0.0.1 ({error.strerror or error}), which Ray needs. Bring the "
+            "loopback interface up (`ip link set lo up`), or train in one process with --inline."
+        ) from None
 
 
 def _start_only_what_is_used() -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from orchestrator.cluster.private_folder import remove_abandoned
 from tests.faults.place import TEAM, Place, left, same
@@ -130,3 +134,17 @@ def test_a_fusion_actor_that_hangs_is_tried_again(place_of: Callable[[str], Plac
     assert place.happened() == ["fusion.fit:1:stop"]
     same(summary, undisturbed)
     assert not abandoned.exists()
+
+
+def test_a_machine_without_loopback_is_told_before_ray_starts(place: Place) -> None:
+    """In a network of its own, as a bad sandbox makes it. Ray alone warns for minutes, and then gives up."""
+    apart = ["unshare", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process may have a network of its own here")
+    place.write(TEAM)
+    words = [*apart, sys.executable, "-m", "conclave", "sweep", "team.yaml", "--home", "home"]
+    done = subprocess.run(words, cwd=place.folder, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "can't reach another at 127.0.0.1 (Network is unreachable)" in done.stderr
+    assert "`ip link set lo up`" in done.stderr
+    assert not (place.folder / "home").exists()
