@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -28,8 +29,14 @@ def _hides_ours(folder: str) -> bool:
 
 
 def main() -> None:
-    """Run the command line, in which no file of a user hides our packages, nor in the processes that it starts."""
+    """Run the command line. What its environment asks of Python counts for users' own programs, not for it and what it starts.
+
+    No file of a user hides our packages. Warnings are no errors: libraries warn, and Ray doesn't start then.
+    """
     sys.meta_path.insert(0, _OurPackages)
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]
+        warnings.filters = [entry for entry in warnings.filters if entry[0] != "error"]
     if folders := os.environ.get("PYTHONPATH"):
         os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders.split(os.pathsep) if not _hides_ours(folder))
     from orchestrator.cli import main

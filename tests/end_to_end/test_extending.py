@@ -151,15 +151,16 @@ def test_a_source_without_a_name_is_answered(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["conclave", "module"])
 def test_a_team_s_modules_may_have_the_names_of_our_packages(tmp_path: Path, start: str) -> None:
-    """In the trainers too, whose import path Ray makes of the driver's, and with the folder in PYTHONPATH."""
+    """In the trainers too, whose import path Ray makes of the driver's; with the folder in PYTHONPATH, and warnings as errors."""
     (tmp_path / "fusion").mkdir()
     (tmp_path / "fusion" / "__init__.py").write_text("mine = 1\n")
     (tmp_path / "orchestrator.py").write_text("raise RuntimeError('nobody imports it')\n")
     (tmp_path / "workers.py").write_text(f"import fusion\nassert fusion.mine\n{SMALL}")
     (tmp_path / "team.yaml").write_text(TEAM.replace("small:Small", "workers:Small"))
     words = [str(Path(sys.executable).with_name("conclave"))] if start == "conclave" else [sys.executable, "-m", "conclave"]
-    env = {**os.environ, "PYTHONPATH": "."}
+    env = {**os.environ, "PYTHONPATH": ".", "PYTHONWARNINGS": "error"}
     for more in (["validate", "team.yaml"], ["sweep", "team.yaml", "--home", "home"]):
         done = subprocess.run([*words, *more], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert "retry" not in done.stderr
+    assert "Warning" not in done.stderr
