@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from workers.data.inspection import pack_and_check, summarize_data
 from workers.data.splits import get_split, keep_split
 from workers.data.store import find_store
 from workers.data.summary import DataSummary
+from workers.diagnostics.interrupts import uninterrupted
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
 from workers.diagnostics.waiting import retry_while
 from workers.errors import CorruptFileError, RayLostError, StoreUnavailableError, UserInputError
@@ -197,15 +199,16 @@ class _Sweep:
         self._open_runs()
         counts = len(self.plan.jobs), len(self.plan.todo)
         DRIVER.info("sweep of %s: %d trainings, %d of them to do", self.location.team_file, *counts)
-        result = self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
-        unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if result.exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
+        return self._repeat() if not self.plan.todo and _is_unchanged(folder, self.plan) else self._run()
+
+    def _settled(self, summary: SweepSummary, exit_code: int) -> SweepResult:
+        """Send what the tracking store has not got yet, and keep the summary."""
+        unsent = self.runs.flush(INTERRUPTED_FLUSH_SECONDS if exit_code == EXIT_INTERRUPTED else FLUSH_SECONDS)
         for note in self.runs.tracking.notes:
             self.options.say(note)
-        result = replace(
-            result, summary=result.summary.model_copy(update={"unsent": unsent, "unsent_because": self.runs.problem})
-        )
-        folder.keep(result.summary)
-        return result
+        summary = summary.model_copy(update={"unsent": unsent, "unsent_because": self.runs.problem})
+        self.location.folder.keep(summary)
+        return SweepResult(summary, exit_code)
 
     def _open_runs(self) -> None:
         """Open the sweep's runs and import trainings that only the store has.
@@ -239,14 +242,14 @@ class _Sweep:
         if self.runs.is_new:
             details = folder.details()
             self.runs.finish(summary, run_note(summary, details), details)
-        return SweepResult(summary, EXIT_DONE)
+        return self._settled(summary, EXIT_DONE)
 
     def _run(self) -> SweepResult:
         for line in self._data.lines():
             self.options.say(line)
-        self.runs.start()
         try:
-            return self._train_and_fuse()
+            self.runs.start()
+            summary, exit_code = self._train_and_fuse()
         except KeyboardInterrupt:
             return self._interrupt()
         except BaseException:
@@ -256,6 +259,7 @@ class _Sweep:
         finally:
             if self.executor:
                 self.executor.close()
+        return self._settled(summary, exit_code)
 
     @cached_property
     def _data(self) -> DataSummary:
@@ -267,7 +271,8 @@ class _Sweep:
         folder = self.location.folder
         return BudgetTracker.from_plan(self.plan, folder, JobLogs(folder.logs, self.options.on_event), self.options.began)
 
-    def _train_and_fuse(self) -> SweepResult:
+    def _train_and_fuse(self) -> tuple[SweepSummary, int]:
+        """Return the summary and the exit code."""
         outcomes = self.runs.collect(self._with_ray(self._train))
         members, student = member_states(self.plan, outcomes), student_state(self.plan, outcomes)
         self.runs.mark_failed_members({**members, **({"student": student} if student else {})})
@@ -275,13 +280,13 @@ class _Sweep:
         if len(done) < self.plan.team.quorum:
             summary = summarize(self.plan, self.runs, outcomes, self._data)
             self.runs.finish(summary, run_note(summary))
-            return SweepResult(summary, EXIT_FAILED)
+            return summary, EXIT_FAILED
         self.options.say(f"fusing {len(done)} members: {', '.join(self.plan.team.fusion)}")
         details = self._with_ray(lambda: self._fuse(members))
         summary = summarize(self.plan, self.runs, outcomes, self._data, details)
         write_report(self.location.folder, self.plan, summary, details, histories(self.plan))
         self.runs.finish(summary, run_note(summary, details), details)
-        return SweepResult(summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL)
+        return summary, EXIT_DONE if summary.state == "done" else EXIT_PARTIAL
 
     def _with_ray(self, step: Callable[[], Answer]) -> Answer:
         """Run a step. If Ray ended and could be restarted, run it once more. Finished trainings are kept."""
@@ -319,8 +324,12 @@ class _Sweep:
             return self.executor.call_on_head(fuse, request) if self.executor else fuse(request)
 
     def _interrupt(self) -> SweepResult:
-        if self.executor:
-            self.executor.stop(STOP_SECONDS)
-        self.runs.stop("KILLED", "interrupted")
-        summary = summarize(self.plan, self.runs, {}, self._data).model_copy(update={"state": "interrupted"})
-        return SweepResult(summary, EXIT_INTERRUPTED)
+        """Let the trainings write their checkpoints, unless interrupted again, and settle the runs."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self.options.say("stopping: each training writes a checkpoint first. Ctrl-C again stops at once")
+            if self.executor:
+                self.executor.stop(STOP_SECONDS)
+        with uninterrupted():
+            self.runs.stop("KILLED", "interrupted")
+            summary = summarize(self.plan, self.runs, {}, self._data).model_copy(update={"state": "interrupted"})
+            return self._settled(summary, EXIT_INTERRUPTED)

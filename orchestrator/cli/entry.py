@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cluster_commands, interrupts, label_commands, result_commands, team_commands, tracking_commands
+from orchestrator.cli import cluster_commands, label_commands, result_commands, team_commands, tracking_commands
+from workers.diagnostics import interrupts
 from workers.errors import ConclaveError
 
 app = typer.Typer(

@@ -136,6 +136,23 @@ def test_an_interrupted_sweep_ends_in_order_and_goes_on(
     assert between, "asked to stop, a fit writes a checkpoint between two steps"
 
 
+def test_three_interrupts_within_a_second_leave_no_run_running(place_of: Callable[[str], Place]) -> None:
+    place = place_of(RESNET.replace("epochs: 3", "epochs: 300"))
+    process = place.start()
+    place.wait_for("b: epoch")
+    everybody = place.watch()
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert process.wait(timeout=30) == 130, place.said()
+    assert "Ctrl-C again stops at once" in place.said()
+    assert "Traceback" not in place.said()
+    client = TrackingClient(f"sqlite:///{place.home.absolute() / 'mlflow.db'}").client
+    experiment = client.get_experiment_by_name("tiny")
+    assert {r.info.status for r in client.search_runs([experiment.experiment_id])} == {"KILLED"}
+    assert left(everybody) == []
+
+
 def test_the_fusion_actor_killed_is_tried_again(place: Place, undisturbed: dict[str, Any]) -> None:
     summary = place.sweep(fault="fusion.fit:1:kill")
     assert place.happened() == ["fusion.fit:1:kill"]

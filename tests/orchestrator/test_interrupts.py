@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """\
 import gc, os, signal, time, weakref
-from orchestrator.cli import interrupts
+from workers.diagnostics import interrupts
 
 interrupts.listen()
 
