@@ -17,6 +17,7 @@ from fusion.predictions import Floats, Inputs, Labels, log_softmax, softmax
 MIN_DIRECTIONS = 96
 MAX_PARAMETERS = 20_000  # per head: fewer directions if there are many classes
 SMALLEST_SCALE = 1e-6  # lower bound on the scale that inputs are divided by
+SMALLEST_SPREAD = 1e-2  # the same, relative to an input's mean: smaller variation drowns in the rounding errors of float32
 LBFGS = {"maxiter": 200, "ftol": 1e-6, "gtol": 1e-7}  # a tenth of these tolerances changes held-out NLL by less than 1e-4
 Split = tuple[Labels, Labels]  # fitted and held-out rows
 Head = tuple[Floats, Floats]  # coefficients (C, D) and intercept (C,) on raw inputs
@@ -108,7 +109,7 @@ class MatrixProblem(HeadProblem):
         fitted, held_out = split
         rows, classes = x[fitted], len(self.intercept)
         self.mean = rows.mean(0)
-        self.scale = np.maximum(rows.std(0), x.dtype.type(SMALLEST_SCALE))
+        self.scale = np.maximum(rows.std(0), np.maximum(abs(self.mean) * SMALLEST_SPREAD, SMALLEST_SCALE).astype(x.dtype))
         z = (rows - self.mean) / self.scale
         self.directions = principal_directions(z, max(MIN_DIRECTIONS, min(members * classes, MAX_PARAMETERS // classes)))
         self.u = z @ self.directions.T

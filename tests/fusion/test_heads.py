@@ -50,6 +50,22 @@ def test_a_head_reaches_the_minimum_of_its_objective(kind: type[HeadProblem], ex
     assert found < nll(softmax(base), y) - 1e-4, "it moved"
 
 
+def test_a_head_bears_the_rounding_of_inputs_that_hardly_vary() -> None:
+    """As those of a network that learned nothing: 0.01, give or take 2e-6, computed with an error of 1e-8."""
+    given, generator = inputs(n=400, oof=0), np.random.default_rng(0)
+    y = given.fuse.labels
+    still = 0.01 + 2e-6 * generator.standard_normal((400, 64))
+    x = np.concatenate([*given.fuse.features, still], axis=1).astype(np.float32)
+    start, wide = averaging_head(given), x.shape[1] - still.shape[1]
+    start = (np.pad(start[0], ((0, 0), (0, 64))), start[1])
+    assert start[0].shape[1] == wide + 64
+    problem = MatrixProblem(x, y, start, (np.arange(400), NONE))
+    problem.solve(0.001)
+    coef, intercept = (part.astype(np.float32) for part in problem.head())
+    rounded = x + np.float32(1e-8) * generator.standard_normal(x.shape).astype(np.float32)
+    assert abs(softmax(rounded @ coef.T + intercept) - softmax(x @ coef.T + intercept)).max() < 5e-5
+
+
 def test_a_penalty_that_is_weaker_moves_further_from_the_start() -> None:
     given = inputs(n=800, oof=0)
     x, y = np.concatenate(given.fuse.features, axis=1), given.fuse.labels
