@@ -15,6 +15,7 @@ from typing import cast
 
 import onnx_ir as ir
 import torch
+from onnxscript import optimizer
 from torch import Tensor, nn
 
 from fusion.export.fused_model import OUTPUTS, FusedModel, features_of
@@ -98,6 +99,8 @@ def convert(model: FusedModel, size: int, with_copies: bool = True) -> ir.Model:
         _insert(whole.graph, trunk, first[kind], network)
     del whole.graph.outputs[0]  # x, which only the trunks read
     whole.graph.sort()
+    optimizer.fold_constants(whole)  # what computes a constant has types of its own, which converters to float16 miss
+    optimizer.remove_unused_nodes(whole)
     _order_weights(whole.graph)
     return whole
 
@@ -111,7 +114,7 @@ def _order_weights(graph: ir.Graph) -> None:
 
 
 def _traced(model: FusedModel, traced: Sequence[_Features], networks: Sequence[_Features], size: int) -> ir.Model:
-    """Trace the parts of a model. The graph is left unoptimized, because ONNX Runtime optimizes it better.
+    """Trace the parts of a model. The graph is left as traced, because ONNX Runtime optimizes it better.
 
     Args:
         model: The model.

@@ -184,10 +184,13 @@ def export(
         typer.Option("--flips", help="Let the model see each image and its mirror image, at twice the inference cost."),
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Write an 8-bit version too, and measure what it costs.")] = False,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Write a version in half precision too, for GPUs, and measure what it costs.")
+    ] = False,
     home: HomeDir = DEFAULT_HOME,
 ) -> None:
     """Export a fusion or a member as one model file, or the outputs that the fusions were fitted on."""
-    from orchestrator.fusing.request import ExportOptions
+    from orchestrator.fusing.request import ExportOptions, Precision
     from orchestrator.home import Home
 
     if abstain and flips:
@@ -207,7 +210,9 @@ def export(
     if outputs:
         _export_outputs(folder, outputs)
     if method:
-        _export_model(home, name, method, target, ExportOptions(abstain, flips, int8, coverage))
+        precisions: dict[Precision, bool] = {"int8": int8, "float16": float16}
+        asked = tuple(precision for precision, is_asked in precisions.items() if is_asked)
+        _export_model(home, name, method, target, ExportOptions(abstain, flips, asked, coverage))
 
 
 def _export_outputs(folder: SweepFolder, outputs: Path) -> None:
@@ -227,7 +232,7 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
 
     from fusion.interface import FUSIONS
     from fusion.selection.fitting import left_out
-    from orchestrator.fusing.exporting import write_int8_model, write_model
+    from orchestrator.fusing.exporting import write_converted_models, write_model
     from orchestrator.fusing.fitted_team import fit_team
     from orchestrator.fusing.refit import build_request
 
@@ -243,9 +248,8 @@ def _export_model(home: Path, name: str, method: str, target: Path, options: Exp
     except OSError as error:
         raise UserInputError(f"--out {target}: can't be written ({error.strerror}).") from None
     print(f"{target} is written; it differs from the fusion by at most {difference:.1e}.")
-    if options.int8:
-        integer_target, loss = write_int8_model(request, fitted_team, method, target, options)
-        print(f"{integer_target} is written: right on {loss}.")
+    for converted, loss in write_converted_models(request, fitted_team, method, target, options):
+        print(f"{converted} is written: right on {loss}.")
 
 
 @app.command(epilog="Example: conclave report digits")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fusion.export.flips import predict_with_flips
 from fusion.export.fused_model import assemble
 from fusion.export.onnx_export import ModelCard, export_model
 from fusion.export.onnx_session import predict_probabilities
-from fusion.export.quantization import CALIBRATION_ROWS, QuantizationLoss, measure_loss, quantize
+from fusion.export.quantization import CALIBRATION_ROWS, ConversionLoss, measure_loss, quantize, to_float16
 from fusion.metrics.conformal import fit_level, level_after, useful_coverage
 from fusion.metrics.scores import evenly_drawn
 from fusion.predictions import TeamPredictions
@@ -27,7 +28,7 @@ from orchestrator.fusing.request import ExportOptions, FusionRequest
 from workers.data.store import Store
 
 MOST_PARITY_ROWS, FEWEST_PARITY_ROWS, PARITY_PIXELS = 256, 16, 1 << 21
-MOST_LEVEL_ROWS = 5000  # fuse rows on which an 8-bit model's level is set
+MOST_LEVEL_ROWS = 5000  # fuse rows on which a converted model's level is set
 DEFAULTS = ExportOptions()
 
 
@@ -45,7 +46,7 @@ def write_model(
         fitted_team: The fitted team.
         name: Name of the candidate.
         target: The ONNX file.
-        options: Export options; `write_int8_model` writes the 8-bit version.
+        options: Export options; `write_converted_models` writes versions in fewer bits.
 
     Returns:
         The largest difference between the model's and the fusion's probabilities.
@@ -73,12 +74,12 @@ def write_model(
     return export_model(model, card, target, images, fitted.predict_proba(predictions))
 
 
-def write_int8_model(
+def write_converted_models(
     request: FusionRequest, fitted_team: FittedTeam, name: str, source: Path, options: ExportOptions
-) -> tuple[Path, QuantizationLoss]:
-    """Write an exported model in 8 bits beside it, as NAME.int8.onnx. Return the file and the loss on *test* rows.
+) -> Iterator[tuple[Path, ConversionLoss]]:
+    """Write an exported model in each of `options.precisions` beside it, as NAME.PRECISION.onnx.
 
-    It is calibrated on *fuse* rows. Prediction sets get a level of their own, because integers change the probabilities.
+    Integers are calibrated on *fuse* rows. Prediction sets get a level of their own, because the probabilities change.
 
     Args:
         request: The request.
@@ -86,23 +87,28 @@ def write_int8_model(
         name: Name of the candidate.
         source: Its exported model.
         options: The options that the model was exported with.
+
+    Yields:
+        Each file, and the loss on *test* rows.
     """
-    target = source.with_name(f"{source.name.removesuffix('.onnx')}.int8.onnx")
     images, team, fitted = Store(request.store).images, fitted_team.team, fitted_team.fitted[name]
     rows = evenly_drawn(len(team.fuse_rows), CALIBRATION_ROWS, 1)  # the rows may be sorted by class
-    calibration = np.asarray(images[team.fuse_rows[rows]])
-    quantize(source, target, calibration)
-    if options.abstains:
-        rows = evenly_drawn(len(team.fuse_rows), MOST_LEVEL_ROWS, 1)
-        of_rows = np.asarray(images[team.fuse_rows[rows]])
-        before, after = (predict_probabilities(str(model), of_rows) for model in (source, target))
-        labels = team.inputs.fuse.labels[rows]
-        level = level_after(fitted.nested[rows], before, after, labels, _coverage(fitted, team, options))
-        with tempfile.TemporaryDirectory() as work:
-            again = Path(work, "model.onnx")
-            write_model(request, fitted_team, name, again, replace(options, level=level))
-            quantize(again, target, calibration)
-    return target, measure_loss(source, target, np.asarray(images[team.test_rows]), team.test.labels)
+    quantized = partial(quantize, images=np.asarray(images[team.fuse_rows[rows]]))
+    for precision in options.precisions:
+        convert = quantized if precision == "int8" else to_float16
+        target = source.with_name(f"{source.name.removesuffix('.onnx')}.{precision}.onnx")
+        convert(source, target)
+        if options.abstains:
+            rows = evenly_drawn(len(team.fuse_rows), MOST_LEVEL_ROWS, 1)
+            of_rows = np.asarray(images[team.fuse_rows[rows]])
+            before, after = (predict_probabilities(str(model), of_rows) for model in (source, target))
+            labels = team.inputs.fuse.labels[rows]
+            level = level_after(fitted.nested[rows], before, after, labels, _coverage(fitted, team, options))
+            with tempfile.TemporaryDirectory() as work:
+                again = Path(work, "model.onnx")
+                write_model(request, fitted_team, name, again, replace(options, level=level))
+                convert(again, target)
+        yield target, measure_loss(source, target, np.asarray(images[team.test_rows]), team.test.labels)
 
 
 def _coverage(fitted: FittedFusion, team: TeamPredictions, options: ExportOptions) -> float:

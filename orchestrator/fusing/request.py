@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.config.team import Team
 from workers.config.specs import MemberRecord
@@ -67,6 +67,9 @@ class FusionRequest:
     searched: Mapping[str, float] = field(default_factory=dict)
 
 
+Precision = Literal["int8", "float16"]
+
+
 @dataclass(frozen=True)
 class ExportOptions:
     """Options of an exported model.
@@ -76,12 +79,12 @@ class ExportOptions:
         coverage: Share of new images whose class the sets hold; None for one that says more than the accuracy.
         level: Level of the sets; None to fit it on nested predictions.
         flips: True to also run its networks on each image flipped left to right.
-        int8: True to also write an 8-bit version.
+        precisions: Number formats to also write it in.
     """
 
     abstains: bool = False
     flips: bool = False
-    int8: bool = False
+    precisions: tuple[Precision, ...] = ()
     coverage: float | None = None
     level: float | None = None
 

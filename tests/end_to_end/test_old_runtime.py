@@ -32,17 +32,17 @@ def old_runtime(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment_with(OLD, tmp_path_factory.mktemp("old"))
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8", "flips"])
+@pytest.mark.parametrize("kind", ["float32", "int8", "float16", "flips"])
 def test_an_old_runtime_gives_the_same_probabilities(kind: str, old_runtime: dict[str, str], tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)
     model = exported(tmp_path / "model", images, flips=kind == "flips")
-    if kind == "int8":
-        quantization.quantize(model, tmp_path / "int8.onnx", images)
-        model = tmp_path / "int8.onnx"
+    if kind in ("int8", "float16"):
+        source, model = model, tmp_path / f"{kind}.onnx"
+        quantization.quantize(source, model, images) if kind == "int8" else quantization.to_float16(source, model)
     stored = onnx.load(str(model))
     assert (stored.ir_version, [entry.version for entry in stored.opset_import if not entry.domain]) == (8, [18])
     np.save(tmp_path / "images.npy", images)
     words = [str(tmp_path / "images.npy"), str(model), str(tmp_path / "answer.npy")]
     subprocess.run([sys.executable, "-c", RUN, *words], env=old_runtime, check=True)
     found, expected = np.load(tmp_path / "answer.npy"), predict_probabilities(str(model), images)
-    assert np.abs(found - expected).max() < (0.05 if kind == "int8" else 1e-5)
+    assert np.abs(found - expected).max() < {"int8": 0.05, "float16": 0.002}.get(kind, 1e-5)

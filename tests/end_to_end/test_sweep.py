@@ -300,16 +300,17 @@ def test_fuse_for_some_of_the_members_and_across_sweeps(tmp_path: Path) -> None:
     assert "other data, seed or split" in fuse("--with", "elsewhere", code=2)
 
 
-def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) -> None:
-    """In 8-bit integers but for heads and combiner; what is said of it is what comes out of the file."""
+@pytest.mark.parametrize("kind", ["int8", "float16"])
+def test_a_form_of_fewer_bits_says_what_it_costs(done: tuple[Path, dict[str, Any]], kind: str) -> None:
+    """8-bit integers but for heads and combiner, or half precision; what is said of it is what comes out of the file."""
     folder, _ = done
     sets = ("--abstain", "--coverage", "0.8")
-    words = ("export", "tiny", "--method", "stack", "--int8", *sets, "--out", "i.onnx", "--outputs", "i.npz", "--home", "home")
+    words = ("export", "tiny", "--method", "stack", f"--{kind}", *sets, "--out", "i.onnx", "--outputs", "i.npz", "--home", "home")
     said = conclave(*words, cwd=folder).stdout.splitlines()[-1]
     outputs = np.load(folder / "i.npz", allow_pickle=False)
     store = Store(next((folder / "home" / "data").iterdir()))
     images = np.asarray(store.images[np.isin(store.ids, outputs["test_ids"])])
-    sessions = [create_session(str(folder / name)) for name in ("i.onnx", "i.int8.onnx")]
+    sessions = [create_session(str(folder / name)) for name in ("i.onnx", f"i.{kind}.onnx")]
     answers = [session.run(None, {"images": images})[0] for session in sessions]
     right = [float((of.argmax(1) == outputs["test_labels"]).mean()) for of in answers]
     assert np.array_equal(answers[0].argmax(1), outputs["fusion/stack/test_probabilities"].argmax(1))
@@ -324,12 +325,12 @@ def test_the_integer_form_says_what_it_costs(done: tuple[Path, dict[str, Any]]) 
     for session, level, given in zip(sessions, levels, answers, strict=True):
         found = session.run(["sets"], {"images": images})[0]
         assert (found == prediction_sets(given.astype(float), level)).mean() > 0.995
-    graph = onnx.load(str(folder / "i.int8.onnx")).graph
+    graph = onnx.load(str(folder / f"i.{kind}.onnx")).graph
     weights = {t.name: t.data_type for t in graph.initializer if len(t.dims) == 4 and min(t.dims[:2]) > 1}
-    assert set(weights.values()) == {onnx.TensorProto.INT8}
+    assert set(weights.values()) == {onnx.TensorProto.INT8 if kind == "int8" else onnx.TensorProto.FLOAT16}
     heads = [t for t in graph.initializer if len(t.dims) == 2 and 10 in t.dims]
     assert heads
-    assert {t.data_type for t in heads} == {onnx.TensorProto.FLOAT}
+    assert {t.data_type for t in heads} == {onnx.TensorProto.FLOAT if kind == "int8" else onnx.TensorProto.FLOAT16}
 
 
 def test_snapshots_are_members_of_one_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
