@@ -84,6 +84,13 @@ class MemberRuns:
         for planned in (*done, *self.plan.members[:FIRST_RUNS]):
             self.run_id(planned)
 
+    def adopt(self, ids: Mapping[str, str]) -> None:
+        """Put runs under the sweep's run, in the place of one that was deleted. `ids` are run ids by signature."""
+        for planned in self.plan.members:
+            if run := ids.get(planned.signature):
+                above = {"mlflow.parentRunId": self.parent} if planned.job.fold is None else {}
+                self.tracking.send([TagsEntry(run=run, tags={"sweep": self.parent, **above})])
+
     def restart(self, planned: PlannedMember) -> None:
         """Discard a training, so that it starts afresh: delete its files, and tag its runs as restarted."""
         from workers.storage.training_folder import TrainingFolder

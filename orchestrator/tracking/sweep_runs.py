@@ -82,7 +82,8 @@ class SweepRuns(MemberRuns):
         known = state if state and is_same_store and tracking.has_run(state.parent_run_id) else None
         experiment, parent = (known.experiment_id, known.parent_run_id) if known else _find_parent(tracking, location, plan)
         stored_ids = tracking.runs_with_tag(experiment, "sweep", parent)
-        saved_ids = {s: run for s, run in (known.runs if known else {}).items() if s in stored_ids or tracking.has_run(run)}
+        saved = state.runs if state and is_same_store else {}
+        saved_ids = {s: run for s, run in saved.items() if s in stored_ids or tracking.has_run(run)}
         has_model = not (known and known.fingerprint) or tracking.has_model(plan.team.name, parent)
         is_whole = known and len(saved_ids) == len(known.runs) and has_model  # what a user deleted in MLflow is made again
         outbox = _outbox(location, plan.team.name)
@@ -98,6 +99,7 @@ class SweepRuns(MemberRuns):
         )
         runs.log_settings(stored_ids.keys() - saved_ids.keys())  # the driver that created them may have died before logging
         if not known:
+            runs.adopt(saved_ids)
             settings = {"data": plan.team.data.described(), "train": plan.team.train.model_dump(mode="json")}
             tracking.log_params(parent, flatten(settings))
         outbox.artifact(parent, location.folder.team)

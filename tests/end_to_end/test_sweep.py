@@ -602,6 +602,9 @@ def test_the_champion_of_another_home_stays_and_a_guess_is_none(tmp_path: Path, 
         return {alias: str(version) for alias, version in client.get_registered_model("tiny").aliases.items()}
 
     assert sweep("mine", text) == "Registered in MLflow: tiny, version 1, as champion."
+    client.delete_registered_model_alias("tiny", "champion")  # as if the first attempt had ended before it gave one
+    run = client.get_model_version("tiny", "1").run_id
+    assert TrackingClient(f"sqlite:///{tmp_path}/team.db").register(run, "tiny", tmp_path / "mine/sweeps/tiny/fused.onnx") == "1"
     said_by_other = sweep("hers", text.replace("seed: 5", "seed: 6"))
     assert said_by_other == (
         "Registered in MLflow: tiny, version 2, as challenger: the champion, version 1, is of another sweep, and stays."
@@ -637,9 +640,9 @@ def test_what_was_deleted_in_mlflow_is_made_again(what: str, tmp_path: Path) -> 
     assert (again.trained, again.unsent) == (0, 0)
     runs = client.search_runs([experiment])
     assert {run.info.status for run in runs} == {"FINISHED"}
-    nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId", again.parent_run_id) == again.parent_run_id]
-    assert sorted(run.data.tags["role"] for run in nested) == ["member", "member", "sweep"]
-    assert all("test/accuracy" in run.data.metrics for run in nested)
+    assert {run.data.tags.get("mlflow.parentRunId", again.parent_run_id) for run in runs} == {again.parent_run_id}
+    assert sorted(run.data.tags["role"] for run in runs) == ["member", "member", "sweep"], "and none stays beside the new"
+    assert all("test/accuracy" in run.data.metrics for run in runs)
     assert client.get_model_version_by_alias("tiny", "champion").run_id == again.parent_run_id
     assert inline(tmp_path / "team.yaml", tmp_path / "home").summary.parent_run_id == again.parent_run_id
 

@@ -377,14 +377,11 @@ class TrackingClient:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        digest = hashlib.sha256(onnx_file.read_bytes()).hexdigest()
-        for version in self.client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run and version.tags.get("sha256") == digest:
-                return str(version.version)
-        self._log_model(run, onnx_file)
-        source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
-        version = str(self.client.create_model_version(name, source, run, tags={"sha256": digest}).version)
-        champion = self.client.get_registered_model(name).aliases.get("champion")
+        version = self._version_of(run, name, onnx_file)
+        aliases = self.client.get_registered_model(name).aliases
+        champion = aliases.get("champion")
+        if version in aliases.values():
+            return version
         if not may_lead:
             what = ", without an alias: it is not surely better than guessing"
         elif champion and not self._are_of_one_sweep(run, self.client.get_model_version(name, champion).run_id):
@@ -395,6 +392,16 @@ class TrackingClient:
             what = ", as champion" + (f" (before, it was version {champion})" if champion else "")
         self.notes.append(f"Registered in MLflow: {name}, version {version}{what}.")
         return version
+
+    def _version_of(self, run: str, name: str, onnx_file: Path) -> str:
+        """Return the version of a run's model, made now unless an earlier attempt has made it."""
+        digest = hashlib.sha256(onnx_file.read_bytes()).hexdigest()
+        for version in self.client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run and version.tags.get("sha256") == digest:
+                return str(version.version)
+        self._log_model(run, onnx_file)
+        source = f"{self.client.get_run(run).info.artifact_uri}/fused_model"
+        return str(self.client.create_model_version(name, source, run, tags={"sha256": digest}).version)
 
     def _are_of_one_sweep(self, run: str, other: str) -> bool:
         """Return whether two runs are of the same sweep of the same home."""
