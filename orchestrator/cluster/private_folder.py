@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -41,9 +42,7 @@ class PrivateFolder:
         """Create a folder with a token and a reaper, and remove those of dead drivers. Raises ConclaveError on failure."""
         with _folder_lock():
             remove_abandoned()
-            path = _make_folder()
-            owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
-            fcntl.flock(owner, fcntl.LOCK_EX)
+            path, owner = _make_folder()
             print(os.getpid(), file=owner, flush=True)
         folder = cls(path, owner)
         folder.token.touch(mode=0o600)
@@ -104,14 +103,26 @@ def _usable_parents() -> list[Path]:
     return [Path(name) for name in named if len(name) <= MAX_PATH and os.access(name, os.W_OK | os.X_OK)]
 
 
-def _make_folder() -> Path:
-    problem = "none of them can be written to"
+def _make_folder() -> tuple[Path, TextIO]:
+    """Return a new folder of mode 0700, and its locked file of the owner."""
+    problem, advice = "none of them can be written to", "Set"
     for parent in _usable_parents():
         try:
-            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # of mode 0700
+            return _claimed(Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)))
         except OSError as error:
-            problem = str(error)
+            problem, advice = str(error), "Make room there, or set" if error.errno == errno.ENOSPC else "Set"
     raise ConclaveError(
-        f"there is no room for Ray's sockets in {', '.join(CANDIDATE_PARENTS)} ({problem}). Make room there, or set TMPDIR to a "
-        f"folder whose path has at most {MAX_PATH} characters."
+        f"Ray's sockets find no place in {', '.join(CANDIDATE_PARENTS)} ({problem}). {advice} TMPDIR to a folder on a local disk "
+        f"whose path has at most {MAX_PATH} characters."
     )
+
+
+def _claimed(path: Path) -> tuple[Path, TextIO]:
+    """Return a new folder and its owner's file, locked. If it can't be locked, remove the folder and raise the OSError."""
+    try:
+        owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
+        fcntl.flock(owner, fcntl.LOCK_EX)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return path, owner

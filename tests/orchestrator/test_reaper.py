@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,6 +19,7 @@ from orchestrator.cluster import private_folder
 from orchestrator.cluster.private_folder import MAX_PATH, PrivateFolder
 from orchestrator.cluster.reaper import is_of_session
 from workers.diagnostics.waiting import wait_until
+from workers.errors import ConclaveError
 
 SENTENCE = "conclave: the command was ended from outside, or by Ray. What is finished is kept: run the same command again."
 SLEEP = "import time; time.sleep(60)"
@@ -110,6 +112,21 @@ def test_only_the_folders_of_drivers_that_are_gone_are_removed(place: Path) -> N
         for one in (mine, second):
             one.dismiss()
         assert wait_until(lambda: not any(one.path.exists() for one in (mine, second)), 20)
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSYS, r"\. Set TMPDIR"), (errno.ENOSPC, "Make room there, or set TMPDIR")]
+)
+def test_a_folder_that_cannot_be_locked_is_told_by_its_cause(
+    number: int, advice: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+        with pytest.raises(ConclaveError, match=rf"sockets find no place in {place} \(.*{os.strerror(number)}\).*{advice}"):
+            PrivateFolder.make()
+        assert not [path for path in place.iterdir() if path.is_dir()]
     finally:
         shutil.rmtree(place)
 
