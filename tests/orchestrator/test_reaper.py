@@ -117,13 +117,14 @@ def test_only_the_folders_of_drivers_that_are_gone_are_removed(place: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("number", "advice"), [(errno.ENOSYS, r"\. Set TMPDIR"), (errno.ENOSPC, "Make room there, or set TMPDIR")]
+    ("function", "number", "advice"),
+    [("fcntl.flock", errno.ENOSYS, r"\. Set TMPDIR"), ("tempfile.mkdtemp", errno.ENOSPC, "Make room there, or set TMPDIR")],
 )
-def test_a_folder_that_cannot_be_locked_is_told_by_its_cause(
-    number: int, advice: str, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_cannot_be_made_is_told_by_its_cause(
+    function: str, number: int, advice: str, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try:
-        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+        monkeypatch.setattr(function, Mock(side_effect=OSError(number, os.strerror(number))))
         with pytest.raises(ConclaveError, match=rf"sockets find no place in {place} \(.*{os.strerror(number)}\).*{advice}"):
             PrivateFolder.make()
         assert not [path for path in place.iterdir() if path.is_dir()]
