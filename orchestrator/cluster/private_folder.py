@@ -119,10 +119,11 @@ def _make_folder() -> tuple[Path, TextIO]:
 
 def _claimed(path: Path) -> tuple[Path, TextIO]:
     """Return a new folder and its owner's file, locked. If it can't be locked, remove the folder and raise the OSError."""
+    owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
     try:
-        owner = open(path / OWNER, "w", encoding="utf-8")  # noqa: SIM115  # it stays open until the driver ends
         fcntl.flock(owner, fcntl.LOCK_EX)
     except OSError:
+        owner.close()
         shutil.rmtree(path, ignore_errors=True)
         raise
     return path, owner
