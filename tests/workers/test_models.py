@@ -1,11 +1,15 @@
 """Networks: torchvision's own, their stems and heads, and the weights that they may start from."""
 
+import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from tests.factories import CPU, member
@@ -59,10 +63,48 @@ def test_narrow_networks_keep_out_of_reach_of_a_bug_in_onednn() -> None:
     assert memory_format(build(member(arch="vgg11", width=64), 3, 32), CPU, "float32") is torch.channels_last
 
 
-def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    torch.save(torchvision.models.mobilenet_v3_small(num_classes=3).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(UserInputError, match="another network"):
-        build(member(weights=tmp_path / "w.pt"), 3, 8)
+@pytest.mark.parametrize(
+    ("network", "arch", "change", "expected"),
+    [
+        (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), "resnet18", {}, "it lacks conv1.weight 64x3x7x7"),
+        (lambda: torchvision.models.resnet34(), "resnet18", {}, "it has layer1.2.conv1.weight 64x64x3x3, "),
+        (lambda: torchvision.models.resnet18(), "resnet18", {"stem": "cifar"}, "conv1.weight is 64x3x7x7, and 64x3x3x3 in the"),
+    ],
+)
+def test_weights_of_another_network_are_refused(
+    network: Callable[[], nn.Module], arch: str, change: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    """Also those that have all layers of this one, and more."""
+    torch.save(network().state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UserInputError, match=rf"are of another network than {arch}: .*{re.escape(expected)}") as error:
+        build(member(arch=arch, width=64, weights=tmp_path / "w.pt", **({"stem": "imagenet"} | change)), 3, 8)
+    assert ("Set `stem: imagenet`" in str(error.value)) == ("stem" in change)
+
+
+def test_of_all_linear_layers_only_the_classifier_is_a_head(tmp_path: Path) -> None:
+    """A vision transformer is full of them: a file without its MLPs is not its file."""
+    state = torchvision.models.vit_b_32(num_classes=1000).state_dict()
+    torch.save({name: value for name, value in state.items() if ".mlp." not in name}, tmp_path / "w.pt")
+    spec = member(arch="vit_b_32", width=64, weights=tmp_path / "w.pt")
+    with pytest.raises(UserInputError, match=r"it lacks encoder\.layers\.encoder_layer_0\.mlp\.0\.weight 3072x768, .* more"):
+        build(spec, 3, 224)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pt")
+    network = build(spec, 3, 224)
+    assert torch.equal(network.state_dict()["trunk.encoder.ln.weight"], state["encoder.ln.weight"])
+    assert network.head.out_features == 3
+
+
+def test_a_members_own_file_is_started_from(tmp_path: Path) -> None:
+    """Its head too, where it is for as many classes."""
+    save_file(build(member(seed=1), 3, 8).state_dict(), tmp_path / "w.safetensors")
+    saved = build(member(seed=1), 3, 8).state_dict()
+    for classes, shares_head in ((3, True), (5, False)):
+        network = build(member(seed=2, weights=tmp_path / "w.safetensors"), classes, 8)
+        loaded = network.state_dict()
+        assert all(torch.equal(loaded[name], saved[name]) for name in saved if name.startswith("trunk."))
+        assert shares_head == (
+            loaded["head.bias"].shape == saved["head.bias"].shape and torch.equal(loaded["head.bias"], saved["head.bias"])
+        )
 
 
 class Evil:

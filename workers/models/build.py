@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from workers.config.architectures import split_arch
 from workers.config.specs import MemberSpec
-from workers.errors import UserInputError
 from workers.models.network import Network
 from workers.models.small_conv import use_small_conv
+from workers.models.weights import Names, load_weights
 
 
 def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
@@ -34,14 +33,26 @@ def build(spec: MemberSpec, classes: int, image_size: int) -> Network:
 
 def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
     source, name = split_arch(spec.arch)
-    network = source.build(spec, name, classes, image_size)
-    if isinstance(network, Network):
-        return network
+    built = source.build(spec, name, classes, image_size)
+    network, names = _divided(built, classes, has_parts=source.module(name) is not None)
     if spec.weights:
-        _load(network, spec)
+        load_weights(network, names, spec)
+    return network
+
+
+def _divided(network: nn.Module, classes: int, has_parts: bool) -> tuple[Network, Names]:
+    """Divide a network into its trunk and its head.
+
+    Args:
+        network: The network that the source built.
+        classes: Number of classes.
+        has_parts: Whether a method `features` and a module `head` of it are what we mean by them.
+    """
+    if isinstance(network, Network):
+        return network, Names("", None)
     head = getattr(network, "head", None)
-    if source.module(name) and callable(getattr(network, "features", None)) and isinstance(head, nn.Module):
-        return Network(_Features(network), head)
+    if has_parts and callable(getattr(network, "features", None)) and isinstance(head, nn.Module):
+        return Network(_Features(network), head), Names("trunk.network.", "head")
     return _split(network, classes)
 
 
@@ -57,40 +68,12 @@ class _Features(nn.Module):
         return cast(Tensor, cast(Any, self.network).features(x))
 
 
-def _split(network: nn.Module, classes: int) -> Network:
+def _split(network: nn.Module, classes: int) -> tuple[Network, Names]:
     """Split a network before its last Linear layer. If it does not end in one, its logits are the features."""
     linears = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linears or cast(nn.Linear, network.get_submodule(linears[-1])).out_features != classes:
-        return Network(network, nn.Identity())
+        return Network(network, nn.Identity()), Names("trunk.", None)
     head = network.get_submodule(linears[-1])
     parent, _, name = linears[-1].rpartition(".")
     setattr(network.get_submodule(parent), name, nn.Identity())
-    return Network(network, head)
-
-
-def _load(network: nn.Module, spec: MemberSpec) -> None:
-    """Load a state dict, except a head for another number of classes. Never unpickles code."""
-    path = cast(Path, spec.weights)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        problem = str(error).split("\n")[0]
-        raise UserInputError(f"member {spec.name}: weights {path} can't be read as a plain state dict ({problem}).") from None
-    state_of_network = network.state_dict()
-    if not isinstance(state, dict):
-        raise UserInputError(f"member {spec.name}: weights {path} hold no state dict.")
-    matching = {k: v for k, v in state.items() if k in state_of_network and state_of_network[k].shape == v.shape}
-    heads = {n for n, m in network.named_modules() if isinstance(m, nn.Linear)}
-    missing = [
-        k
-        for k in state_of_network
-        if k not in matching and k.rpartition(".")[0] not in heads and not k.endswith("num_batches_tracked")
-    ]
-    if missing:
-        raise UserInputError(f"member {spec.name}: weights {path} are of another network than {spec.arch} (at {missing[0]}).")
-    network.load_state_dict(matching, strict=False)
+    return Network(network, head), Names("trunk.", linears[-1])
