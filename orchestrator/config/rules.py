@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from fusion.interface import FUSIONS, asks_for_student
 from orchestrator.config.team import Team
-from workers.config.extensions import LAYOUTS
+from workers.config.extensions import AUGMENTATIONS, LAYOUTS, Augmentation, is_reference
 from workers.config.specs import MemberSpec, StudentSpec
 
 
@@ -68,6 +68,22 @@ def find_training_problems(team: Team, recipe: MemberSpec) -> Iterator[str]:
         yield f"{processes} processes train together, and train.batch_size {batch_size} gives each less than two images"
     if recipe.search and (recipe.snapshots > 1 or recipe.average or processes > 1):
         yield "search doesn't go together with snapshots, average or several processes"
+    yield from _find_freeze_problems(recipe)
+
+
+def _find_freeze_problems(recipe: MemberSpec) -> Iterator[str]:
+    if recipe.views > 1 and not recipe.freeze:
+        yield "views are of a frozen backbone: set `freeze: backbone`, or leave them out"
+    if recipe.freeze and recipe.weights is None and not is_reference(recipe.arch):
+        yield "freeze: backbone needs weights that have learned something: name their file as `weights`"
+    if recipe.freeze and (recipe.resources.processes > 1 or isinstance(recipe, StudentSpec)):
+        yield "freeze: backbone is for members that one process trains: a head takes seconds"
+    if recipe.freeze and (mixing := [one.name for one in recipe.augment if _mixes(one.name)]):
+        yield f"augment: {mixing[0]} mixes images, which a frozen backbone sees one by one. Leave it out of this member's list"
+
+
+def _mixes(augmentation: str) -> bool:
+    return not is_reference(augmentation) and AUGMENTATIONS[augmentation].mix is not Augmentation.mix
 
 
 def find_student_problems(team: Team, student: StudentSpec) -> Iterator[str]:

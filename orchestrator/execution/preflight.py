@@ -66,6 +66,8 @@ def _network(team: Team, recipe: MemberSpec, tried: dict[tuple[object, ...], str
             f"member {recipe.name}: {recipe.arch} can't be trained on images of {size} x {size} pixels ({problem}). "
             "Set data.image_size to a size that it accepts, or use another network."
         )
+    if recipe.freeze and not has_linear_head(network):
+        yield f"member {recipe.name}: {recipe.arch} doesn't end in a Linear head, which `freeze: backbone` trains. Leave it out."
     starting = [name for name in team.fusion if FUSIONS[name].needs_linear_heads]
     if starting and recipe in team.trainings and not has_linear_head(network):
         yield (

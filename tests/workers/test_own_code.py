@@ -17,11 +17,11 @@ from workers.config.own_code import import_from
 def folder(tmp_path: Path) -> Path:
     """A team's folder, whose modules have the names of ours, of Python's and of an installed package."""
     (tmp_path / "fusion").mkdir()
+    (tmp_path / "fusion" / "__init__.py").write_text("from .parts import name\n")
+    (tmp_path / "fusion" / "parts.py").write_text("import workers\nname = __name__\n")
     files = {
         "workers.py": "import fusion.parts as parts\nimport fusion, torch, orchestrator.home\nimport os.path\n"
         "from random import mine\n",
-        "fusion/__init__.py": "from .parts import name\n",
-        "fusion/parts.py": "import workers\nname = __name__\n",
         "random.py": "mine = 'random'\n",
         "torch.py": "mine = 'torch'\n",
         "os.py": "raise RuntimeError('Python itself has this one, before any folder')\n",

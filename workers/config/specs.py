@@ -160,6 +160,10 @@ class NetworkKeys(Strict):
         CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
     )
     weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
+    freeze: Literal["backbone"] | None = Field(
+        None, description="backbone: train only the last layer, on features that are computed once for each image."
+    )
+    views: int = Field(1, ge=1, le=100, description="Views of an image that a frozen backbone sees: itself, then augmented ones.")
 
 
 class MemberKeys(Strict):
@@ -230,6 +234,8 @@ class MemberSpec(NetworkKeys, MemberKeys):
         if self.average and member.averaged:
             fields |= {"average": self.average.model_dump(mode="json"), "averaged": True}
             fields |= {"settled": "shuffled"} if isinstance(self.average, Swa) else {}
+        if self.freeze:
+            fields |= {"freeze": self.freeze, "views": self.views, **({"augment": []} if self.views == 1 else {})}
         if self.search:
             fields |= {"search": self.search.model_dump(mode="json"), "pick": self.pick}
         return fields

@@ -126,6 +126,8 @@ def memory_format(network: nn.Module, device: torch.device, precision: str) -> t
         device: The device that it trains on.
         precision: "float32" or "bfloat16".
     """
+    if isinstance(getattr(network, "trunk", None), nn.Identity):  # it takes features, which have no channels of pixels
+        return torch.contiguous_format
     is_unsafe = device.type == "cpu" and precision == "float32" and any(_narrow(m) for m in network.modules())
     return torch.contiguous_format if is_unsafe else torch.channels_last
 

@@ -8,19 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
-
 from workers.config.job import Job
-from workers.config.own_code import import_from
 from workers.config.specs import StopSpec
-from workers.data.splits import get_split
-from workers.data.store import Store
 from workers.diagnostics.callback import TrainingCallback
-from workers.models.build import build
-from workers.runtime.training_job import default_device, training_data, use_deterministic_kernels
+from workers.runtime.training_job import JobTraining, default_device
 from workers.storage.checkpoints import Checkpoints
 from workers.storage.training_folder import TrainingFolder
-from workers.training.task import TrainingTask
 from workers.training.train import train
 
 LOSS, ACCURACY = "stop/loss", "stop/accuracy"
@@ -41,11 +34,9 @@ def run_trial(job: Job, callback: TrainingCallback) -> None:
     Raises:
         ConclaveError: What `train` raises.
     """
-    torch.set_num_threads(job.train.threads)
-    import_from(job.import_paths)
-    store, device = Store(job.store), default_device()
-    use_deterministic_kernels(device)
-    data = replace(training_data(trial_job(job), store, get_split(store, job.data, job.team_seed), device), watch=None)
+    training = JobTraining(trial_job(job), default_device(), callback=callback)
+    training.prepare()
     checkpoints = Checkpoints(TrainingFolder.of(job).checkpoint, job.signatures[0], callback.note)
-    task = TrainingTask(data, job.recipe, job.train, job.members, device, checkpoints, callback, math.inf)
-    train(lambda: build(job.recipe, len(store.classes), store.size), task)
+    task = training.task(job.members, checkpoints)
+    spec = task.spec.model_copy(update={"stop": job.train.stop})
+    train(training.network, replace(task, data=replace(task.data, watch=None), spec=spec, checkpoint_seconds=math.inf))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from workers.data.splits import Split, get_split, hold_out
 from workers.data.store import Rows, Store
 from workers.diagnostics.callback import TrainingCallback
 from workers.models.build import build
+from workers.models.frozen import HeadNetwork
 from workers.models.network import Network
 from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact
@@ -25,6 +28,7 @@ from workers.storage.checkpoints import Checkpoints
 from workers.storage.files import tensors_sha256
 from workers.storage.training_folder import TrainingFolder
 from workers.storage.training_record import TrainingRecord
+from workers.training.backbone import FrozenBackbone
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
 from workers.training.distillation import Teacher
 from workers.training.evaluation import predict_outputs
@@ -61,7 +65,7 @@ def train_job(
         for member in published if group.rank == 0 else ():
             callback.on_published(member, MemberArtifact.in_home(job.home, member.signature))
         if len(published) < len(job.members):
-            _JobTraining(job, device or default_device(), group, callback).run(published)
+            JobTraining(job, device or default_device(), group, callback).run(published)
             if group.rank == 0:
                 folder.remove_checkpoints()
 
@@ -80,12 +84,21 @@ def use_deterministic_kernels(device: torch.device) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def training_data(job: Job, store: Store, split: Split, device: torch.device) -> TrainingData:
+def training_data(
+    job: Job, store: Store, split: Split, device: torch.device, features: torch.Tensor | None = None
+) -> TrainingData:
     """Return the rows that a job trains on.
 
     On a GPU, the whole data set moves to the device if it takes less than a quarter of the free memory.
+
+    Args:
+        job: The job.
+        store: The packed data.
+        split: Its split.
+        device: The device to train on.
+        features: (N, V, D) float32, features of a frozen backbone in the place of the images.
     """
-    images = torch.from_numpy(store.images)
+    images = torch.from_numpy(store.images) if features is None else features
     labels = torch.from_numpy(np.array(store.labels))
     rows = split.fit if job.fold is None else split.fit[split.folds != job.fold]
     weights = _weights(store, rows)
@@ -119,13 +132,22 @@ def _teacher(job: Job, store: Store) -> Teacher | None:
 
 
 @dataclass
-class _JobTraining:
-    """Trains the missing members of one job on one device."""
+class JobTraining:
+    """Trains the missing members of one job on one device.
+
+    Attributes:
+        job: The job.
+        device: The device.
+        group: The processes that train together.
+        callback: Follows the training.
+        whole: The network whose backbone is frozen, and whose head is trained; None if all of it is trained.
+    """
 
     job: Job
     device: torch.device
     group: SingleProcess = SINGLE_PROCESS
     callback: TrainingCallback = field(default_factory=TrainingCallback)
+    whole: Network | None = None
 
     def __post_init__(self) -> None:
         self.folder = TrainingFolder.of(self.job)
@@ -138,12 +160,22 @@ class _JobTraining:
         import_from(job.import_paths)
         self.store = Store(job.store)
         self.split = get_split(self.store, job.data, job.team_seed)
-        self.data = training_data(job, self.store, self.split, self.device)
+        features = None
+        if job.recipe.freeze:
+            self.whole = build(job.seeded_recipe, len(self.store.classes), self.store.size)
+            backbone = FrozenBackbone(self.whole, job.recipe, job.home, self.device, job.train.threads)
+            features = backbone.features(self.store, self.callback)
+            self.fresh_head = copy.deepcopy(cast(torch.nn.Linear, self.whole.cpu().head))
+        self.data = training_data(job, self.store, self.split, self.device, features)
 
     def task(self, missing: tuple[JobMember, ...], checkpoints: Checkpoints | None = None) -> TrainingTask:
         """Return the task that trains the missing members. Requires `prepare`."""
-        job, settings = self.job, (checkpoints, self.callback, self.job.checkpoint_seconds, self.group)
-        return TrainingTask(self.data, job.seeded_recipe, job.train, missing, self.device, *settings)
+        recipe, train = self.job.seeded_recipe, self.job.train
+        if self.whole:  # its augmentations are in the features, and a head gains nothing from fewer bits
+            recipe = recipe.model_copy(update={"augment": ()})
+            train = train.model_copy(update={"precision": "float32"})
+        settings = (checkpoints, self.callback, self.job.checkpoint_seconds, self.group)
+        return TrainingTask(self.data, recipe, train, missing, self.device, *settings)
 
     def run(self, published: Sequence[JobMember]) -> None:
         """Train, and publish the artifacts of all members that are not published yet."""
@@ -159,12 +191,15 @@ class _JobTraining:
             return
         own = next(one for one in self.job.members if one.name == member.name)
         artifact = MemberArtifact.in_home(self.job.home, own.signature)
-        weights = {k: v.detach().cpu() for k, v in result.network.state_dict().items()}
+        network = cast(HeadNetwork, result.network).put_into(self.whole) if self.whole else result.network
+        weights = {k: v.detach().cpu() for k, v in network.state_dict().items()}
         artifact.publish(weights, self._outputs(result), self._record(own, result, weights))
         self.callback.on_published(own, artifact)
 
     def network(self) -> Network:
-        """Build the network, with fresh weights or with a student's starting weights."""
+        """Build the network to train, with fresh weights or with a student's starting weights."""
+        if self.whole:
+            return HeadNetwork(self.fresh_head, self.data.images[self.data.fit.to(self.data.images.device), 0].cpu())
         recipe, classes, size = self.job.seeded_recipe, self.store.classes, self.store.size
         network = build(recipe, len(classes), size)
         if self.job.start:

@@ -20,6 +20,7 @@ from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_lock
 
 CHECKPOINT = "checkpoint"
+SAME_TRAINING = "another process runs the same training"
 UNFINISHED_CHECKPOINT = ".new"  # name of the checkpoint being written, in the folder of checkpoints
 
 
@@ -65,7 +66,7 @@ class TrainingFolder:
             # All processes take the locks in the same order, which rules out deadlocks.
             for artifact in sorted(self.artifacts, key=lambda artifact: artifact.root):
                 artifact.root.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(_acquire_lock(artifact, callback))
+                locks.enter_context(wait_for_lock(artifact.lock_path, callback, SAME_TRAINING))
             self._clear()
             yield
 
@@ -90,15 +91,24 @@ class TrainingFolder:
             self.remove_checkpoints()
 
 
-def _acquire_lock(artifact: MemberArtifact, callback: TrainingCallback) -> contextlib.AbstractContextManager[object]:
-    """Wait for an artifact's lock. Return a context that releases it."""
-    lock, has_waited = file_lock(artifact.lock_path), False
+def wait_for_lock(path: Path, callback: TrainingCallback, reason: str) -> contextlib.AbstractContextManager[object]:
+    """Wait for a lock that another training may hold. Return a context that releases it.
+
+    Args:
+        path: The lock's file.
+        callback: Follows the training; may ask for a stop.
+        reason: What the training waits for.
+
+    Raises:
+        TrainingStopped: If asked to stop.
+    """
+    lock, has_waited = file_lock(path), False
     while True:
         with contextlib.suppress(Timeout):
             return lock.acquire(timeout=1)
         if callback.should_stop():
-            raise TrainingStopped("stopped while another process runs the same training")
+            raise TrainingStopped(f"stopped while {reason}")
         if not has_waited:
-            callback.note("another process runs the same training: waiting for it")
+            callback.note(f"{reason}: waiting for it")
         has_waited = True
         callback.on_step_end()

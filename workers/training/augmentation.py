@@ -49,7 +49,13 @@ def augment(
 
 
 def transform(images: Tensor, augmentations: Sequence[Augmentation], generator: torch.Generator) -> Tensor:
-    """Apply augmentations without mixing images. Arguments and returned images as in `augment`."""
+    """Apply augmentations without mixing images. Arguments and returned images as in `augment`.
+
+    Of features (N, V, D) that a frozen backbone has computed for V views of each image, it takes a view at random: (N, D).
+    """
+    if images.is_floating_point():
+        views = torch.randint(images.shape[1], (len(images),), generator=generator, device=images.device)
+        return images[torch.arange(len(images), device=images.device), views]
     for augmentation in augmentations:
         if augmentation.moves_pixels:
             images = augmentation.apply(images, generator)
@@ -69,5 +75,10 @@ def mix(x: Tensor, labels: Tensor, augmentations: Sequence[Augmentation], genera
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Convert (N, H, W, 3) uint8 images to (N, 3, H, W) float32 in [0, 1], in channels_last memory order."""
+    """Convert (N, H, W, 3) uint8 images to (N, 3, H, W) float32 in [0, 1], in channels_last memory order.
+
+    Of features (N, V, D) that a frozen backbone has computed, return those of the first view, which is the image: (N, D).
+    """
+    if images.is_floating_point():
+        return images[:, 0]
     return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)

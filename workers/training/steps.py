@@ -105,7 +105,8 @@ class Stepper:
     @cached_property
     def captured_augmentation(self) -> CapturedAugmentation | None:
         """The augmentations as a separate CUDA graph; None if the step or the augmentations cannot be captured."""
-        is_captured = self.captured is not None and can_be_captured(self.augmentations)
+        has_pixels = not self.data.images.is_floating_point()
+        is_captured = self.captured is not None and has_pixels and can_be_captured(self.augmentations)
         return CapturedAugmentation(self.augmentations) if is_captured else None
 
     @property

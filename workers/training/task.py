@@ -21,7 +21,8 @@ class TrainingData:
     """The rows that a training reads.
 
     Attributes:
-        images: (N, H, W, 3) uint8, the images of the whole data set.
+        images: (N, H, W, 3) uint8, the images of the whole data set; for a frozen backbone (N, V, D) float32, the features of
+            V views of each image.
         labels: (N,) int64, their labels.
         fit: (n,) row numbers to train on.
         watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
