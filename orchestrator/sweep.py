@@ -17,7 +17,7 @@ from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Answer, Executor, OnEvent
 from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.job_outcomes import Outcome
-from orchestrator.execution.preflight import check_recipes
+from orchestrator.execution.preflight import check_recipes, fetch_weights
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing import MODULES, fuse
 from orchestrator.fusing.progress import FILE, follow
@@ -101,6 +101,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     """
     team = load_team(team_file, options.data)
     team.check_names("--restart", options.restart)
+    team = fetch_weights(team, options.say)
     if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say, team.tracking.experiment or team.name)

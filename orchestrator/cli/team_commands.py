@@ -17,6 +17,7 @@ from workers.errors import UserInputError
 if TYPE_CHECKING:
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.cluster.ray_jobs import RemoteSweep
+    from orchestrator.config.team import Team
     from orchestrator.home import Home
     from orchestrator.planning.plan import Plan
 
@@ -61,6 +62,8 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
     else:
         names = ", ".join(m.name for m in team.members)
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
+        for line in _downloads(team):
+            print(line)
 
 
 @app.command("data", epilog="Example: conclave data team.yaml --sheet photos.svg")
@@ -111,18 +114,25 @@ def plan(
     """List the jobs, their states and the time left. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
+    from orchestrator.execution.preflight import with_weights
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
     from workers.data.store import find_store
+    from workers.models.pretrained import cached_file
 
     team = load_team(team_file, data)
     cluster = Cluster.read(on) if on else None
+    missing = _downloads(team)
+    for line in missing if not as_json else ():
+        print(line)
+    team = team if missing else with_weights(team, cached_file)
     store = find_store(team.data, home)
-    if store is None:
+    if store is None or missing:
         folds = (None, *range(team.folds))
         labels = [f"{m.name}{'' if fold is None else f' fold {fold}'}" for fold in folds for m in team.members]
         labels += ["student"] if team.student else []
-        time = "unknown until the data is packed: `conclave sweep` packs it"
+        awaited = ["the data is packed"] * (store is None) + ["the weights are downloaded"] * bool(missing)
+        time = f"unknown until {' and '.join(awaited)}: `conclave sweep` does that"
         _show_plan([(label, "to do") for label in labels], time, as_json)
         return
     recipes = known_recipes(Planner(team, store, home, (str(team_file.resolve().parent),)))
@@ -132,6 +142,19 @@ def plan(
     rows += [(planned.label, "done" if planned.signature in current.done else "to do") for planned in current.members]
     suffix = " after the search, which is not counted" if open_searches else ""
     _show_plan(rows, _describe_time(current, cluster) + suffix if current.todo else "nothing to do", as_json)
+
+
+def _downloads(team: Team) -> list[str]:
+    """Return a line for each file of weights that a sweep of the team would download."""
+    from orchestrator.execution.preflight import published_weights
+    from workers.models.pretrained import cached_file
+
+    files = {weights: cached_file(weights) for weights in published_weights(team).values()}
+    return [
+        f"The sweep would download {weights.file} ({weights.size / 1e6:.0f} MB) from {weights.url} to {path}."
+        for weights, path in files.items()
+        if not path.is_file()
+    ]
 
 
 def _describe_time(plan: Plan, cluster: Cluster | None) -> str:

@@ -14,7 +14,7 @@ from orchestrator.config.team_file import MemberEntry, TeamFile
 from orchestrator.config.yaml_document import KeyPath
 from workers.config.job import derive_seed
 from workers.config.recipe import OPTIMIZER
-from workers.config.specs import DataSpec, MemberSpec, StudentSpec
+from workers.config.specs import PUBLISHED, DataSpec, MemberSpec, StudentSpec
 from workers.config.strict import Strict
 
 NOT_OF_A_RECIPE = ("name", "count", "snapshots", "cycles", "average", "search")  # keys that a student doesn't have
@@ -113,7 +113,7 @@ class Resolution:
     def _complete(self, values: Values) -> Values:
         """Add the resources of the team, and make the path of the weights absolute."""
         values = {key: value for key, value in values.items() if value is not None}
-        if "weights" in values:
+        if "weights" in values and values["weights"] not in PUBLISHED:
             values["weights"] = self._path(values["weights"])
         if "optimizer" in values:  # settings without a kind change the default optimizer
             values["optimizer"] = {"kind": OPTIMIZER, **values["optimizer"]}

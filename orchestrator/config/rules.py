@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fusion.interface import FUSIONS, asks_for_student
 from orchestrator.config.team import Team
 from workers.config.extensions import AUGMENTATIONS, LAYOUTS, Augmentation, is_reference
-from workers.config.specs import MemberSpec, StudentSpec
+from workers.config.specs import PUBLISHED, MemberSpec, StudentSpec
 
 
 def find_data_problems(team: Team) -> Iterator[str]:
@@ -76,6 +76,8 @@ def _find_freeze_problems(recipe: MemberSpec) -> Iterator[str]:
         yield "views are of a frozen backbone: set `freeze: backbone`, or leave them out"
     if recipe.freeze and recipe.weights is None and not is_reference(recipe.arch):
         yield "freeze: backbone needs weights that have learned something: name their file as `weights`"
+    if recipe.weights in PUBLISHED and is_reference(recipe.arch):
+        yield f"weights: {recipe.weights} are a library's; a network of your own loads its weights itself, or from a file"
     if recipe.freeze and (recipe.resources.processes > 1 or isinstance(recipe, StudentSpec)):
         yield "freeze: backbone is for members that one process trains: a head takes seconds"
     if recipe.freeze and (mixing := [one.name for one in recipe.augment if _mixes(one.name)]):

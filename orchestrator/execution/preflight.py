@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from fusion.interface import FUSIONS
 from orchestrator.config.team import Team
 from workers.config.architectures import split_arch
 from workers.config.own_code import import_from
-from workers.config.specs import MemberSpec
+from workers.config.specs import PUBLISHED, MemberSpec
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError
+
+if TYPE_CHECKING:
+    from workers.models.source import PretrainedWeights
+
+Recipe = TypeVar("Recipe", bound=MemberSpec)
 
 
 def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
@@ -36,6 +44,64 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
     problems = [text for r in doubtful for text in (*_network(team, r, tried), *problems_of_recipe(r, team.data.size))]
     if problems := [*problems, *problems_of_training(team.train)]:
         raise UserInputError("\n".join(dict.fromkeys(problems)))
+
+
+def published_weights(team: Team) -> dict[str, PretrainedWeights]:
+    """Return the files that the team's `weights: imagenet` stand for, by `arch`. Imports torch if there are any.
+
+    Raises:
+        UserInputError: If an architecture has none.
+    """
+    found = {}
+    for recipe in team.recipes:
+        if recipe.weights in PUBLISHED:
+            source, name = split_arch(recipe.arch)
+            file = source.pretrained(name)
+            if file is None:
+                raise UserInputError(
+                    f"member {recipe.name}: {recipe.arch} has no published weights that take images normalized as they are here. "
+                    "Name a file, or another network."
+                )
+            found[recipe.arch] = file
+    return found
+
+
+def with_weights(team: Team, file_of: Callable[[PretrainedWeights], Path]) -> Team:
+    """Return the team with files in the place of `weights: imagenet`.
+
+    Args:
+        team: The team.
+        file_of: Returns the place of a file of weights.
+    """
+    files = {arch: file_of(weights) for arch, weights in published_weights(team).items()}
+
+    def resolved(recipe: Recipe) -> Recipe:
+        if recipe.weights not in PUBLISHED:
+            return recipe
+        return recipe.model_copy(update={"weights": files[recipe.arch]})
+
+    trainings, student = tuple(map(resolved, team.trainings)), team.student and resolved(team.student)
+    return team.model_copy(update={"trainings": trainings, "student": student}) if files else team
+
+
+def fetch_weights(team: Team, say: Callable[[str], None]) -> Team:
+    """Download the weights that a team starts from, and return the team with their files.
+
+    Args:
+        team: The team.
+        say: Shows a line to the user.
+
+    Raises:
+        UserInputError: If a file can't be downloaded.
+    """
+    if not any(recipe.weights in PUBLISHED for recipe in team.recipes):
+        return team
+    from workers.models.pretrained import download
+
+    for arch, weights in published_weights(team).items():
+        if weights.pixels not in (0, size := team.data.size):
+            say(f"the weights of {arch} were trained on images of {weights.pixels} pixels; here data.image_size is {size}")
+    return with_weights(team, partial(download, say=say))
 
 
 def _is_sure(recipe: MemberSpec) -> bool:

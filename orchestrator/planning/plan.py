@@ -161,6 +161,7 @@ class Planner:
             checkpoint_seconds=self.team.checkpoint.minutes * 60,
             teachers=teachers,
             start=start,
+            weights_sha256=_weights_sha256(recipe.weights) if recipe.weights else None,
         )
 
     def signature(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +33,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def borrowing(packed: Store) -> tuple[Job, list[str], elsewhere.Read]:
     asked: list[str] = []
+    one = job("a").model_copy(update={"store": packed.folder})
 
     def read(name: str, offset: int) -> bytes:
         asked.append(name)
-        return elsewhere.read_chunk(packed.folder, name, offset)
+        return elsewhere.read_chunk(one, name, offset)
 
-    return job("a").model_copy(update={"store": packed.folder}), asked, read
+    return one, asked, read
 
 
 def test_the_data_comes_once_and_is_the_same(packed: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,28 @@ def test_no_other_file_is_lent(packed: Store) -> None:
     (packed.folder.parent / "secret").write_text("secret")
     for name in ("../secret", "/etc/passwd", "secret"):
         with pytest.raises(ConclaveError, match="not a file of a packed store"):
-            elsewhere.read_chunk(packed.folder, name, 0)
+            elsewhere.read_chunk(job("a").model_copy(update={"store": packed.folder}), name, 0)
+
+
+def test_the_weights_to_start_from_come_too_and_are_checked(packed: Store, cache: Path, tmp_path: Path) -> None:
+    content = os.urandom(50_000)
+    (tmp_path / "w.safetensors").write_bytes(content)
+    recipe = job("a").recipe.model_copy(update={"weights": tmp_path / "w.safetensors"})
+    update = {"store": packed.folder, "recipe": recipe, "weights_sha256": hashlib.sha256(content).hexdigest()}
+    one, asked = job("a").model_copy(update=update), list[str]()
+
+    def read(name: str, offset: int) -> bytes:
+        asked.append(name)
+        return elsewhere.read_chunk(one, name, offset)
+
+    there = elsewhere.localize_job(one, read).recipe.weights
+    assert there is not None
+    assert (there.parent, there.read_bytes()) == (cache / "weights", content)
+    asked.clear()
+    elsewhere.localize_job(one, read)
+    assert "weights" not in asked
+    with pytest.raises(ConclaveError, match="didn't arrive complete"):
+        elsewhere.localize_job(one.model_copy(update={"weights_sha256": "0" * 64}), read)
 
 
 def test_a_digest_that_is_none_never_becomes_a_path(packed: Store, cache: Path) -> None:

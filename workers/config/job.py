@@ -35,6 +35,7 @@ class Job(Strict):
         checkpoint_seconds: Longest time without a checkpoint.
         teachers: Signatures of the members that a student learns from.
         start: Signature of the teacher whose weights a student begins from.
+        weights_sha256: SHA-256 of the recipe's file of weights, if it has one.
     """
 
     recipe: MemberSpec
@@ -49,6 +50,7 @@ class Job(Strict):
     checkpoint_seconds: float = 300.0
     teachers: tuple[str, ...] = ()
     start: str | None = None
+    weights_sha256: str | None = None
 
     @property
     def signatures(self) -> tuple[str, ...]:

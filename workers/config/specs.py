@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -120,6 +121,7 @@ class TrainSpec(Strict):
 
 
 CROSS_ENTROPY = "cross_entropy"
+PUBLISHED = (Path("imagenet"), Path("pretrained"))  # values of `weights` that stand for those of the architecture's source
 
 
 def check_loss(name: str) -> str:
@@ -159,7 +161,9 @@ class NetworkKeys(Strict):
     loss: Annotated[str, AfterValidator(check_loss)] = Field(
         CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
     )
-    weights: FilePath | None = Field(None, strict=False, description="A file of weights to start from.")
+    weights: FilePath | None = Field(
+        None, strict=False, description="A file of weights to start from, or imagenet: the published ones of the architecture."
+    )
     freeze: Literal["backbone"] | None = Field(
         None, description="backbone: train only the last layer, on features that are computed once for each image."
     )

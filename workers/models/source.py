@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import nn
 
     from workers.config.specs import MemberSpec
+
+
+class PretrainedWeights(NamedTuple):
+    """A file of weights that a source has for one of its networks.
+
+    Attributes:
+        url: Where it is.
+        file: Its name.
+        sha256: The first characters of its SHA-256; "" if the source names none.
+        size: Its size in bytes; 0 if unknown.
+        pixels: Side of the images that the network was trained on; 0 if unknown.
+    """
+
+    url: str
+    file: str
+    sha256: str = ""
+    size: int = 0
+    pixels: int = 0
 
 
 class ArchitectureSource(ABC):
@@ -45,6 +63,10 @@ class ArchitectureSource(ABC):
         If so, it is not tried out before a sweep. Must not import torch, which takes seconds.
         """
         return False
+
+    def pretrained(self, name: str) -> PretrainedWeights | None:
+        """Return the weights that `weights: imagenet` stands for, or None if there are none. May import torch."""
+        return None
 
     def module(self, name: str) -> str | None:
         """Return the module whose code determines the weights, for the signature; None for a library's network."""

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -68,7 +67,7 @@ class JobLocalizer:
             raise ConclaveError(f"the machine {platform.node()} {NO_WAY_BACK}")
 
         def read(name: str, offset: int) -> bytes:
-            return ray.get(serve_chunk.remote(job.store, name, offset))  # type: ignore[no-any-return]
+            return ray.get(serve_chunk.remote(job, name, offset))  # type: ignore[no-any-return]
 
         try:
             return localize_job(job, read), note, True
@@ -172,9 +171,9 @@ def check_alive() -> MemoryState:
 
 
 @ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})  # type: ignore[untyped-decorator]  # Ray's own
-def serve_chunk(store: Path, name: str, offset: int) -> bytes:
-    """Return a chunk of a packed store's file. Runs on the head, where the driver packed the data."""
-    return read_chunk(store, name, offset)
+def serve_chunk(job: Job, name: str, offset: int) -> bytes:
+    """Return a chunk of a file that a job reads. Runs on the head, where the driver packed the data."""
+    return read_chunk(job, name, offset)
 
 
 @ray.remote(max_restarts=0, max_concurrency=2)

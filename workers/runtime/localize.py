@@ -8,6 +8,7 @@ removed first.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -18,16 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import Timeout
-from platformdirs import user_cache_path
 
 from workers.config.job import Job
 from workers.data.store import Store, content_digest
 from workers.data.store_checks import damaged_file, keep_checks
 from workers.errors import ConclaveError, IncompleteTransferError
 from workers.storage.artifacts import MemberArtifact
-from workers.storage.files import file_lock
+from workers.storage.cache import cache_folder
+from workers.storage.files import file_lock, write_bytes
 
 CHUNK_BYTES = 16 << 20
+WEIGHTS = "weights"  # name by which a job's file of weights is read from the driver
 Read = Callable[[str, int], bytes]  # (file name, offset) -> at most CHUNK_BYTES bytes of a store's file
 
 
@@ -70,19 +72,35 @@ def localize_job(job: Job, read: Read) -> Job:
     home = root / "home"
     in_use = {store, *(MemberArtifact.in_home(home, signature).root for signature in job.signatures)}
     evict_cache(root, float(os.environ.get("CONCLAVE_CACHE_GB", "50")) * 1e9, in_use)
-    return job.model_copy(update={"home": home, "store": store})
+    return _with_weights(job.model_copy(update={"home": home, "store": store}), root / "weights", read)
 
 
-def cache_folder() -> Path:
-    """Return the folder of this machine's cache."""
-    return Path(os.environ.get("CONCLAVE_CACHE") or user_cache_path("conclave")).absolute()
+def _with_weights(job: Job, folder: Path, read: Read) -> Job:
+    """Return the job with its file of weights in this machine's cache, fetched from the driver if it is not there."""
+    if job.recipe.weights is None:
+        return job
+    path = folder / f"{job.weights_sha256}{job.recipe.weights.suffix}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".lock"):
+        if not path.is_file():
+            content = bytearray()
+            while chunk := read(WEIGHTS, len(content)):
+                content += chunk
+            if hashlib.sha256(content).hexdigest() != job.weights_sha256:
+                raise IncompleteTransferError(f"the weights {job.recipe.weights} didn't arrive complete.")
+            write_bytes(path, bytes(content))
+    return job.model_copy(update={"recipe": job.recipe.model_copy(update={"weights": path})})
 
 
-def read_chunk(store: Path, name: str, offset: int) -> bytes:
-    """Return at most CHUNK_BYTES bytes of a store's file. Raises ConclaveError if a store has no file of this name."""
-    if name not in Store.FILES:
+def read_chunk(job: Job, name: str, offset: int) -> bytes:
+    """Return at most CHUNK_BYTES bytes of a file of a job's store, or of its weights. Raises ConclaveError for other files."""
+    if name == WEIGHTS and job.recipe.weights:
+        path = job.recipe.weights
+    elif name in Store.FILES:
+        path = job.store / name
+    else:
         raise ConclaveError(f"{name}: not a file of a packed store")
-    with open(store / name, "rb") as file:
+    with open(path, "rb") as file:
         file.seek(offset)
         return file.read(CHUNK_BYTES)
 

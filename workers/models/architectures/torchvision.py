@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 from workers.config.extensions import ARCHITECTURES
 from workers.errors import UserInputError
-from workers.models.source import ArchitectureSource
+from workers.models.source import ArchitectureSource, PretrainedWeights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +36,7 @@ OTHERS = frozenset(
     "vit_h_14 vit_l_16 vit_l_32 ".split()
 )
 KNOWN = RESNETS | OTHERS
+OWN_INPUT = ("googlenet", "inception_v3")  # with their published weights, they normalize images once more
 SMALL = 64  # below this side `stem: auto` takes the 3x3 stem without pooling
 
 
@@ -51,6 +53,20 @@ class Torchvision(ArchitectureSource):
     def is_sure(self, name: str) -> bool:
         """Return whether SmallResNet builds the network."""
         return name in SCALABLE
+
+    def pretrained(self, name: str) -> PretrainedWeights | None:
+        """Return torchvision's best weights of a network, if they take images that are normalized as ours are."""
+        import torchvision
+
+        from workers.models.network import MEAN
+
+        best = torchvision.models.get_model_weights(name).DEFAULT
+        if name in OWN_INPUT or list(best.transforms().mean) != list(MEAN):
+            return None
+        file = best.url.rpartition("/")[2]
+        match = re.search(r"-([0-9a-f]{8,})\.pth$", file)
+        pixels = getattr(best.transforms(), "crop_size", [0])[0]
+        return PretrainedWeights(best.url, file, match[1] if match else "", round(best.meta["_file_size"] * 2**20), pixels)
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
         """Return the network; `width` and `stem` of the member change ResNets."""
