@@ -146,7 +146,7 @@ def test_a_source_without_a_name_is_answered(tmp_path: Path) -> None:
     assert "members[0].arch: tiny is a source of networks; say which of them, as tiny/NAME" in done.stderr
     assert "members[2].arch: unknown network tiny/x; known are tiny/linear and tiny/mlp" in done.stderr
     schema = subprocess.run([*words[:3], "schema"], env=env, capture_output=True, text=True, check=True).stdout
-    assert "a network of tiny as SOURCE/NAME" in schema
+    assert "a network of timm or tiny as SOURCE/NAME" in schema
 
 
 @pytest.mark.parametrize("start", ["conclave", "module"])

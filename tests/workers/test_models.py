@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from torch import nn
 
 from tests.factories import CPU, member
 from workers.errors import UserInputError
+from workers.models.architectures.timm import Timm
 from workers.models.architectures.torchvision import KNOWN, SCALABLE
 from workers.models.build import build
 from workers.models.network import has_linear_head, memory_format
@@ -42,6 +44,37 @@ def test_any_torchvision_classifier_splits_into_features_and_head(arch: str) -> 
     assert network(x).shape == (2, 7)
     assert torch.equal(network.head(network.features(x)), network(x))
     assert has_linear_head(network) == (arch != "squeezenet1_1")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "mean"), [("resnet10t", 32, 0.485), ("vit_tiny_patch16_224", 64, 0.5), ("convnext_atto", 32, 0.485)]
+)
+def test_timms_classifiers_are_split_normalized_and_loaded(name: str, size: int, mean: float, tmp_path: Path) -> None:
+    oracle = timm.create_model(name, num_classes=11, **({"img_size": size} if name.startswith("vit") else {}))
+    torch.save(oracle.state_dict(), tmp_path / "w.pt")
+    network = build(member(arch=f"timm/{name}", width=64, weights=tmp_path / "w.pt"), 11, size).eval()
+    x = torch.rand(2, 3, size, size)
+    settings = oracle.pretrained_cfg
+    mean_and_std = (torch.tensor(settings[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    assert settings["mean"][0] == mean
+    assert torch.allclose(network(x), oracle.eval()((x - next(mean_and_std)) / next(mean_and_std)), atol=1e-5)
+    assert has_linear_head(network)
+    assert torch.equal(network.head(network.features(x)), network(x))
+
+
+def test_what_timm_does_not_have_is_told() -> None:
+    cases = [
+        ("resnet18x", 64, "the nearest is resnet18"),
+        ("resnet18.none", 64, "timm has no such tag of resnet18; it has a1_in1k"),
+        ("resnet18", 8, "width and stem change torchvision's ResNets only"),
+    ]
+    for arch, width, expected in cases:
+        with pytest.raises(UserInputError, match=expected):
+            build(member(arch=f"timm/{arch}", width=width), 3, 224)
+    found = Timm().pretrained("resnet18")
+    assert found is not None
+    assert found.url == "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+    assert (found.file, found.pixels) == ("timm--resnet18.a1_in1k.safetensors", 224)
 
 
 def test_stem_auto_depends_on_the_image_size() -> None:

@@ -85,6 +85,19 @@ def test_a_file_is_downloaded_once_and_again_if_it_is_damaged(server: type[Handl
     assert files(tmp_path / "cache") == [one.file]
 
 
+def test_a_file_whose_source_names_no_hash_is_checked_against_its_first_download(server: type[Handler], tmp_path: Path) -> None:
+    one = weights()._replace(sha256="")
+    server.contents[one.file] = CONTENT
+    path = download(one, lambda _: None)
+    path.write_bytes(CONTENT[:-1] + b"x")
+    assert download(one, lambda _: None).read_bytes() == CONTENT
+    assert len(server.asked) == 2
+    for file in (tmp_path / "cache" / "weights").iterdir():
+        file.unlink()
+    path.write_bytes(b"put there by hand")
+    assert download(one, lambda _: None).read_bytes() == b"put there by hand"
+
+
 @pytest.mark.parametrize("fault", ["missing", "cut", "other", "offline", "full"])
 def test_what_cannot_be_downloaded_is_told_with_the_place_to_put_it(
     fault: str, server: type[Handler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

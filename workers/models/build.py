@@ -35,6 +35,9 @@ def _built(spec: MemberSpec, classes: int, image_size: int) -> Network:
     source, name = split_arch(spec.arch)
     built = source.build(spec, name, classes, image_size)
     network, names = _divided(built, classes, has_parts=source.module(name) is not None)
+    if statistics := source.statistics(name):
+        for buffer, values in zip((network.mean, network.std), statistics, strict=True):
+            buffer.copy_(torch.tensor(values).view(1, 3, 1, 1))
     if spec.weights:
         load_weights(network, names, spec)
     return network

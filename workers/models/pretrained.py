@@ -41,7 +41,7 @@ def download(weights: PretrainedWeights, say: Callable[[str], None]) -> Path:
         UserInputError: If the file can't be downloaded, or is another one than the source names. Nothing is left then.
     """
     path = cached_file(weights)
-    if path.is_file() and _sha256_of(path).startswith(weights.sha256):
+    if path.is_file() and _sha256_of(path).startswith(weights.sha256 or _noted(path)):
         return path
     mirror = os.environ.get(MIRROR)
     url = f"{mirror.rstrip('/')}/{weights.file}" if mirror else weights.url
@@ -67,6 +67,8 @@ def _download(weights: PretrainedWeights, url: str, path: Path, say: Callable[[s
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~UMASK)
             os.replace(file.name, path)
+            if not weights.sha256:
+                _note_of(path).write_text(digest, encoding="utf-8")
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file.name)
@@ -94,6 +96,19 @@ def _copy(url: str, write: Callable[[bytes], object], say: Callable[[str], None]
     if expected and done < expected:
         raise HTTPException(f"the connection ended after {done:,} of {expected:,} bytes")
     return hasher.hexdigest()
+
+
+def _note_of(path: Path) -> Path:
+    """Return the file that keeps the SHA-256 of a download whose source names none."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _noted(path: Path) -> str:
+    """Return the SHA-256 of a download, or "" if it was put there by hand."""
+    try:
+        return _note_of(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _sha256_of(path: Path) -> str:

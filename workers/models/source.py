@@ -68,6 +68,13 @@ class ArchitectureSource(ABC):
         """Return the weights that `weights: imagenet` stands for, or None if there are none. May import torch."""
         return None
 
+    def statistics(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the means and standard deviations of the three channels by which a network's images are normalized.
+
+        None stands for ImageNet's. May import torch.
+        """
+        return None
+
     def module(self, name: str) -> str | None:
         """Return the module whose code determines the weights, for the signature; None for a library's network."""
         return None
