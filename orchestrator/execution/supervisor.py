@@ -56,12 +56,13 @@ class Supervisor:
         return events
 
     def _last_events(self, assignment: Assignment, outcome: Outcome) -> list[Event]:
-        """Return the `published` events since the last heartbeat of a job that succeeded."""
+        """Return the events since the last heartbeat of a job that succeeded, which may have ended before the first."""
         if outcome.kind != "done":
             return []
+        begun = [] if assignment.heartbeat else [Event(assignment.job, "working")]
         shown = assignment.heartbeat.published if assignment.heartbeat else []
         names = [member.name for member in assignment.job.members if member.name not in shown]
-        return [Event(assignment.job, "published", text=name) for name in names]
+        return [*begun, *(Event(assignment.job, "published", text=name) for name in names)]
 
     def _outcome(self, trainer: TrainerHandle, assignment: Assignment) -> Outcome | None:
         """Return the outcome of the trainer's job, or None if it has not ended."""

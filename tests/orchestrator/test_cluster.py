@@ -15,6 +15,7 @@ from orchestrator.cluster.machines import Machine, Machines, Shape, Size
 from orchestrator.config.settings import HeartbeatSpec
 from orchestrator.execution import trainer_pool
 from orchestrator.execution.executor import Event
+from orchestrator.execution.job_outcomes import Outcome
 from orchestrator.execution.supervisor import Supervisor
 from orchestrator.execution.trainer_handle import WAITING_NOTE_SECONDS, Assignment, TrainerHandle
 from orchestrator.execution.trainer_pool import TrainerPool, begin_trainers
@@ -36,6 +37,16 @@ def test_a_job_that_waits_for_a_machine_says_so_once(waited: float, told: int) -
     for event in notes:
         assert isinstance(event, Event)
         assert event.text == "waits for a machine with room for 1 GPUs and 2 CPUs"
+
+
+def test_a_job_that_ends_before_its_first_heartbeat_has_worked_nonetheless() -> None:
+    connection: Any = SimpleNamespace(ray=None)
+    supervisor = Supervisor(TrainerPool(connection, cast(Any, None), actor.JobLocalizer()))
+    assignment = Assignment(job("a"), (None, ()), "its result")
+    events = supervisor._last_events(assignment, Outcome(assignment.job, "done"))
+    assert [(event.kind, event.text) for event in events] == [("working", ""), ("published", "a")]
+    assignment.take_heartbeat(Heartbeat(1, "node", 0, {}, [], 0))
+    assert [event.kind for event in supervisor._last_events(assignment, Outcome(assignment.job, "done"))] == ["published"]
 
 
 def test_a_ray_without_any_machine_is_not_taken_for_one_whose_machines_are_too_small() -> None:
