@@ -14,7 +14,7 @@ from workers.config.extensions import (
     ScheduleSpec,
 )
 from workers.data.layout import Item, Layout
-from workers.models.source import ArchitectureSource
+from workers.models.source import ArchitectureSource, PretrainedWeights
 
 __all__ = [
     "ARCHITECTURES",
@@ -34,6 +34,7 @@ __all__ = [
     "NetworkOutputs",
     "OptimizerSpec",
     "Predictions",
+    "PretrainedWeights",
     "ScheduleSpec",
     "softmax",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_features_are_the_networks_own_and_each_is_computed_once(digits: Store, 
     assert not torch.allclose(other, found), "another network's are its own"
 
 
+def test_a_network_that_onnx_cannot_hold_is_computed_by_torch(
+    digits: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = FewRows(digits, np.arange(40))
+    expected = frozen(tmp_path / "onnx").features(few, TrainingCallback())
+    monkeypatch.setattr(backbone, "_onnx_features", Mock(side_effect=RuntimeError("it can't be traced")))
+    found = frozen(tmp_path / "torch").features(few, TrainingCallback())
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    assert not found.is_inference(), "a head can be trained on it"
+
+
 def test_a_feature_depends_neither_on_its_batch_nor_on_its_place_in_it(digits: Store, tmp_path: Path) -> None:
     rows = np.arange(80)
     found = [
@@ -138,9 +150,11 @@ def test_views_are_the_image_and_augmented_ones_always_the_same(digits: Store, t
     assert not torch.allclose(found[:, 1], found[:, 2])
 
 
-def test_the_trained_head_is_the_same_function_of_raw_features() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_trained_head_is_the_same_function_of_raw_features(bias: bool) -> None:
     network, features = build(member(), 10, 8), torch.rand(50, 32) * torch.linspace(0.1, 9, 32) + 5
-    head = HeadNetwork(network.head, features)  # type: ignore[arg-type]
+    network.head = torch.nn.Linear(32, 10, bias=bias)
+    head = HeadNetwork(network.head, features)
     assert torch.allclose(head(features), network.head(features), atol=1e-4), "it starts as the network's own"
     with torch.no_grad():
         head.head.linear.weight.normal_()  # type: ignore[operator, union-attr]

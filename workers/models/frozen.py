@@ -25,23 +25,26 @@ class Standardized(nn.Module):
         super().__init__()
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", mean)
+        has_bias = head.bias is not None
+        self.register_buffer("mean", mean if has_bias else torch.zeros_like(mean))  # only a bias can make up for a mean
         self.register_buffer("scale", scale)
-        self.linear = nn.Linear(head.in_features, head.out_features)
+        self.linear = nn.Linear(head.in_features, head.out_features, bias=has_bias)
         with torch.no_grad():
             self.linear.weight.copy_(head.weight * scale)
-            self.linear.bias.copy_(head.weight @ mean + (0 if head.bias is None else head.bias))
+            if has_bias:
+                self.linear.bias.copy_(head.bias + head.weight @ mean)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits."""
         return cast(Tensor, self.linear((features - self.mean) / self.scale))
 
     @torch.no_grad()
-    def raw(self) -> tuple[Tensor, Tensor]:
-        """Return the weight (C, D) and the bias (C,) of the same head on raw features, on the CPU."""
+    def copy_into(self, head: nn.Linear) -> None:
+        """Make a head on raw features the same function."""
         weight = self.linear.weight.double() / self.scale.double()
-        bias = self.linear.bias.double() - weight @ self.mean.double()
-        return weight.float().cpu(), bias.float().cpu()
+        head.weight.copy_(weight)
+        if head.bias is not None:
+            head.bias.copy_(self.linear.bias.double() - weight @ self.mean.double())
 
 
 class HeadNetwork(Network):
@@ -62,12 +65,5 @@ class HeadNetwork(Network):
 
     def put_into(self, network: Network) -> Network:
         """Give a network this head, and return it."""
-        weight, bias = cast(Standardized, self.head).raw()
-        head = cast(nn.Linear, network.head)
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            if head.bias is None:
-                head.bias = nn.Parameter(bias)
-            else:
-                head.bias.copy_(bias)
+        cast(Standardized, self.head).copy_into(cast(nn.Linear, network.head))
         return network
