@@ -74,7 +74,7 @@ class FrozenBackbone:
         folder.mkdir(parents=True, exist_ok=True)
         digests: Digests = store.row_arrays["digests"]
         wanted = [bytes(digest) for digest in digests]
-        with wait_for_lock(folder / ".lock", callback, "another training computes the features of its backbone"):
+        with wait_for_lock(folder / ".lock", callback, "another training computes the same features"):
             known = _read_all(folder)
             missing = {digest: row for row, digest in enumerate(wanted) if digest not in known}
             if missing:
