@@ -17,6 +17,7 @@ from orchestrator.planning.search import DIVERGED, Search, describe_choice
 from workers.config.job import derive_seed
 from workers.config.search_space import Choice
 from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.diagnostics.logs import DRIVER
 from workers.errors import ConclaveError, DivergedError
 from workers.runtime.search_trial import ACCURACY, LOSS, run_trial
 
@@ -47,6 +48,7 @@ def run_trials(search: Search, connection: Connection, localizer: JobLocalizer, 
 
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").parent = DRIVER  # it logs the traceback of each trial whose process died
     logging.getLogger("optuna").setLevel(logging.ERROR)
     size = Machines(connection).size_for(search.recipe.resources)
     private = connection.folder  # removed even if this process is killed

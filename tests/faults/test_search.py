@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import time
 
+import psutil
+
 from tests.faults.place import TEAM, Place, left
+from workers.diagnostics.waiting import wait_until
 from workers.tracking.client import TrackingClient
 
 SEARCH = "search: {trials: 5, keep: 2, epochs: 3, lr: [0.001, 0.3], augment: {crop: [0.05, 0.3]}}"
@@ -40,6 +45,30 @@ def test_a_search_goes_on_after_its_driver_was_killed_and_its_best_are_members(p
     assert place.sweep()["trained"] == 0
     assert time.monotonic() - began < 60
     assert "searching" not in place.said()
+
+
+def test_a_trial_whose_process_dies_is_tried_again_and_its_traceback_is_for_the_log(place: Place) -> None:
+    """Ray Tune would log it to the terminal."""
+    long = "{trials: 2, epochs: 20000, grace: 20000, lr: [0.01, 0.3]}"
+    place.write(TEAM.replace("{name: a}", f"{{name: a, search: {long}}}"))
+    process = place.start()
+    died: list[int] = []
+
+    def killed() -> bool:
+        for one in place.watch():
+            with contextlib.suppress(psutil.Error):
+                if "ImplicitFunc" in " ".join(one.cmdline()[:1]):
+                    one.kill()
+                    died.append(one.pid)
+        return bool(died)
+
+    assert wait_until(killed, 60), place.said()
+    log = place.home / "sweeps" / "tiny" / "logs" / "driver.log"
+    assert wait_until(lambda: log.is_file() and "ActorDiedError" in log.read_text(), 60), place.said()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130, place.said()
+    assert "Traceback" not in place.said()
+    assert "ActorDiedError" not in place.said()
 
 
 def _nested(uri: str, parent: str, trials: dict[str, dict[str, object]]) -> None:
