@@ -114,7 +114,7 @@ def plan(
     """List the jobs, their states and the time left. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
-    from orchestrator.execution.preflight import with_weights
+    from orchestrator.execution.preflight import published_weights, with_weights
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
     from workers.data.store import find_store
@@ -125,7 +125,8 @@ def plan(
     missing = _downloads(team)
     for line in missing if not as_json else ():
         print(line)
-    team = team if missing else with_weights(team, cached_file)
+    if not missing:
+        team = with_weights(team, {arch: cached_file(weights) for arch, weights in published_weights(team).items()})
     store = find_store(team.data, home)
     if store is None or missing:
         folds = (None, *range(team.folds))
@@ -151,7 +152,7 @@ def _downloads(team: Team) -> list[str]:
 
     files = {weights: cached_file(weights) for weights in published_weights(team).values()}
     return [
-        f"The sweep would download {weights.file} ({weights.size / 1e6:.0f} MB) from {weights.url} to {path}."
+        f"The sweep would download {weights} from {weights.url} to {path}."
         for weights, path in files.items()
         if not path.is_file()
     ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -66,14 +65,8 @@ def published_weights(team: Team) -> dict[str, PretrainedWeights]:
     return found
 
 
-def with_weights(team: Team, file_of: Callable[[PretrainedWeights], Path]) -> Team:
-    """Return the team with files in the place of `weights: imagenet`.
-
-    Args:
-        team: The team.
-        file_of: Returns the place of a file of weights.
-    """
-    files = {arch: file_of(weights) for arch, weights in published_weights(team).items()}
+def with_weights(team: Team, files: Mapping[str, Path]) -> Team:
+    """Return the team with files, by `arch`, in the place of `weights: imagenet`."""
 
     def resolved(recipe: Recipe) -> Recipe:
         if recipe.weights not in PUBLISHED:
@@ -98,10 +91,11 @@ def fetch_weights(team: Team, say: Callable[[str], None]) -> Team:
         return team
     from workers.models.pretrained import download
 
-    for arch, weights in published_weights(team).items():
+    published = published_weights(team)
+    for arch, weights in published.items():
         if weights.pixels not in (0, size := team.data.size):
             say(f"the weights of {arch} were trained on images of {weights.pixels} pixels; here data.image_size is {size}")
-    return with_weights(team, partial(download, say=say))
+    return with_weights(team, {arch: download(weights, say) for arch, weights in published.items()})
 
 
 def _is_sure(recipe: MemberSpec) -> bool:

@@ -120,14 +120,15 @@ def test_another_optimizer_replaces_that_of_the_defaults() -> None:
     assert team.members[1].optimizer == Sgd(lr=1, momentum=0.5)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2]).glob("examples/*.yaml")), ids=lambda path: path.name)
+EXAMPLES = [*sorted(ROOT.glob("examples/*.yaml")), *sorted(ROOT.glob("examples/*/team.yaml"))]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=str)
 def test_the_examples_are_valid(path: Path) -> None:
-    assert config.load_team(path).name == path.stem
+    assert config.load_team(path).name == (path.parent.name if path.stem == "team" else path.stem)
 
 
-@pytest.mark.parametrize(
-    "path", [*sorted(ROOT.glob("examples/*.yaml")), ROOT / "orchestrator/cli/templates/team.yaml"], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*EXAMPLES, ROOT / "orchestrator/cli/templates/team.yaml"], ids=str)
 def test_the_schema_for_editors_accepts_what_is_valid(path: Path) -> None:
     jsonschema.validate(YAML(typ="safe", pure=True).load(path), TeamFile.model_json_schema())
 

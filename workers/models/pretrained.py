@@ -17,7 +17,7 @@ from urllib.request import urlopen
 from workers.errors import UserInputError
 from workers.models.source import PretrainedWeights
 from workers.storage.cache import cache_folder
-from workers.storage.files import UMASK
+from workers.storage.files import UMASK, file_sha256
 
 MIRROR = "CONCLAVE_WEIGHTS_MIRROR"  # an address below which the files lie by their names, for where the sources are out of reach
 CHUNK_BYTES = 1 << 20
@@ -41,11 +41,11 @@ def download(weights: PretrainedWeights, say: Callable[[str], None]) -> Path:
         UserInputError: If the file can't be downloaded, or is another one than the source names. Nothing is left then.
     """
     path = cached_file(weights)
-    if path.is_file() and _sha256_of(path).startswith(weights.sha256 or _noted(path)):
+    if path.is_file() and file_sha256(path).startswith(weights.sha256 or _noted(path)):
         return path
     mirror = os.environ.get(MIRROR)
     url = f"{mirror.rstrip('/')}/{weights.file}" if mirror else weights.url
-    say(f"downloading {weights.file}{_megabytes(weights)} from {url}")
+    say(f"downloading {weights} from {url}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(weights, url, path, say)
@@ -76,7 +76,7 @@ def _download(weights: PretrainedWeights, url: str, path: Path, say: Callable[[s
 
 def _why(error: Exception, weights: PretrainedWeights, url: str, path: Path) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        needed = f"there is no room for {weights.file}{_megabytes(weights)} in {path.parent}"
+        needed = f"there is no room for {weights} in {path.parent}"
         return f"{needed}. Free some, or set CONCLAVE_CACHE to a folder on another disk."
     return f"{url}: can't be downloaded ({getattr(error, 'reason', None) or error}). Put the file at {path}, and run again."
 
@@ -109,12 +109,3 @@ def _noted(path: Path) -> str:
         return _note_of(path).read_text(encoding="utf-8")
     except OSError:
         return ""
-
-
-def _sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _megabytes(weights: PretrainedWeights) -> str:
-    return f" ({weights.size / 1e6:.0f} MB)" if weights.size else ""

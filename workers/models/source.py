@@ -28,6 +28,10 @@ class PretrainedWeights(NamedTuple):
     size: int = 0
     pixels: int = 0
 
+    def __str__(self) -> str:
+        """Return the name and the size, in words."""
+        return f"{self.file} ({self.size / 1e6:.0f} MB)" if self.size else self.file
+
 
 class ArchitectureSource(ABC):
     """A source of networks: one module of `workers/models/architectures/` with one class, registered there.
