@@ -23,7 +23,10 @@ from workers.data.store import Store, content_digest
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 PORT, TRACKING = 6391, "http://10.77.0.3:5000"
-REMOTE = RESNET + f"tracking: {{uri: '{TRACKING}'}}\nresources: {{cpus: 1}}\nretries: {{errors: 0}}\n"
+# A member is trained in a second: without labels, whichever host is up first would train both.
+REMOTE = RESNET.replace("{name: a", "{name: a, resources: {labels: {host: head}}")
+REMOTE = REMOTE.replace("seed: 5", "seed: 5, resources: {labels: {host: worker}}")
+REMOTE += f"tracking: {{uri: '{TRACKING}'}}\nresources: {{cpus: 1}}\nretries: {{errors: 0}}\n"
 
 
 @dataclass
@@ -62,12 +65,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         words = [sys.executable, "-m", "conclave", "server", "--home", str(folder / "server"), "--host", "10.77.0.3"]
         hosts.start("tracking", [*words, "--allow", "10.77.0.3:5000"], env, folder / "server.log")
         shared = ["--block", "--num-cpus=1", "--object-store-memory=100000000"]
-        head = ["--head", f"--port={PORT}", "--node-ip-address=10.77.0.1", f"--temp-dir={session}", "--include-dashboard=true"]
-        hosts.start("head", [*RAY, "start", *shared, *head], env, folder / "head.log")
+        head = ["--head", f"--port={PORT}", "--node-ip-address=10.77.0.1", f"--temp-dir={session}", "--labels=host=head"]
+        hosts.start("head", [*RAY, "start", *shared, *head, "--include-dashboard=true"], env, folder / "head.log")
         made = Lab(hosts, folder, place, env, password)
         _wait(lambda: _code(made, "head", "http://127.0.0.1:8265/api/version") > 0, "the head", folder / "head.log")
         _wait(lambda: _code(made, "worker", f"{TRACKING}/health") == 200, "the tracking server", folder / "server.log")
-        joined = [f"--address=10.77.0.1:{PORT}", "--node-ip-address=10.77.0.2"]
+        joined = [f"--address=10.77.0.1:{PORT}", "--node-ip-address=10.77.0.2", "--labels=host=worker"]
         made.worker = hosts.start(
             "worker", [*RAY, "start", *shared, *joined], env, folder / "worker.log", [place.folder, session]
         )
