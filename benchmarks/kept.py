@@ -102,12 +102,13 @@ class KeptFits:
         artifact, job = planned.artifact, planned.job
         outputs = artifact.outputs()
         arrays: dict[str, Any] = {"record": artifact.manifest().model_dump_json()}
-        wanted = {"fuse": parts.fuse, "test": parts.test}
+        keys, fused = Store(job.store).keys, len(parts.fuse)
+        assert np.array_equal(outputs["keys"].numpy(), keys[np.concatenate([parts.fuse, parts.test])])
+        logits = outputs["logits"].numpy().astype(np.float16)
+        arrays |= {"fuse_logits": logits[:fused], "test_logits": logits[fused:]}
         if job.fold is not None:
-            wanted["oof"] = parts.fit[parts.folds == job.fold]
-        for part, rows in wanted.items():
-            assert np.array_equal(outputs[f"{part}_rows"].numpy(), rows)
-            arrays[f"{part}_logits"] = outputs[f"{part}_logits"].numpy().astype(np.float16)
+            assert np.array_equal(outputs["oof_keys"].numpy(), keys[parts.fit[parts.folds == job.fold]])
+            arrays["oof_logits"] = outputs["oof_logits"].numpy().astype(np.float16)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.of(planned.label).path
         partial = path.with_name(f".{path.name}")

@@ -25,7 +25,7 @@ from orchestrator.config import loader as config
 from orchestrator.planning.plan import Plan, Planner
 from workers.config.job import Job
 from workers.data import packing as data
-from workers.data.splits import get_split
+from workers.data.splits import keep_split, read_split
 from workers.data.store import Store
 from workers.diagnostics.callback import Epoch
 from workers.models.build import build
@@ -53,7 +53,8 @@ GOAL, GOAL_MINUTES = 0.06, 10  # some of it is around any trainings, however lon
 
 def planned(team: Path, home: Path) -> Plan:
     loaded = config.load_team(team)
-    store = data.pack_data(loaded.data, home, check=lambda store: get_split(store, loaded.data, loaded.seed))
+    store = data.pack_data(loaded.data, home)
+    keep_split(store, loaded.data, loaded.seed, home)
     return Planner(loaded, store, home).plan()
 
 
@@ -78,7 +79,7 @@ def _claim(path: Path) -> bool:
 
 def _fit(job: Job, store: Store) -> list[Epoch]:
     torch.set_num_threads(job.train.threads)
-    parts, recipe = get_split(store, job.data, job.team_seed), job.seeded_recipe
+    parts, recipe = read_split(store, job.split), job.seeded_recipe
     rows = training_data(job, store, parts, CPU)
     task = TrainingTask(rows, recipe, job.train, job.members, CPU)
     result = train(lambda: build(recipe, len(store.classes), store.size), task)

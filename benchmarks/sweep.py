@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from benchmarks.machine import describe, median_seconds, write_result
 from benchmarks.simulated import SimulatedExecutor
 from orchestrator.config import loader as config
@@ -28,7 +26,7 @@ from orchestrator.execution.scheduler import Scheduler
 from orchestrator.home import Home
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.results import SweepState
-from workers.data.store import Store
+from tests.factories import FakeStore
 from workers.runtime.heartbeat import Heartbeat
 
 ROUNDS = 3
@@ -55,13 +53,6 @@ GOALS = {
     "start_new_home_seconds": 25.0,
     "nothing_to_do_seconds": 6.0,
 }
-
-
-class FakeStore(Store):
-    """A store of ten rows without a file."""
-
-    digest = "0" * 64
-    tested = np.zeros(10, dtype=bool)
 
 
 def planner_of(members: int, folds: int, home: Path) -> Planner:

@@ -34,7 +34,7 @@ from fusion.interface import FUSIONS
 from fusion.methods.concat import Concat
 from fusion.metrics.calibration import log_probabilities
 from fusion.metrics.diversity import diversity
-from fusion.predictions import FusionInputs, Predictions, TeamPredictions, load_predictions, softmax
+from fusion.predictions import FusionInputs, Predictions, TeamPredictions, TrainingFolders, load_predictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, paid_for
 from fusion.selection.fitting import FittedFusion, fit_all, fit_fusion
@@ -44,7 +44,7 @@ from orchestrator.cluster.machines import trainer_environment
 from orchestrator.config import loader as config
 from orchestrator.planning.plan import Plan, Planner
 from workers.data import packing as data
-from workers.data.splits import Split, get_split
+from workers.data.splits import Split, keep_split
 from workers.models.build import build
 from workers.models.multiply_adds import multiply_adds
 from workers.runtime.heartbeat import JobProgress
@@ -66,8 +66,9 @@ CLASSES, FEATURES = 10, 512  # of each member
 def planned() -> tuple[Plan, Split]:
     root = os.environ.get("CONCLAVE_CIFAR10")
     team = config.load_team(TEAM, Path(root) if root else None)
-    store = data.pack_data(team.data, HOME, check=lambda store: get_split(store, team.data, team.seed))
-    return Planner(team, store, HOME).plan(), get_split(store, team.data, team.seed)
+    store = data.pack_data(team.data, HOME)
+    parts = keep_split(store, team.data, team.seed, HOME)
+    return Planner(team, store, HOME).plan(), parts
 
 
 def train(labels: Sequence[str]) -> None:
@@ -169,7 +170,7 @@ def trained_inputs(members: Sequence[str]) -> tuple[FusionInputs, Predictions]:
     plan, parts = planned()
     root = {planned.member.name: planned.artifact for planned in plan.members if planned.job.fold is None}
     full = {name: root[name].root for name in members}
-    team = load_predictions(full, {}, plan.store, parts)
+    team = load_predictions(TrainingFolders(full, {}), plan.store, parts)
     return team.inputs, team.test
 
 

@@ -23,7 +23,7 @@ from orchestrator.home import Home
 from orchestrator.planning.plan import Planner
 from workers.config.job import Job
 from workers.data import packing as data
-from workers.data.splits import get_split
+from workers.data.splits import keep_split
 from workers.tracking.client import TrackingClient
 from workers.tracking.job_run import JobRun
 
@@ -55,7 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         home = Home(Path(work))
         team = config.resolve_team(teamfile.parse_document(TEAM, Path(work, "team.yaml")))
-        store = data.pack_data(team.data, home.path, check=lambda store: get_split(store, team.data, team.seed))
+        store = data.pack_data(team.data, home.path)
+        keep_split(store, team.data, team.seed, home.path)
         tracking = TrackingClient(home.tracking_uri)
         experiment = tracking.experiment("t", home.path / "artifacts")
         context, started = multiprocessing.get_context("spawn"), []

@@ -31,7 +31,7 @@ from fusion.metrics.scores import scores
 from orchestrator.config import loader as config
 from orchestrator.home import Home
 from workers.data import packing as data
-from workers.data.splits import Split, get_split
+from workers.data.splits import Split, keep_split
 from workers.data.store import Store
 
 COUNT, DEFAULT_EPOCHS = 3, 6
@@ -122,8 +122,9 @@ def main(archive: Path, epochs: int) -> None:
         team.write_text(TEAM.format(archive=archive.absolute(), epochs=epochs))
         seconds, own_scores = ours(team, home)
         loaded = config.load_team(team)
-        store = data.pack_data(loaded.data, home, check=lambda store: get_split(store, loaded.data, loaded.seed))
-        spent, most, peer = theirs(store, get_split(store, loaded.data, loaded.seed), seconds)
+        store = data.pack_data(loaded.data, home)
+        parts = keep_split(store, loaded.data, loaded.seed, home)
+        spent, most, peer = theirs(store, parts, seconds)
     result = {
         "conclave": {"seconds": seconds, "epochs": epochs, "test": own_scores},
         "torchensemble": {"seconds": spent, "epochs": most, "test": peer},

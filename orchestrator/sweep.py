@@ -34,7 +34,7 @@ from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from workers.config.resources import Resources
 from workers.data.decoded_rows import OnProgress
 from workers.data.inspection import pack_and_check, summarize_data
-from workers.data.splits import get_split, keep_split
+from workers.data.splits import keep_split
 from workers.data.store import find_store
 from workers.data.summary import DataSummary
 from workers.diagnostics.interrupts import uninterrupted
@@ -114,7 +114,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         check_recipes(team, import_paths)
     store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):
-        keep_split(store, team.data, team.seed)
+        keep_split(store, team.data, team.seed, options.home.path)
         run_search = partial(options.run_search, team, location.folder) if options.run_search else run_no_search
         plan, searches = _plan_packed(Planner(team, store, options.home.path, import_paths), plan, run_search)
         return _Sweep(location, options, plan, searches).run()
@@ -264,8 +264,7 @@ class _Sweep:
 
     @cached_property
     def _data(self) -> DataSummary:
-        team, store = self.plan.team, self.plan.store
-        return summarize_data(store, team.data, get_split(store, team.data, team.seed))
+        return summarize_data(self.plan.store, self.plan.team.data, self.plan.split)
 
     @cached_property
     def _budget(self) -> BudgetTracker:

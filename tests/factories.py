@@ -11,11 +11,13 @@ import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -63,7 +65,7 @@ def job(name: str, teachers: tuple[str, ...] = (), cpus: float = 1, **keys: obje
     members = tuple(JobMember(**dict(member), signature=member.name) for member in recipe.members)
     return Job(
         recipe=recipe, members=members, fold=None, train=TrainSpec(), data=DataSpec(), team_seed=0,
-        home=here, store=here, teachers=teachers,
+        home=here, store=here, split="", teachers=teachers,
     )  # fmt: skip
 
 
@@ -82,11 +84,27 @@ def record(**keys: Any) -> TrainingRecord:
 
 
 class FakeStore(Store):
-    """A store of ten rows without a file."""
+    """A store of a hundred rows of two classes, or of as many as `tested` has, without a file."""
 
     digest = "0" * 64
-    tested = np.zeros(10, dtype=bool)
-    row_arrays: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+    size = 8
+    classes: ClassVar[list[str]] = ["x", "y"]  # type: ignore[misc]
+    tested = np.zeros(100, dtype=bool)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The classes in turn."""
+        return np.arange(len(self.tested)) % len(self.classes)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The rows' numbers."""
+        return [str(row) for row in range(len(self.tested))]
+
+    @cached_property
+    def row_arrays(self) -> dict[str, Any]:
+        """The digests, which stand for pixels."""
+        return {"digests": np.arange(2 * len(self.tested), dtype=np.uint64).reshape(-1, 2)}
 
 
 def team_of(text: str) -> Team:

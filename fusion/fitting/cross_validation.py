@@ -8,8 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from fusion.fitting.heads import Head, HeadProblem, Split
-from fusion.predictions import Floats, Labels
+from fusion.fitting.heads import Head, HeadProblem, Split, Start
+from fusion.predictions import Floats, Labels, Predictions
 
 PENALTIES = (float("inf"), 10.0, 3.0, 1.0, 0.3, 0.1)  # from the start itself to nearly unpenalised
 PATIENCE = 2  # penalties without a better NLL before the search stops
@@ -23,11 +23,15 @@ class CrossValidatedHead:
     Attributes:
         penalty: The penalty with the lowest cross-validated NLL.
         head: The head for this penalty, fitted on all rows that were not left out.
+        start: The start of that fit.
+        temperature: The temperature of the start.
         nll: Cross-validated NLL by penalty, in nats per row, in the order in which penalties were tried.
     """
 
     penalty: float = np.inf
     head: Head = (np.zeros((0, 0)), np.zeros(0))
+    start: Start = field(default_factory=lambda: Start(np.zeros((0, 0)), np.zeros(0)))
+    temperature: float = 1.0
     nll: dict[float, float] = field(default_factory=dict)
 
     @property
@@ -48,6 +52,7 @@ class CrossValidatedHead:
         self.nll[penalty] = float(losses.mean()) if len(losses) else 0.0
         if len(self.nll) == 1 or self.nll[penalty] < self.nll[self.penalty]:
             self.penalty, self.head = penalty, problem.head()
+            self.start, self.temperature = problem.start, problem.temperature
 
 
 def fit_heads(
@@ -107,6 +112,14 @@ def _choices(folds: int, most: int) -> list[Choice]:
 def describe_penalty(penalty: float) -> str:
     """Describe a chosen penalty for the report."""
     return f"penalty {penalty:g}" if np.isfinite(penalty) else "stays at uniform averaging: nothing else is better"
+
+
+def splits_of(predictions: Predictions) -> list[Split]:
+    """Return the fitted and held-out rows of each fold: the predictions' own parts, or shuffled folds."""
+    parts = predictions.parts
+    if parts is None or len(found := np.unique(parts)) < 2:
+        return shuffled_splits(len(predictions.labels), predictions.groups)
+    return [(np.flatnonzero(parts != part), np.flatnonzero(parts == part)) for part in found]
 
 
 def shuffled_splits(rows: int, groups: Labels | None = None) -> list[Split]:

@@ -8,6 +8,7 @@ start, so an unreliable head falls back to averaging.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,28 @@ Split = tuple[Labels, Labels]  # fitted and held-out rows
 Head = tuple[Floats, Floats]  # coefficients (C, D) and intercept (C,) on raw inputs
 
 
+@dataclass(frozen=True)
+class Start:
+    """The head that a fit starts from.
+
+    Attributes:
+        coef: (C, D) coefficients on raw inputs.
+        intercept: (C,).
+        base: (n, C) its logits on all rows of the problem; None to compute them from the inputs. Out-of-fold rows need them,
+            because the head itself saw these rows.
+    """
+
+    coef: Floats
+    intercept: Floats
+    base: Floats | None = None
+
+    def logits(self, x: Inputs, rows: Labels) -> Inputs:
+        """Return the logits (m, C) of some rows of the inputs (n, D)."""
+        if self.base is not None:
+            return self.base[rows].astype(x.dtype)
+        return np.asarray(x[rows] @ self.coef.T.astype(x.dtype) + self.intercept.astype(x.dtype))
+
+
 class HeadProblem(ABC):
     """The objective of a head on the rows that it is fitted on, solved for one penalty after another.
 
@@ -31,18 +54,24 @@ class HeadProblem(ABC):
         y: (n,) labels.
         start: The head to start from.
         split: Positions of the fitted rows and of the held-out rows.
+
+    Attributes:
+        start: The head that it starts from.
+        temperature: The temperature of the start.
     """
 
     moves: Floats  # the last solution; each subclass has its own parameters
     u: Inputs  # the inputs in the form that `change` takes, and those of the held-out rows
     held_out_u: Inputs
 
-    def __init__(self, x: Inputs, y: Labels, start: Head, split: Split) -> None:
-        (coef, intercept), (fitted, held_out) = start, split
-        base = x[fitted] @ coef.T.astype(x.dtype) + intercept.astype(x.dtype)
-        temperature = x.dtype.type(fit_temperature(base, y[fitted]))
-        self.coef, self.intercept, self.base = coef / temperature, intercept / temperature, base / temperature
-        self.held_out_base = x[held_out] @ self.coef.T.astype(x.dtype) + self.intercept.astype(x.dtype)
+    def __init__(self, x: Inputs, y: Labels, start: Start, split: Split) -> None:
+        fitted, held_out = split
+        base = start.logits(x, fitted)
+        self.start, self.temperature = start, fit_temperature(base, y[fitted])
+        self.coef, self.intercept = start.coef / self.temperature, start.intercept / self.temperature
+        self.base, self.held_out_base = (
+            np.asarray(logits / x.dtype.type(self.temperature)) for logits in (base, start.logits(x, held_out))
+        )
         self.labels, self.held_out_labels = y[fitted], y[held_out]
 
     @abstractmethod
@@ -104,7 +133,7 @@ class MatrixProblem(HeadProblem):
         members: Number of members that the inputs come from.
     """
 
-    def __init__(self, x: Inputs, y: Labels, start: Head, split: Split, members: int = 1) -> None:
+    def __init__(self, x: Inputs, y: Labels, start: Start, split: Split, members: int = 1) -> None:
         super().__init__(x, y, start, split)
         fitted, held_out = split
         rows, classes = x[fitted], len(self.intercept)
@@ -134,7 +163,7 @@ class MatrixProblem(HeadProblem):
 class WeightsProblem(HeadProblem):
     """A head with one weight per member. Its inputs (n, M * C) hold one block of classes per member."""
 
-    def __init__(self, x: Inputs, y: Labels, start: Head, split: Split) -> None:
+    def __init__(self, x: Inputs, y: Labels, start: Start, split: Split) -> None:
         super().__init__(x, y, start, split)
         fitted, held_out = split
         self.size = max(float(x[fitted].std()), SMALLEST_SCALE)

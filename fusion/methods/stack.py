@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import PENALTIES, CrossValidatedHead, describe_penalty, fit_heads, shuffled_splits
-from fusion.fitting.heads import HeadProblem, MatrixProblem, Split, WeightsProblem
+from fusion.fitting.cross_validation import PENALTIES, CrossValidatedHead, describe_penalty, fit_heads, splits_of
+from fusion.fitting.heads import HeadProblem, MatrixProblem, Split, Start, WeightsProblem
 from fusion.interface import FUSIONS, Description, FusionMethod, NetworkOutputs, Trainings
 from fusion.metrics.calibration import TINY, calibrated_losses, log_probabilities, temperatures
 from fusion.metrics.scores import mean_interval
@@ -42,12 +42,12 @@ def fit_stack_head(predictions: Predictions, folds: Labels | None) -> tuple[Cros
     x, y = meta_features(predictions.logits, temperatures(predictions)).astype(np.float32), predictions.labels
     members, _, classes = predictions.logits.shape
     is_matrix = len(y) >= ROWS_PER_PARAMETER * classes * (members * classes + 1)
-    start = (np.tile(np.eye(classes), members) / members, np.zeros(classes))
+    start = Start(np.tile(np.eye(classes), members) / members, np.zeros(classes))
 
     def problem_of(split: Split) -> HeadProblem:
         return MatrixProblem(x, y, start, split, members) if is_matrix else WeightsProblem(x, y, start, split)
 
-    splits = [held_out for _, held_out in shuffled_splits(len(y), predictions.groups)]
+    splits = [held_out for _, held_out in splits_of(predictions)]
     parts = splits if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
     best = fit_heads(problem_of, len(y), parts, WEAKER_PENALTIES)[0]
     return best, "a full matrix" if is_matrix else "one weight per member"

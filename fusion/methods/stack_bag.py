@@ -31,7 +31,7 @@ class StackBag(Stack):
     @classmethod
     def why_impossible(cls, inputs: FusionInputs) -> str | None:
         """Return a reason if no member has finished fold trainings."""
-        if inputs.with_oof:
+        if inputs.with_oof or inputs.fuse.parts is not None:
             return None
         return "no member has finished fold trainings; set data.folds, and run the sweep with stack_bag in its `fusion`"
 
@@ -40,7 +40,11 @@ class StackBag(Stack):
         if predictions.folds is None:
             raise ConclaveError("stack_bag needs the outputs of every member's fold trainings on fuse and test: set data.folds.")
         return Predictions(
-            log_probabilities(softmax(predictions.folds).mean(1)), (), predictions.labels, groups=predictions.groups
+            log_probabilities(softmax(predictions.folds).mean(1)),
+            (),
+            predictions.labels,
+            groups=predictions.groups,
+            parts=predictions.parts,
         )
 
     @staticmethod

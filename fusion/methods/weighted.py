@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import shuffled_splits
+from fusion.fitting.cross_validation import splits_of
 from fusion.fitting.heads import Split
 from fusion.interface import FUSIONS, Description
 from fusion.methods.vote import Vote
@@ -77,7 +77,7 @@ class Weighted(Vote):
         """Choose a candidate by cross-validation, and fit its weights on all *fuse* rows."""
         probabilities, labels = softmax(inputs.fuse.logits), inputs.fuse.labels
         likelihood = np.ascontiguousarray(probabilities[:, np.arange(len(labels)), labels])
-        splits = shuffled_splits(len(labels), inputs.fuse.groups)
+        splits = splits_of(inputs.fuse)
         losses = {name: self._validated(name, likelihood, splits) for name in CANDIDATES}
         self.chosen_ = min(CANDIDATES, key=lambda name: losses[name])
         self.weights_ = CANDIDATES[self.chosen_](likelihood)

@@ -51,8 +51,8 @@ def vote_accuracy(probabilities: Floats, labels: Labels) -> list[float]:
     return found
 
 
-def diversity(names: Sequence[str], predictions: Predictions) -> Diversity:
-    """Return all measures for a team's predictions on rows that no member trained on."""
+def diversity(names: Sequence[str], predictions: Predictions, judged_on: str = "fuse") -> Diversity:
+    """Return all measures for a team's predictions on rows that no member trained on, which are called `judged_on`."""
     guesses, labels = predictions.logits.argmax(-1), predictions.labels
     right = guesses == labels
     error = float(1 - right.mean())
@@ -64,21 +64,22 @@ def diversity(names: Sequence[str], predictions: Predictions) -> Diversity:
         oracle=oracle,
         disagreement_over_error=float(np.mean([p.disagreement for p in pairs]) / error) if pairs and error else 0.0,
         vote_accuracy=vote_accuracy(softmax(predictions.logits), labels),
-        verdict=verdict(oracle, best, pairs),
+        verdict=verdict(oracle, best, pairs, judged_on),
     )
 
 
-def verdict(oracle: float, best: float, pairs: Sequence[Pair]) -> str:
+def verdict(oracle: float, best: float, pairs: Sequence[Pair], judged_on: str = "fuse") -> str:
     """Describe in words how far the members complete each other, and which are nearly the same.
 
     Args:
         oracle: Share of the rows on which at least one member is right.
         best: Share of the rows on which the best member is right.
         pairs: Every pair of members.
+        judged_on: What the rows are called.
     """
     if not pairs:
         return "One member alone: there is nothing to fuse."
-    text = f"At least one member is right on {oracle:.1%} of the fuse images, and the best member on {best:.1%}."
+    text = f"At least one member is right on {oracle:.1%} of the {judged_on} images, and the best member on {best:.1%}."
     same = [p for p in pairs if p.error_correlation >= MAX_ERROR_CORRELATION or not p.disagreement]
     if same:
         names = "; ".join(f"{p.first} and {p.second}" for p in same)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -160,7 +160,8 @@ class Choice(FusionResult):
     Attributes:
         metric: The metric of the team. Its loss is the NLL in nats, or 1 minus an accuracy.
         tolerance: Largest acceptable loss beyond the best.
-        rows: Number of *fuse* rows.
+        rows: Number of rows that the candidates are compared on.
+        judged_on: What these are: "fuse" rows or, without such a part, "out-of-fold" rows.
         groups: Number of groups of *fuse* rows; None without groups.
         has_few_rows: Whether there are too few rows or groups for fusions that learn from them.
         is_at_chance: Whether no candidate is significantly better than the class frequencies.
@@ -177,6 +178,7 @@ class Choice(FusionResult):
     metric: Metric
     tolerance: float
     rows: int
+    judged_on: Literal["fuse", "out-of-fold"] = "fuse"
     groups: int | None = None
     has_few_rows: bool
     is_at_chance: bool

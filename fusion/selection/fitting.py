@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from fusion.fitting.cross_validation import shuffled_splits
+from fusion.fitting.cross_validation import splits_of
 from fusion.interface import FUSIONS, FusionMethod, by_order
 from fusion.methods.vote import Vote
 from fusion.metrics.calibration import apply_temperature, fit_temperature, log_probabilities
@@ -70,7 +70,7 @@ class Single(Vote):
 
 
 def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: FusionInputs) -> FittedFusion:
-    """Fit one fusion on all of *fuse*, and judge it by five-fold nested cross-validation.
+    """Fit one fusion on all of *fuse*, and judge it by nested cross-validation.
 
     The temperature is fitted to predictions of held-out rows: on rows that a head was fitted on, it would be overconfident.
 
@@ -80,7 +80,7 @@ def fit_fusion(name: str, make_method: Callable[[], FusionMethod], inputs: Fusio
         inputs: Data that the fusion may learn from.
     """
     fuse = inputs.fuse
-    splits = shuffled_splits(len(fuse.labels), fuse.groups)
+    splits = splits_of(fuse)
     method, *without = make_method().fit_nested(inputs, [held_out for _, held_out in splits])
     raw = method.predict_proba(fuse)
     for inner, (_, held_out) in zip(without, splits, strict=True):

@@ -61,6 +61,7 @@ def recommend(
         metric=metric,
         tolerance=tolerance,
         rows=sample.rows,
+        judged_on=team.judged_on,
         groups=sample.units if sample.has_groups else None,
         has_few_rows=has_few_rows,
         is_at_chance=all(is_at_chance(p, fuse.labels, len(nested), fuse.groups) for p in nested.values()),

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.execution.executor import Event
+from workers.diagnostics.callback import Epoch, held_out_metric
 from workers.diagnostics.logs import DRIVER
 
 Given = ParamSpec("Given")
@@ -131,12 +132,12 @@ class Screen:
         m = row.metrics
         detail = f"epoch {row.epoch}/{row.epochs}" if event.kind == "epoch" else event.kind
         if event.kind == "epoch" and m:
-            detail += f"  loss {m['train/loss']:.3f}  fuse {m['fuse/accuracy']:.1%}  {m['train/images_per_second']:.0f} images/s"
+            detail += f"  loss {m['train/loss']:.3f}  {_accuracy(m, 'accuracy ')}  {m['train/images_per_second']:.0f} images/s"
         gap = " " if event.kind == "published" else "  "
         self.say(f"{event.job.label}: {detail}{gap + event.text if event.text else ''}")
 
     def _table(self) -> Table:
-        table = Table("member, training", "epoch", "loss", "fuse accuracy", "images/s", "time left", "state", box=None)
+        table = Table("member, training", "epoch", "loss", "accuracy", "images/s", "time left", "state", box=None)
         running = [r for r in self.rows.items() if r[1].state == "training"]
         others = [r for r in self.rows.items() if r[1].state != "training"]
         for name, row in (others + running)[-max(8, self.console.height - 6) :]:
@@ -145,9 +146,15 @@ class Screen:
                 name,
                 f"{row.epoch}/{row.epochs}",
                 f"{m['train/loss']:.3f}" if m else "",
-                f"{m['fuse/accuracy']:.1%}" if m else "",
+                _accuracy(m),
                 f"{m['train/images_per_second']:.0f}" if m else "",
                 row.left,
                 Text(f"{row.state} {row.text}".strip()),
             )
         return table
+
+
+def _accuracy(metrics: Epoch, before: str = "") -> str:
+    """Return the accuracy on held-out rows, after a word; "" if there is none."""
+    accuracy = held_out_metric(metrics, "accuracy")
+    return "" if accuracy is None else f"{before}{accuracy:.1%}"

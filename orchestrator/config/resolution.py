@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fusion.interface import DEFAULT, asks_for_student
+from fusion.interface import DEFAULT, FUSIONS, asks_for_student
 from orchestrator.config.settings import OwnServer
 from orchestrator.config.team import Team, TeamSettings
 from orchestrator.config.team_file import MemberEntry, TeamFile
@@ -44,7 +44,8 @@ class Resolution:
         file = self.file
         trainings = tuple(recipe for place in self.places() for recipe in self.trainings(place))
         members = sum(len(recipe.members) for recipe in trainings)
-        fusion = file.fusion or DEFAULT
+        has_features = not file.data.is_out_of_fold or all(recipe.freeze for recipe in trainings)
+        fusion = file.fusion or tuple(name for name in DEFAULT if has_features or not FUSIONS[name].uses_features)
         settings = {key: value for key, value in file if key in TeamSettings.model_fields}
         settings |= {
             "data": self._data(),
@@ -63,7 +64,12 @@ class Resolution:
         data = self.file.data
         root = self.data.resolve() if self.data else self._path(data.root)
         validation = data.validation or ("fuse" if self.file.version > 1 else None)
-        paths = {"root": root, "manifest": self._path(data.manifest), "classes": self._path(data.classes)}
+        paths = {
+            "root": root,
+            "manifest": self._path(data.manifest),
+            "classes": self._path(data.classes),
+            "split": self._path(data.split),
+        }
         return data.model_copy(update={**paths, "validation": validation})
 
     def _path(self, path: Path | None) -> Path | None:

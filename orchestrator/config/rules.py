@@ -16,6 +16,8 @@ def find_data_problems(team: Team) -> Iterator[str]:
     data = team.data
     if data.folds == 1:
         yield "data.folds is 0 (no fold trainings) or at least 2"
+    if data.is_out_of_fold and not data.folds:
+        yield "data.folds is needed with `fuse: out_of_fold`, whose predictions are those of fold trainings: set it to 5 or 10"
     if LAYOUTS[data.dataset].needs_root and data.root is None:
         yield f"data.root is needed with `dataset: {data.dataset}`: the folder or archive of images"
     if data.dataset == "manifest" and data.manifest is None:
@@ -23,7 +25,7 @@ def find_data_problems(team: Team) -> Iterator[str]:
     for key in ("manifest", "columns"):
         if data.dataset != "manifest" and getattr(data, key):
             yield f"data.{key} is only for `dataset: manifest`"
-    for key, path in (("root", data.root), ("manifest", data.manifest), ("classes", data.classes)):
+    for key, path in (("root", data.root), ("manifest", data.manifest), ("classes", data.classes), ("split", data.split)):
         if path is not None and (unset := re.search(r"\$\{?\w+\}?", str(path))) and not path.exists():
             yield f"data.{key}: the environment variable {unset[0].strip('${}')} is not set"
 
@@ -33,6 +35,10 @@ def find_fusion_problems(team: Team) -> Iterator[str]:
     for name in team.fusion:
         if FUSIONS[name].asks == "fold trainings" and not team.data.folds:
             yield f"fusion: {name} is made of fold trainings: set data.folds to 2 or more"
+        if team.data.is_out_of_fold and FUSIONS[name].asks == "student":
+            yield f"fusion: {name} learns from the rows that `fuse: out_of_fold` judges on: leave it out"
+        if team.data.is_out_of_fold and FUSIONS[name].uses_features and not all(recipe.freeze for recipe in team.trainings):
+            yield f"fusion: {name} with `fuse: out_of_fold` needs `freeze: backbone` for every member: else features differ"
     if len(set(team.fusion)) < len(team.fusion):
         yield "fusion: names a method twice"
 

@@ -85,5 +85,5 @@ class Team(TeamSettings):
 
     @property
     def folds(self) -> int:
-        """Number of fold trainings per recipe; 0 if no fusion learns from them."""
-        return self.data.folds if any(FUSIONS[name].learns_from_folds for name in self.fusion) else 0
+        """Number of fold trainings per recipe; 0 if no fusion learns from them, and none is judged by them."""
+        return self.data.folds if self.data.is_out_of_fold or any(FUSIONS[name].learns_from_folds for name in self.fusion) else 0

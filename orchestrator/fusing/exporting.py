@@ -39,7 +39,7 @@ def write_model(
     target: Path,
     options: ExportOptions = DEFAULTS,
 ) -> float:
-    """Export one candidate and check it against the fusion's probabilities on *fuse* rows.
+    """Export one candidate and check it against the fusion's probabilities on rows that its networks did not train on.
 
     Args:
         request: The request.
@@ -56,9 +56,10 @@ def write_model(
     """
     team, fitted = fitted_team.team, fitted_team.fitted[name]
     store = Store(request.store)
-    rows = min(len(team.fuse_rows), MOST_PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_PIXELS // store.size**2))
-    checked = evenly_drawn(len(team.fuse_rows), rows, 1)  # the rows may be sorted by class
-    predictions, images = team.inputs.fuse.take(checked), np.asarray(store.images[team.fuse_rows[checked]])
+    of_full, numbers = team.of_full_trainings
+    rows = min(len(numbers), MOST_PARITY_ROWS, max(FEWEST_PARITY_ROWS, PARITY_PIXELS // store.size**2))
+    checked = evenly_drawn(len(numbers), rows, 1)  # the rows may be sorted by class
+    predictions, images = of_full.take(checked), np.asarray(store.images[numbers[checked]])
     members = [request.members[member] for member in team.names]
     bags = [[spec] * len(fitted_team.artifacts.folds.get(spec.name, ())) for spec in members]
     specs = CandidateNetworks(members, bags, request.student[0] if request.student else None)
@@ -134,7 +135,8 @@ def save_outputs(team: TeamPredictions, fitted: Mapping[str, FittedFusion], stor
     for i, name in enumerate(team.names):
         for part, predictions in (("fuse", team.inputs.fuse), ("test", team.test)):
             arrays[f"member/{name}/{part}_logits"] = predictions.logits[i].astype(np.float32)
-            arrays[f"member/{name}/{part}_features"] = predictions.features[i].astype(np.float32)
+            if predictions.features:
+                arrays[f"member/{name}/{part}_features"] = predictions.features[i].astype(np.float32)
         if oof is not None and i in team.inputs.with_oof:
             position = team.inputs.with_oof.index(i)
             arrays[f"member/{name}/oof_logits"] = oof.logits[position].astype(np.float32)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusion.predictions import TeamPredictions, load_predictions
+import numpy as np
+
+from fusion.predictions import Outputs, TeamPredictions, TrainingFolders, load_predictions
 from fusion.selection.fitting import FittedFusion, fit_all
 from fusion.selection.networks import CandidateNetworks
 from orchestrator.fusing.progress import Steps
 from orchestrator.fusing.request import FusionRequest
 from workers.config.own_code import import_from
 from workers.config.specs import MemberSpec
-from workers.data.splits import get_split
+from workers.data.splits import read_split
 from workers.data.store import Store
 from workers.models.network import Network
 from workers.models.restore import restore
+from workers.runtime.later_outputs import outputs_on
 from workers.storage.artifacts import MemberArtifact
 
 
-@dataclass(frozen=True)
-class Artifacts:
-    """Folders of finished trainings: each member's full one, its fold trainings, and the student's."""
-
-    full: dict[str, Path]
-    folds: dict[str, list[Path]]
-    student: Path | None
+class Artifacts(TrainingFolders):
+    """Folders of finished trainings, on this machine."""
 
     @classmethod
     def of(cls, request: FusionRequest) -> Artifacts:
@@ -39,8 +37,15 @@ class Artifacts:
     def predictions(self, request: FusionRequest) -> TeamPredictions:
         """Return the predictions of the whole team."""
         store = Store(request.store)
-        split = get_split(store, request.team.data, request.team.seed)
-        return load_predictions(self.full, self.folds, store, split, self.student)
+        split = read_split(store, request.split)
+        rows = np.concatenate([split.fuse, split.test])
+        specs = {root: request.members[name] for name, root in self.full.items()}
+        specs |= {root: request.members[name] for name, roots in self.folds.items() for root in roots}
+
+        def read(root: Path) -> Outputs:
+            return outputs_on(MemberArtifact(root), store, rows, specs.get(root))
+
+        return load_predictions(self, store, split, read)
 
 
 @dataclass(frozen=True)

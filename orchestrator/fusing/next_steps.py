@@ -34,7 +34,10 @@ def next_steps(request: FusionRequest, fitted_team: FittedTeam, inference: Mappi
     if "vote" not in fitted_team.fitted or len(fitted_team.team.names) < 2:
         return []
     member = another_member(request, fitted_team)
-    return [*([member] if member else []), mirror_images(request, fitted_team, inference)]
+    steps = [member] if member else []
+    if fitted_team.team.is_out_of_fold:  # the full trainings saw the rows that a gain would be measured on
+        return steps
+    return [*steps, mirror_images(request, fitted_team, inference)]
 
 
 def another_member(request: FusionRequest, fitted_team: FittedTeam) -> NextStep | None:

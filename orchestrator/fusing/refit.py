@@ -47,8 +47,7 @@ def join_sweeps(home: Path, name: str, methods: list[str] | None, others: Sequen
 
 
 def _split_of(request: FusionRequest) -> tuple[object, ...]:
-    data = request.team.data
-    return (request.store, request.team.seed, data.fuse_fraction, data.test_fraction, data.folds)
+    return request.store, request.split
 
 
 def select_members(request: FusionRequest, drop: Sequence[str], only: Sequence[str]) -> FusionRequest:

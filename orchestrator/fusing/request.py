@@ -47,6 +47,7 @@ class FusionRequest:
         full: Location of each member's full training.
         folds: Locations of the fold trainings, for members whose fold trainings are all done.
         store: Folder of the packed data.
+        split: Key of its split.
         uri: The tracking store, or None to use the home alone.
         import_paths: Folders from which custom modules are imported.
         provenance: Provenance to record in the exported model.
@@ -60,6 +61,7 @@ class FusionRequest:
     full: Mapping[str, ArtifactLocation]
     folds: Mapping[str, Sequence[ArtifactLocation]]
     store: Path
+    split: str
     uri: str | None
     import_paths: tuple[str, ...]
     provenance: Mapping[str, Any]
@@ -115,6 +117,7 @@ def make_request(
         full={name: location(of_member[0]) for name, of_member in planned.items()},
         folds={n: [location(p) for p in of[1:]] for n, of in planned.items() if of[1:] and members[n].reason is None},
         store=plan.store.folder.absolute(),
+        split=plan.split.key,
         uri=runs.tracking.uri if runs else None,
         import_paths=plan.jobs[0].import_paths,
         provenance={

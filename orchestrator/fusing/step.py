@@ -82,7 +82,7 @@ def _compared(request: FusionRequest, fitted_team: FittedTeam, inference: Mappin
         classes=list(team.classes),
         rows={part: len(numbers) for part, numbers in rows.items()},
         candidates=_candidates(fitted_team, request, inference),
-        diversity=diversity(team.names, team.inputs.fuse),
+        diversity=diversity(team.names, team.inputs.fuse, team.judged_on),
         contributions=_contributions(fitted_team, request),
         hardest=hardest_rows(team, fitted, chosen),
         suspects=suspects[:SUSPECTS_SHOWN],
@@ -109,8 +109,13 @@ def _contributions(fitted_team: FittedTeam, request: FusionRequest) -> dict[str,
 
 
 def _histories(fitted_team: FittedTeam) -> dict[str, list[Epoch]]:
-    """Return the metrics per epoch of each full training, and of the student's."""
+    """Return the metrics per epoch of each full training, and of the student's.
+
+    Without a *fuse* part, a full training has no held-out rows, and its first fold training stands in for it.
+    """
     full, student = fitted_team.artifacts.full, fitted_team.artifacts.student
+    if fitted_team.team.is_out_of_fold:
+        full = {name: folds[0] for name, folds in fitted_team.artifacts.folds.items()}
     folders = {**full, **({"student": student} if student else {})}
     return {name: MemberArtifact(root).manifest().history for name, root in folders.items()}
 

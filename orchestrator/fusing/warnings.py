@@ -9,12 +9,11 @@ from fusion.metrics.paired import Sample, compare_losses
 from fusion.metrics.scores import is_at_chance, mean_interval, row_losses
 from fusion.predictions import TeamPredictions
 from fusion.selection.fitting import FittedFusion, left_out
-from workers.diagnostics.callback import Epoch
+from workers.diagnostics.callback import Epoch, held_out_metric
 
 LAST_EPOCHS_SHARE = 0.1  # last share of the epochs, by which a long enough training has converged
 MIN_ACCURACY_GAIN, MIN_LOSS_GAIN = 0.01, 0.03  # minimum improvement in accuracy, and as a share of the loss
 MIN_GAIN_STANDARD_ERRORS = 2.0  # minimum improvement in accuracy, in standard errors
-LOSS, ACCURACY = "fuse/loss", "fuse/accuracy"
 
 
 def warn(
@@ -37,8 +36,9 @@ def warn(
         if is_at_chance(fitted[name].nested, labels, groups=team.inputs.fuse.groups):
             right = float((fitted[name].nested.argmax(1) == labels).mean())
             warnings.append(
-                f"{name} is not surely better than guessing: it is right on {right:.0%} of the {len(labels):,} fuse rows. "
-                f"Look at its learning rate and its augmentation, or fuse without it: `conclave fuse SWEEP --drop {name}`."
+                f"{name} is not surely better than guessing: it is right on {right:.0%} of the {len(labels):,} "
+                f"{team.judged_on} rows. Look at its learning rate and its augmentation, or fuse without it: "
+                f"`conclave fuse SWEEP --drop {name}`."
             )
     warnings += [text for name, history in histories.items() if (text := still_improving(name, history, len(labels)))]
     for name, fusion in fitted.items():
@@ -57,15 +57,18 @@ def still_improving(name: str, history: Sequence[Epoch], rows: int) -> str | Non
     Args:
         name: The member.
         history: Metrics of each epoch.
-        rows: Number of *fuse* rows.
+        rows: Number of held-out rows behind these metrics.
     """
     last = max(1, ceil(LAST_EPOCHS_SHARE * len(history)))
-    if len(history) <= last or LOSS not in history[-1] or LOSS not in history[-1 - last]:
+    if len(history) <= last:
         return None
-    before, after = history[-1 - last], history[-1]
-    points = after[ACCURACY] - before[ACCURACY]
-    error = (before[ACCURACY] * (1 - before[ACCURACY]) / rows) ** 0.5
-    if points < max(MIN_ACCURACY_GAIN, MIN_GAIN_STANDARD_ERRORS * error) or after[LOSS] > (1 - MIN_LOSS_GAIN) * before[LOSS]:
+    (before, loss_before), (after, loss_after) = (
+        (held_out_metric(epoch, "accuracy"), held_out_metric(epoch, "loss")) for epoch in (history[-1 - last], history[-1])
+    )
+    if before is None or after is None or loss_before is None or loss_after is None:
+        return None
+    points, error = after - before, (before * (1 - before) / rows) ** 0.5
+    if points < max(MIN_ACCURACY_GAIN, MIN_GAIN_STANDARD_ERRORS * error) or loss_after > (1 - MIN_LOSS_GAIN) * loss_before:
         return None
     epochs = "epoch" if last == 1 else f"{last} epochs"
     return f"{name} still improved by {points * 100:.1f} points in its last {epochs}: train it for longer."
@@ -90,6 +93,6 @@ def _worse_than_the_vote(name: str, fitted: Mapping[str, FittedFusion], team: Te
         return []
     right, of_vote = (float((fitted[which].nested.argmax(1) == labels).mean()) for which in (name, "vote"))
     return [
-        f"{name} is surely less often right than the vote: on {right:.1%} of the {len(labels):,} fuse rows, and the vote on "
-        f"{of_vote:.1%}."
+        f"{name} is surely less often right than the vote: on {right:.1%} of the {len(labels):,} {team.judged_on} rows, and "
+        f"the vote on {of_vote:.1%}."
     ]

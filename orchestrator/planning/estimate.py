@@ -195,9 +195,7 @@ def _training_seconds(plan: Plan, gpu: bool) -> tuple[dict[str, float], str]:
 
 def _images(plan: Plan, job: Job) -> float:
     """Return the number of images that the rest of a training computes."""
-    rows = float((~plan.store.tested).sum()) * (1 - job.data.fuse_fraction)
-    if not plan.store.tested.any():
-        rows *= 1 - job.data.test_fraction
+    rows = float(len(plan.split.fit))
     end = max(job.last_epoch(member) for member in job.members)
     made = [job.last_epoch(member) for member in job.members if member.signature in plan.done]
     first = max((epoch for epoch in made if epoch < end), default=0)

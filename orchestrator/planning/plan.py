@@ -12,16 +12,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from orchestrator.config.team import Team
+from orchestrator.planning.fit_content import FitContent
 from orchestrator.results import Fingerprint
 from workers.config.architectures import split_arch
 from workers.config.job import Job, JobMember
 from workers.config.specs import MemberSpec, StudentSpec, TrainedMember
+from workers.data.splits import Split, get_split
 from workers.data.store import Store
 from workers.errors import UserInputError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.files import file_sha256
 
-RECIPE_VERSION = 2  # increase it when the same team would train to different weights
+RECIPE_VERSION = 3  # increase it when the same team would train to different weights
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Plan:
     Attributes:
         team: The team.
         store: The packed data.
+        split: The split of its rows.
         jobs: The jobs, full trainings first.
         members: The members that the jobs publish, full trainings first, in the team's order.
         done: Signatures of the artifacts in the home.
@@ -67,6 +70,7 @@ class Plan:
 
     team: Team
     store: Store
+    split: Split
     jobs: tuple[Job, ...]
     members: tuple[PlannedMember, ...]
     done: frozenset[str]
@@ -136,6 +140,15 @@ class Planner:
     home: Path
     import_paths: tuple[str, ...] = ()
 
+    @cached_property
+    def split(self) -> Split:
+        """The split of the data: what the home knows of its rows, and a draw for the others."""
+        return get_split(self.store, self.team.data, self.team.seed, self.home)
+
+    @cached_property
+    def _content(self) -> FitContent:
+        return FitContent(self.store, self.split)
+
     def plan(self) -> Plan:
         """Return all jobs of the team. Raises UserInputError if a member's file cannot be read."""
         folds: list[int | None] = [None, *range(self.team.folds)]
@@ -143,7 +156,7 @@ class Planner:
         if self.team.student:
             jobs.append(self._student_job(self.team.student, jobs))
         members = tuple(PlannedMember(job, member) for job in jobs for member in job.members)
-        return Plan(self.team, self.store, tuple(_without_repeated(jobs)), members, frozenset()).refreshed()
+        return Plan(self.team, self.store, self.split, tuple(_without_repeated(jobs)), members, frozenset()).refreshed()
 
     def job(self, recipe: MemberSpec, fold: int | None = None, teachers: tuple[str, ...] = (), start: str | None = None) -> Job:
         """Return the job of a training. The arguments are those of `signature`."""
@@ -157,6 +170,7 @@ class Planner:
             team_seed=self.team.seed,
             home=self.home.absolute(),
             store=self.store.folder.absolute(),
+            split=self.split.key,
             import_paths=self.import_paths,
             checkpoint_seconds=self.team.checkpoint.minutes * 60,
             teachers=teachers,
@@ -184,7 +198,8 @@ class Planner:
             teachers: Signatures of the members that a student learns from.
             start: Signature of the member whose weights a student starts from.
         """
-        team, data = self.team, self.team.data
+        team = self.team
+        train = team.train.of_fold(fold)
         source, name = split_arch(recipe.arch)
         code = source.module(name)
         references = sorted({*recipe.references, *team.train.references})
@@ -192,10 +207,10 @@ class Planner:
         content = {
             "recipe_version": RECIPE_VERSION,
             "member": recipe.fingerprint_fields(member),
-            "train": team.train.of_fold(fold).fingerprint_fields(),
-            "data": self.store.digest,
-            "split": [team.seed, data.fuse_fraction, None if self.store.tested.any() else data.test_fraction],
-            "fold": None if fold is None else [fold, data.folds],
+            "train": train.fingerprint_fields(),
+            "data": self._content.digest(fold, has_groups=bool(train.stop or recipe.search)),
+            "team_seed": team.seed if train.stop or recipe.search else None,  # draws the rows that are held out
+            "fold": fold,
             "weights": _weights_sha256(recipe.weights) if recipe.weights else None,
             "code": _code_sha256(code, self.import_paths, "arch") if code else None,
             **({"own": own} if own else {}),

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fusion.results import FusionDetails
+from workers.diagnostics.callback import held_out_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,12 +62,18 @@ def _figure(width: float = 7.0, height: float = 3.6) -> Figure:
 
 
 def curves(histories: Histories) -> Figure:
-    """Plot training loss and accuracy on *fuse* against epochs, for each member."""
+    """Plot training loss and accuracy on held-out rows against epochs, for each member."""
     figure = _figure(9)
-    for index, (key, label) in enumerate((("train/loss", "training loss"), ("fuse/accuracy", "accuracy on fuse"))):
+    plotted: dict[str, dict[str, list[float | None]]] = {
+        "training loss": {name: [epoch["train/loss"] for epoch in history] for name, history in histories.items()},
+        "accuracy on held-out images": {
+            name: [held_out_metric(epoch, "accuracy") for epoch in history] for name, history in histories.items()
+        },
+    }
+    for index, (label, by_member) in enumerate(plotted.items()):
         axes = figure.add_subplot(1, 2, index + 1)
-        for name, history in histories.items():
-            axes.plot(range(1, len(history) + 1), [epoch[key] for epoch in history], label=name)
+        for name, values in by_member.items():
+            axes.plot(range(1, len(values) + 1), [np.nan if value is None else value for value in values], label=name)
         axes.set(xlabel="epoch", title=label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False)

@@ -16,13 +16,15 @@ from workers.diagnostics.logs import log_name
 def member_states(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, MemberState]:
     """Return each member's state, which is that of its full training.
 
-    A member that lacks fold trainings is done, and its reason says why stacks go without it.
+    A member that lacks fold trainings is done, and its reason says why stacks go without it; without a *fuse* part, on which it
+    could be judged, it is not done.
 
     Args:
         plan: The plan.
         outcomes: Outcomes of the jobs that were run, by job key.
     """
-    return {member.name: _state(plan.of_member(member.name), outcomes) for member in plan.team.members}
+    is_judged_by_folds = plan.team.data.is_out_of_fold
+    return {member.name: _state(plan.of_member(member.name), outcomes, is_judged_by_folds) for member in plan.team.members}
 
 
 def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> MemberState | None:
@@ -30,7 +32,7 @@ def student_state(plan: Plan, outcomes: Mapping[str, Outcome]) -> MemberState | 
     return _state([plan.student], outcomes) if plan.student else None
 
 
-def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) -> MemberState:
+def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome], is_judged_by_folds: bool = False) -> MemberState:
     """Return the state of a full training and of the fold trainings that belong to it."""
     full, *folds = planned
     outcome = _outcome_of(full, outcomes)
@@ -44,7 +46,11 @@ def _state(planned: Sequence[PlannedMember], outcomes: Mapping[str, Outcome]) ->
         outcome = _outcome_of(missing[0], outcomes)
         why = outcome.reason if outcome else "it was not run"
         count = "1 fold training is" if len(missing) == 1 else f"{len(missing)} fold trainings are"
-        reason = f"left out of stacks: {count} missing ({missing[0].label}: {why})"
+        what = "can't be judged" if is_judged_by_folds else "left out of stacks"
+        reason = f"{what}: {count} missing ({missing[0].label}: {why})"
+        if is_judged_by_folds:
+            state = outcome.kind if outcome and outcome.kind != "done" else "pending"
+            return MemberState(seed=seed, log=log, state=state, reason=reason)
     return MemberState(
         seed=seed,
         log=log,
@@ -62,9 +68,10 @@ def _outcome_of(planned: PlannedMember, outcomes: Mapping[str, Outcome]) -> Outc
 
 
 def histories(plan: Plan) -> dict[str, list[dict[str, float]]]:
-    """Return the history of each finished full training, by member."""
-    full = (planned for planned in plan.members if planned.job.fold is None and planned.artifact.done)
-    return {planned.member.name: planned.artifact.manifest().history for planned in full}
+    """Return the history of each finished full training, by member; without a *fuse* part, that of its first fold training."""
+    fold = 0 if plan.team.data.is_out_of_fold else None
+    shown = (planned for planned in plan.members if planned.job.fold == fold and planned.artifact.done)
+    return {planned.member.name: planned.artifact.manifest().history for planned in shown}
 
 
 def summarize(

@@ -15,7 +15,7 @@ def verdict(details: FusionDetails, sweep: str) -> list[str]:
         details: What the fusion step returned.
         sweep: Name of the sweep, for commands.
     """
-    lines = [_use(details), *_on_test(details), _how_sure(details), *_if_cost_matters(details, sweep)]
+    lines = [_use(details), *_on_test(details), _how_sure(details), *_if_cost_matters(details, sweep), *_judged_by_folds(details)]
     return [_at_chance(details), *lines] if details.choice.is_at_chance else lines
 
 
@@ -70,7 +70,7 @@ def _use(details: FusionDetails) -> str:
     networks = details.candidates[name].networks
     words = {choice.best_score: choice.best_score, "vote": "vote", details.best_single: "best single network"}
     rest = [f"{word} {_loss(choice, other)}" for other, word in words.items() if other != name and other in choice.losses]
-    images = f"{choice.rows:,} fuse images" + (f" of {choice.groups:,} groups" if choice.groups is not None else "")
+    images = f"{choice.rows:,} {choice.judged_on} images" + (f" of {choice.groups:,} groups" if choice.groups is not None else "")
     scores = f"{METRIC_NAMES[choice.metric]} {_loss(choice, name)} on {images}" + (f"; {', '.join(rest)}" if rest else "")
     return f"Use {name}: {networks} network{'' if networks == 1 else 's'}, {_reason(name, choice)} ({scores})."
 
@@ -80,7 +80,7 @@ def _reason(name: str, choice: Choice) -> str:
         return "the only candidate"
     best = f"the best of {len(choice.competing)} candidates"
     if choice.has_few_rows:
-        best += " that learn nothing from so few fuse images"
+        best += f" that learn nothing from so few {choice.judged_on} images"
     if choice.best_score == name:
         return best
     return f"the cheapest shown to be at most {_amount(choice.metric, choice.tolerance)} worse than {choice.best_score}, {best}"
@@ -151,8 +151,18 @@ def _if_cost_matters(details: FusionDetails, sweep: str) -> list[str]:
     )
     text = f"If cost matters: {other} takes {cost}, and loses {_difference(choice, other)}"
     if needed := choice.rows_needed.get(other):
-        text += f"; about {_rounded(needed):,} fuse images would show whether it is good enough"
+        text += f"; about {_rounded(needed):,} {choice.judged_on} images would show whether it is good enough"
     return [f"{text}. `conclave export {sweep} --method {other}`"]
+
+
+def _judged_by_folds(details: FusionDetails) -> list[str]:
+    """Say which trainings were compared, where there is no *fuse* part."""
+    if details.choice.judged_on == "fuse":
+        return []
+    return [
+        "The fold trainings were compared, each on the images that it left out. The file holds the trainings on all images, "
+        "which are usually a little better."
+    ]
 
 
 def _at_chance(details: FusionDetails) -> str:
@@ -161,7 +171,8 @@ def _at_chance(details: FusionDetails) -> str:
     accuracy = details.candidates[choice.best_score].fuse.accuracy
     return (
         f"Nothing here is surely better than guessing: {choice.best_score}, the best, is right on {accuracy:.0%} of "
-        f"{choice.rows:,} fuse images. Check the images, their labels and the learning rate before you use any of it."
+        f"{choice.rows:,} {choice.judged_on} images. Check the images, their labels and the learning rate before you use "
+        "any of it."
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import table
 from benchmarks.kept import KeptFits
-from fusion.predictions import load_predictions
+from fusion.predictions import TrainingFolders, load_predictions
 from tests.factories import TEAM
 
 
@@ -28,7 +28,7 @@ def test_kept_outputs_are_those_of_the_artifacts(tmp_path: Path, monkeypatch: py
     roots = {one.label: one.artifact.root for one in made.members}
     folds = {name: [roots[f"{name} fold {k}"] for k in (0, 1)] for name in "ab"}
     full = {name: roots[name] for name in "ab"}
-    theirs = load_predictions(full, folds, made.store, parts)
+    theirs = load_predictions(TrainingFolders(full, folds), made.store, parts)
     assert (ours.names, ours.classes) == (theirs.names, theirs.classes)
     for mine, other in ((ours.inputs.fuse, theirs.inputs.fuse), (ours.test, theirs.test)):
         assert np.allclose(mine.logits, other.logits, rtol=1e-3, atol=1e-3), "float16"

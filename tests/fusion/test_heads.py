@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 
 from fusion.fitting.cross_validation import PATIENCE, PENALTIES, fit_heads, shuffled_splits
-from fusion.fitting.heads import HeadProblem, MatrixProblem, WeightsProblem
+from fusion.fitting.heads import HeadProblem, MatrixProblem, Start, WeightsProblem
 from fusion.methods.concat import Concat, averaging_head
 from fusion.methods.stack import meta_features
 from fusion.metrics.calibration import fit_temperature, nll, temperatures
@@ -25,10 +25,10 @@ def test_a_head_reaches_the_minimum_of_its_objective(kind: type[HeadProblem], ex
     """Against a general solver without our gradient, on the coefficients themselves."""
     one, penalty, members = table(600, skill=(1.5, 0.3, 0.3)), 0.001, 3
     x, y = meta_features(one.logits, temperatures(one)), one.labels
-    start = (np.tile(np.eye(CLASSES), members) / members, np.zeros(CLASSES))
+    start = Start(np.tile(np.eye(CLASSES), members) / members, np.zeros(CLASSES))
     problem = kind(x.astype(exact), y, start, (np.arange(600), NONE))
     problem.solve(penalty)
-    logits = x @ start[0].T
+    logits = x @ start.coef.T
     base = logits / fit_temperature(logits, y)
     if kind is MatrixProblem:
         z, shape = (x - x.mean(0)) / x.std(0), [CLASSES, members * CLASSES + 1]
@@ -57,9 +57,9 @@ def test_a_head_bears_the_rounding_of_inputs_that_hardly_vary() -> None:
     still = 0.01 + 2e-6 * generator.standard_normal((400, 64))
     x = np.concatenate([*given.fuse.features, still], axis=1).astype(np.float32)
     start, wide = averaging_head(given), x.shape[1] - still.shape[1]
-    start = (np.pad(start[0], ((0, 0), (0, 64))), start[1])
-    assert start[0].shape[1] == wide + 64
-    problem = MatrixProblem(x, y, start, (np.arange(400), NONE))
+    padded = Start(np.pad(start.coef, ((0, 0), (0, 64))), start.intercept)
+    assert padded.coef.shape[1] == wide + 64
+    problem = MatrixProblem(x, y, padded, (np.arange(400), NONE))
     problem.solve(0.001)
     coef, intercept = (part.astype(np.float32) for part in problem.head())
     rounded = x + np.float32(1e-8) * generator.standard_normal(x.shape).astype(np.float32)
@@ -85,7 +85,7 @@ def test_directions_along_which_inputs_hardly_differ_are_not_needed(monkeypatch:
     y = draw.integers(0, CLASSES, 500)
     causes = np.eye(CLASSES)[y] @ draw.normal(size=(CLASSES, 8)) + draw.normal(size=(500, 8))
     x = (causes @ draw.normal(size=(8, 300)) + draw.normal(size=(500, 300)) * 0.01 + 3).astype(np.float32)
-    start = (draw.normal(size=(CLASSES, 300)) / 300, draw.normal(size=CLASSES))
+    start = Start(draw.normal(size=(CLASSES, 300)) / 300, draw.normal(size=CLASSES))
     fitted, held_out = shuffled_splits(500)[0]
     losses = []
     for members in (1, 75):

@@ -141,8 +141,8 @@ def test_greedy_keeps_to_a_member_that_is_in_on_ties() -> None:
 
 def test_concat_starts_as_the_mean_of_logits() -> None:
     given = inputs()
-    coef, intercept = averaging_head(given)
-    logits = np.concatenate(given.fuse.features, axis=1) @ coef.T + intercept
+    start = averaging_head(given)
+    logits = np.concatenate(given.fuse.features, axis=1) @ start.coef.T + start.intercept
     assert np.abs(logits - given.fuse.logits.mean(0)).max() < 1e-6
 
 

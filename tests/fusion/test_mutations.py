@@ -21,7 +21,7 @@ from fusion.metrics.conformal import fit_level, set_scores
 from fusion.metrics.label_errors import doubt_labels
 from fusion.metrics.paired import Sample, accuracy_gain
 from fusion.metrics.scores import is_at_chance
-from fusion.predictions import FusionInputs, TeamPredictions, load_predictions, softmax
+from fusion.predictions import FusionInputs, TeamPredictions, TrainingFolders, load_predictions, softmax
 from fusion.selection.compare import compare
 from fusion.selection.costs import TrainingCost, increments
 from fusion.selection.fitting import fit_all
@@ -124,13 +124,11 @@ def test_heads_stay_in_float32_in_an_int8_model(tmp_path: Path) -> None:
 
 
 def test_members_of_different_data_are_not_fused(tmp_path: Path) -> None:
-    rows = torch.arange(4)
-    outputs = {f"{part}_{kind}": torch.zeros(4, 2) for part in ("fuse", "test") for kind in ("logits", "features")}
-    outputs |= {"fuse_rows": rows, "test_rows": rows + 4}
-    for name, digest in (("a", "d"), ("b", "other")):
-        MemberArtifact(tmp_path / name).publish({"w": torch.zeros(1)}, outputs, record(data_digest=digest))
+    for name, first in (("a", 0), ("b", 1)):
+        outputs = {"keys": torch.arange(first, first + 8), "logits": torch.zeros(8, 2), "features": torch.zeros(8, 2)}
+        MemberArtifact(tmp_path / name).publish({"w": torch.zeros(1)}, outputs, record())
     full = {name: tmp_path / name for name in "ab"}
-    store = SimpleNamespace(classes=["x", "y"], labels=np.zeros(12, int), groups=None)
-    split = SimpleNamespace(folds=np.zeros(4, int), fit=np.arange(8, 12))
-    with pytest.raises(ConclaveError, match="member b was trained on different data than a"):
-        load_predictions(full, {}, store, split)  # type: ignore[arg-type]
+    store = SimpleNamespace(classes=["x", "y"], labels=np.zeros(12, int), groups=None, keys=np.arange(12))
+    split = SimpleNamespace(folds=np.zeros(4, int), fit=np.arange(8, 12), fuse=np.arange(4), test=np.arange(4, 8))
+    with pytest.raises(ConclaveError, match="member b has no outputs for some rows that the others have"):
+        load_predictions(TrainingFolders(full, {}), store, split)  # type: ignore[arg-type]

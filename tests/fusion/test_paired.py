@@ -166,7 +166,7 @@ def test_weights_are_chosen_by_folds_that_divide_no_group(monkeypatch: pytest.Mo
         seen.append(groups)
         return []
 
-    monkeypatch.setattr("fusion.methods.weighted.shuffled_splits", splits)
+    monkeypatch.setattr("fusion.fitting.cross_validation.shuffled_splits", splits)
     fuse = near_copies(30, 3, 0)
     Weighted().fit(FusionInputs(fuse, None, np.zeros(0, int), ()))
     assert np.array_equal(seen[0], np.repeat(np.arange(30), 3))

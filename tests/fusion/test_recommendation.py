@@ -162,7 +162,7 @@ def test_the_rows_that_would_show_it_are_counted() -> None:
 
 def test_a_team_of_one_member_gets_that_member() -> None:
     alone = team(25)
-    alone = TeamPredictions(("a",), *list(vars(alone).values())[1:])
+    alone = replace(alone, names=("a",))
     fitted = candidates(alone, a=0.9, vote=0.9, cascade=0.9)
     for name in ("vote", "cascade"):
         fitted[name].nested = fitted["a"].nested

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.config import loader as config
 from orchestrator.planning.plan import Planner
+from tests.factories import FakeStore
 from workers.data.store import Store
 
 GOLDEN = Path(__file__).with_name("signatures.json")
@@ -46,10 +47,7 @@ TEAMS = {
 
 
 def _store(folder: Path, with_test_rows: bool) -> Store:
-    folder.mkdir()
-    np.save(folder / "tested.npy", np.array([False, with_test_rows]))
-    (folder / "store.json").write_text(json.dumps({"digest": "d" * 64, "size": 8, "classes": ["x", "y"], "rows": 2}))
-    return Store(folder)
+    return type("Rows", (FakeStore,), {"tested": np.arange(100) < 20 * with_test_rows})(folder)
 
 
 def signatures(folder: Path) -> dict[str, dict[str, str]]:

@@ -21,6 +21,7 @@ from orchestrator.planning.plan import Planner
 from tests.factories import TEAM, job, team_of
 from workers.config.job import Job
 from workers.data.packing import pack_data
+from workers.data.splits import keep_split
 from workers.errors import ConclaveError, DivergedError, EnvironmentMismatchError, FailureKind, TrainingStopped, last_line
 from workers.runtime.job_result import Failure, JobResult
 from workers.storage.training_folder import TrainingFolder
@@ -55,7 +56,9 @@ def jobs(tmp_path: Path) -> list[Job]:
     """Two trainings: of one member, and of two."""
     text = TEAM.replace("folds: 2", "folds: 0").replace("seed: 5}", "seed: 5, snapshots: 2}")
     team = team_of(text)
-    return list(Planner(team, pack_data(team.data, tmp_path), tmp_path).plan().jobs)
+    store = pack_data(team.data, tmp_path)
+    keep_split(store, team.data, team.seed, tmp_path)
+    return list(Planner(team, store, tmp_path).plan().jobs)
 
 
 def run(executor: Executor, one: Job) -> tuple[list[Event], Outcome]:

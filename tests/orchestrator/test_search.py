@@ -21,7 +21,7 @@ from orchestrator.planning.search import Search
 from tests.factories import TEAM, FakeStore, snapshot
 from workers.config.search_space import Choice
 from workers.data import packing as data
-from workers.data.splits import get_split
+from workers.data.splits import keep_split
 from workers.diagnostics.callback import TrainingCallback
 from workers.errors import ConclaveError, RayLostError, UserInputError
 from workers.runtime import search_trial as trial
@@ -143,7 +143,7 @@ def test_where_all_trials_diverged_nothing_is_trained_with_the_best_of_them(tmp_
 def test_a_trial_sees_neither_fuse_nor_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = team("name: t\ndata: {dataset: digits}\nmembers: [{name: b, search: {trials: 2, lr: [0.01, 0.3]}}]\n")
     store = data.pack_data(made.data, tmp_path)
-    parts = get_split(store, made.data, made.seed)
+    parts = keep_split(store, made.data, made.seed, tmp_path)
     seen: list[TrainingData] = []
     monkeypatch.setattr(trial, "train", lambda make, task: seen.append(task.data))
     one = next(iter(search.find_searches(Planner(made, store, tmp_path)).values()))
@@ -157,7 +157,9 @@ def test_a_trial_sees_neither_fuse_nor_test(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_trial_tells_its_score_each_epoch_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     made = team("name: t\ntrain: {epochs: 2}\ndefaults: {width: 4}\nmembers: [{name: b, search: {trials: 2, lr: [0.01, 0.3]}}]\n")
-    one = next(iter(search.find_searches(Planner(made, data.pack_data(made.data, tmp_path), tmp_path)).values()))
+    store = data.pack_data(made.data, tmp_path)
+    keep_split(store, made.data, made.seed, tmp_path)
+    one = next(iter(search.find_searches(Planner(made, store, tmp_path)).values()))
 
     class Scores(TrainingCallback):
         def __init__(self) -> None:

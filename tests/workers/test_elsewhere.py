@@ -14,6 +14,7 @@ from tests.factories import job
 from workers.config.job import Job
 from workers.config.specs import DataSpec
 from workers.data import packing as data
+from workers.data.splits import get_split, keep_split, read_split
 from workers.data.store import Store, content_digest
 from workers.errors import ConclaveError
 from workers.runtime import localize as elsewhere
@@ -22,7 +23,14 @@ from workers.runtime.localize import DriverDisk
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return data.pack_data(DataSpec(), tmp_path_factory.mktemp("driver"))
+    home = tmp_path_factory.mktemp("driver")
+    store = data.pack_data(DataSpec(), home)
+    keep_split(store, DataSpec(), 0, home)
+    return store
+
+
+def trained_on(packed: Store) -> Job:
+    return job("a").model_copy(update={"store": packed.folder, "split": get_split(packed, DataSpec(), 0).key})
 
 
 @pytest.fixture
@@ -33,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def borrowing(packed: Store) -> tuple[Job, list[str], elsewhere.Read]:
     asked: list[str] = []
-    one = job("a").model_copy(update={"store": packed.folder})
+    one = trained_on(packed)
 
     def read(name: str, offset: int) -> bytes:
         asked.append(name)
@@ -50,6 +58,7 @@ def test_the_data_comes_once_and_is_the_same(packed: Store, cache: Path, monkeyp
     assert content_digest(Store(there.store)) == packed.digest
     for name in Store.FILES:
         assert (there.store / name).read_bytes() == (packed.folder / name).read_bytes()
+    assert read_split(Store(there.store), one.split).key == one.split
     assert asked.count("images.npy") > 10, "in pieces"
     asked.clear()
     assert elsewhere.localize_job(one, read) == there
@@ -79,9 +88,9 @@ def test_no_other_file_is_lent(packed: Store) -> None:
 def test_the_weights_to_start_from_come_too_and_are_checked(packed: Store, cache: Path, tmp_path: Path) -> None:
     content = os.urandom(50_000)
     (tmp_path / "w.safetensors").write_bytes(content)
-    recipe = job("a").recipe.model_copy(update={"weights": tmp_path / "w.safetensors"})
-    update = {"store": packed.folder, "recipe": recipe, "weights_sha256": hashlib.sha256(content).hexdigest()}
-    one, asked = job("a").model_copy(update=update), list[str]()
+    one, asked = trained_on(packed), list[str]()
+    recipe = one.recipe.model_copy(update={"weights": tmp_path / "w.safetensors"})
+    one = one.model_copy(update={"recipe": recipe, "weights_sha256": hashlib.sha256(content).hexdigest()})
 
     def read(name: str, offset: int) -> bytes:
         asked.append(name)

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,10 @@ from hypothesis import strategies as st
 from tests.factories import FakeStore
 from workers.config.specs import DataSpec
 from workers.data.packing import pack_data
-from workers.data.splits import Split, get_split, hold_out, keep_split
+from workers.data.split_draw import Splitter
+from workers.data.splits import Split, get_split, hold_out, keep_split, read_split
 from workers.data.store import Store
-from workers.errors import UserInputError
+from workers.errors import CorruptFileError, UserInputError
 
 SPEC = DataSpec(folds=3)
 
@@ -78,57 +78,57 @@ def test_more_folds_than_rows_of_a_class_are_rejected(store: Store) -> None:
     assert not (store.folder / "splits").exists()
 
 
-def test_a_kept_split_is_the_one_that_would_be_made_and_needs_no_sklearn(store: Store) -> None:
-    made = get_split(store, SPEC, 0)
-    keep_split(store, SPEC, 0)
+def test_a_kept_split_is_read_without_sklearn(store: Store, tmp_path: Path) -> None:
+    made = keep_split(store, SPEC, 0, tmp_path)
     code = (
         "import sys; from pathlib import Path; from workers.data.packing import Store\n"
-        "from workers.config.specs import DataSpec\n"
-        "from workers.data.splits import get_split\n"
-        f"parts = get_split(Store(Path({str(store.folder)!r})), DataSpec(folds=3), 0)\n"
+        "from workers.data.splits import read_split\n"
+        f"parts = read_split(Store(Path({str(store.folder)!r})), {made.key!r})\n"
         "print(len(parts.fit), len(parts.fuse), len(parts.test), 'sklearn' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.stdout.split() == [str(len(made.fit)), str(len(made.fuse)), str(len(made.test)), "False"], found.stderr
-    assert same(get_split(store, SPEC, 0), made)
+    assert same(read_split(store, made.key), made)
+    assert same(made, get_split(store, SPEC, 0))
 
 
 @pytest.mark.parametrize(
     "asked",
     [(SPEC, 1), *((SPEC.model_copy(update=u), 0) for u in ({"folds": 2}, {"fuse_fraction": 0.2}, {"test_fraction": 0.3}))],
 )
-def test_what_is_asked_otherwise_is_split_otherwise(asked: tuple[DataSpec, int], store: Store) -> None:
+def test_what_is_asked_otherwise_is_split_otherwise(asked: tuple[DataSpec, int], store: Store, tmp_path: Path) -> None:
     other = get_split(store, *asked)
-    keep_split(store, SPEC, 0)
-    assert same(get_split(store, *asked), other)
-    assert not same(get_split(store, SPEC, 0), other)
+    kept_split = keep_split(store, SPEC, 0, tmp_path)
+    assert same(get_split(store, *asked, tmp_path), other)
+    assert not same(kept_split, other)
 
 
-def test_a_kept_split_holds_whatever_would_be_made_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by another version of scikit-learn: the fits that are done were of these rows."""
-    made = get_split(store, SPEC, 0)
-    keep_split(store, SPEC, 0)
-    monkeypatch.setattr("workers.data.splits._make_split", lambda *given: replace(made, fuse=made.fuse[::-1]))
-    assert same(get_split(store, SPEC, 0), made)
+def test_a_kept_split_holds_whatever_would_be_drawn_later(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by another version of scikit-learn: the trainings that are done were of these rows."""
+    made = keep_split(store, SPEC, 0, tmp_path)
+    for draw in ("set_apart", "folds"):
+        monkeypatch.setattr(Splitter, draw, lambda *given: pytest.fail("drawn again"))
+    assert same(get_split(store, SPEC, 0, tmp_path), made)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"no JSON"])
-def test_a_kept_split_that_is_not_whole_is_made_again(damage: bytes, store: Store) -> None:
-    made = get_split(store, SPEC, 0)
-    keep_split(store, SPEC, 0)
+def test_kept_rows_that_are_damaged_are_named_and_written_again(damage: bytes, store: Store, tmp_path: Path) -> None:
+    made = keep_split(store, SPEC, 0, tmp_path)
     kept(store).write_bytes(damage)
-    assert same(get_split(store, SPEC, 0), made)
-    keep_split(store, SPEC, 0)
-    assert len(kept(store).read_bytes()) > 1000
+    with pytest.raises(CorruptFileError, match="damaged"):
+        read_split(store, made.key)
+    assert same(keep_split(store, SPEC, 0, tmp_path), made)
+    assert same(read_split(store, made.key), made)
 
 
-def test_a_flipped_byte_in_a_kept_split_is_noticed(store: Store) -> None:
-    made = get_split(store, SPEC, 0)
-    keep_split(store, SPEC, 0)
-    content = bytearray(kept(store).read_bytes())
+def test_a_flipped_byte_in_a_history_is_named(store: Store, tmp_path: Path) -> None:
+    keep_split(store, SPEC, 0, tmp_path)
+    [path] = (tmp_path / "splits").glob("*.json")
+    content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
-    kept(store).write_bytes(bytes(content))
-    assert same(get_split(store, SPEC, 0), made)
+    path.write_bytes(bytes(content))
+    with pytest.raises(CorruptFileError, match="draws a new split"):
+        get_split(store, SPEC, 0, tmp_path)
 
 
 def labelled_store(labels: list[int], tested: list[bool]) -> Store:

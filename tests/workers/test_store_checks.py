@@ -15,7 +15,7 @@ from tests.inputs import classes
 from workers.config.specs import DataSpec
 from workers.data import store_checks
 from workers.data.packing import pack_data
-from workers.data.splits import get_split, keep_split
+from workers.data.splits import keep_split, read_split
 from workers.data.store import Store, find_store
 from workers.data.store_checks import damaged_file
 from workers.errors import CorruptFileError
@@ -55,7 +55,7 @@ def test_a_damaged_store_is_packed_again(
     damage: Callable[[Path], object], packed: tuple[DataSpec, Store], tmp_path: Path
 ) -> None:
     spec, store = packed
-    keep_split(store, spec, 0)
+    keep_split(store, spec, 0, tmp_path)
     before, said = [path.name for path in store.folder.glob("splits/*")], list[str]()
     digest, pixels = store.digest, np.array(store.images)
     damage(store.folder)
@@ -91,15 +91,15 @@ def test_of_a_large_store_what_did_not_change_is_read_in_part(
     assert damaged_file(store) == "images.npy", "it has another time, and is read in full"
 
 
-def test_a_split_that_was_changed_by_hand_is_not_taken(packed: tuple[DataSpec, Store]) -> None:
+def test_a_split_that_was_changed_by_hand_is_not_taken(packed: tuple[DataSpec, Store], tmp_path: Path) -> None:
     spec, store = packed
-    keep_split(store, spec, 0)
+    right = keep_split(store, spec, 0, tmp_path)
     [path] = store.folder.glob("splits/*.json")
-    right = get_split(store, spec, 0)
     changed = json.loads(path.read_text())
     path.write_text(json.dumps({**changed, "fit": changed["fit"][::-1]}))
-    assert np.array_equal(get_split(store, spec, 0).fit, right.fit)
-    keep_split(store, spec, 0)
+    with pytest.raises(CorruptFileError, match="damaged"):
+        read_split(store, right.key)
+    keep_split(store, spec, 0, tmp_path)
     assert json.loads(path.read_text())["fit"] == right.fit.tolist()
 
 
@@ -138,7 +138,7 @@ def test_a_kill_while_a_damaged_store_is_replaced_loses_no_split(
     moved: int, packed: tuple[DataSpec, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, store = packed
-    keep_split(store, spec, 0)
+    keep_split(store, spec, 0, tmp_path)
     kept, digest = sorted(path.name for path in store.folder.glob("splits/*.json")), store.digest
     (store.folder / "ids.json").unlink()
     (store.folder / "ids.json").mkdir()

@@ -31,6 +31,7 @@ class Job(Strict):
         team_seed: Seed of the split.
         home: The home.
         store: Folder of the packed data.
+        split: Key of its split (`Split.key`).
         import_paths: Folders from which the users' own modules are imported.
         checkpoint_seconds: Longest time without a checkpoint.
         teachers: Signatures of the members that a student learns from.
@@ -46,6 +47,7 @@ class Job(Strict):
     team_seed: int
     home: Path
     store: Path
+    split: str
     import_paths: tuple[str, ...] = ()
     checkpoint_seconds: float = 300.0
     teachers: tuple[str, ...] = ()

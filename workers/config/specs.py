@@ -39,6 +39,8 @@ NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
     "classes": None,
     "max_pixels": None,
     "on_missing_label": None,
+    "fuse": "part",
+    "split": None,
 }
 
 
@@ -56,6 +58,7 @@ class DataSpec(Strict):
     dataset: Annotated[str, LAYOUTS] = "digits"
     root: FilePath | None = Field(None, strict=False)
     image_size: int | None = Field(None, ge=8, le=1024)
+    fuse: Literal["part", "out_of_fold"] = "part"  # what fusions are fitted and chosen on: rows of their own, or all by fold
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)
     folds: int = Field(5, ge=0, le=1000)
@@ -73,11 +76,17 @@ class DataSpec(Strict):
     classes: FilePath | None = Field(None, strict=False)  # a text file with a class name on each line, which fixes their order
     manifest: FilePath | None = Field(None, strict=False)
     columns: dict[Column, str] = Field(default_factory=dict)  # a manifest's column names, by role
+    split: FilePath | None = Field(None, strict=False)  # a table of parts and folds, written by `conclave split`
 
     def described(self) -> dict[str, object]:
         """Return the settings as JSON, without newer keys at their defaults, so that older sweeps compare as equal."""
         values = self.model_dump(mode="json")
         return {key: value for key, value in values.items() if key not in NEWER_DATA_KEYS or value != NEWER_DATA_KEYS[key]}
+
+    @property
+    def is_out_of_fold(self) -> bool:
+        """Whether there is no *fuse* part, and fusions are fitted and chosen on out-of-fold predictions."""
+        return self.fuse == "out_of_fold"
 
     @property
     def size(self) -> int:

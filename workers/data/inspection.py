@@ -72,7 +72,7 @@ def pack_and_check(
 
     def check(packed: Store) -> None:
         try:
-            split = get_split(packed, spec, seed)
+            split = get_split(packed, spec, seed, home)
         except UserInputError as error:  # a class of too few images may be another one, misspelled
             raise UserInputError(f"{error}{note_of_spellings(packed.classes)}") from None
         for warning in _warnings_of_duplicates(packed, split, similar=False) if spec.duplicates == "error" else ():
@@ -86,19 +86,26 @@ def inspect_data(
 ) -> tuple[Store, DataSummary]:
     """Pack a data set as `pack_and_check` does, and summarize it."""
     store = pack_and_check(spec, seed, home, on_progress)
-    return store, summarize_data(store, spec, get_split(store, spec, seed))
+    return store, summarize_data(store, spec, get_split(store, spec, seed, home))
 
 
 def _origins(store: Store, spec: DataSpec) -> dict[str, str]:
     """Return the origin of the *fit*, *fuse* and *test* rows, in words."""
     given = store.record.origins
     train = given.get("train", "the images")
+    parts = ("test",) if spec.is_out_of_fold else ("fuse", "test")
     has_own = {"fuse": bool(store.validation.any()), "test": bool(store.tested.any())}
     own = {"fuse": given.get("val", "the data set's own part"), "test": given.get("test", "the data set's own part")}
     kept = ", with groups kept together" if store.groups is not None else ""
     drawn = {"fuse": f"{spec.fuse_fraction:.0%} of the training rows", "test": f"{spec.test_fraction:.0%} of {train}"}
-    fit = train if all(has_own.values()) else f"the rest of {train}"
-    origins = {part: own[part] if has_own[part] else f"{drawn[part]}, drawn by the team's seed{kept}" for part in own}
+    fit = train if all(has_own[part] for part in parts) else f"the rest of {train}"
+    if spec.split:
+        origins = dict.fromkeys(parts, f"what {spec.split.name} says")
+    else:
+        origins = {part: own[part] if has_own[part] else f"{drawn[part]}, drawn by the team's seed{kept}" for part in parts}
+    if spec.is_out_of_fold:
+        val = f", with {given['val']}" if "val" in given else ""
+        return {"fit": f"{fit}{val}; fusions are chosen on its out-of-fold predictions", **origins}
     return {"fit": fit, **origins}
 
 

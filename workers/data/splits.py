@@ -1,24 +1,25 @@
-"""Split a packed store's rows into *fit*, *fuse*, *test* and folds, and save the split next to the store.
+"""Split a packed store's rows into *fit*, *fuse*, *test* and folds.
 
-Reading a saved split avoids importing scikit-learn, which takes a second, and gives the same rows even after scikit-learn was
-upgraded. A machine that borrows the data gets no saved split and computes its own, with the head's scikit-learn version unless
-`environment: warn` allows another.
+A split is drawn once by the team's seed, and kept: later runs draw only for new images (`split_history.py`). Each split is saved
+next to the store under a digest of its row numbers, which the jobs name. So every process uses the same rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import math
-import warnings
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from workers.config.specs import DataSpec
+from workers.data.split_draw import NEW, Splitter, place_new_rows
+from workers.data.split_history import Known, SplitHistory, Stages, fold_stage, fuse_stage, history_path, read_table, test_stage
 from workers.data.store import Rows, Store
 from workers.errors import CorruptFileError, UserInputError
 from workers.storage.files import file_lock
@@ -31,7 +32,7 @@ class Split:
 
     Attributes:
         fit: (n,) int64, rows that members train on.
-        fuse: (n,) int64, rows that fusions are fitted and chosen on.
+        fuse: (n,) int64, rows that fusions are fitted and chosen on; empty if that is done on out-of-fold predictions.
         test: (n,) int64, rows used only for reported scores.
         folds: (n,) int64, the fold of each *fit* row; -1 without folds.
     """
@@ -40,6 +41,13 @@ class Split:
     fuse: Rows
     test: Rows
     folds: Rows
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the row numbers, the name of the file that holds the split."""
+        arrays = (self.fit, self.fuse, self.test, self.folds)
+        content = b"".join(len(rows).to_bytes(8) + np.ascontiguousarray(rows, dtype="<i8").tobytes() for rows in arrays)
+        return hashlib.sha256(content).hexdigest()[:20]
 
 
 class SplitRecord(BaseModel):
@@ -51,40 +59,72 @@ class SplitRecord(BaseModel):
     folds: list[int]
 
 
-def get_split(store: Store, spec: DataSpec, seed: int) -> Split:
-    """Return the saved split of a store, or compute it from the team's seed and the data's digest.
+def get_split(store: Store, spec: DataSpec, seed: int, home: Path | None = None) -> Split:
+    """Return the split of a store: what is known of its rows, and a draw for the others.
 
     Args:
         store: The packed data.
         spec: The fractions and the number of folds.
         seed: The team's seed.
+        home: The home whose earlier draws hold; None to draw all rows.
 
     Raises:
         UserInputError: If the rows cannot be split that way.
     """
-    return _read(_split_path(store, spec, seed)) or _make_split(store, spec, seed)
+    return _draw(store, spec, seed, _known(store, spec, seed, home))[0]
 
 
-def keep_split(store: Store, spec: DataSpec, seed: int) -> None:
-    """Save the split next to the store for later processes. Raises UserInputError if the rows cannot be split."""
-    path = _split_path(store, spec, seed)
+def keep_split(store: Store, spec: DataSpec, seed: int, home: Path) -> Split:
+    """Return the split, and save it: its draws in the home, its row numbers next to the store. Raises UserInputError."""
+    path = history_path(home, spec, seed)
     path.parent.mkdir(exist_ok=True)
     with file_lock(path.parent / ".lock"):  # two teams may start at once in the same home
-        if _read(path):
-            return
-        for unfinished in path.parent.glob(f".{path.name}.*"):  # left by a killed process: we hold its lock
-            unfinished.unlink()
-        parts = {name: rows.tolist() for name, rows in asdict(_make_split(store, spec, seed)).items()}
-        write_state(path, SplitRecord(**parts), "split")
+        split, drawn = _draw(store, spec, seed, _known(store, spec, seed, home))
+        if spec.split is None and drawn:
+            history = _read_history(path)
+            updated = history.updated(store, drawn)
+            if updated != history:
+                _clear_unfinished(path)
+                write_state(path, updated, "split")
+        target = _rows_path(store, split.key)
+        target.parent.mkdir(exist_ok=True)
+        if _read_rows(target) is None:
+            _clear_unfinished(target)
+            write_state(target, SplitRecord(**{name: rows.tolist() for name, rows in asdict(split).items()}), "split")
+    return split
 
 
-def _split_path(store: Store, spec: DataSpec, seed: int) -> Path:
-    settings = [store.digest, seed, spec.fuse_fraction, spec.test_fraction, spec.folds]
-    return store.folder / "splits" / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:20]}.json"
+def read_split(store: Store, key: str) -> Split:
+    """Return a split that was saved next to a store.
+
+    Raises:
+        FileNotFoundError: If it is missing, which may be temporary on a network disk.
+        CorruptFileError: If it is damaged.
+    """
+    path = _rows_path(store, key)
+    path.stat()
+    split = _read_rows(path)
+    if split is None or split.key != key:
+        raise CorruptFileError(f"{path}: damaged. `conclave sweep` writes it again.")
+    return split
 
 
-def _read(path: Path) -> Split | None:
-    """Return a saved split, or None if it is missing or damaged, because it can be computed again."""
+def split_file(key: str) -> str:
+    """Return the path of a split's file, relative to its store."""
+    return f"splits/{key}.json"
+
+
+def _rows_path(store: Store, key: str) -> Path:
+    return store.folder / split_file(key)
+
+
+def _clear_unfinished(path: Path) -> None:
+    for unfinished in path.parent.glob(f".{path.name}.*"):  # left by a killed process: we hold its lock
+        unfinished.unlink()
+
+
+def _read_rows(path: Path) -> Split | None:
+    """Return a saved split, or None if it is missing or damaged, because it can be made again."""
     try:
         record = read_state(path, SplitRecord, "")
     except CorruptFileError:
@@ -92,24 +132,102 @@ def _read(path: Path) -> Split | None:
     return None if record is None else Split(*(np.array(rows, dtype=np.int64) for rows in dict(record).values()))
 
 
-def _make_split(store: Store, spec: DataSpec, seed: int) -> Split:
-    state = int(hashlib.sha256(f"{seed}/{store.digest}".encode()).hexdigest()[:8], 16)
-    splitter = _Splitter(np.asarray(store.labels), store.classes, store.groups)
-    rows = np.arange(len(splitter.labels))
-    test, fuse = rows[store.tested], rows[store.validation]
-    rest = rows[~(store.tested | store.validation)]
-    if len(test) == 0:
-        rest, test = splitter.set_apart(rest, spec.test_fraction, state, "data.test_fraction")
-    if len(fuse) == 0:
-        rest, fuse = splitter.set_apart(rest, spec.fuse_fraction, state + 1, "data.fuse_fraction")
-    if store.folds is not None and spec.folds:
-        folds = store.folds[rest]
-        _check_folds(folds, spec.folds)
-    else:
-        folds = splitter.folds(rest, spec.folds, state + 2)
-    split = Split(rest, fuse, test, folds)
-    _refuse_divided_groups(store, split)
-    return split
+def _read_history(path: Path) -> SplitHistory:
+    advice = "Move it away, and the next sweep draws a new split; finished trainings of the old one are not used then."
+    return read_state(path, SplitHistory, advice) or SplitHistory()
+
+
+def _known(store: Store, spec: DataSpec, seed: int, home: Path | None) -> Known:
+    if spec.split is not None:
+        return read_table(spec.split, store, spec)
+    return _read_history(history_path(home, spec, seed)).known(store) if home else Known()
+
+
+def _draw(store: Store, spec: DataSpec, seed: int, known: Known) -> tuple[Split, Stages]:
+    """Return the split, and the draws behind it, (N,) each, with `NEW` for rows that a draw does not concern."""
+    return _Drawing(store, spec, seed, known).split()
+
+
+class _Share(NamedTuple):
+    """A share of the rows that is set apart, and the step of the draw, which makes its seed."""
+
+    part: str
+    fraction: float
+    step: int
+
+
+class _Drawing:
+    """Splits a store around what is known of its rows."""
+
+    def __init__(self, store: Store, spec: DataSpec, seed: int, known: Known) -> None:
+        self.store, self.spec, self.known = store, spec, known
+        self.labels, self.rows = np.asarray(store.labels), np.arange(len(store.labels))
+        self.state = int(hashlib.sha256(f"{seed}/{store.digest}".encode()).hexdigest()[:8], 16)
+        self.splitter = Splitter(self.labels, store.classes, store.groups)
+        self.stages: Stages = {}
+
+    def split(self) -> tuple[Split, Stages]:
+        spec, store = self.spec, self.store
+        own_fuse = np.zeros_like(store.tested) if spec.is_out_of_fold else store.validation
+        is_test = self._apart(_Share("test", spec.test_fraction, 0), test_stage(spec), ~own_fuse, store.tested)
+        is_fuse = np.zeros_like(is_test)
+        if not spec.is_out_of_fold:
+            is_fuse = self._apart(_Share("fuse", spec.fuse_fraction, 1), fuse_stage(spec), ~is_test, own_fuse)
+            if not is_fuse.any():
+                raise UserInputError(f"data.split: {spec.split} has no fuse rows. Set `fuse: out_of_fold` under `data`.")
+        fit = self.rows[~(is_test | is_fuse)]
+        self._check_classes(fit)
+        split = Split(fit, self.rows[is_fuse], self.rows[is_test], self._folds(fit))
+        _refuse_divided_groups(store, split)
+        return split, self.stages
+
+    def _apart(self, share: _Share, stage: str, among: NDArray[np.bool_], own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return which rows are set apart: as known, as the data set itself says, or drawn."""
+        known = np.where(among, self.known.of(stage, len(self.rows)), NEW)
+        if own.any():
+            is_apart: NDArray[np.bool_] = (known == 1) | (own & (known == NEW)) if self.known.is_table else own
+            return is_apart
+        if (known == NEW).all():
+            key = f"data.{share.part}_fraction"
+            _, apart = self.splitter.set_apart(self.rows[among], share.fraction, self.state + share.step, key)
+            values = np.where(among, 0, NEW)
+            values[apart] = 1
+        else:
+            values = self._placed(known, among, (1 - share.fraction, share.fraction), share.step)
+        self.stages[stage] = values
+        return np.asarray(values == 1)
+
+    def _placed(self, known: Rows, among: NDArray[np.bool_], shares: tuple[float, ...], step: int) -> Rows:
+        groups = None if self.store.groups is None else self.store.groups[among]
+        values = np.full(len(self.rows), NEW, dtype=np.int64)
+        values[among] = place_new_rows(known[among], self.labels[among], groups, shares, self.state + step)
+        return values
+
+    def _folds(self, fit: Rows) -> Rows:
+        store, count = self.store, self.spec.folds
+        known = self.known.of(fold_stage(self.spec), len(self.rows))[fit]
+        if store.folds is not None and count and not (self.known.is_table and (known != NEW).any()):
+            _check_folds(store.folds[fit], count)
+            return store.folds[fit]
+        if count and (known != NEW).any():
+            among = np.zeros(len(self.rows), dtype=bool)
+            among[fit] = True
+            every = np.full(len(self.rows), NEW, dtype=np.int64)
+            every[fit] = known
+            folds = self._placed(every, among, (1 / count,) * count, 2)[fit]
+            _check_folds(folds, count)
+        else:
+            folds = self.splitter.folds(fit, count, self.state + 2)
+        if count:
+            self.stages[fold_stage(self.spec)] = values = np.full(len(self.rows), NEW, dtype=np.int64)
+            values[fit] = folds
+        return folds
+
+    def _check_classes(self, fit: Rows) -> None:
+        counts = np.bincount(self.labels[fit], minlength=len(self.store.classes))
+        if len(counts) and not counts.all():
+            name = self.store.classes[int(counts.argmin())]
+            raise UserInputError(f"no image of class {name!r} is left to fit: all are in test or fuse. Add images of it.")
 
 
 def _refuse_divided_groups(store: Store, split: Split) -> None:
@@ -127,6 +245,16 @@ def _refuse_divided_groups(store: Store, split: Split) -> None:
                 f"the manifest divides {len(shared)} groups: {first} is in {one} and {second}, of the same group, is in {other}. "
                 "Give all rows of a group the same split and the same fold."
             )
+
+
+def _check_folds(folds: Rows, count: int) -> None:
+    """Raise UserInputError unless the given folds are 0 to `count` - 1."""
+    found = sorted(set(folds.tolist()))
+    if found != list(range(count)):
+        raise UserInputError(
+            f"data.folds: {count} folds need the values 0 to {count - 1} in the manifest's fold column; "
+            f"it has {', '.join(map(str, found))}."
+        )
 
 
 def hold_out(store: Store, rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -154,132 +282,6 @@ def hold_out(store: Store, rows: Rows, fraction: float, seed: int) -> tuple[Rows
     groups = len(np.unique(store.groups[rows]))
     if groups < 2:
         raise UserInputError("train.stop and search hold groups of training images out, but all images are of one group.")
-    splitter = _Splitter(np.asarray(store.labels), store.classes, store.groups)
+    splitter = Splitter(np.asarray(store.labels), store.classes, store.groups)
     part = splitter.divide(rows, min(round(1 / fraction), groups), seed)[0]
     return np.delete(rows, part), rows[part]
-
-
-@dataclass(frozen=True)
-class _Splitter:
-    """Splits rows, stratified by class, and keeps groups together if there are any.
-
-    Attributes:
-        labels: (N,) index of each row's class.
-        classes: The class names.
-        groups: (N,) number of each row's group; None without groups.
-    """
-
-    labels: Rows
-    classes: list[str]
-    groups: Rows | None
-
-    def set_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-        """Split off a share of the rows. Return the remaining rows and the split-off rows.
-
-        Args:
-            rows: The rows to split.
-            fraction: The share.
-            state: Random seed of the draw.
-            key: The team file's key of the share, for messages.
-
-        Raises:
-            UserInputError: If either side would lack a class.
-        """
-        if self.groups is not None:
-            return self._set_groups_apart(rows, fraction, state, key)
-        from sklearn.model_selection import train_test_split
-
-        self._check_fraction(rows, fraction, key)
-        labels = self.labels[rows]
-        remaining, apart = train_test_split(rows, test_size=fraction, stratify=labels, random_state=state % 2**32)
-        remaining, apart = self._with_every_class(remaining, apart, state)
-        return np.sort(remaining), np.sort(apart)
-
-    def _check_fraction(self, rows: Rows, fraction: float, key: str) -> None:
-        """Raise UserInputError, suggesting a share that works, if either side has no room for every class."""
-        counts = np.bincount(self.labels[rows], minlength=len(self.classes))
-        if counts.min() < 2:
-            name, left = self.classes[int(counts.argmin())], int(counts.min())
-            raise UserInputError(
-                f"{key}: class {name!r} has {left} images left to split, and 2 are needed. Add images of it, or remove it."
-            )
-        present, apart = len(self.classes), math.ceil(fraction * len(rows))
-        if min(apart, len(rows) - apart) >= present:
-            return
-        least = math.ceil(1000 * present / len(rows)) / 1000
-        works = f"A share from {least:g} to {1 - least:g} works" if least <= 0.5 else f"At least {2 * present} images are needed"
-        raise UserInputError(
-            f"{key}: {fraction:g} of {len(rows):,} images leaves fewer than {present}, one for each class, on one side. {works}."
-        )
-
-    def _with_every_class(self, remaining: Rows, apart: Rows, state: int) -> tuple[Rows, Rows]:
-        """Move an image of each class missing in `apart` there from `remaining`."""
-        for label in np.setdiff1d(np.arange(len(self.classes)), self.labels[apart]).tolist():
-            own = np.sort(remaining[self.labels[remaining] == label])
-            chosen = own[np.random.default_rng([state, label]).integers(len(own))]
-            remaining, apart = remaining[remaining != chosen], np.append(apart, chosen)
-        return remaining, apart
-
-    def _set_groups_apart(self, rows: Rows, fraction: float, state: int, key: str) -> tuple[Rows, Rows]:
-        """Split off whole groups, as close to the share and the class proportions as possible."""
-        fewest, name = self._fewest_groups(rows)
-        if fewest < 2:
-            raise UserInputError(
-                f"{key}: all images of class {name!r} are of one group, which stays together. Add groups of it, or remove it."
-            )
-        for part in self.divide(rows, min(max(2, round(1 / fraction)), fewest), state):
-            is_apart = np.zeros(len(rows), dtype=bool)
-            is_apart[part] = True
-            if all(len(np.unique(self.labels[rows[side]])) == len(self.classes) for side in (is_apart, ~is_apart)):
-                return rows[~is_apart], rows[is_apart]
-        raise UserInputError(
-            f"{key}: no share of whole groups near {fraction:g} has every class on both sides. "
-            f"Class {name!r} has {fewest} groups. Add groups of it, or say in the manifest's split column which rows are which."
-        )
-
-    def _fewest_groups(self, rows: Rows) -> tuple[int, str]:
-        """Return the number of groups and the name of the class with the fewest groups."""
-        assert self.groups is not None
-        counts = [len(np.unique(self.groups[rows[self.labels[rows] == label]])) for label in range(len(self.classes))]
-        fewest = int(np.argmin(counts))
-        return counts[fewest], self.classes[fewest]
-
-    def divide(self, rows: Rows, parts: int, state: int) -> list[Rows]:
-        """Divide the rows into this many parts, keeping groups together. Return each part's positions in `rows`."""
-        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-        kind, groups = (StratifiedKFold, None) if self.groups is None else (StratifiedGroupKFold, self.groups[rows])
-        splitter = kind(parts, shuffle=True, random_state=state % 2**32)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the data summary names classes with fewer rows than folds
-            return [left_out for _, left_out in splitter.split(rows, self.labels[rows], groups)]
-
-    def folds(self, rows: Rows, count: int, state: int) -> Rows:
-        """Return the fold of each row, or -1 for all rows if `count` is 0.
-
-        Raises:
-            UserInputError: If there are too few rows or groups for `count` folds.
-        """
-        if self.groups is None:
-            most = int(np.bincount(self.labels[rows], minlength=len(self.classes)).max())
-            why = f"the largest class has {most} rows to fit"
-        else:
-            most, name = self._fewest_groups(rows)
-            why = f"class {name!r} has {most} groups to fit"
-        if most < count:
-            advice = f"Set data.folds to {most} or fewer" if most > 1 else "Set data.folds to 0"
-            raise UserInputError(f"data.folds: {count} folds, but {why}. {advice}, or add images.")
-        folds = np.full(len(rows), -1, dtype=np.int64)
-        for fold, left_out in enumerate(self.divide(rows, count, state) if count else ()):
-            folds[left_out] = fold
-        return folds
-
-
-def _check_folds(folds: Rows, count: int) -> None:
-    """Raise UserInputError unless the data set's own folds are 0 to `count` - 1."""
-    found = sorted(set(folds.tolist()))
-    if found != list(range(count)):
-        raise UserInputError(
-            f"data.folds: {count} folds need the values 0 to {count - 1} in the manifest's fold column; "
-            f"it has {', '.join(map(str, found))}."
-        )

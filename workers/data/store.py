@@ -132,6 +132,18 @@ class Store:
         with _reading(self.folder / "ids.json") as path:
             return TypeAdapter(list[str]).validate_json(path.read_bytes())
 
+    @cached_property
+    def contents(self) -> list[str]:
+        """A digest of each row's pixels, hexadecimal. Equal images have equal ones."""
+        return [f"{a:016x}{b:016x}" for a, b in self.row_arrays["digests"].tolist()]
+
+    @cached_property
+    def keys(self) -> Rows:
+        """(N,) int64: a hash of each row's id and pixels, which stays when other rows are added or removed."""
+        pairs = zip(self.ids, self.row_arrays["digests"], strict=True)
+        digests = [hashlib.blake2b(name.encode() + content.tobytes(), digest_size=8).digest() for name, content in pairs]
+        return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+
     @property
     def classes(self) -> list[str]:
         """The class names, sorted."""

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from workers.storage.artifacts import MemberArtifact
 
 Epoch = dict[str, float]  # the metrics of one epoch
+HELD_OUT = ("fuse", "out_of_fold")  # rows whose scores are shown after each epoch; the second of a fold, where there is no *fuse*
+
+
+def held_out_metric(epoch: Epoch, metric: str) -> float | None:
+    """Return the loss or the accuracy of an epoch on held-out rows that it shows, or None if it shows none."""
+    return next((epoch[key] for name in HELD_OUT if (key := f"{name}/{metric}") in epoch), None)
 
 
 class TrainingCallback:

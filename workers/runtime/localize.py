@@ -21,9 +21,10 @@ from pathlib import Path
 from filelock import Timeout
 
 from workers.config.job import Job
+from workers.data.splits import read_split, split_file
 from workers.data.store import Store, content_digest
 from workers.data.store_checks import damaged_file, keep_checks
-from workers.errors import ConclaveError, IncompleteTransferError
+from workers.errors import ConclaveError, CorruptFileError, IncompleteTransferError
 from workers.storage.artifacts import MemberArtifact
 from workers.storage.cache import cache_folder
 from workers.storage.files import file_lock, write_bytes
@@ -68,11 +69,25 @@ def localize_job(job: Job, read: Read) -> Job:
             shutil.rmtree(store)
         if not (store / "store.json").is_file():
             _stream(store, read, digest)
+        _fetch_split(Store(store), job.split, read)
     os.utime(store)
     home = root / "home"
     in_use = {store, *(MemberArtifact.in_home(home, signature).root for signature in job.signatures)}
     evict_cache(root, float(os.environ.get("CONCLAVE_CACHE_GB", "50")) * 1e9, in_use)
     return _with_weights(job.model_copy(update={"home": home, "store": store}), root / "weights", read)
+
+
+def _fetch_split(store: Store, key: str, read: Read) -> None:
+    """Copy a split to a store on this machine, unless it is there."""
+    try:
+        read_split(store, key)
+    except (FileNotFoundError, CorruptFileError):
+        path, content = store.folder / split_file(key), bytearray()
+        while chunk := read(split_file(key), len(content)):
+            content += chunk
+        path.parent.mkdir(exist_ok=True)
+        write_bytes(path, bytes(content))
+        read_split(store, key)
 
 
 def _with_weights(job: Job, folder: Path, read: Read) -> Job:
@@ -96,7 +111,7 @@ def read_chunk(job: Job, name: str, offset: int) -> bytes:
     """Return at most CHUNK_BYTES bytes of a file of a job's store, or of its weights. Raises ConclaveError for other files."""
     if name == WEIGHTS and job.recipe.weights:
         path = job.recipe.weights
-    elif name in Store.FILES:
+    elif name in (*Store.FILES, split_file(job.split)):
         path = job.store / name
     else:
         raise ConclaveError(f"{name}: not a file of a packed store")

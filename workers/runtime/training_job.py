@@ -16,9 +16,9 @@ import torch
 from workers.config.job import Job, JobMember
 from workers.config.own_code import import_from
 from workers.config.specs import TrainedMember
-from workers.data.splits import Split, get_split, hold_out
+from workers.data.splits import Split, hold_out, read_split
 from workers.data.store import Rows, Store
-from workers.diagnostics.callback import TrainingCallback
+from workers.diagnostics.callback import HELD_OUT, TrainingCallback
 from workers.models.build import build
 from workers.models.frozen import HeadNetwork
 from workers.models.network import Network
@@ -112,11 +112,19 @@ def training_data(
         images,
         labels,
         torch.from_numpy(rows),
-        torch.from_numpy(split.fuse),
+        None if (watch := _watched(job, split)) is None else torch.from_numpy(watch),
         None if stop is None else torch.from_numpy(stop),
         _teacher(job, store),
         weights,
+        HELD_OUT[0 if len(split.fuse) else 1],
     )
+
+
+def _watched(job: Job, split: Split) -> Rows | None:
+    """Return the rows whose scores a training shows: *fuse*; without such a part, those that a fold training leaves out."""
+    if len(split.fuse):
+        return split.fuse
+    return None if job.fold is None else split.fit[split.folds == job.fold]
 
 
 def _weights(store: Store, rows: Rows) -> torch.Tensor | None:
@@ -159,7 +167,7 @@ class JobTraining:
         use_deterministic_kernels(self.device)
         import_from(job.import_paths)
         self.store = Store(job.store)
-        self.split = get_split(self.store, job.data, job.team_seed)
+        self.split = read_split(self.store, job.split)
         features = None
         if job.recipe.freeze:
             self.whole = build(job.seeded_recipe, len(self.store.classes), self.store.size)
@@ -210,17 +218,18 @@ class JobTraining:
     def _outputs(self, result: TrainingResult) -> Weights:
         """Compute outputs on *fuse* and *test*; for a fold training, also on its left-out rows.
 
-        Only full trainings keep features: each fold training has a different feature space, and no fusion may mix them.
+        Each fold training has a different feature space, and no fusion may mix them, so only full trainings keep features, and
+        fold trainings of a frozen backbone, which is the same in all of them.
         """
-        parts = {"fuse": self.split.fuse, "test": self.split.test}
+        parts = {"": np.concatenate([self.split.fuse, self.split.test])}
         if self.job.fold is not None:
-            parts["oof"] = self.split.fit[self.split.folds == self.job.fold]
+            parts["oof_"] = self.split.fit[self.split.folds == self.job.fold]
         outputs: Weights = {}
-        for name, rows in parts.items():
+        for prefix, rows in parts.items():
             logits, features = predict_outputs(result.network, self.data.images, rows, self.device)
-            outputs |= {f"{name}_rows": torch.from_numpy(rows), f"{name}_logits": logits}
-            if self.job.fold is None:
-                outputs[f"{name}_features"] = features
+            outputs |= {f"{prefix}keys": torch.from_numpy(self.store.keys[rows]), f"{prefix}logits": logits}
+            if self.job.fold is None or (self.whole and prefix):
+                outputs[f"{prefix}features"] = features
         return outputs
 
     def _record(self, member: JobMember, result: TrainingResult, weights: Weights) -> TrainingRecord:

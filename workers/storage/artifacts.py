@@ -1,6 +1,7 @@
 """Write and read a member's artifact. Defines all of its paths and file names.
 
     HOME/jobs/SIGNATURE/fit/     weights.safetensors, outputs.safetensors, manifest.json (written last)
+    HOME/jobs/SIGNATURE/later/   outputs.safetensors on rows that were added after the training, manifest.json
     HOME/jobs/SIGNATURE/.lock    held by the process that trains it
 
 A training writes one artifact for each of its members. Reading a manifest needs no torch.
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.diagnostics.faults import fault_point
-from workers.errors import ConclaveError
-from workers.storage.manifest import MANIFEST, read_manifest
+from workers.errors import ConclaveError, CorruptFileError
+from workers.storage.files import file_lock
+from workers.storage.manifest import MANIFEST, Manifest, read_manifest
 from workers.storage.training_record import TrainingRecord
 
 if TYPE_CHECKING:
@@ -39,6 +41,16 @@ def class_order(member_classes: Sequence[str], classes: Sequence[str], name: str
     if sorted(member_classes) != sorted(classes):
         raise ConclaveError(f"member {name} knows other classes than the data: {', '.join(member_classes)}; it can't be fused.")
     return [list(member_classes).index(c) for c in classes]
+
+
+class LaterRecord(Manifest):
+    """Record of outputs on rows that came after a training.
+
+    Attributes:
+        weights_sha256: Digest of the weights that computed them.
+    """
+
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,10 @@ class MemberArtifact:
         return self.root / ".fit.new"
 
     @property
+    def _later(self) -> Path:
+        return self.root / "later"
+
+    @property
     def done(self) -> bool:
         """True if the artifact is published."""
         return (self.folder / MANIFEST).is_file()
@@ -95,8 +111,9 @@ class MemberArtifact:
         """Return the outputs, verified by their checksum.
 
         Returns:
-            For each part (`fuse`, `test`, and `oof` for a fold training): PART_rows (n,) int64, PART_logits (n, C) float32
-            and, for a full training, PART_features (n, D) float32.
+            keys (n,) int64 (`Store.keys`) of the *fuse* and *test* rows, logits (n, C) float32 and, for a full training,
+            features (n, D) float32. For a fold training also oof_keys and oof_logits of the rows that it left out and, for a
+            frozen backbone, oof_features.
 
         Raises:
             CorruptFileError: If the file is damaged.
@@ -104,6 +121,26 @@ class MemberArtifact:
         from workers.storage.tensor_folder import load_tensors
 
         return load_tensors(self.folder, "outputs")
+
+    def later_outputs(self) -> dict[str, Tensor]:
+        """Return the outputs on rows that came after the training; empty if there are none, or they are damaged."""
+        from workers.storage.tensor_folder import load_tensors
+
+        try:
+            is_of_these = read_manifest(self._later, LaterRecord).weights_sha256 == self.manifest().weights_sha256
+            return load_tensors(self._later, "outputs") if is_of_these else {}
+        except (FileNotFoundError, CorruptFileError):
+            return {}
+
+    def keep_later_outputs(self, outputs: dict[str, Tensor]) -> None:
+        """Write outputs on rows that came after the training, in the place of those that were kept before."""
+        from workers.storage.tensor_folder import replace_folder, save_tensors
+
+        with file_lock(self.lock_path):
+            incoming = self.root / f".{self._later.name}.new"
+            shutil.rmtree(incoming, ignore_errors=True)
+            save_tensors(incoming, {"outputs": outputs}, LaterRecord(weights_sha256=self.manifest().weights_sha256))
+            replace_folder(incoming, self._later)
 
     def publish(self, weights: dict[str, Tensor], outputs: dict[str, Tensor], record: TrainingRecord) -> None:
         """Write the artifact to a temporary folder, then rename that into place.

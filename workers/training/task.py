@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.config.specs import MemberSpec, TrainedMember, TrainSpec
-from workers.diagnostics.callback import Epoch, TrainingCallback
+from workers.diagnostics.callback import HELD_OUT, Epoch, TrainingCallback
 from workers.models.network import Network
 from workers.storage.checkpoints import Checkpoints
 from workers.training.collectives import SINGLE_PROCESS, SingleProcess
@@ -26,6 +26,7 @@ class TrainingData:
         labels: (N,) int64, their labels.
         fit: (n,) row numbers to train on.
         watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
+        watched_as: Prefix of these metrics, one of `HELD_OUT`.
         stop: Row numbers for early stopping or for scoring a search's trial; or None.
         teacher: The teacher of a student, or None.
         weights: (N,) float32, each row's loss weight, with a mean of 1 over `fit`; None for equal weights.
@@ -38,6 +39,7 @@ class TrainingData:
     stop: Tensor | None = None
     teacher: Teacher | None = None
     weights: Tensor | None = None
+    watched_as: str = HELD_OUT[0]
 
 
 @dataclass(frozen=True)

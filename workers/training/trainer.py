@@ -51,7 +51,7 @@ class Trainer:
         self.stopping = EarlyStopping(task.spec.stop, task.data.stop is not None)
         self.policy = CheckpointPolicy(task.checkpoint_seconds)
         self.saved = SavedState(task.checkpoints, stepper.network, stepper.optimizer, stepper.averages, self.stopping)
-        rows = {"fuse": task.data.watch, "stop": task.data.stop}
+        rows = {task.data.watched_as: task.data.watch, "stop": task.data.stop}
         watched = {name: numbers for name, numbers in rows.items() if numbers is not None}
         self.validate = Validation(task.data.images, task.data.labels, watched, task.device, stepper.precision)
 
