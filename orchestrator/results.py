@@ -144,6 +144,7 @@ class Fingerprint(BaseModel):
         fusion: Names of the fusions.
         quorum: Minimum number of finished members.
         metric: Metric by which fusions are judged.
+        data: Digest of the packed data and of its split.
         tolerance: Acceptable loss of a cheaper candidate; None for the metric's default.
         prices: Price per trainer-hour, by kind of machine.
     """
@@ -154,6 +155,7 @@ class Fingerprint(BaseModel):
     fusion: list[str]
     quorum: int
     metric: Metric
+    data: str
     tolerance: float | None = None
     prices: dict[str, float] = Field(default_factory=dict)
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cluster_commands, label_commands, result_commands, team_commands, tracking_commands
+from orchestrator.cli import cluster_commands, data_commands, label_commands, result_commands, team_commands, tracking_commands
 from workers.diagnostics import interrupts
 from workers.errors import ConclaveError
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     "Start with `conclave init team.yaml`, then run `conclave sweep team.yaml`.",
 )
 DEBUG = "--debug"
-for group in (team_commands, result_commands, label_commands, cluster_commands, tracking_commands):
+for group in (team_commands, data_commands, result_commands, label_commands, cluster_commands, tracking_commands):
     app.add_typer(group.app)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, Cpus, DataPath, HomeDir, TeamFile, check_writable
+from orchestrator.cli.options import DEFAULT_HOME, AsJson, Cpus, DataPath, HomeDir, TeamFile
 from workers.diagnostics.cores import available_cores
 from workers.errors import UserInputError
 
@@ -64,40 +64,6 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
         for line in _downloads(team):
             print(line)
-
-
-@app.command("data", epilog="Example: conclave data team.yaml --sheet photos.svg")
-def show_data(
-    team_file: TeamFile,
-    home: HomeDir = DEFAULT_HOME,
-    data: DataPath = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="The SVG file for a few images of each class. The default is TEAM-data.svg.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Summarize the data set and its possible problems. Images are decoded as in a sweep; nothing is trained."""
-    from orchestrator.cli.screen import Screen
-    from orchestrator.config.loader import load_team
-    from orchestrator.reporting.contact_sheet import draw_contact_sheet
-    from workers.data.inspection import inspect_data
-
-    team = load_team(team_file, data)
-    target = sheet or Path(f"{team.name}-data.svg")
-    if target.suffix != ".svg":
-        raise UserInputError(f"--sheet {target}: the sheet is an SVG file. Give a name that ends with .svg.")
-    check_writable("--sheet", target)
-    with Screen() as screen:
-        store, summary = inspect_data(team.data, team.seed, home, screen.on_packing)
-    note = draw_contact_sheet(store, summary, target)
-    if as_json:
-        print(json.dumps(summary.model_dump(mode="json")))
-        return
-    from orchestrator.reporting.tables import print_table
-
-    print_table(["class", *summary.rows], [[name, *map(str, counts.values())] for name, counts in summary.classes.items()])
-    print("\n".join(summary.lines()))
-    print(f"{target} is written, with some images of each class{f' ({note})' if note else ''}.")
 
 
 @app.command(epilog="Example: conclave plan team.yaml")

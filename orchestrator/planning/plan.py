@@ -110,6 +110,7 @@ class Plan:
             fusion=list(team.fusion),
             quorum=team.quorum,
             metric=team.metric,
+            data=f"{self.store.digest} {self.split.key}",
             tolerance=team.recommend.tolerance,
             prices=dict(team.prices),
         )
