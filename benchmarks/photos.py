@@ -47,7 +47,8 @@ def sweep(team: Path, photos: Path, home: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     summary = json.loads(done.stdout.splitlines()[-1])
     members = {name: member["test"] for name, member in summary["members"].items()}
-    tests = {name: {key: row[key] for key in ("accuracy", "nll")} for name, row in {**members, **summary["tested"]}.items()}
+    fusions = {name: fusion["test"] for name, fusion in summary["fusions"].items()}
+    tests = {name: {key: row[key] for key in ("accuracy", "nll")} for name, row in {**members, **fusions}.items()}
     return {"seconds": seconds, "trained": summary["trained"], "recommended": summary["recommended"], "test": tests}
 
 
@@ -83,7 +84,9 @@ def heads(work: Path, photos: Path, home: Path) -> list[dict[str, Any]]:
     for folds in FOLDS:
         before = {artifact.root for artifact in MemberArtifact.all_in_home(home)}
         seed = 7 + folds  # another split, so that every head is trained anew
-        result = sweep(write_team(work / f"folds{folds}", folds=folds, name=f"folds{folds}", seed=seed), photos, home)
+        judged = "out_of_fold" if folds else "part"
+        team = write_team(work / f"folds{folds}", folds=folds, fuse=judged, name=f"folds{folds}", seed=seed)
+        result = sweep(team, photos, home)
         made = [a.manifest() for a in MemberArtifact.all_in_home(home) if a.root not in before]
         seconds = sum(record.train_seconds for record in made)
         found.append(
