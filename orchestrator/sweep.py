@@ -17,7 +17,7 @@ from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Answer, Executor, OnEvent
 from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.job_outcomes import Outcome
-from orchestrator.execution.preflight import check_recipes, fetch_weights
+from orchestrator.execution.preflight import check_classes, check_recipes, fetch_weights
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing import MODULES, fuse
 from orchestrator.fusing.progress import FILE, follow
@@ -33,9 +33,10 @@ from orchestrator.tracking.store import resolve_tracking_uri
 from orchestrator.tracking.sweep_runs import SweepLocation, SweepRuns
 from workers.config.resources import Resources
 from workers.data.decoded_rows import OnProgress
-from workers.data.inspection import pack_and_check, summarize_data
+from workers.data.inspection import check_packed, summarize_data
+from workers.data.packing import pack_data
 from workers.data.splits import keep_split
-from workers.data.store import find_store
+from workers.data.store import Store, find_store
 from workers.data.summary import DataSummary
 from workers.diagnostics.interrupts import uninterrupted
 from workers.diagnostics.logs import DRIVER, driver_log, log_name
@@ -112,7 +113,12 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     if not is_finished:
         options.begin_executor(_first_trainings(team, plan))
         check_recipes(team, import_paths)
-    store = pack_and_check(team.data, team.seed, options.home.path, options.on_packing, options.say)
+
+    def check(packed: Store) -> None:
+        check_packed(packed, team.data, team.seed, options.home.path)
+        check_classes(team, packed.classes)
+
+    store = pack_data(team.data, options.home.path, options.on_packing, check, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):
         keep_split(store, team.data, team.seed, options.home.path)
         run_search = partial(options.run_search, team, location.folder) if options.run_search else run_no_search

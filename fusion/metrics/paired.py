@@ -18,6 +18,7 @@ DRAWS = 2000
 BLOCK = 1 << 23  # row counts in memory at a time: 32 MiB
 ONE_SIDED = 1.644854  # critical value of a one-sided test at 5 %
 LEVEL = 95  # per cent
+SMOOTH: tuple[Metric, ...] = ("nll", "auroc")  # nearly every row tells two candidates apart
 MAX_ERROR_RATIO = 3.0  # of the sample's standard error to a draw's; a draw without the few rows that differ would have none
 Counts = NDArray[np.float32]
 
@@ -66,15 +67,25 @@ class Sample:
         """Return a candidate's loss from its probabilities (n, C): NLL, or 1 minus the metric."""
         return float(self.mean(self.row_losses(probabilities, metric)[None], metric)[0, 0])
 
+    def interval(self, probabilities: Floats, metric: Metric) -> Interval:
+        """Return the 95 % interval of a candidate's loss, from its influence on single rows or groups."""
+        from scipy.stats import t
+
+        values = self.row_losses(probabilities, metric)[None]
+        loss, units = float(self.mean(values, metric)[0, 0]), max(2, self.units)
+        error = float(np.sqrt((self.influence(values, metric) ** 2).sum() * units / (units - 1)))
+        half = float(t.ppf(0.975, units - 1)) * error
+        return loss - half, loss + half
+
     def row_losses(self, probabilities: Floats, metric: Metric) -> Floats:
         """Return the loss of each row, (n,), whose mean in the sense of the metric is the loss."""
-        return row_losses(probabilities, self.labels, "nll" if metric == "nll" else "accuracy")
+        return row_losses(probabilities, self.labels, "accuracy" if metric == "balanced_accuracy" else metric)
 
     def mean(self, values: Floats, metric: Metric, counts: Counts | None = None) -> Floats:
         """Return the metric of K candidates in B draws, (B, K).
 
         Args:
-            values: (K, n) loss of each row: its NLL, or 1 for a wrong answer.
+            values: (K, n) loss of each row, of `row_losses`.
             metric: How rows are averaged: balanced accuracy gives the classes in a draw equal weights.
             counts: (B, units) how often each unit is drawn; None for each unit once.
         """
@@ -112,7 +123,7 @@ def compare_losses(
         probabilities: (n, C) of each candidate.
         baseline: Name of the baseline.
         sample: The rows.
-        metric: The metric; its loss is 1 - accuracy for accuracies.
+        metric: The metric; the loss of one that is a share is 1 minus it.
     """
     names = [name for name in probabilities if name != baseline]
     if not names:
@@ -122,13 +133,13 @@ def compare_losses(
     estimates = sample.mean(values, metric)[0]
     errors = np.sqrt((sample.influence(values, metric) ** 2).sum(1))
     two_sided, one_sided = _critical_values(values, sample, metric)
-    if metric != "nll":
+    if metric not in SMOOTH:
         errors = np.sqrt(errors**2 + 2 / (sample.units * sample.rows)) * sample.t_over_normal
     compared = {}
     for name, row, estimate, error in zip(names, values, estimates, errors, strict=True):
         interval = (estimate - two_sided * error, estimate + two_sided * error)
         upper = estimate + one_sided * error
-        if metric == "accuracy" and not sample.has_groups:
+        if metric in ("accuracy", "top5") and not sample.has_groups:
             discordant = int((row > 0).sum()), int((row < 0).sum())
             interval = score_interval(*discordant, len(row), two_sided)
             upper = score_interval(*discordant, len(row), one_sided)[1]
@@ -170,13 +181,13 @@ def _critical_values(values: Floats, sample: Sample, metric: Metric) -> tuple[fl
     influences = sample.influence(values, metric)
     errors = np.sqrt((influences**2).sum(1))
     varying = errors > 0
-    if not varying.any() or (len(values) == 1 and metric != "nll"):
+    if not varying.any() or (len(values) == 1 and metric not in SMOOTH):
         return TWO_SIDED, ONE_SIDED
     values, influences, errors = values[varying], influences[varying], errors[varying]
     estimates, largest, extreme = sample.mean(values, metric), [], []
     for counts in unit_counts(sample.units):
         spread: Floats = errors[None]
-        if metric == "nll":
+        if metric in SMOOTH:
             means, squares = counts @ influences.T, counts @ (influences**2).T
             spread = np.sqrt(np.maximum(squares - means**2 / sample.units, (errors / MAX_ERROR_RATIO) ** 2))
         t = (estimates - sample.mean(values, metric, counts)) / spread

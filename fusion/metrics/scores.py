@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from fusion.metrics.calibration import TINY, apply_temperature, nll
+from fusion.metrics.linearized import auroc_values, f1_values
 from fusion.predictions import Floats, Labels
-from fusion.results import Interval, Metric, Scores
+from fusion.results import TOP, Interval, Metric, Scores
 
 FEWEST_ROWS = 500  # always evaluated, however long it takes
 FEWEST_OF_A_CLASS = 10  # rows needed to estimate the spread of a class's accuracy
 BINS = 15
+LINEARIZED: dict[Metric, Callable[[Floats, Labels], Floats]] = {"auroc": auroc_values, "macro_f1": f1_values}
 TWO_SIDED, POWER = 1.959964, 0.841621  # critical values: a two-sided test at 5 %, and 80 % power
 
 
@@ -113,7 +115,7 @@ def detectable(probabilities: Floats, other: Floats, labels: Labels, groups: Lab
 
 
 def row_losses(probabilities: Floats, labels: Labels, metric: Metric = "nll") -> Floats:
-    """Return the loss of each row, (n,), with mean NLL, 1 - accuracy or 1 - balanced accuracy.
+    """Return the loss of each row, (n,), whose mean is the NLL, or 1 minus the metric.
 
     Args:
         probabilities: (n, C).
@@ -122,6 +124,11 @@ def row_losses(probabilities: Floats, labels: Labels, metric: Metric = "nll") ->
     """
     if metric == "nll":
         return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], TINY)))
+    if metric in LINEARIZED:
+        return np.asarray(1 - LINEARIZED[metric](probabilities, labels))
+    if metric == "top5":
+        better = (probabilities > probabilities[np.arange(len(labels)), labels][:, None]).sum(1)
+        return np.asarray(better >= TOP, dtype=np.float64)
     wrong: Floats = (probabilities.argmax(1) != labels).astype(np.float64)
     if metric == "accuracy":
         return wrong

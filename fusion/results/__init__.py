@@ -3,7 +3,7 @@
 Fast to import, so that commands which only read finished sweeps start at once.
 """
 
-from fusion.results.base import METRIC_NAMES, FusionResult, Interval, Metric
+from fusion.results.base import METRIC_NAMES, SHARES, TOP, FusionResult, Interval, Metric
 from fusion.results.candidates import (
     Candidate,
     Choice,
@@ -31,6 +31,8 @@ from fusion.results.findings import (
 
 __all__ = [
     "METRIC_NAMES",
+    "SHARES",
+    "TOP",
     "Abstention",
     "Answer",
     "Candidate",

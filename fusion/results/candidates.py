@@ -85,6 +85,8 @@ class TestResults(FusionResult):
         reliability: Points of the reliability diagram, empty bins left out.
         against_single: The gain over the best single member.
         detectable: Smallest accuracy difference from the best single member that these rows can detect.
+        loss: Loss by the team's metric: the NLL, or 1 minus it.
+        loss_interval: Its interval at 95 %.
     """
 
     __test__ = False  # not a pytest class
@@ -95,6 +97,8 @@ class TestResults(FusionResult):
     reliability: list[ReliabilityPoint] = Field(default_factory=list)
     against_single: Gain | None = None
     detectable: float | None = None
+    loss: float | None = None
+    loss_interval: Interval | None = None
 
     @property
     def balanced_accuracy(self) -> float | None:

@@ -103,8 +103,8 @@ class NextStep(FusionResult):
     basis: str
 
     def gain(self, metric: Metric) -> ExpectedGain:
-        """Return the expected gain by a metric."""
-        return self.nll if metric == "nll" else self.accuracy
+        """Return the expected gain by a metric: in accuracy for accuracies, else in NLL."""
+        return self.accuracy if metric in ("accuracy", "balanced_accuracy") else self.nll
 
 
 class Answer(FusionResult):

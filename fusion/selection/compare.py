@@ -33,7 +33,7 @@ def compare(
     """
     single = best_single(team, fitted, metric)
     mean_seconds = float(np.mean(list(by_training(team.names, costs).values())))
-    on_test = {name: _on_test(fusion, fitted, single, team) for name, fusion in fitted.items()}
+    on_test = {name: _on_test(fusion, fitted[single], team, metric) for name, fusion in fitted.items()}
     p_values = {name: r.against_single.p for name, r in on_test.items() if r.against_single and name not in team.names}
     adjusted = holm(p_values)  # for one comparison per fusion
     rows = {}
@@ -99,18 +99,20 @@ def _description(fusion: FittedFusion, team: TeamPredictions) -> Description:
     return fusion.method.describe(names, fusion.narrowed(team.test if len(team.test.labels) else team.inputs.fuse))
 
 
-def _on_test(fusion: FittedFusion, fitted: Mapping[str, FittedFusion], single: str, team: TeamPredictions) -> TestResults:
+def _on_test(fusion: FittedFusion, single: FittedFusion, team: TeamPredictions, metric: Metric) -> TestResults:
     test = team.test
     if not len(test.labels):
         return TestResults()
-    probabilities, of_single = fusion.predict_proba(test), fitted[single].predict_proba(test)
+    probabilities, of_single, sample = fusion.predict_proba(test), single.predict_proba(test), Sample.of(test)
     return TestResults(
         test=scores(probabilities, test.labels),
         interval=accuracy_interval((probabilities.argmax(1) == test.labels).astype(np.float64), test.groups),
         per_class=per_class(probabilities, test.labels),
         reliability=_reliability_points(probabilities, test.labels),
-        against_single=accuracy_gain(probabilities, of_single, Sample.of(test)),
+        against_single=accuracy_gain(probabilities, of_single, sample),
         detectable=detectable(probabilities, of_single, test.labels, test.groups),
+        loss=sample.loss(probabilities, metric),
+        loss_interval=sample.interval(probabilities, metric),
     )
 
 

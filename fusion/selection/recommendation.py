@@ -9,12 +9,12 @@ from fusion.interface import FUSIONS
 from fusion.metrics.paired import Sample, compare_losses
 from fusion.metrics.scores import is_at_chance
 from fusion.predictions import TeamPredictions
-from fusion.results import Choice, LossDifference, Metric
+from fusion.results import SHARES, Choice, LossDifference, Metric
 from fusion.selection.fitting import FittedFusion
 from fusion.selection.networks import Effort
 
 MIN_ROWS, MIN_GROUPS = 100, 20  # with fewer, a fusion that learns from *fuse* does not compete
-TOLERANCES: dict[Metric, float] = {"nll": 0.01, "accuracy": 0.005, "balanced_accuracy": 0.005}
+TOLERANCES: dict[Metric, float] = {"nll": 0.01, **dict.fromkeys(SHARES, 0.005)}
 
 
 def best_single(team: TeamPredictions, fitted: Mapping[str, FittedFusion], metric: Metric = "nll") -> str:

@@ -74,6 +74,8 @@ def find_training_problems(team: Team, recipe: MemberSpec) -> Iterator[str]:
         yield f"{processes} processes train together, and train.batch_size {batch_size} gives each less than two images"
     if recipe.search and (recipe.snapshots > 1 or recipe.average or processes > 1):
         yield "search doesn't go together with snapshots, average or several processes"
+    if recipe.class_weights and recipe.sampler:
+        yield "class_weights and sampler both balance the classes: choose one of them"
     yield from _find_freeze_problems(recipe)
 
 

@@ -32,7 +32,7 @@ class TeamSettings(Strict):
     data: DataSpec = Field(DataSpec(), description="The data set and its splits.")
     train: TrainSpec = Field(TrainSpec(), description="What all trainings share.")
     tracking: TrackingSpec = Field(TrackingSpec(), description="Where the sweep is tracked.")
-    metric: Metric = Field("nll", description="Metric by which fusions are judged: nll, accuracy or balanced_accuracy.")
+    metric: Metric = Field("nll", description="Metric by which fusions are judged.")
     recommend: RecommendSpec = Field(RecommendSpec(), description="How the recommended candidate is chosen.")
     quorum: int = Field(2, ge=1, description="Minimum number of finished members for a fusion.")
     budget: Budget = Field(Budget(), description="A limit of hours or of cost.")

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fusion.interface import FUSIONS
+from fusion.results import TOP
 from orchestrator.config.team import Team
 from workers.config.architectures import split_arch
 from workers.config.own_code import import_from
 from workers.config.specs import PUBLISHED, MemberSpec
 from workers.diagnostics.imports import import_all
-from workers.errors import UserInputError
+from workers.errors import UserInputError, first_few
 
 if TYPE_CHECKING:
     from workers.models.source import PretrainedWeights
@@ -43,6 +44,23 @@ def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
     problems = [text for r in doubtful for text in (*_network(team, r, tried), *problems_of_recipe(r, team.data.size))]
     if problems := [*problems, *problems_of_training(team.train)]:
         raise UserInputError("\n".join(dict.fromkeys(problems)))
+
+
+def check_classes(team: Team, classes: Sequence[str]) -> None:
+    """Check the keys that depend on the classes of the data.
+
+    Raises:
+        UserInputError: If a class is unknown, or too few classes leave a metric without a meaning.
+    """
+    for recipe in team.recipes:
+        named = () if recipe.class_weights is None or isinstance(recipe.class_weights, str) else recipe.class_weights
+        if unknown := [name for name in named if name not in classes]:
+            raise UserInputError(
+                f"member {recipe.name}: class_weights: {unknown[0]!r} is no class of the data; "
+                f"there are {first_few(list(classes))}."
+            )
+    if team.metric == "top5" and len(classes) <= TOP:
+        raise UserInputError(f"metric: top5 is always 100 % of {len(classes)} classes. Use another metric.")
 
 
 def published_weights(team: Team) -> dict[str, PretrainedWeights]:

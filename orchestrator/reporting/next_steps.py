@@ -20,7 +20,7 @@ def next_steps_text(details: FusionDetails) -> str | None:
         return None
     gain = best.gain(metric)
     doubt = "" if gain.interval[0] > 0 else ", which may be chance"
-    better = difference_text(metric, gain.mean, gain.interval)
+    better = difference_text("accuracy" if gain == best.accuracy else "nll", gain.mean, gain.interval)
     return f"Next: {NAMES[best.kind]} makes the vote better by {better}{doubt}. It takes {cost_text(best)}."
 
 

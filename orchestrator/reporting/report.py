@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from fusion.results import Candidate, FusionDetails, Gain, HardRow, SuspectLabel, TestResults
+from fusion.results import METRIC_NAMES, Candidate, FusionDetails, Gain, HardRow, SuspectLabel, TestResults
 from orchestrator.home import SweepFolder
 from orchestrator.planning.plan import Plan
 from orchestrator.reporting.next_steps import next_step_rows
@@ -44,6 +44,7 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
                 "kind": "member" if name in members else "fusion",
                 "accuracy": f"{scores.accuracy:.2%}",
                 "balanced": "" if row.balanced_accuracy is None else f"{row.balanced_accuracy:.2%}",
+                "metric": _by_metric(row),
                 "interval": "" if row.interval is None else f"{row.interval[0]:.2%} to {row.interval[1]:.2%}",
                 "nll": f"{scores.nll:.4f}",
                 "brier": f"{scores.brier:.4f}",
@@ -61,6 +62,14 @@ def table_rows(members: Collection[str], details: FusionDetails) -> list[dict[st
             }
         )
     return rows
+
+
+def _by_metric(row: Candidate) -> str:
+    """Return the score by a metric that is a share, with its interval."""
+    if row.loss is None or row.loss_interval is None:
+        return ""
+    low, high = row.loss_interval
+    return f"{1 - row.loss:.2%} ({1 - high:.2%} to {1 - low:.2%})"
 
 
 def _matched(row: Candidate) -> str:
@@ -129,6 +138,7 @@ def write_report(folder: SweepFolder, plan: Plan, summary: SweepSummary, details
         diversity=diversity_text(details),
         money=money_text,
         rows=table_rows(summary.members, details),
+        metric_name=METRIC_NAMES[details.choice.metric],
         verdict=verdict(details, summary.sweep),
         pictures=embedded,
         smallest=smallest_difference(details.candidates, details.recommended, details.best_single),

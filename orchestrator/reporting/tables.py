@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from fusion.results import METRIC_NAMES
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 
@@ -59,6 +60,8 @@ def print_summary(home: Home, summary: SweepSummary) -> None:
         "nll": "NLL",
         "gain": f"points over {details.best_single}",
     }
+    if (metric := details.choice.metric) not in ("nll", "accuracy"):
+        keys["metric"] = METRIC_NAMES[metric]
     keys |= {"p": "Holm's p", "train": "training", "inference": "inference"}
     rows = report.table_rows(summary.members, details)
     marked = next(i for i, row in enumerate(rows) if row["recommended"])

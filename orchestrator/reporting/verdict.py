@@ -201,7 +201,7 @@ def _test_loss(row: Candidate, metric: Metric) -> float:
     assert row.test is not None
     if metric == "nll":
         return row.test.nll
-    return 1 - (row.test.accuracy if metric == "accuracy" else row.balanced_accuracy or 0.0)
+    return row.loss if row.loss is not None else 1 - row.test.accuracy
 
 
 def _test_score(row: Candidate, metric: Metric) -> str:

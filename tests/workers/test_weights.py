@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.factories import data, digest, job, member, run_one
+from orchestrator.execution.preflight import check_classes
+from tests.factories import CPU, FakeStore, data, digest, job, member, run_one, team_of
 from tests.inputs import flat, write_table
 from tests.workers.test_inputs import manifest
 from workers.config.extensions import Labels
@@ -20,9 +22,11 @@ from workers.data.packing import pack_data
 from workers.data.splits import get_split
 from workers.errors import UserInputError
 from workers.models.build import build
-from workers.runtime.training_job import training_data
+from workers.runtime.training_job import balanced_weights, row_weights, training_data
 from workers.training.distillation import distillation_loss
 from workers.training.objective import Objective
+from workers.training.steps import Stepper
+from workers.training.task import TrainingTask
 
 ALL = slice(None)
 
@@ -124,3 +128,63 @@ def test_the_weights_of_a_manifest_reach_the_training(tmp_path: Path) -> None:
     lines = ["path,label,weight", *(f"{i:03d}.png,{'owl,0' if i % 2 else 'crow,1'}" for i in range(40))]
     with pytest.raises(UserInputError, match="every training image of class 'owl' has the weight 0"):
         pack_data(manifest(write_table(tmp_path / "none.csv", lines), root), tmp_path / "home")
+
+
+def labelled(counts: dict[str, int]) -> FakeStore:
+    labels = np.repeat(np.arange(len(counts)), list(counts.values()))
+    rows = {"tested": np.zeros(len(labels), bool), "labels": labels, "classes": list(counts)}
+    return type("Labelled", (FakeStore,), rows)(Path("/nowhere"))  # type: ignore[no-any-return]
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    store = labelled({"x": 30, "y": 10, "z": 5})
+    rows = np.arange(3, 45)
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=store.labels[rows])
+    assert balanced_weights(store, rows).numpy() == pytest.approx(expected)
+    weights = row_weights(store, rows, "balanced")
+    assert weights is not None
+    sums = [float(weights[rows][store.labels[rows] == c].sum()) for c in range(3)]
+    assert sums == pytest.approx([14.0] * 3), "every class weighs the same"
+    named = row_weights(store, rows, {"z": 5.0})
+    assert named is not None
+    assert float(named[44] / named[3]) == pytest.approx(5)
+    assert float(named[rows].mean()) == pytest.approx(1)
+    assert row_weights(store, rows, None) is None
+
+
+def test_a_balanced_sampler_draws_classes_alike_and_the_same_when_resumed() -> None:
+    rows = data(96)
+    labels = (torch.arange(96) % 8 == 0).long()
+    sampling = torch.where(labels == 0, 1.0, 7.0).double()
+    task = TrainingTask(replace(rows, labels=labels, sampling=sampling), member(), TrainSpec(batch_size=16), (), CPU)
+    stepper = Stepper(build(member(), 2, rows.images.shape[1]), task, 16)
+    orders = [stepper.order(epoch) for epoch in range(30)]
+    share = float(torch.cat([labels[order] for order in orders]).float().mean())
+    assert share == pytest.approx(0.5, abs=0.04)
+    assert torch.equal(stepper.order(7), orders[7])
+    assert not torch.equal(orders[0], orders[1])
+    plain = Stepper(build(member(), 2, rows.images.shape[1]), replace(task, data=replace(rows, labels=labels)), 16)
+    assert sorted(plain.order(0).tolist()) == sorted(rows.fit.tolist())
+
+
+@pytest.mark.parametrize(
+    ("team", "says"),
+    [
+        ("members: [{name: a, class_weights: balanced, sampler: balanced}]", "class_weights and sampler both balance"),
+        ("members: [{name: a, class_weights: {cat: 0}}]", "greater than 0"),
+        ("members: [{name: a, class_weights: even}]", "class_weights"),
+        ("defaults: {sampler: weighted}\nmembers: [{name: a}]", "sampler"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(team: str, says: str) -> None:
+    with pytest.raises(UserInputError) as found:
+        team_of(f"version: 2\nname: t\n{team}\n")
+    assert says in str(found.value)
+
+
+def test_a_class_that_the_data_lack_is_named() -> None:
+    team = team_of("version: 2\nname: t\nmembers: [{name: a, class_weights: {catt: 2, dog: 1}}]\n")
+    with pytest.raises(UserInputError, match="member a: class_weights: 'catt' is no class of the data; there are cat, dog"):
+        check_classes(team, ["cat", "dog"])
+    with pytest.raises(UserInputError, match="top5 is always 100 % of 5 classes"):
+        check_classes(team_of("version: 2\nname: t\nmetric: top5\nmembers: [{name: a}]\n"), list("abcde"))

@@ -170,6 +170,12 @@ class NetworkKeys(Strict):
     loss: Annotated[str, AfterValidator(check_loss)] = Field(
         CROSS_ENTROPY, description="The loss: cross_entropy, or a custom function as package.module:function."
     )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0, le=10**6)]] | None = Field(
+        None, description="Weights of the classes in the loss, by name; balanced: in inverse proportion to their images."
+    )
+    sampler: Literal["balanced"] | None = Field(
+        None, description="balanced: an epoch draws as many images of each class, with replacement."
+    )
     weights: FilePath | None = Field(
         None, strict=False, description="A file of weights to start from, or imagenet: the published ones of the architecture."
     )
@@ -249,6 +255,10 @@ class MemberSpec(NetworkKeys, MemberKeys):
             fields |= {"settled": "shuffled"} if isinstance(self.average, Swa) else {}
         if self.freeze:
             fields |= {"freeze": self.freeze, "views": self.views, **({"augment": []} if self.views == 1 else {})}
+        if self.class_weights:
+            fields["class_weights"] = self.class_weights
+        if self.sampler:
+            fields["sampler"] = self.sampler
         if self.search:
             fields |= {"search": self.search.model_dump(mode="json"), "pick": self.pick}
         return fields

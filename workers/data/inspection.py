@@ -69,16 +69,17 @@ def pack_and_check(
     Raises:
         UserInputError: If the data cannot be used. Nothing is left on the disk.
     """
+    return pack_data(spec, home, on_progress, lambda packed: check_packed(packed, spec, seed, home), say)
 
-    def check(packed: Store) -> None:
-        try:
-            split = get_split(packed, spec, seed, home)
-        except UserInputError as error:  # a class of too few images may be another one, misspelled
-            raise UserInputError(f"{error}{note_of_spellings(packed.classes)}") from None
-        for warning in _warnings_of_duplicates(packed, split, similar=False) if spec.duplicates == "error" else ():
-            raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
 
-    return pack_data(spec, home, on_progress, check, say)
+def check_packed(store: Store, spec: DataSpec, seed: int, home: Path) -> None:
+    """Check the split and the duplicates of a packed data set. Raises UserInputError if it cannot be used."""
+    try:
+        split = get_split(store, spec, seed, home)
+    except UserInputError as error:  # a class of too few images may be another one, misspelled
+        raise UserInputError(f"{error}{note_of_spellings(store.classes)}") from None
+    for warning in _warnings_of_duplicates(store, split, similar=False) if spec.duplicates == "error" else ():
+        raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
 
 
 def inspect_data(

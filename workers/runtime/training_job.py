@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -101,7 +101,7 @@ def training_data(
     images = torch.from_numpy(store.images) if features is None else features
     labels = torch.from_numpy(np.array(store.labels))
     rows = split.fit if job.fold is None else split.fit[split.folds != job.fold]
-    weights = _weights(store, rows)
+    weights = row_weights(store, rows, job.recipe.class_weights)
     if device.type == "cuda" and images.numel() < torch.cuda.mem_get_info(device)[0] / 4:
         images, labels = images.to(device), labels.to(device)
         weights = None if weights is None else weights.to(device)
@@ -116,6 +116,7 @@ def training_data(
         None if stop is None else torch.from_numpy(stop),
         _teacher(job, store),
         weights,
+        None if job.recipe.sampler is None else balanced_weights(store, rows)[labels.cpu()],
         HELD_OUT[0 if len(split.fuse) else 1],
     )
 
@@ -127,11 +128,28 @@ def _watched(job: Job, split: Split) -> Rows | None:
     return None if job.fold is None else split.fit[split.folds == job.fold]
 
 
-def _weights(store: Store, rows: Rows) -> torch.Tensor | None:
-    """Return the rows' weights, scaled to a mean of 1 over the rows to train on."""
-    if store.weights is None:
+def balanced_weights(store: Store, rows: Rows) -> torch.Tensor:
+    """Return the weight of each class, (C,) float64, in inverse proportion to its rows: all classes weigh the same in sum."""
+    counts = np.bincount(np.asarray(store.labels)[rows], minlength=len(store.classes))
+    return torch.from_numpy(len(rows) / (len(counts) * np.maximum(counts, 1)))
+
+
+def row_weights(store: Store, rows: Rows, of_classes: str | Mapping[str, float] | None) -> torch.Tensor | None:
+    """Return the weight of each row's loss, (N,) float32, with a mean of 1 over the rows to train on; None if all are equal.
+
+    Args:
+        store: The packed data, which may have weights of rows.
+        rows: The rows to train on.
+        of_classes: Weights of classes by name, 1 for the others, or "balanced"; None for equal ones.
+    """
+    if store.weights is None and of_classes is None:
         return None
-    return torch.from_numpy(store.weights / store.weights[rows].mean()).float()
+    weights = np.ones(len(store.labels)) if store.weights is None else np.array(store.weights)
+    if isinstance(of_classes, str):
+        weights *= balanced_weights(store, rows).numpy()[store.labels]
+    elif of_classes is not None:
+        weights *= np.array([of_classes.get(name, 1.0) for name in store.classes])[store.labels]
+    return torch.from_numpy(weights / weights[rows].mean()).float()
 
 
 def _teacher(job: Job, store: Store) -> Teacher | None:

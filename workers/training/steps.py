@@ -73,8 +73,12 @@ class Stepper:
 
     def order(self, epoch: int) -> Tensor:
         """Return an epoch's row numbers in training order: (n,)."""
-        order = self._generator(epoch, "order", "cpu")
-        return self.data.fit[torch.randperm(len(self.data.fit), generator=order)].to(self.data.images.device)
+        generator, rows = self._generator(epoch, "order", "cpu"), self.data.fit
+        if self.data.sampling is None:
+            order = torch.randperm(len(rows), generator=generator)
+        else:
+            order = torch.multinomial(self.data.sampling[rows], len(rows), replacement=True, generator=generator)
+        return rows[order].to(self.data.images.device)
 
     def rate(self, epoch: int, step: int) -> float:
         """Return the learning rate of a step."""

@@ -26,6 +26,7 @@ class TrainingData:
         labels: (N,) int64, their labels.
         fit: (n,) row numbers to train on.
         watch: Row numbers whose loss and accuracy are reported after each epoch, or None.
+        sampling: (N,) how likely an epoch draws each row, with replacement; None for each `fit` row once.
         watched_as: Prefix of these metrics, one of `HELD_OUT`.
         stop: Row numbers for early stopping or for scoring a search's trial; or None.
         teacher: The teacher of a student, or None.
@@ -39,6 +40,7 @@ class TrainingData:
     stop: Tensor | None = None
     teacher: Teacher | None = None
     weights: Tensor | None = None
+    sampling: Tensor | None = None
     watched_as: str = HELD_OUT[0]
 
 
