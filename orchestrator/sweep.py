@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fusion.results import FusionDetails
 from orchestrator.config.loader import load_team
+from orchestrator.config.smoke import smoke_team
 from orchestrator.config.team import Team
 from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Answer, Executor, OnEvent
@@ -66,6 +67,7 @@ class SweepOptions:
         run_search: Runs the trials of a search; None if searches cannot run.
         begin_executor: Called with the resources and threads of each first training, before any check, unless the sweep is
             already finished. Raises UserInputError if the executor's machines do not answer.
+        is_smoke: True to go through the whole chain with a few images and two steps of each training.
         began: The time.monotonic() at which the budget's hours start.
     """
 
@@ -78,6 +80,7 @@ class SweepOptions:
     restart: tuple[str, ...] = ()
     run_search: Callable[[Team, SweepFolder, Search], None] | None = None
     begin_executor: Callable[[Sequence[tuple[Resources, int]]], None] = lambda wanted: None
+    is_smoke: bool = False
     began: float = field(default_factory=time.monotonic)
 
 
@@ -101,6 +104,8 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         ConclaveError: If the tracking store or the fusion step fails.
     """
     team = load_team(team_file, options.data)
+    if options.is_smoke:
+        team = smoke_team(team)
     team.check_names("--restart", options.restart)
     team = fetch_weights(team, options.say)
     if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):

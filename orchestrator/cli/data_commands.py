@@ -1,4 +1,4 @@
-"""Commands on the images of a team file: data, split."""
+"""Commands on images: init, data, split."""
 
 from __future__ import annotations
 
@@ -8,10 +8,38 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, DataPath, HomeDir, TeamFile, check_writable, new_file
+from orchestrator.cli.options import DEFAULT_HOME, SCHEMA_NAME, AsJson, DataPath, HomeDir, TeamFile, check_writable, new_file
 from workers.errors import UserInputError
 
 app = typer.Typer()
+TEAM_SUFFIXES = (".yaml", ".yml")
+
+
+@app.command(epilog="Example: conclave init photos")
+def init(
+    photos: Annotated[
+        Path | None, typer.Argument(help="A folder, an archive or a table of images. Without it, the file is for digits.")
+    ] = None,
+    path: Annotated[Path | None, typer.Argument(help="The file to write. The default is team.yaml.", metavar="[FILE]")] = None,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Propose networks without published weights.")] = False,
+) -> None:
+    """Look at images, and write a team file for them, with the reason for each line."""
+    from orchestrator.config.proposal import examine, propose
+    from orchestrator.config.team_file import schema_text
+
+    if photos and path is None and photos.suffix in TEAM_SUFFIXES and not photos.is_dir():
+        photos, path = None, photos
+    target = path or Path("team.yaml")
+    if target.exists():
+        raise UserInputError(f"{target}: exists already. Give another name.")
+    template, schema = Path(__file__).parent / "templates" / "team.yaml", target.with_name(SCHEMA_NAME)
+    text = propose(examine(photos), target, scratch) if photos else template.read_text(encoding="utf-8")
+    try:
+        target.write_text(text, encoding="utf-8")
+        schema.write_text(schema_text(), encoding="utf-8")
+    except OSError as error:
+        raise UserInputError(f"{target}: can't be written ({error.strerror}).") from None
+    print(f"{target} is written, and {schema} for editors. Next: conclave sweep {target}")
 
 
 @app.command("data", epilog="Example: conclave data team.yaml --sheet photos.svg")

@@ -38,6 +38,7 @@ Cpus = Annotated[
     int | None, typer.Option("--cpus", min=1, callback=_limit_cores, help="Use at most this many cores of this machine.")
 ]
 DEFAULT_HOME = Path("conclave-runs")
+SCHEMA_NAME = "conclave.schema.json"  # written next to the team file, which refers to it in its first line
 FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # a cell that starts with one is evaluated
 
 

@@ -1,16 +1,19 @@
-"""Commands on a team file and its sweep: init, validate, plan, sweep, status, doctor."""
+"""Commands on a team file and its sweep: validate, plan, sweep, status, doctor."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from orchestrator.cli.options import DEFAULT_HOME, AsJson, Cpus, DataPath, HomeDir, TeamFile
+from orchestrator.cli.options import DEFAULT_HOME, SCHEMA_NAME, AsJson, Cpus, DataPath, HomeDir, TeamFile
 from workers.diagnostics.cores import available_cores
 from workers.errors import UserInputError
 
@@ -20,35 +23,17 @@ if TYPE_CHECKING:
     from orchestrator.config.team import Team
     from orchestrator.home import Home
     from orchestrator.planning.plan import Plan
+    from orchestrator.sweep import SweepResult
 
 app = typer.Typer()
-SCHEMA_NAME = "conclave.schema.json"  # written next to the team file, which refers to it in its first line
-
-
-@app.command(epilog="Example: conclave init team.yaml")
-def init(path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("team.yaml")) -> None:
-    """Write a team file to start from, with three small members."""
-    if path.exists():
-        raise UserInputError(f"{path}: exists already. Give another name.")
-    template, schema = Path(__file__).parent / "templates" / "team.yaml", path.with_name(SCHEMA_NAME)
-    try:
-        path.write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
-        schema.write_text(_schema(), encoding="utf-8")
-    except OSError as error:
-        raise UserInputError(f"{path}: can't be written ({error.strerror}).") from None
-    print(f"{path} is written, and {schema} for editors. Next: conclave sweep {path}")
 
 
 @app.command(epilog=f"Example: conclave schema > {SCHEMA_NAME}")
 def schema() -> None:
     """Print the JSON Schema of team files, for completion and checks in editors."""
-    print(_schema(), end="")
+    from orchestrator.config.team_file import schema_text
 
-
-def _schema() -> str:
-    from orchestrator.config.team_file import TeamFile
-
-    return json.dumps(TeamFile.model_json_schema(), indent=1) + "\n"
+    print(schema_text(), end="")
 
 
 @app.command(epilog="Example: conclave validate team.yaml")
@@ -164,9 +149,14 @@ def sweep(
     on: Annotated[Path | None, typer.Option(help="Run the sweep on the cluster of this file.", metavar="CLUSTER.YAML")] = None,
     down: Annotated[bool, typer.Option("--down", help="With --on: end the cluster's machines afterwards.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --down: do not ask first.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Try the whole chain with a few images and two steps a training, in a temporary home.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the members, fuse them, and export one model. A finished training is never repeated."""
+    if smoke and (on or address or restart):
+        raise UserInputError("--smoke tries the team on this machine: it can't be combined with --on, --address or --restart.")
     if on and (address or inline or as_json or cpus):
         raise UserInputError(
             "--on runs the sweep on that cluster: it can't be combined with --address, --inline, --cpus or --json."
@@ -182,6 +172,9 @@ def sweep(
     from orchestrator.reporting.tables import print_summary
     from orchestrator.sweep import SweepOptions, run_sweep
 
+    if smoke:
+        os.environ.pop("CONCLAVE_TRACKING_URI", None)
+        home = Path(tempfile.mkdtemp(prefix="conclave-smoke-"))
     with Screen() as screen, closing(RayBackend(address, screen.say)) as ray:
         options = SweepOptions(
             home=Home(home),
@@ -193,13 +186,39 @@ def sweep(
             restart=tuple(restart or ()),
             run_search=None if inline else ray.search,
             begin_executor=(lambda wanted: None) if inline else ray.begin,
+            is_smoke=smoke,
         )
-        result = run_sweep(team_file, options)
-    if as_json:
+        try:
+            result = run_sweep(team_file, options)
+        except UserInputError:
+            if smoke:
+                shutil.rmtree(home, ignore_errors=True)
+            raise
+    if smoke:
+        _end_smoke(home, result, as_json)
+    elif as_json:
         print(json.dumps(result.summary.model_dump(mode="json")))
     else:
         print_summary(Home(home), result.summary)
     raise typer.Exit(result.exit_code)
+
+
+def _end_smoke(home: Path, result: SweepResult, as_json: bool) -> None:
+    """Say whether the chain works, and remove its home if it does."""
+    summary = result.summary
+    if as_json:
+        print(json.dumps(summary.model_dump(mode="json")))
+    if result.exit_code == 0:
+        shutil.rmtree(home, ignore_errors=True)
+        if not as_json:
+            print(
+                f"The whole chain works: {summary.trained} trainings, {len(summary.fusions)} fusions, one model. No score counts."
+            )
+    elif not as_json:
+        for name, member in summary.members.items():
+            if member.reason:
+                print(f"  {name}: {member.state}: {member.reason}")
+        print(f"The chain does not work yet: {summary.state}. The logs are in {home / 'sweeps' / summary.sweep / 'logs'}.")
 
 
 def _remote_sweep(cluster_file: Path, home: Path, data: Path | None, restart: tuple[str, ...]) -> RemoteSweep:

@@ -5,6 +5,7 @@ Omitted keys stay unset here; `resolution.py` fills in the defaults.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -75,3 +76,8 @@ class TeamFile(TeamSettings):
     environment: Literal["strict", "warn"] | None = Field(
         None, description="Whether machines with other versions are rejected; strict on a cluster by default."
     )
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of team files."""
+    return json.dumps(TeamFile.model_json_schema(), indent=1) + "\n"

@@ -41,6 +41,7 @@ NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
     "on_missing_label": None,
     "fuse": "part",
     "split": None,
+    "images_per_class": None,
 }
 
 
@@ -76,6 +77,7 @@ class DataSpec(Strict):
     classes: FilePath | None = Field(None, strict=False)  # a text file with a class name on each line, which fixes their order
     manifest: FilePath | None = Field(None, strict=False)
     columns: dict[Column, str] = Field(default_factory=dict)  # a manifest's column names, by role
+    images_per_class: int | None = Field(None, ge=3, le=10**9)  # largest number of images of each class and part
     split: FilePath | None = Field(None, strict=False)  # a table of parts and folds, written by `conclave split`
 
     def described(self) -> dict[str, object]:
@@ -112,6 +114,7 @@ class TrainSpec(Strict):
     clip: float | None = Field(None, gt=0, le=1e9)
     ema: float | None = Field(None, gt=0, lt=1)
     stop: StopSpec | None = None
+    steps_per_epoch: int | None = Field(None, ge=1, le=10**9)  # largest number of steps in an epoch
     fold_epochs: float = Field(1.0, gt=0, le=1)  # share of the epochs that a fold training runs
 
     def of_fold(self, fold: int | None) -> TrainSpec:
@@ -125,8 +128,9 @@ class TrainSpec(Strict):
         return (self.schedule.kind,) if is_reference(self.schedule.kind) else ()
 
     def fingerprint_fields(self) -> dict[str, object]:
-        """Return the settings that change a training's result."""
-        return self.model_dump(mode="json", exclude={"fold_epochs"})
+        """Return the settings that change a training's result. A newer one counts only if it is used."""
+        newer = {"steps_per_epoch"} if self.steps_per_epoch is None else set()
+        return self.model_dump(mode="json", exclude={"fold_epochs", *newer})
 
 
 CROSS_ENTROPY = "cross_entropy"

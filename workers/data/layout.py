@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +126,9 @@ class Layout(ABC):
             del becomes["val"]
             self.notes.append(f"{origins['val']} is left out (a team file with `version: 2` fits the fusions on it)")
         kept = [item for item in items if item.part in becomes]
+        if self.spec.images_per_class is not None:
+            kept = thinned(kept, self.spec.images_per_class)
+            self.notes.append(f"no more than {self.spec.images_per_class:,} images of a class and part are read")
         self.expected = len(kept)
         self.origins = {becomes[part]: origin for part, origin in origins.items() if part in becomes}
         yield from (replace(item, part=becomes[item.part]) for item in kept)
@@ -136,7 +140,7 @@ class Layout(ABC):
             parts.append("val is fuse")
         if self.spec.duplicates == "drop":
             parts.append("without duplicates")
-        for name in ("encoding", "extension", "on_missing_label", "max_pixels"):
+        for name in ("encoding", "extension", "on_missing_label", "max_pixels", "images_per_class"):
             if value := getattr(self.spec, name):
                 parts.append(f"{name} {value}")
         if self.spec.classes and self.spec.classes.is_file():
@@ -151,3 +155,25 @@ class Layout(ABC):
         files = [(root.name, root)] if root.is_file() else walk(root) if root.is_dir() else ()
         stats = ((name, os.stat(path)) for name, path in files)
         return [str(root), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+
+
+def thinned(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items of each class and part, evenly spaced, from as many groups as possible."""
+    by_class: dict[tuple[str, str], list[int]] = {}
+    for index, item in enumerate(items):
+        by_class.setdefault((item.part, item.label), []).append(index)
+    kept: set[int] = set()
+    for indices in by_class.values():
+        seen: Counter[str] = Counter()
+        turns: list[list[int]] = []  # the first image of every group, then the second of every group that has one, ...
+        for index in indices:
+            turn = seen[items[index].group] if items[index].group else 0
+            seen[items[index].group] += 1
+            turns.extend([] for _ in range(turn + 1 - len(turns)))
+            turns[turn].append(index)
+        wanted = most
+        for turn_of in turns:
+            count = min(wanted, len(turn_of))
+            kept.update(turn_of[i * len(turn_of) // count] for i in range(count))
+            wanted -= count
+    return [item for index, item in enumerate(items) if index in kept]

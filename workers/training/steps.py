@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property
@@ -51,7 +52,7 @@ class Stepper:
         self.note = task.callback.note
         self.objective, self.augmentations = Objective(task.recipe), make_augmentations(task.recipe.augment)
         self.batch = min(task.spec.batch_size * task.spec.accumulate, len(task.data.fit))
-        self.count = len(task.data.fit) // self.batch
+        self.count = min(len(task.data.fit) // self.batch, task.spec.steps_per_epoch or sys.maxsize)
         self.precision = resolve_precision(task.spec.precision, task.device)
         self.format = memory_format(network, self.device, self.precision)
         moved = network.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
