@@ -18,7 +18,7 @@ from orchestrator.execution.budget import BudgetTracker
 from orchestrator.execution.executor import Answer, Executor, OnEvent
 from orchestrator.execution.job_logs import JobLogs
 from orchestrator.execution.job_outcomes import Outcome
-from orchestrator.execution.preflight import check_classes, check_recipes, fetch_weights
+from orchestrator.execution.preflight import check_classes, check_recipes
 from orchestrator.execution.scheduler import Scheduler
 from orchestrator.fusing import MODULES, fuse
 from orchestrator.fusing.progress import FILE, follow
@@ -26,6 +26,7 @@ from orchestrator.fusing.request import make_request
 from orchestrator.home import Home, SweepFolder
 from orchestrator.planning.plan import Plan, Planner
 from orchestrator.planning.search import Search, resolve_recipes, run_no_search
+from orchestrator.planning.start_weights import check_starts, fetch_weights
 from orchestrator.reporting.report import run_note, write_report
 from orchestrator.reporting.summary import histories, member_states, student_state, summarize
 from orchestrator.results import MemberState, SweepSummary
@@ -36,7 +37,7 @@ from workers.config.resources import Resources
 from workers.data.decoded_rows import OnProgress
 from workers.data.inspection import check_packed, summarize_data
 from workers.data.packing import pack_data
-from workers.data.splits import keep_split
+from workers.data.splits import get_split, keep_split
 from workers.data.store import Store, find_store
 from workers.data.summary import DataSummary
 from workers.diagnostics.interrupts import uninterrupted
@@ -107,7 +108,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     if options.is_smoke:
         team = smoke_team(team)
     team.check_names("--restart", options.restart)
-    team = fetch_weights(team, options.say)
+    team = fetch_weights(team, options.home, options.say)
     if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say, team.tracking.experiment or team.name)
@@ -122,6 +123,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
     def check(packed: Store) -> None:
         check_packed(packed, team.data, team.seed, options.home.path)
         check_classes(team, packed.classes)
+        check_starts(team, packed, get_split(packed, team.data, team.seed, options.home.path))
 
     store = pack_data(team.data, options.home.path, options.on_packing, check, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):

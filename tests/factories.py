@@ -78,7 +78,15 @@ def record(**keys: Any) -> TrainingRecord:
         "train": {},
         "fold": None,
     }
-    given |= {"seed": 1, "classes": ["x", "y"], "data_digest": "d", "image_size": 8, "weights_sha256": "w", "train_seconds": 3.0}
+    given |= {
+        "seed": 1,
+        "classes": ["x", "y"],
+        "data_digest": "d",
+        "data_source": "s",
+        "image_size": 8,
+        "weights_sha256": "w",
+        "train_seconds": 3.0,
+    }
     given |= {"history": [epoch], "micro_batch": 1, "precision": "float32", "resumed_from": 0, "device": "cpu", "threads": 1}
     return TrainingRecord.model_validate_json(json.dumps({**given, "torch": "2", "python": "3", **keys}))
 

@@ -65,19 +65,18 @@ def plan(
     """List the jobs, their states and the time left. Nothing is written."""
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
-    from orchestrator.execution.preflight import published_weights, with_weights
+    from orchestrator.home import Home
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
+    from orchestrator.planning.start_weights import locate_weights
     from workers.data.store import find_store
-    from workers.models.pretrained import cached_file
 
     team = load_team(team_file, data)
     cluster = Cluster.read(on) if on else None
     missing = _downloads(team)
     for line in missing if not as_json else ():
         print(line)
-    if not missing:
-        team = with_weights(team, {arch: cached_file(weights) for arch, weights in published_weights(team).items()})
+    team = locate_weights(team, Home(home))
     store = find_store(team.data, home)
     if store is None or missing:
         folds = (None, *range(team.folds))
@@ -98,7 +97,7 @@ def plan(
 
 def _downloads(team: Team) -> list[str]:
     """Return a line for each file of weights that a sweep of the team would download."""
-    from orchestrator.execution.preflight import published_weights
+    from orchestrator.planning.start_weights import published_weights
     from workers.models.pretrained import cached_file
 
     files = {weights: cached_file(weights) for weights in published_weights(team).values()}
@@ -212,7 +211,8 @@ def _end_smoke(home: Path, result: SweepResult, as_json: bool) -> None:
         shutil.rmtree(home, ignore_errors=True)
         if not as_json:
             print(
-                f"The whole chain works: {summary.trained} trainings, {len(summary.fusions)} fusions, one model. No score counts."
+                f"The whole chain works: {summary.trained} trainings, {len(summary.fusions)} fusions, one model. "
+                "Its scores mean nothing."
             )
     elif not as_json:
         for name, member in summary.members.items():

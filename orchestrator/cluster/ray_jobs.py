@@ -18,7 +18,6 @@ from orchestrator.config import loader as config
 from orchestrator.config.team import Team
 from orchestrator.home import Home
 from workers.config.extensions import is_reference
-from workers.config.specs import PUBLISHED
 from workers.diagnostics.waiting import wait_until
 from workers.errors import ConclaveError, UserInputError
 
@@ -121,7 +120,7 @@ def bundle_team(team: Team, team_file: Path, target: Path) -> None:
     for package in {name.partition(":")[0].partition(".")[0] for name in references if is_reference(name)}:
         if (folder / package).is_dir():
             shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for weights in {m.weights for m in team.recipes if m.weights and m.weights not in PUBLISHED}:
+    for weights in {m.weights for m in team.recipes if m.weights and m.weights.is_absolute()}:
         if not weights.is_relative_to(folder):
             raise UserInputError(f"weights {weights}: lie outside {folder}; on a cluster they must be in the team file's folder.")
         if not weights.is_file():

@@ -23,7 +23,8 @@ from workers.errors import UserInputError
 
 TABLES = (".csv", ".tsv", ".txt", *PARQUET)
 FEW_IMAGES = 2000  # below, no *fuse* part is set apart
-FEW_FOR_FOLDS = 500  # below, ten folds: each leaves 90 % of the images to train on
+FEW_FOR_FOLDS = 500  # below, more folds, each of which trains on more of the images
+USUAL_FOLDS, MANY_FOLDS = 5, 10
 SMALL = 64  # pixels up to which networks are trained from scratch, if there are enough images
 ENOUGH_FROM_SCRATCH = 5000
 PHOTO_SIZE = 224  # that the published weights were trained at
@@ -49,7 +50,7 @@ class Facts:
         counts: Number of images of each class that are trained on or split.
         parts: The parts that the data set has itself.
         side: Median of the shorter sides of the images in pixels; None if unknown.
-        has_groups: Whether images belong to groups.
+        groups: Number of groups of the class that has the fewest; 0 if images belong to no groups.
         folds: Number of folds that the data set gives; 0 if it gives none.
     """
 
@@ -57,7 +58,7 @@ class Facts:
     counts: dict[str, int]
     parts: frozenset[str]
     side: int | None
-    has_groups: bool = False
+    groups: int = 0
     folds: int = 0
 
     @property
@@ -137,9 +138,17 @@ def _examined(spec: DataSpec) -> Facts:
         counts=dict(sorted(Counter(item.label for item in used).items())),
         parts=frozenset(item.part for item in items if item.part),
         side=side,
-        has_groups=any(item.group for item in items),
+        groups=_fewest_groups(used),
         folds=len({item.fold for item in used if item.fold is not None}),
     )
+
+
+def _fewest_groups(items: Sequence[Item]) -> int:
+    """Return the number of groups of the class that has the fewest, an image without one counting as one; 0 without groups."""
+    if not any(item.group for item in items):
+        return 0
+    units = {(item.label, item.group or item.id) for item in items}
+    return min(Counter(label for label, _ in units).values())
 
 
 def _columns(table: Path) -> dict[Column, str]:
@@ -170,10 +179,17 @@ def _median_side(items: Sequence[Item]) -> int | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """A line of a team file: its text, and the reason behind it."""
+    """A line of a team file, and the reason for it, which becomes a comment above."""
 
     text: str
     reason: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the comment and the line."""
+        if self.reason:
+            indent = len(self.text) - len(self.text.lstrip(" "))
+            yield f"{' ' * indent}# {self.reason}"
+        yield self.text
 
 
 def propose(facts: Facts, target: Path, from_scratch: bool = False) -> str:
@@ -185,29 +201,30 @@ def propose(facts: Facts, target: Path, from_scratch: bool = False) -> str:
         from_scratch: True to propose networks without published weights.
     """
     photos = not from_scratch and ((facts.side or PHOTO_SIZE) > SMALL or facts.images < ENOUGH_FROM_SCRATCH)
-    lines = [
-        Setting("# yaml-language-server: $schema=conclave.schema.json"),
-        Setting("# A team: who trains what. Proposed by `conclave init` for"),
-        Setting(f"# {facts.images:,} images of {len(facts.counts):,} classes{_sides(facts)}."),
-        Setting("# `conclave sweep --smoke FILE` tries it in a minute; docs/reference/team-file.md explains every key."),
+    settings = [
         Setting("version: 2"),
-        Setting(f"name: {_name(facts.source)}"),
+        Setting(f"name: {_name(facts)}"),
         Setting("data:"),
         *_data(facts, target, photos),
         *(_frozen(facts) if photos else _from_scratch(facts)),
         *_balance(facts),
-        Setting("quorum: 2", "fuse as soon as two members are done, if others fail"),
+        Setting("quorum: 2", "Fuse what is done if a member fails."),
     ]
-    width = min(48, max(len(line.text) for line in lines if line.reason)) + 2
-    return "".join(f"{line.text:<{width}}# {line.reason}\n" if line.reason else f"{line.text}\n" for line in lines)
+    head = [
+        "# yaml-language-server: $schema=conclave.schema.json",
+        f"# Proposed by `conclave init` for {facts.images:,} images of {len(facts.counts):,} classes{_sides(facts)}.",
+        f"# `conclave sweep {target.name} --smoke` tries it in a minute. docs/reference/team-file.md explains every key.",
+    ]
+    return "\n".join([*head, *(line for setting in settings for line in setting.lines())]) + "\n"
 
 
 def _sides(facts: Facts) -> str:
     return f", {facts.side:,} pixels at the shorter side" if facts.side else ""
 
 
-def _name(source: Path) -> str:
-    """Return a team's name made of a file's or a folder's."""
+def _name(facts: Facts) -> str:
+    """Return a team's name made of that of the images' folder or archive."""
+    source = facts.spec.manifest.parent if facts.spec.manifest else facts.source
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.name.split(".")[0]).strip("-._")
     return name[:64] or "team"
 
@@ -219,48 +236,50 @@ def _data(facts: Facts, target: Path, photos: bool) -> Iterator[Setting]:
         return json.dumps(str(path.relative_to(folder) if path.is_relative_to(folder) else path), ensure_ascii=False)
 
     if spec.manifest:
-        yield Setting("  dataset: manifest", "a table of images and labels")
+        yield Setting("  dataset: manifest", "A table of images and labels.")
         yield Setting(f"  manifest: {shown(spec.manifest)}")
         if spec.columns:
-            yield Setting(f"  columns: {json.dumps(spec.columns, ensure_ascii=False)}", "the table's own names of its columns")
+            columns = ", ".join(f"{role}: {json.dumps(name, ensure_ascii=False)}" for role, name in spec.columns.items())
+            yield Setting(f"  columns: {{{columns}}}", "The table's own names of its columns.")
         if spec.extension:
-            yield Setting(f"  extension: {spec.extension}", "the table's paths lack it")
+            yield Setting(f"  extension: {spec.extension}", "The table's paths lack it.")
     else:
-        yield Setting("  dataset: folder", "images in one folder per class")
+        yield Setting("  dataset: folder", "Images in one folder per class.")
     if spec.root:
         yield Setting(f"  root: {shown(spec.root)}")
     size, reason = _size(facts, photos)
     yield Setting(f"  image_size: {size}", reason)
-    yield from _split(facts)
+    yield from _split(facts, photos)
 
 
 def _size(facts: Facts, photos: bool) -> tuple[int, str]:
     if photos:
-        return PHOTO_SIZE, "the size that the published weights were trained at"
+        return PHOTO_SIZE, "The published weights were trained at this size."
     side = facts.side or SMALL
     size = next((step for step in (16, 32, 64, 96, 128) if step >= side * 0.8), 128)
-    return size, f"the images have about {side:,} pixels" if facts.side else "a usual size"
+    return size, f"The images have about {side:,} pixels." if facts.side else "A usual size."
 
 
-def _split(facts: Facts) -> Iterator[Setting]:
-    has_test = bool(facts.parts & {"test", "val"})
-    smallest, classes = min(facts.counts.values()), len(facts.counts)
+def _split(facts: Facts, photos: bool) -> Iterator[Setting]:
     rest = float(facts.images)
-    if not has_test:
+    if not facts.parts & {"test", "val"}:
         share = _share(0.2, facts)
-        yield Setting(f"  test_fraction: {share:g}", "set apart for the last score; nothing is chosen by it")
+        yield Setting(f"  test_fraction: {share:g}", "Set apart for the last score; nothing is chosen by it.")
         rest *= 1 - share
-    folds = facts.folds or (10 if rest < FEW_FOR_FOLDS else 5)
-    folds = folds if facts.folds else max(2, min(folds, int(smallest * rest / facts.images)))
-    is_few = rest < FEW_IMAGES
-    if is_few:
-        yield Setting("  fuse: out_of_fold", f"{rest:,.0f} images are too few to set some apart for choosing a fusion")
-    elif "val" not in facts.parts or "test" not in facts.parts:
-        yield Setting("  fuse_fraction: 0.1", f"about {rest / 10:,.0f} images, by which a fusion is chosen")
+    if rest < FEW_IMAGES:
+        yield Setting("  fuse: out_of_fold", f"{rest:,.0f} images are too few to set some apart for choosing a fusion.")
+    elif not facts.parts >= {"test", "val"}:
+        yield Setting("  fuse_fraction: 0.1", f"About {rest / 10:,.0f} images, by which a fusion is chosen.")
+    folds = facts.folds or _folds(rest, (facts.groups or median(facts.counts.values())) * rest / facts.images, photos)
     why = "given by the data" if facts.folds else f"each leaves {1 - 1 / folds:.0%} of the images to train on"
-    yield Setting(f"  folds: {folds}", f"for the stack; {why}")
-    if facts.has_groups:
-        yield Setting(f"# {classes:,} classes; images of a group stay together in every part and fold.")
+    groups = ". Images of a group stay together" if facts.groups else ""
+    yield Setting(f"  folds: {folds}", f"Trainings of each member for the stack; {why}{groups}.")
+
+
+def _folds(images: float, of_a_class: float, photos: bool) -> int:
+    """Return a number of folds: more for few images with frozen backbones, but no more than a class has images or groups."""
+    wanted = MANY_FOLDS if photos and images < FEW_FOR_FOLDS else USUAL_FOLDS
+    return next((folds for folds in (MANY_FOLDS, USUAL_FOLDS, 3) if folds <= min(wanted, of_a_class)), 2)
 
 
 def _share(wanted: float, facts: Facts) -> float:
@@ -269,40 +288,42 @@ def _share(wanted: float, facts: Facts) -> float:
 
 
 def _frozen(facts: Facts) -> Iterator[Setting]:
-    yield Setting("train: {epochs: 40, batch_size: 32, schedule: one_cycle}", "of the last layers alone: a second each")
+    yield Setting("train: {epochs: 40, batch_size: 32, schedule: one_cycle}", "Of the last layers alone, which takes seconds.")
     yield Setting("defaults:")
-    yield Setting("  weights: imagenet", "published weights, downloaded once: hardly anybody trains photos from scratch")
-    yield Setting("  freeze: backbone", "their features are computed once for each image, and all folds use them")
+    yield Setting("  weights: imagenet", "Published weights, downloaded once. Photos are hardly ever trained from scratch.")
+    yield Setting("  freeze: backbone", "Features are computed once for each image, and all folds use them.")
     yield Setting("  optimizer: {kind: adamw, lr: 0.001, weight_decay: 0.05}")
     if _is_imbalanced(facts):
-        yield Setting("  class_weights: balanced", "rare classes weigh as much in the loss as frequent ones")
-    yield Setting("members:", "three kinds of networks err differently, which is what an ensemble gains by")
+        yield Setting("  class_weights: balanced", "Rare classes weigh as much in the loss as frequent ones.")
+    yield Setting("members:", "Different networks err differently, and that is what an ensemble gains by.")
     yield Setting("  - {name: efficientnet, arch: efficientnet_b0}")
     yield Setting("  - {name: mobilenet, arch: mobilenet_v3_large}")
     yield Setting("  - {name: resnet, arch: resnet18}")
-    yield Setting("fusion: [vote, concat, stack]", "concat sees all features; stack weighs the answers")
+    yield Setting("fusion: [vote, concat, stack]", "concat learns from all features, stack from all answers.")
 
 
 def _from_scratch(facts: Facts) -> Iterator[Setting]:
     batch = next((size for size in (16, 32, 64) if facts.images < 30 * size), 128)
     epochs = 60 if facts.images < FEW_IMAGES else 30
-    yield Setting(f"train: {{epochs: {epochs}, batch_size: {batch}, schedule: one_cycle}}", "about 30 steps an epoch or more")
+    yield Setting(
+        f"train: {{epochs: {epochs}, batch_size: {batch}, schedule: one_cycle}}", "Small batches give few images more steps."
+    )
     width = 16 if facts.images < ENOUGH_FROM_SCRATCH else 64
     weights = ", class_weights: balanced" if _is_imbalanced(facts) else ""
     keys = f"arch: resnet18, width: {width}, augment: [flip, crop]{weights}"
-    yield Setting(f"defaults: {{{keys}}}", "leave flip out where left and right differ")
-    yield Setting("members:", "different optimizers and augmentations: members that err differently")
+    yield Setting(f"defaults: {{{keys}}}", "Leave flip out if left and right differ in your images.")
+    yield Setting("members:", "Different optimizers and augmentations: members that err differently.")
     yield Setting("  - {name: plain, optimizer: {kind: sgd, lr: 0.05}}")
     yield Setting("  - {name: adamw, optimizer: {kind: adamw, lr: 0.002, weight_decay: 0.05}}")
     yield Setting("  - {name: rotated, augment: [flip, crop, {rotate: 15}, cutout], optimizer: {kind: sgd, lr: 0.05}}")
-    yield Setting("fusion: [vote, weighted, stack]", "the fold trainings are what the stack learns from")
+    yield Setting("fusion: [vote, weighted, stack]", "The stack learns from the folds' predictions.")
 
 
 def _balance(facts: Facts) -> Iterator[Setting]:
-    largest, smallest = max(facts.counts, key=facts.counts.__getitem__), min(facts.counts, key=facts.counts.__getitem__)
     if _is_imbalanced(facts):
-        what = f"{largest} has {facts.counts[largest]:,} images, {smallest} {facts.counts[smallest]:,}"
-        yield Setting("metric: balanced_accuracy", f"every class counts alike: {what}")
+        largest, smallest = (pick(facts.counts, key=facts.counts.__getitem__) for pick in (max, min))
+        what = f"{largest} has {facts.counts[largest]:,} images, and {smallest} {facts.counts[smallest]:,}"
+        yield Setting("metric: balanced_accuracy", f"Every class counts alike: {what}.")
 
 
 def _is_imbalanced(facts: Facts) -> bool:

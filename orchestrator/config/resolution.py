@@ -72,6 +72,12 @@ class Resolution:
         }
         return data.model_copy(update={**paths, "validation": validation})
 
+    def _weights(self, written: Path) -> Path | None:
+        """Return the absolute path of a file of weights, or SWEEP/MEMBER as it is."""
+        path = self._path(written)
+        names_member = len(written.parts) == 2 and not written.suffix and not written.is_absolute() and "$" not in str(written)
+        return written if names_member and path and not path.exists() else path
+
     def _path(self, path: Path | None) -> Path | None:
         """Return an absolute path: expand `~` and environment variables, and resolve against the file's folder."""
         return path and (self.folder / Path(os.path.expandvars(path)).expanduser()).resolve()
@@ -120,7 +126,7 @@ class Resolution:
         """Add the resources of the team, and make the path of the weights absolute."""
         values = {key: value for key, value in values.items() if value is not None}
         if "weights" in values and values["weights"] not in PUBLISHED:
-            values["weights"] = self._path(values["weights"])
+            values["weights"] = self._weights(Path(values["weights"]))
         if "optimizer" in values:  # settings without a kind change the default optimizer
             values["optimizer"] = {"kind": OPTIMIZER, **values["optimizer"]}
         return {**values, "resources": _merge(_written(self.file.resources), values.get("resources", {}))}

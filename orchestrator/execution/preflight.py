@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
 
 from fusion.interface import FUSIONS
 from fusion.results import TOP
 from orchestrator.config.team import Team
 from workers.config.architectures import split_arch
 from workers.config.own_code import import_from
-from workers.config.specs import PUBLISHED, MemberSpec
+from workers.config.specs import MemberSpec
 from workers.diagnostics.imports import import_all
 from workers.errors import UserInputError, first_few
-
-if TYPE_CHECKING:
-    from workers.models.source import PretrainedWeights
-
-Recipe = TypeVar("Recipe", bound=MemberSpec)
 
 
 def check_recipes(team: Team, import_paths: Sequence[str]) -> None:
@@ -61,59 +54,6 @@ def check_classes(team: Team, classes: Sequence[str]) -> None:
             )
     if team.metric == "top5" and len(classes) <= TOP:
         raise UserInputError(f"metric: top5 is always 100 % of {len(classes)} classes. Use another metric.")
-
-
-def published_weights(team: Team) -> dict[str, PretrainedWeights]:
-    """Return the files that the team's `weights: imagenet` stand for, by `arch`. Imports torch if there are any.
-
-    Raises:
-        UserInputError: If an architecture has none.
-    """
-    found = {}
-    for recipe in team.recipes:
-        if recipe.weights in PUBLISHED:
-            source, name = split_arch(recipe.arch)
-            file = source.pretrained(name)
-            if file is None:
-                raise UserInputError(
-                    f"member {recipe.name}: {recipe.arch} has no published weights that take images normalized as they are here. "
-                    "Name a file, or another network."
-                )
-            found[recipe.arch] = file
-    return found
-
-
-def with_weights(team: Team, files: Mapping[str, Path]) -> Team:
-    """Return the team with files, by `arch`, in the place of `weights: imagenet`."""
-
-    def resolved(recipe: Recipe) -> Recipe:
-        if recipe.weights not in PUBLISHED:
-            return recipe
-        return recipe.model_copy(update={"weights": files[recipe.arch]})
-
-    trainings, student = tuple(map(resolved, team.trainings)), team.student and resolved(team.student)
-    return team.model_copy(update={"trainings": trainings, "student": student}) if files else team
-
-
-def fetch_weights(team: Team, say: Callable[[str], None]) -> Team:
-    """Download the weights that a team starts from, and return the team with their files.
-
-    Args:
-        team: The team.
-        say: Shows a line to the user.
-
-    Raises:
-        UserInputError: If a file can't be downloaded.
-    """
-    if not any(recipe.weights in PUBLISHED for recipe in team.recipes):
-        return team
-    from workers.models.pretrained import download
-
-    published = published_weights(team)
-    for arch, weights in published.items():
-        if weights.pixels not in (0, size := team.data.size):
-            say(f"the weights of {arch} were trained on images of {weights.pixels} pixels; here data.image_size is {size}")
-    return with_weights(team, {arch: download(weights, say) for arch, weights in published.items()})
 
 
 def _is_sure(recipe: MemberSpec) -> bool:

@@ -112,6 +112,7 @@ def _plan_of(home: Path, name: str) -> Plan:
     from orchestrator.home import Home
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
+    from orchestrator.planning.start_weights import locate_weights
     from workers.data.store import Store
     from workers.data.store_checks import damaged_file
 
@@ -126,6 +127,7 @@ def _plan_of(home: Path, name: str) -> Plan:
         raise UserInputError(f"sweep {name}: its packed data is gone from {store.folder}. Run `conclave sweep` again.")
     if damaged := damaged_file(store):
         raise CorruptFileError(f"{store.folder / damaged}: damaged. `conclave sweep` packs the data again.")
+    team = locate_weights(team, Home(home))
     recipes = known_recipes(Planner(team, store, home, (str(origin.parent),)))
     if undone := [search.label for search in recipes.searches if search.left]:
         raise UserInputError(f"sweep {name}: the search of {undone[0]} is not done. Run `conclave sweep` again.")

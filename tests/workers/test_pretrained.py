@@ -17,7 +17,8 @@ import torch
 import torchvision
 
 from orchestrator.config.loader import load_team
-from orchestrator.execution.preflight import fetch_weights, published_weights
+from orchestrator.home import Home
+from orchestrator.planning.start_weights import fetch_weights, published_weights
 from tests.factories import sweep_inline
 from workers.errors import UserInputError
 from workers.models import pretrained
@@ -168,7 +169,7 @@ def test_a_sweep_starts_from_published_weights(server: type[Handler], tmp_path: 
     assert "the weights of mobilenet_v3_small were trained on images of 224 pixels; here data.image_size is 64" in said
     again = sweep_inline(team_file, tmp_path / "home").summary
     assert (again.trained, server.asked) == (0, [published.file])
-    team = fetch_weights(load_team(team_file), said.append)
+    team = fetch_weights(load_team(team_file), Home(tmp_path / "home"), said.append)
     assert [recipe.weights for recipe in team.recipes] == [cached_file(published)]
 
 

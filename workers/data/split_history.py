@@ -120,11 +120,15 @@ def match_rows(store: Store, ids: list[str], contents: list[str]) -> Rows:
     return found
 
 
+def source_key(spec: DataSpec) -> str:
+    """Return a key of the source of a data set: its layout and where it lies."""
+    places = [None if place is None else str(place.resolve()) for place in (spec.root, spec.manifest)]
+    return hashlib.sha256(json.dumps([spec.dataset, *places]).encode()).hexdigest()[:20]
+
+
 def history_path(home: Path, spec: DataSpec, seed: int) -> Path:
     """Return the file of the history of a data source and a seed."""
-    places = [None if place is None else str(place.resolve()) for place in (spec.root, spec.manifest)]
-    key = hashlib.sha256(json.dumps([spec.dataset, *places, seed]).encode()).hexdigest()[:20]
-    return home / "splits" / f"{key}.json"
+    return home / "splits" / f"{source_key(spec)}-{seed}.json"
 
 
 def write_table(store: Store, parts: Mapping[str, Rows], folds: Rows) -> str:

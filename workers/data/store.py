@@ -138,6 +138,17 @@ class Store:
         return [f"{a:016x}{b:016x}" for a, b in self.row_arrays["digests"].tolist()]
 
     @cached_property
+    def id_keys(self) -> Rows:
+        """(N,) int64: a hash of each row's id."""
+        digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in self.ids]
+        return np.frombuffer(b"".join(digests), dtype="<i8").astype(np.int64)
+
+    @property
+    def content_keys(self) -> Rows:
+        """(N,) int64: the beginning of each row's digest of pixels."""
+        return self.row_arrays["digests"][:, 0].astype(np.uint64).view(np.int64)
+
+    @cached_property
     def keys(self) -> Rows:
         """(N,) int64: a hash of each row's id and pixels, which stays when other rows are added or removed."""
         pairs = zip(self.ids, self.row_arrays["digests"], strict=True)

@@ -47,4 +47,5 @@ def outputs_on(artifact: MemberArtifact, store: Store, rows: Rows, spec: MemberS
 
 
 def _joined(first: Outputs, then: Outputs) -> Outputs:
+    """Return outputs with those of more rows after them."""
     return {name: torch.cat([tensor, then[name]]) if name in then else tensor for name, tensor in first.items()}

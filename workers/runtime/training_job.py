@@ -16,6 +16,7 @@ import torch
 from workers.config.job import Job, JobMember
 from workers.config.own_code import import_from
 from workers.config.specs import TrainedMember
+from workers.data.split_history import source_key
 from workers.data.splits import Split, hold_out, read_split
 from workers.data.store import Rows, Store
 from workers.diagnostics.callback import HELD_OUT, TrainingCallback
@@ -248,6 +249,9 @@ class JobTraining:
             outputs |= {f"{prefix}keys": torch.from_numpy(self.store.keys[rows]), f"{prefix}logits": logits}
             if self.job.fold is None or (self.whole and prefix):
                 outputs[f"{prefix}features"] = features
+        if self.job.fold is None:
+            outputs["fit_contents"] = torch.from_numpy(self.store.content_keys[self.split.fit])
+            outputs["fit_ids"] = torch.from_numpy(self.store.id_keys[self.split.fit])
         return outputs
 
     def _record(self, member: JobMember, result: TrainingResult, weights: Weights) -> TrainingRecord:
@@ -261,6 +265,7 @@ class JobTraining:
             seed=job.seed_of(member.seed),
             classes=self.store.classes,
             data_digest=self.store.digest,
+            data_source=source_key(job.data),
             image_size=self.store.size,
             weights_sha256=tensors_sha256(weights),
             processes=processes,

@@ -75,6 +75,11 @@ class MemberArtifact:
         return self.root / "fit"
 
     @property
+    def weights_file(self) -> Path:
+        """The file of the final weights."""
+        return self.folder / "weights.safetensors"
+
+    @property
     def lock_path(self) -> Path:
         """The lock file, held by the process that trains."""
         return self.root / ".lock"
@@ -111,9 +116,10 @@ class MemberArtifact:
         """Return the outputs, verified by their checksum.
 
         Returns:
-            keys (n,) int64 (`Store.keys`) of the *fuse* and *test* rows, logits (n, C) float32 and, for a full training,
-            features (n, D) float32. For a fold training also oof_keys and oof_logits of the rows that it left out and, for a
-            frozen backbone, oof_features.
+            keys (n,) int64 (`Store.keys`) of the *fuse* and *test* rows, and their logits (n, C) float32. For a full training
+            also features (n, D) float32, and fit_ids and fit_contents (m,) int64 (`Store.id_keys`, `Store.content_keys`) of the
+            rows that it was trained on. For a fold training also oof_keys and oof_logits of the rows that it left out and, for
+            a frozen backbone, oof_features.
 
         Raises:
             CorruptFileError: If the file is damaged.

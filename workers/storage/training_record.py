@@ -23,6 +23,7 @@ class TrainingRecord(Manifest):
         seed: Seed of the member's weights, row order and augmentation.
         classes: Class names in the order of the logits.
         data_digest: Digest of the packed data.
+        data_source: Key of the data's source (`source_key`).
         image_size: Side of the images in pixels.
         weights_sha256: Digest of the weights.
         processes: Number of processes that trained together.
@@ -46,6 +47,7 @@ class TrainingRecord(Manifest):
     seed: int
     classes: list[str]
     data_digest: str
+    data_source: str
     image_size: int
     weights_sha256: str
     processes: int = 1
