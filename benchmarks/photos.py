@@ -1,10 +1,10 @@
-"""Few photos on a laptop: frozen pretrained networks beside training from scratch, passes counted, and 20 random splits.
+"""Few photos on a laptop: frozen pretrained networks beside training from scratch, and passes counted.
 
     python -m benchmarks.photos ARCHIVE [ROOT]     # results/photos.json; first `make photos`, which installs the networks
 
 The photographs are CIFAR-10's (JPEG at quality 75), five classes, enlarged from 32 to 224 pixels; with ROOT, those of a folder
 DIR/train/CLASS/IMAGE are measured too. Seconds are of the whole command: packing, training, fusing, export. From scratch means
-three ResNet18 of 64 pixels, 40 epochs. The splits are drawn by the team's seed from all photographs, in one home.
+three ResNet18 of 64 pixels, 40 epochs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from safetensors import safe_open
 
 from benchmarks.machine import write_result
-from orchestrator.home import Home
+from workers.config.specs import DataSpec
 from workers.storage.artifacts import MemberArtifact
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "photos"
-FOLDS, SPLITS = (0, 5, 10), 20
+FOLDS = (0, 5, 10)
 SCRATCH = """\
 version: 1
 name: scratch
@@ -59,7 +58,8 @@ def write_team(folder: Path, **changes: object) -> Path:
         lines = text.splitlines()
         at = next((number for number, line in enumerate(lines) if line.strip().startswith(f"{key}:")), None)
         if at is None:
-            lines.insert(0, f"{key}: {value}")
+            is_of_data = key in DataSpec.model_fields
+            lines.insert(lines.index("data:") + 1 if is_of_data else 0, f"{'  ' * is_of_data}{key}: {value}")
         else:
             lines[at] = lines[at].partition(f"{key}:")[0] + f"{key}: {value}"
         text = "\n".join(lines) + "\n"
@@ -95,19 +95,6 @@ def heads(work: Path, photos: Path, home: Path) -> list[dict[str, Any]]:
     return found
 
 
-def splits(work: Path, photos: Path, home: Path) -> dict[str, Any]:
-    """The recommended fusion beside the best single network, over random splits of the same photographs."""
-    gains: dict[str, list[float]] = {"accuracy": [], "nll": []}
-    for seed in range(SPLITS):
-        result = sweep(write_team(work / f"split{seed}", name=f"split{seed}", seed=100 + seed), photos, home)
-        details = Home(home).sweep(f"split{seed}").details()
-        assert details is not None
-        single = max(("lite0", "lite1", "lite2"), key=lambda name: -details.candidates[name].fuse.nll)
-        for key, values in gains.items():
-            values.append(result["test"]["vote"][key] - result["test"][single][key])
-    return {key: {"mean": mean(values), "standard_error": stdev(values) / SPLITS**0.5} for key, values in gains.items()}
-
-
 def main(archive: str, root: str | None = None) -> None:
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -124,7 +111,6 @@ def main(archive: str, root: str | None = None) -> None:
         print(json.dumps(result["heads"]), flush=True)
         if root:
             result["own"] = sweep(write_team(work / "own"), Path(root), work / "own_home")
-        result["splits"] = splits(work, small / "train", work / "home240")
     write_result("photos", "python -m benchmarks.photos ARCHIVE", result)
     print(json.dumps(result, indent=1))
 

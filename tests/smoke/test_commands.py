@@ -101,6 +101,7 @@ EXAMPLES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "schema": ((), 0, "TeamFile"),
     "plan": (("team.yaml", "--home", "home"), 0, "6 jobs, 6 done. Time: nothing to do."),
     "data": (("team.yaml", "--home", "home"), 0, "tiny-data.svg is written"),
+    "split": (("team.yaml", "--home", "home"), 0, "split.csv is written: fit "),
     "sweep": (("team.yaml", "--home", "home"), 0, "vote"),
     "status": (("--home", "home"), 0, "tiny"),
     "report": (("tiny", "--home", "home"), 0, "report.html"),
