@@ -183,8 +183,8 @@ def main(archive: str, *parts: str) -> None:
         images = unpack(archive, work / "photos", 900)
         for part in parts or PARTS:
             result[part] = PARTS[part](work, work / "photos", images, work / "home")
-    write_result("few_images", "python -m benchmarks.few_images ARCHIVE", result)
-    print(result)
+            write_result("few_images", "python -m benchmarks.few_images ARCHIVE", result)
+            print(part, result[part], flush=True)
 
 
 if __name__ == "__main__":
