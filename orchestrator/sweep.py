@@ -127,7 +127,7 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
 
     store = pack_data(team.data, options.home.path, options.on_packing, check, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):
-        keep_split(store, team.data, team.seed, options.home.path)
+        keep_split(store, team.data, team.seed, options.home.path, options.say)
         run_search = partial(options.run_search, team, location.folder) if options.run_search else run_no_search
         plan, searches = _plan_packed(Planner(team, store, options.home.path, import_paths), plan, run_search)
         return _Sweep(location, options, plan, searches).run()

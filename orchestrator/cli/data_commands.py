@@ -95,7 +95,7 @@ def split(
     check_writable("--out", out)
     with Screen() as screen:
         store = pack_and_check(team.data, team.seed, home, screen.on_packing, screen.say)
-    found = keep_split(store, team.data, team.seed, home)
+        found = keep_split(store, team.data, team.seed, home, screen.say)
     parts = {"fit": found.fit, "fuse": found.fuse, "test": found.test}
     with new_file("--out", out) as file:
         file.write(write_table(store, parts, found.folds))

@@ -40,6 +40,7 @@ def schema() -> None:
 def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
     """Check a team file, and name every mistake with its line. Nothing is written."""
     from orchestrator.config.loader import load_team
+    from orchestrator.planning.disk import describe_disk
 
     team = load_team(team_file)
     if as_json:
@@ -47,7 +48,7 @@ def validate(team_file: TeamFile, as_json: AsJson = False) -> None:
     else:
         names = ", ".join(m.name for m in team.members)
         print(f"{team_file} is valid: team {team.name}, {len(team.members)} members ({names}).")
-        for line in _downloads(team):
+        for line in (*_downloads(team), describe_disk(team, None)):
             print(line)
 
 
@@ -66,6 +67,7 @@ def plan(
     from orchestrator.cluster.launcher import Cluster
     from orchestrator.config.loader import load_team
     from orchestrator.home import Home
+    from orchestrator.planning.disk import describe_disk
     from orchestrator.planning.plan import Planner
     from orchestrator.planning.search import known_recipes
     from orchestrator.planning.start_weights import locate_weights
@@ -73,11 +75,10 @@ def plan(
 
     team = load_team(team_file, data)
     cluster = Cluster.read(on) if on else None
-    missing = _downloads(team)
-    for line in missing if not as_json else ():
+    missing, store = _downloads(team), find_store(team.data, home)
+    for line in (*missing, describe_disk(team, store)) if not as_json else ():
         print(line)
     team = locate_weights(team, Home(home))
-    store = find_store(team.data, home)
     if store is None or missing:
         folds = (None, *range(team.folds))
         labels = [f"{m.name}{'' if fold is None else f' fold {fold}'}" for fold in folds for m in team.members]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from orchestrator.config import loader as config
 from orchestrator.config import yaml_document as teamfile
 from orchestrator.config.team import Team
 from orchestrator.planning import estimate
+from orchestrator.planning.disk import describe_disk
 from orchestrator.planning.estimate import BOOT_HOURS, GPU_FLOPS
 from orchestrator.planning.plan import Planner
 from tests.factories import FakeStore
@@ -109,3 +111,30 @@ def test_machines_come_by_the_labels_that_jobs_prefer(tmp_path: Path) -> None:
     assert {name: count for name, (count, _) in alone.machines.items()} == {"spot": 1, "dear": 0}
     with pytest.raises(UserInputError, match="no type in the file has that"):
         on(TEAM + "resources: {labels: {market: free}}\n", tmp_path, available_node_types=types)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (TEAM, "Disk: about 135 MB for what the trainings leave, and what the packed images take."),
+        (
+            TEAM.replace("folds: 0", "folds: 5"),
+            "Disk: about 810 MB for what the trainings leave, and what the packed images take.",
+        ),
+        (
+            "name: t\nmembers: [{name: a, arch: mobilenet_v3_small, weights: imagenet, freeze: backbone}]\n",
+            "Disk: about 62 MB for what the trainings leave and 10 MB for published weights, and what the packed images take.",
+        ),
+        (
+            "name: t\nfusion: [vote]\nmembers: [{name: a, arch: mobilenet_v3_small}]\n",
+            "Disk: what the packed images and the networks of a take.",
+        ),
+    ],
+)
+def test_the_disk_that_a_sweep_needs_is_told(text: str, says: str) -> None:
+    assert describe_disk(team_of(text), None).startswith(says)
+
+
+def test_packed_images_count_by_their_size(tmp_path: Path) -> None:
+    store = type("Packed", (Store,), {"record": SimpleNamespace(rows=50_000)})(tmp_path)
+    assert describe_disk(team_of(TEAM), store).endswith("and 154 MB for the packed images.")

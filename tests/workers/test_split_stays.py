@@ -67,12 +67,12 @@ class Home:
     """A home whose data change."""
 
     def __init__(self, folder: Path, spec: DataSpec = SPEC) -> None:
-        self.folder, self.spec = folder, spec
+        self.folder, self.spec, self.said = folder, spec, list[str]()
 
     def split(self, given: list[Row]) -> dict[str, str]:
         store = RowStore(self.folder / "data" / str(len(given)), given)
         store.folder.mkdir(parents=True, exist_ok=True)
-        return parts_of(store, keep_split(store, self.spec, 0, self.folder))
+        return parts_of(store, keep_split(store, self.spec, 0, self.folder, self.said.append))
 
 
 @pytest.fixture
@@ -89,6 +89,8 @@ def test_an_added_image_moves_none(home: Home) -> None:
     after = home.split([("0000-new.jpg", 999, 1, -1), *rows(120)])
     assert moved(before, after) == set()
     assert set(after) - set(before) == {"0000-new.jpg"}
+    part = after["0000-new.jpg"].split()[0]
+    assert home.said == [f"1 image is new ({part} 1); all others stay in their part"]
 
 
 def test_added_images_get_their_shares_by_class(home: Home) -> None:

@@ -62,7 +62,7 @@ class SplitHistory(BaseModel):
         """Return what is known of the rows of a store."""
         positions = match_rows(store, self.ids, self.contents)
         values = {name: np.array([*drawn, NEW], dtype=np.int64)[positions] for name, drawn in self.stages.items()}
-        return Known(values)
+        return Known(values, new=np.flatnonzero(positions < 0) if self.ids else None)
 
     def updated(self, store: Store, drawn: Mapping[str, Rows]) -> SplitHistory:
         """Return the history with the draws for a store's rows, (N,) each. Rows that the store lacks stay in it."""
@@ -92,10 +92,12 @@ class Known:
 
     Attributes:
         stages: (N,) the part or fold of each row by draw; `NEW` for a row that was not drawn.
+        new: Row numbers of the images that were not seen before; None if none were seen yet.
         is_table: Whether a table says so, which overrides the data set's own parts.
     """
 
     stages: Stages = field(default_factory=dict)
+    new: Rows | None = None
     is_table: bool = False
 
     def of(self, stage: str, count: int) -> Rows:
@@ -179,7 +181,7 @@ def read_table(path: Path, store: Store, spec: DataSpec) -> Known:
     stages = {test_stage(spec): values("test"), fuse_stage(spec): np.where(part_of == "test", NEW, values("fuse"))}
     if spec.folds:
         stages[fold_stage(spec)] = np.array([*_folds(where, lines, spec.folds), NEW], dtype=np.int64)[positions]
-    return Known(stages, is_table=True)
+    return Known(stages, np.flatnonzero(~listed), is_table=True)
 
 
 def _folds(where: str, lines: list[dict[str, str]], count: int) -> list[int]:

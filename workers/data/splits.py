@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,12 +75,26 @@ def get_split(store: Store, spec: DataSpec, seed: int, home: Path | None = None)
     return _draw(store, spec, seed, _known(store, spec, seed, home))[0]
 
 
-def keep_split(store: Store, spec: DataSpec, seed: int, home: Path) -> Split:
-    """Return the split, and save it: its draws in the home, its row numbers next to the store. Raises UserInputError."""
+def keep_split(store: Store, spec: DataSpec, seed: int, home: Path, say: Callable[[str], None] = lambda text: None) -> Split:
+    """Return the split, and save it: its draws in the home, its row numbers next to the store.
+
+    Args:
+        store: The packed data.
+        spec: The fractions and the number of folds.
+        seed: The team's seed.
+        home: The home.
+        say: Called with a line of text if images are new.
+
+    Raises:
+        UserInputError: If the rows cannot be split that way.
+    """
     path = history_path(home, spec, seed)
     path.parent.mkdir(exist_ok=True)
     with file_lock(path.parent / ".lock"):  # two teams may start at once in the same home
-        split, drawn = _draw(store, spec, seed, _known(store, spec, seed, home))
+        known = _known(store, spec, seed, home)
+        split, drawn = _draw(store, spec, seed, known)
+        if known.new is not None and len(known.new):
+            say(_describe_new(split, known.new, spec))
         if spec.split is None and drawn:
             history = _read_history(path)
             updated = history.updated(store, drawn)
@@ -92,6 +107,15 @@ def keep_split(store: Store, spec: DataSpec, seed: int, home: Path) -> Split:
             _clear_unfinished(target)
             write_state(target, SplitRecord(**{name: rows.tolist() for name, rows in asdict(split).items()}), "split")
     return split
+
+
+def _describe_new(split: Split, new: Rows, spec: DataSpec) -> str:
+    """Say where new images went."""
+    parts = {"fit": split.fit, "fuse": split.fuse, "test": split.test}
+    counts = {part: int(np.isin(rows, new).sum()) for part, rows in parts.items()}
+    where = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
+    images = "1 image is" if len(new) == 1 else f"{len(new):,} images are"
+    return f"{images} {f'not in {spec.split.name}' if spec.split else 'new'} ({where}); all others stay in their part"
 
 
 def read_split(store: Store, key: str) -> Split:
