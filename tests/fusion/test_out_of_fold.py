@@ -30,7 +30,7 @@ def memorised(rows: int = ROWS) -> FusionInputs:
         x = draw.normal(size=(rows, FEATURES)).astype(np.float32)
         coef = np.linalg.lstsq(x, 20 * np.eye(CLASSES)[labels], rcond=None)[0].T
         features.append(x)
-        heads.append((coef, np.zeros(CLASSES)))
+        heads.append((coef.astype(np.float64), np.zeros(CLASSES)))
     logits = draw.normal(size=(2, rows, CLASSES))
     parts = np.arange(rows) % 5
     fuse = Predictions(logits, tuple(features), labels, logits[:, None], parts=parts)
@@ -63,6 +63,14 @@ def test_a_concat_learns_from_features_what_the_folds_do_not_say() -> None:
     assert isinstance(method, Concat)
     exported = softmax(np.concatenate(told, axis=1) @ method.coef_.T + method.intercept_)
     assert np.abs(p - exported).max() < 1e-5
+
+
+def test_a_concat_learns_from_features_whatever_the_full_trainings_know_by_heart() -> None:
+    """Beside heads that are right on all of these rows there would be nothing to learn."""
+    given = memorised()
+    told = tuple(x + 4 * np.eye(FEATURES)[given.fuse.labels].astype(np.float32) for x in given.fuse.features)
+    fitted = fit_fusion("concat", Concat, replace(given, fuse=replace(given.fuse, features=told)))
+    assert nll(fitted.nested, given.fuse.labels) < 0.8 * np.log(CLASSES)
 
 
 @pytest.mark.parametrize("name", ["vote", "weighted", "stack", "stack_bag", "vote_logits", "cascade"])
