@@ -129,12 +129,12 @@ def check_starts(team: Team, store: Store, split: Split) -> None:
         parts = {"test": split.test, "fuse": split.fuse, "fit": split.fit if team.folds else split.fit[:0]}
         for part, rows in parts.items():
             if count := int(np.isin(rows, seen).sum()):
-                advice = "start from a member of other images, whose scores are not too good then"
+                why = "its scores would be too good. Start from a member that was trained on other images"
                 if part == "fit":
-                    advice = "the folds leave them out in turn, so set data.folds to 0"
+                    why = "the folds leave them out in turn. Set data.folds to 0"
                 raise UserInputError(
                     f"member {recipe.name}: weights: the member that it starts from was trained on {count:,} of the {part} "
-                    f"images here: {advice}."
+                    f"images here: {why}."
                 )
 
 

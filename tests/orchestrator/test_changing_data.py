@@ -206,3 +206,18 @@ def test_a_member_whose_fold_failed_is_not_fused_where_folds_are_judged(team: Te
     assert summary.members["a"].is_done
     assert not summary.members["b"].is_done
     assert "can't be judged: 1 fold training is missing (b fold 1:" in str(summary.members["b"].reason)
+
+
+def test_without_a_fuse_part_the_data_s_own_validation_images_are_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(NETWORK)
+    for part, count in (("train", 20), ("val", 10), ("test", 10)):
+        classes(tmp_path / "images" / part, {"cat": count, "dog": count})
+    for fuse, rows in (("part", {"fit": 40, "fuse": 20, "test": 20}), ("out_of_fold", {"fit": 60, "fuse": 0, "test": 20})):
+        (tmp_path / "team.yaml").write_text(
+            TEAM.replace("folds: 2", f"folds: 2, fuse: {fuse}").replace("[vote, stack]", "[vote]")
+        )
+        summary = sweep_inline(tmp_path / "team.yaml", tmp_path / "home").summary
+        assert summary.data.rows == rows
+        text = " ".join(summary.data.facts())
+        assert ("with the folder val; fusions are chosen on its out-of-fold predictions" in text) == (fuse == "out_of_fold")
+        assert ("fuse is the folder val" in text) == (fuse == "part")

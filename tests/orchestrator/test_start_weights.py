@@ -73,7 +73,7 @@ def test_a_member_of_the_same_split_starts_where_the_other_ended(folder: Path) -
         (("image_size: 16", "image_size: 16, test_fraction: 0.4"), "of the test images here"),
         (("image_size: 16", "image_size: 24, test_fraction: 0.4"), "of the test images here"),
         (("fuse_fraction: 0.25", "fuse_fraction: 0.5"), "of the fuse images here"),
-        (("folds: 0", "folds: 2, fuse: out_of_fold"), "of the fit images here: the folds leave them out in turn, so set"),
+        (("folds: 0", "folds: 2, fuse: out_of_fold"), "of the fit images here: the folds leave them out in turn. Set"),
     ],
 )
 def test_a_member_that_saw_images_which_are_judged_here_is_refused(change: tuple[str, str], says: str, folder: Path) -> None:

@@ -120,9 +120,7 @@ class Layout(ABC):
         if "val" in origins and "test" not in origins:
             becomes["val"] = "test"
             self.notes.append(f"{origins['val']} stands in for the test rows, because there is no other test part")
-        elif "val" in origins and self.spec.validation == "fuse":
-            self.notes.append(f"{origins['val']} holds the fuse rows")
-        elif "val" in origins:
+        elif "val" in origins and self.spec.validation != "fuse":
             del becomes["val"]
             self.notes.append(f"{origins['val']} is left out (a team file with `version: 2` fits the fusions on it)")
         kept = [item for item in items if item.part in becomes]
