@@ -22,7 +22,7 @@ from fusion.export.onnx_session import Images, predict_probabilities, torch_form
 from fusion.export.stitching import convert
 from fusion.predictions import Floats
 from workers.config.own_code import import_from
-from workers.config.specs import MemberRecord, MemberSpec
+from workers.config.specs import Interpolation, MemberRecord, MemberSpec
 from workers.errors import ConclaveError, CorruptFileError
 from workers.models.build import build
 from workers.storage.files import tensors_sha256, write_bytes, write_json
@@ -40,6 +40,7 @@ class ModelCard:
         provenance: Origin of the model, as JSON values.
         level: Level of the prediction sets, which become additional outputs; None to output only probabilities.
         coverage: Share of new images whose class the prediction sets hold.
+        interpolation: How training images were resized.
         image_bits: Depth of the training images that had more than 8 bits; 8 if there were none.
     """
 
@@ -49,13 +50,15 @@ class ModelCard:
     level: float | None = None
     coverage: float | None = None
     image_bits: int = 8
+    interpolation: Interpolation = "bilinear"
 
     @property
     def properties(self) -> dict[str, Any]:
         """What both forms of the model store beside the classes, as JSON values."""
-        bits = {"image_bits": self.image_bits} if self.image_bits > 8 else {}
+        decoding: dict[str, Any] = {"image_bits": self.image_bits} if self.image_bits > 8 else {}
+        decoding |= {"interpolation": self.interpolation} if self.interpolation != "bilinear" else {}
         sets = {} if self.level is None else {"set_level": self.level, "set_coverage": self.coverage}
-        return {**self.provenance, **bits, **sets}
+        return {**self.provenance, **decoding, **sets}
 
 
 def export_model(model: FusedModel, card: ModelCard, target: Path, images: Images, expected: Floats) -> float:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,7 @@ class Predictor:
             stored = self.session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(stored["classes"])
             self.bits = int(stored["image_bits"]) if "image_bits" in stored else None
+            self.interpolation: Any = stored.get("interpolation", "bilinear")
             self.size = int(self.session.get_inputs()[0].shape[1])
             answer = np.asarray(self._run_onnx(np.zeros((1, self.size, self.size, 3), np.uint8)))
             is_ours = isinstance(self.classes, list) and answer.shape == (1, len(self.classes))
@@ -100,6 +102,6 @@ class Predictor:
 
     def _pixels(self, entry: Entry) -> Pixels | str:
         try:
-            return decode(read(entry.content), self.size, self.bits, self.max_pixels)
+            return decode(read(entry.content), self.size, self.bits, self.max_pixels, self.interpolation)
         except UnreadableImageError as error:
             return f"{entry.file}: the image {error}"

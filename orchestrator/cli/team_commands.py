@@ -75,10 +75,11 @@ def plan(
 
     team = load_team(team_file, data)
     cluster = Cluster.read(on) if on else None
-    missing, store = _downloads(team), find_store(team.data, home)
+    missing, located = _downloads(team), locate_weights(team, Home(home))
+    store = find_store(located.data, home)
     for line in (*missing, describe_disk(team, store)) if not as_json else ():
         print(line)
-    team = locate_weights(team, Home(home))
+    team = located
     if store is None or missing:
         folds = (None, *range(team.folds))
         labels = [f"{m.name}{'' if fold is None else f' fold {fold}'}" for fold in folds for m in team.members]

@@ -68,7 +68,7 @@ def write_model(
     if coverage is not None and level is None:
         level = fit_level(fitted.nested, team.inputs.fuse.labels, coverage)
     provenance = {**request.provenance, "method": name}
-    card = ModelCard(specs.used(fitted), team.classes, provenance, level, coverage, store.record.bits)
+    card = ModelCard(specs.used(fitted), team.classes, provenance, level, coverage, store.record.bits, store.record.interpolation)
     if options.flips:
         predictions = predict_with_flips(predictions, fitted_team.networks, torch.from_numpy(images))
     model = assemble(fitted, fitted_team.networks, options.flips)

@@ -51,6 +51,8 @@ def published_weights(team: Team) -> dict[str, PretrainedWeights]:
 def fetch_weights(team: Team, home: Home, say: Callable[[str], None]) -> Team:
     """Download the weights that a team starts from, and return the team with the paths of all its files.
 
+    All members see the same images, so these are resized as for the published weights only if all of them agree.
+
     Args:
         team: The team.
         home: The home of the members that it starts from.
@@ -67,7 +69,11 @@ def fetch_weights(team: Team, home: Home, say: Callable[[str], None]) -> Team:
             say(f"the weights of {arch} were trained on images of {weights.pixels} pixels; here data.image_size is {size}")
         return download(weights, say)
 
-    return _with_files(team, home, download_and_say)
+    found = _with_files(team, home, download_and_say)
+    kinds = {weights.interpolation for weights in published_weights(team).values()}
+    if team.data.interpolation is None and len(kinds) > 1:
+        say("the published weights were trained on images that were resized in different ways; here all are resized bilinearly")
+    return found
 
 
 def locate_weights(team: Team, home: Home) -> Team:
@@ -99,7 +105,11 @@ def _with_files(team: Team, home: Home, published_file: Callable[[str, Pretraine
         return recipe
 
     trainings, student = tuple(map(resolved, team.trainings)), team.student and resolved(team.student)
-    return team.model_copy(update={"trainings": trainings, "student": student})
+    kinds = {weights.interpolation for weights in published_weights(team).values()}
+    data = team.data
+    if data.interpolation is None and kinds == {"bicubic"}:
+        data = data.model_copy(update={"interpolation": "bicubic"})
+    return team.model_copy(update={"trainings": trainings, "student": student, "data": data})
 
 
 def _file_of_member(home: Home, name: str, reference: Path) -> Path:

@@ -27,6 +27,7 @@ from workers.config.resources import Resources
 from workers.config.search_space import Choice, SearchSpec
 from workers.config.strict import FilePath, Name, Strict
 
+Interpolation = Literal["bilinear", "bicubic"]
 Column = Literal["path", "label", "split", "group", "fold", "weight"]
 MOST_EPOCHS = 10**5
 NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
@@ -39,6 +40,7 @@ NEWER_DATA_KEYS: dict[str, object] = {  # with their defaults
     "classes": None,
     "max_pixels": None,
     "on_missing_label": None,
+    "interpolation": None,
     "fuse": "part",
     "split": None,
     "images_per_class": None,
@@ -59,6 +61,7 @@ class DataSpec(Strict):
     dataset: Annotated[str, LAYOUTS] = "digits"
     root: FilePath | None = Field(None, strict=False)
     image_size: int | None = Field(None, ge=8, le=1024)
+    interpolation: Interpolation | None = None  # how images are resized; None: as for the published weights, or bilinear
     fuse: Literal["part", "out_of_fold"] = "part"  # what fusions are fitted and chosen on: rows of their own, or all by fold
     fuse_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.2, gt=0, lt=1)

@@ -164,10 +164,11 @@ def _digest(pixels: Pixels) -> bytes:
 
 def _decode(spec: DataSpec, item: Item) -> DecodedImage | str:
     """Return the decoded image, or an error message that names the image."""
+    interpolation = spec.interpolation or "bilinear"
     if isinstance(item.content, np.ndarray):
-        return DecodedImage(resize(item.content, spec.size), 0, 0)
+        return DecodedImage(resize(item.content, spec.size, interpolation), 0, 0)
     try:
-        return read_image(read(item.content), spec.size, spec.max_pixels or MAX_PIXELS)
+        return read_image(read(item.content), spec.size, spec.max_pixels or MAX_PIXELS, interpolation)
     except UnreadableImageError as error:
         name = item.content if isinstance(item.content, Path) else item.id
         return f"{name}: the image {error}"

@@ -8,11 +8,14 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from workers.config.specs import Interpolation
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
@@ -76,7 +79,13 @@ def is_image(name: str) -> bool:
     return bool(stem and dot) and f".{extension.lower()}" in EXTENSIONS
 
 
-def decode(content: bytes | Path, size: int, bits: int | None = None, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode(
+    content: bytes | Path,
+    size: int,
+    bits: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    interpolation: Interpolation = "bilinear",
+) -> Pixels:
     """Decode an image fully to (size, size, 3) uint8, as for training.
 
     Args:
@@ -85,11 +94,12 @@ def decode(content: bytes | Path, size: int, bits: int | None = None, max_pixels
         bits: Depth of the training images that had more than 8 bits; None if there were none, and an image of more than 8 bits
             is scaled by the bits that it uses.
         max_pixels: Largest number of pixels to decode.
+        interpolation: How the image is resized.
 
     Raises:
         UnreadableImageError: If the image cannot be used.
     """
-    image = read_image(content, size, max_pixels)
+    image = read_image(content, size, max_pixels, interpolation)
     return to_eight_bits(image.pixels, bits or common_depth([image.bits]))
 
 
@@ -108,13 +118,16 @@ def common_depth(bits: list[int]) -> int:
     return 16 if max(bits) >= FULL_DEPTH else max(8, *bits)
 
 
-def read_image(content: bytes | Path, size: int, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+def read_image(
+    content: bytes | Path, size: int, max_pixels: int = MAX_PIXELS, interpolation: Interpolation = "bilinear"
+) -> DecodedImage:
     """Decode an image fully: resize its shorter side to `size`, then crop the centre. Only the first page or frame is used.
 
     Args:
         content: The file's content, or its path.
         size: Side in pixels.
         max_pixels: Largest number of pixels to decode. A JPEG can be larger if a fraction of its size suffices.
+        interpolation: How the image is resized.
 
     Raises:
         UnreadableImageError: If the image cannot be used.
@@ -129,9 +142,12 @@ def read_image(content: bytes | Path, size: int, max_pixels: int = MAX_PIXELS) -
             if values is None:
                 ImageOps.exif_transpose(image, in_place=True)
                 rgb = image if image.mode == "RGB" else image.convert("RGB")
-                return DecodedImage(np.asarray(_square(rgb, size), np.uint8), width, height, pages=pages)
-            channels = [np.asarray(_square(Image.fromarray(channel), size)) for channel in values.astype(np.float32)]
-            pixels = np.rint(np.stack(channels * (3 // len(channels)), -1)).astype(np.uint16)
+                return DecodedImage(np.asarray(_square(rgb, size, interpolation), np.uint8), width, height, pages=pages)
+            channels = [
+                np.asarray(_square(Image.fromarray(channel), size, interpolation)) for channel in values.astype(np.float32)
+            ]
+            stacked = np.stack(channels * (3 // len(channels)), -1).clip(0, FULL_RANGE)  # bicubic values overshoot
+            pixels = np.rint(stacked).astype(np.uint16)
             return DecodedImage(pixels, width, height, bits, pages)
     except UnreadableImageError:
         raise
@@ -238,19 +254,19 @@ def _declared_maximum(image: Image.Image) -> int | None:
     return int(value) if value and 255 <= int(value) <= FULL_RANGE else None
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _square(image: Image.Image, size: int, interpolation: Interpolation) -> Image.Image:
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)
         size_before_crop = max(size, round(width * scale)), max(size, round(height * scale))
         if size_before_crop[0] * size_before_crop[1] > MAX_PIXELS:
             raise UnreadableImageError(f"is {width} x {height} pixels: too long and thin for a shorter side of {size}")
-        image = image.resize(size_before_crop, Image.Resampling.BILINEAR)
+        image = image.resize(size_before_crop, Image.Resampling[interpolation.upper()])
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return image
 
 
-def resize(pixels: Pixels, size: int) -> Pixels:
+def resize(pixels: Pixels, size: int, interpolation: Interpolation = "bilinear") -> Pixels:
     """Resize (H, W, 3) uint8 to (size, size, 3), as `decode` would."""
-    return pixels if pixels.shape[:2] == (size, size) else np.asarray(_square(Image.fromarray(pixels), size))
+    return pixels if pixels.shape[:2] == (size, size) else np.asarray(_square(Image.fromarray(pixels), size, interpolation))

@@ -138,6 +138,8 @@ class Layout(ABC):
             parts.append("val is fuse")
         if self.spec.duplicates == "drop":
             parts.append("without duplicates")
+        if self.spec.interpolation == "bicubic":
+            parts.append("bicubic")
         for name in ("encoding", "extension", "on_missing_label", "max_pixels", "images_per_class"):
             if value := getattr(self.spec, name):
                 parts.append(f"{name} {value}")

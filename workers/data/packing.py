@@ -157,6 +157,7 @@ def _write_store(source: Layout, work: Path, on_progress: OnProgress) -> None:
         skipped=source.skipped.counts.total(),
         bad=rows.bad,
         bits=rows.bits,
+        interpolation=source.spec.interpolation or "bilinear",
         notes=[*source.notes, *source.skipped.notes(), *rows.notes()],
         origins=source.origins,
         image_sizes=_typical_sizes(rows.sizes),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from workers.config.extensions import LAYOUTS
-from workers.config.specs import DataSpec
+from workers.config.specs import DataSpec, Interpolation
 from workers.errors import CorruptFileError
 
 MOST_SHOWN = 10
@@ -35,6 +35,7 @@ class StoreRecord(BaseModel):
         size: Side of the images in pixels.
         rows: Number of rows.
         bits: Depth in bits of the images of more than 8 bits, all scaled by it; 8 if there are none.
+        interpolation: How images were resized.
         skipped: Number of skipped files.
         bad: A sentence for each image that could not be decoded.
         notes: Sentences on how the data set was read.
@@ -51,6 +52,7 @@ class StoreRecord(BaseModel):
     size: int
     rows: int
     bits: int = 8
+    interpolation: Interpolation = "bilinear"
     skipped: int = 0
     bad: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

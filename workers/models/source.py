@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch import nn
 
-    from workers.config.specs import MemberSpec
+    from workers.config.specs import Interpolation, MemberSpec
 
 
 class PretrainedWeights(NamedTuple):
@@ -20,6 +20,7 @@ class PretrainedWeights(NamedTuple):
         sha256: The first characters of its SHA-256; "" if the source names none.
         size: Its size in bytes; 0 if unknown.
         pixels: Side of the images that the network was trained on; 0 if unknown.
+        interpolation: How these images were resized.
     """
 
     url: str
@@ -27,6 +28,7 @@ class PretrainedWeights(NamedTuple):
     sha256: str = ""
     size: int = 0
     pixels: int = 0
+    interpolation: Interpolation = "bilinear"
 
     def __str__(self) -> str:
         """Return the name and the size, in words."""

@@ -38,6 +38,7 @@ class ServedModel:
         stored = self.session.get_modelmeta().custom_metadata_map
         self.classes = json.loads(stored["classes"])
         self.bits = int(stored["image_bits"]) if "image_bits" in stored else None
+        self.interpolation: Any = stored.get("interpolation", "bilinear")
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return {"probabilities": (N, C) float32, "labels": N class names} for images.
@@ -62,10 +63,11 @@ class ServedModel:
         """Convert an image to the network's input format: (S, S, 3) uint8."""
         if isinstance(value, str | bytes):
             try:
-                return decode(value if isinstance(value, bytes) else _from_base64(value, number), self.size, self.bits)
+                content = value if isinstance(value, bytes) else _from_base64(value, number)
+                return decode(content, self.size, self.bits, interpolation=self.interpolation)
             except UnreadableImageError as error:
                 raise _refusal(f"Image {number} {error}.") from None
-        return resize(np.ascontiguousarray(value), self.size)
+        return resize(np.ascontiguousarray(value), self.size, self.interpolation)
 
 
 def _rows(given: Any) -> Any:

@@ -48,7 +48,10 @@ class Timm(ArchitectureSource):
             return None
         repository = str(settings.hf_hub_id)
         return PretrainedWeights(
-            HUB.format(repository), f"{repository.replace('/', '--')}.safetensors", pixels=int(settings.input_size[1])
+            HUB.format(repository),
+            f"{repository.replace('/', '--')}.safetensors",
+            pixels=int(settings.input_size[1]),
+            interpolation="bicubic" if settings.interpolation == "bicubic" else "bilinear",
         )
 
     def statistics(self, name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -16,7 +16,7 @@ from workers.models.source import ArchitectureSource, PretrainedWeights
 if TYPE_CHECKING:
     from torch import nn
 
-    from workers.config.specs import MemberSpec
+    from workers.config.specs import Interpolation, MemberSpec
 
 RESNETS = frozenset(
     "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d "
@@ -66,7 +66,9 @@ class Torchvision(ArchitectureSource):
         file = best.url.rpartition("/")[2]
         match = re.search(r"-([0-9a-f]{8,})\.pth$", file)
         pixels = getattr(best.transforms(), "crop_size", [0])[0]
-        return PretrainedWeights(best.url, file, match[1] if match else "", round(best.meta["_file_size"] * 2**20), pixels)
+        size = round(best.meta["_file_size"] * 2**20)
+        kind: Interpolation = "bicubic" if "bicubic" in str(best.transforms().interpolation).lower() else "bilinear"
+        return PretrainedWeights(best.url, file, match[1] if match else "", size, pixels, kind)
 
     def build(self, spec: MemberSpec, name: str, classes: int, image_size: int) -> nn.Module:
         """Return the network; `width` and `stem` of the member change ResNets."""
