@@ -366,7 +366,7 @@ class Watched(Predictor):
     """Keeps the pixels that a model would see, and needs none."""
 
     def __init__(self, size: int, bits: int) -> None:
-        self.size, self.bits, self.max_pixels = size, bits, MAX_PIXELS
+        self.size, self.bits, self.max_pixels, self.interpolation = size, bits, MAX_PIXELS, "bilinear"
         self.seen: list[np.ndarray] = []
 
     def predict_proba(self, images: np.ndarray) -> np.ndarray:
