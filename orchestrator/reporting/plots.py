@@ -120,7 +120,7 @@ def votes(details: FusionDetails) -> Figure:
     accuracies = details.diversity.vote_accuracy
     numbers = range(1, len(accuracies) + 1)
     axes.plot(numbers, [100 * accuracy for accuracy in accuracies], "o-")
-    axes.set(xlabel="members in the vote", ylabel="accuracy on fuse, %", title="Accuracy of a vote, mean over subsets of members")
+    axes.set(xlabel="members in the vote", ylabel="accuracy, %", title="Accuracy of a vote, mean over subsets of members")
     axes.set_xticks(numbers)
     axes.grid(alpha=0.3)
     return figure
