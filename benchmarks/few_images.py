@@ -1,6 +1,8 @@
 """Few images and rare classes, on frozen backbones: what is chosen out of fold, on a small *fuse* part, and with class weights.
 
-    python -m benchmarks.few_images ARCHIVE [draws|splits|imbalance ...]     # results/few_images.json; first `make photos`
+    python -m benchmarks.few_images ARCHIVE [draws|splits|imbalance ...]     # first `make photos`
+
+The results are in results/few_images.json, and those of a single part in results/few_images-PART.json.
 
 The photographs are CIFAR-10's (JPEG at quality 75), five classes, enlarged from 32 to 224 pixels. All trainings are of heads on
 the features of three EfficientNet-Lite, which are computed once.
@@ -178,12 +180,13 @@ PARTS = {"draws": draws, "splits": splits, "imbalance": imbalance}
 
 def main(archive: str, *parts: str) -> None:
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
         images = unpack(archive, work / "photos", 900)
         for part in parts or PARTS:
             result[part] = PARTS[part](work, work / "photos", images, work / "home")
-            write_result("few_images", "python -m benchmarks.few_images ARCHIVE", result)
+            name = "few_images" if len(parts) != 1 else f"few_images-{part}"
+            write_result(name, f"python -m benchmarks.few_images ARCHIVE {' '.join(parts)}".strip(), result)
             print(part, result[part], flush=True)
 
 

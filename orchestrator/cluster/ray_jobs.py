@@ -110,7 +110,7 @@ def remote_command(team_file: str, remote: RemoteSweep) -> str:
 
 
 def bundle_team(team: Team, team_file: Path, target: Path) -> None:
-    """Copy the team file to `target`, with the custom modules and the starting weights that lie in its folder."""
+    """Copy the team file to `target`, with the custom modules and the files that it names, which must lie in its folder."""
     folder = team_file.resolve().parent
     target.mkdir()
     shutil.copyfile(team_file, target / team_file.name)
@@ -120,14 +120,21 @@ def bundle_team(team: Team, team_file: Path, target: Path) -> None:
     for package in {name.partition(":")[0].partition(".")[0] for name in references if is_reference(name)}:
         if (folder / package).is_dir():
             shutil.copytree(folder / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for weights in {m.weights for m in team.recipes if m.weights and m.weights.is_absolute()}:
-        if not weights.is_relative_to(folder):
-            raise UserInputError(f"weights {weights}: lie outside {folder}; on a cluster they must be in the team file's folder.")
-        if not weights.is_file():
-            raise UserInputError(f"weights: {weights} is not there. Give a state-dict file.")
-        copied = target / weights.relative_to(folder)
+    for key, file in _files_of(team):
+        if not file.is_relative_to(folder):
+            raise UserInputError(f"{key}: {file} lies outside {folder}; on a cluster it must be in the team file's folder.")
+        if not file.is_file():
+            raise UserInputError(f"{key}: {file} is not there.")
+        copied = target / file.relative_to(folder)
         copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(weights, copied)
+        shutil.copyfile(file, copied)
+
+
+def _files_of(team: Team) -> set[tuple[str, Path]]:
+    """Return the files that a team file names, with their keys: weights, and the tables beside the data."""
+    files = {("weights", recipe.weights) for recipe in team.recipes if recipe.weights and recipe.weights.is_absolute()}
+    tables = {"data.split": team.data.split, "data.classes": team.data.classes}
+    return files | {(key, path) for key, path in tables.items() if path}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_options_that_mean_nothing_together_are_refused(keys: dict[str, Any], tm
     [
         ("name: t\nsede: 1\nmembers: [{name: a}]\n", (), "did you mean seed"),
         (TEAM, ("nobody",), "no such member"),
-        (TEAM.replace("{name: a}", "{name: a, weights: /somewhere/w.pt}"), (), "lie outside"),
+        (TEAM.replace("{name: a}", "{name: a, weights: /somewhere/w.pt}"), (), "lies outside"),
         (TEAM.replace("{name: a}", "{name: a, weights: w.pt}"), (), "is not there"),
     ],
     ids=["team", "restart", "weights outside", "no weights"],
@@ -150,16 +150,18 @@ def test_what_the_launcher_could_not_do_is_told(cluster: Cluster, monkeypatch: p
 
 
 def test_a_user_s_own_modules_and_weights_travel_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors", "data/huge.bin"):
+    files = {"net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors", "split.csv", "names.txt"}
+    for name in (*files, "data/huge.bin"):
         path = tmp_path / "team" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     text = TEAM.replace("{name: a}", "{name: a, arch: package.deep.net:Net, weights: weights/start.safetensors}")
+    text = text.replace("folds: 2", "folds: 2, split: split.csv, classes: names.txt")
     team_file = tmp_path / "team" / "team.yaml"
     team_file.write_text(text)
     remote.bundle_team(config.load_team(team_file), team_file, tmp_path / "out")
     found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert found == {"team.yaml", "net.py", "package/__init__.py", "package/deep/net.py", "weights/start.safetensors"}
+    assert found == {"team.yaml", *files}
 
 
 def test_a_head_that_has_just_started_is_asked_again_and_one_that_refuses_is_told(
