@@ -55,12 +55,11 @@ def show_data(
     """Summarize the data set and its possible problems. Images are decoded as in a sweep; nothing is trained."""
     from orchestrator.cli.screen import Screen
     from orchestrator.config.loader import load_team
-    from orchestrator.home import Home
-    from orchestrator.planning.start_weights import locate_weights
+    from orchestrator.planning.start_weights import with_interpolation
     from orchestrator.reporting.contact_sheet import draw_contact_sheet
     from workers.data.inspection import inspect_data
 
-    team = locate_weights(load_team(team_file, data), Home(home))
+    team = with_interpolation(load_team(team_file, data))
     target = sheet or Path(f"{team.name}-data.svg")
     if target.suffix != ".svg":
         raise UserInputError(f"--sheet {target}: the sheet is an SVG file. Give a name that ends with .svg.")
@@ -89,13 +88,12 @@ def split(
     """Write which image is in which part and fold, for `data: {split: FILE}` on the other computers of a team."""
     from orchestrator.cli.screen import Screen
     from orchestrator.config.loader import load_team
-    from orchestrator.home import Home
-    from orchestrator.planning.start_weights import locate_weights
+    from orchestrator.planning.start_weights import with_interpolation
     from workers.data.inspection import pack_and_check
     from workers.data.split_history import write_table
     from workers.data.splits import keep_split
 
-    team = locate_weights(load_team(team_file, data), Home(home))
+    team = with_interpolation(load_team(team_file, data))
     check_writable("--out", out)
     with Screen() as screen:
         store = pack_and_check(team.data, team.seed, home, screen.on_packing, screen.say)

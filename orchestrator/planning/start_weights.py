@@ -87,6 +87,14 @@ def locate_weights(team: Team, home: Home) -> Team:
     return _with_files(team, home, lambda arch, weights: cached_file(weights))
 
 
+def with_interpolation(team: Team) -> Team:
+    """Return the team with the interpolation of its published weights, if they agree and the team file names none."""
+    kinds = {weights.interpolation for weights in published_weights(team).values()}
+    if team.data.interpolation is not None or kinds != {"bicubic"}:
+        return team
+    return team.model_copy(update={"data": team.data.model_copy(update={"interpolation": "bicubic"})})
+
+
 def is_reference_to_member(weights: Path | None) -> bool:
     """Return whether `weights` is SWEEP/MEMBER: the only relative path with a folder in a resolved team."""
     return weights is not None and not weights.is_absolute() and weights not in PUBLISHED
@@ -105,11 +113,7 @@ def _with_files(team: Team, home: Home, published_file: Callable[[str, Pretraine
         return recipe
 
     trainings, student = tuple(map(resolved, team.trainings)), team.student and resolved(team.student)
-    kinds = {weights.interpolation for weights in published_weights(team).values()}
-    data = team.data
-    if data.interpolation is None and kinds == {"bicubic"}:
-        data = data.model_copy(update={"interpolation": "bicubic"})
-    return team.model_copy(update={"trainings": trainings, "student": student, "data": data})
+    return with_interpolation(team).model_copy(update={"trainings": trainings, "student": student})
 
 
 def _file_of_member(home: Home, name: str, reference: Path) -> Path:
