@@ -117,6 +117,22 @@ def test_a_renamed_image_stays_by_its_content(home: Home) -> None:
     assert {name.removeprefix("cats/"): part for name, part in home.split(renamed).items()} == before  # type: ignore[arg-type]
 
 
+def test_images_that_swap_their_names_stay_by_their_content(home: Home) -> None:
+    """As where one of them is removed, and all behind it are numbered anew."""
+    before = home.split(rows(120))
+    test, fit = (next(name for name, part in before.items() if part.startswith(wanted)) for wanted in ("test", "fit"))
+    other = {test: fit, fit: test}
+    after = home.split([(other.get(name, name), *rest) for name, *rest in rows(120)])  # type: ignore[misc]
+    assert {other.get(name, name): part for name, part in after.items()} == before
+
+
+def test_a_copy_of_an_image_is_new(home: Home) -> None:
+    before = home.split(rows(120))
+    after = home.split([*rows(120), ("copy.jpg", 7, 1, -1)])
+    assert moved(before, after) == set()
+    assert home.said[-1].startswith("1 image is new")
+
+
 def test_an_edited_image_stays_by_its_name(home: Home) -> None:
     before = home.split(rows(120))
     assert home.split([(name, content + 5000, *rest) for name, content, *rest in rows(120)]) == before  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Remember what was drawn for a data source, so that images that are added or removed leave the others in their part.
 
-HOME/splits/KEY.json holds the draws of one data source and seed. Rows are recognised by their id, or by their content if they
-were renamed. A team that shares a split writes it to a table (`conclave split`) and names that in `data.split`.
+HOME/splits/KEY.json holds the draws of one data source and seed. Rows are recognised by their content and
+their id. A team that shares a split writes it to a table (`conclave split`) and names that in `data.split`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -105,20 +105,27 @@ class Known:
         return self.stages.get(stage, np.full(count, NEW, dtype=np.int64))
 
 
-def match_rows(store: Store, ids: list[str], contents: list[str]) -> Rows:
-    """Return the position of each row of a store among known rows, or -1: by its id, else by its content."""
-    by_id = {name: i for i, name in enumerate(ids)}
-    found = np.array([by_id.get(name, -1) for name in store.ids], dtype=np.int64)
-    missing = np.flatnonzero(found < 0)
-    if not len(missing) or not ids:
-        return found
-    renamed: dict[str, list[int]] = {}
-    for i in sorted(set(range(len(ids))).difference(found.tolist()), reverse=True):
-        renamed.setdefault(contents[i], []).append(i)
-    content_of = store.contents
-    for row in missing.tolist():
-        if candidates := renamed.get(content_of[row]):
-            found[row] = candidates.pop()
+def match_rows(store: Store, ids: Sequence[str], contents: Sequence[str]) -> Rows:
+    """Return the position of each row of a store among known rows, or -1.
+
+    A row is known by its id and its content, else by its content, because files are renamed, and at last by its id, because
+    images are edited and packed at another size. Each known row stands for one row.
+    """
+    found = np.full(len(store.ids), -1, dtype=np.int64)
+    pairs = list(zip(store.ids, store.contents, strict=True))
+    for mine, known in (
+        (pairs, list(zip(ids, contents, strict=True))),
+        (store.contents, contents),
+        (store.ids, ids),
+    ):
+        taken = set(found.tolist())
+        by_key: dict[object, list[int]] = {}
+        for position in range(len(known) - 1, -1, -1):
+            if position not in taken:
+                by_key.setdefault(known[position], []).append(position)
+        for row in np.flatnonzero(found < 0).tolist():
+            if candidates := by_key.get(mine[row]):
+                found[row] = candidates.pop()
     return found
 
 
