@@ -80,7 +80,7 @@ def _turn_classes_round(fit: Path) -> None:
         for name in tensors:
             if name.startswith("head."):
                 tensors[name] = tensors[name].flip(0).contiguous()
-            elif name.endswith("_logits"):
+            elif name.endswith("logits"):
                 tensors[name] = tensors[name].flip(1).contiguous()
         save_file(tensors, fit / file)
         files[file] = hashlib.sha256((fit / file).read_bytes()).hexdigest()
