@@ -82,6 +82,7 @@ def outputs(team: Team) -> Any:
     return np.load(Home(team.folder / "home").sweep("tiny").outputs)
 
 
+@pytest.mark.slow
 def test_images_that_no_member_trains_on_train_nothing_again(team: Team) -> None:
     first = team.sweep()
     before = team.parts()
@@ -112,6 +113,7 @@ def test_images_that_no_member_trains_on_train_nothing_again(team: Team) -> None
     assert session.get_inputs()[0].name == "images"
 
 
+@pytest.mark.slow
 def test_an_added_fit_image_trains_all_but_the_folds_that_leave_it_out_again(team: Team) -> None:
     team.sweep()
     before = team.parts()
@@ -124,6 +126,7 @@ def test_an_added_fit_image_trains_all_but_the_folds_that_leave_it_out_again(tea
     assert moved(before, team.parts()) == []
 
 
+@pytest.mark.slow
 def test_a_renamed_class_moves_no_image(team: Team) -> None:
     team.sweep()
     before = team.parts()
@@ -135,6 +138,7 @@ def test_a_renamed_class_moves_no_image(team: Team) -> None:
     assert again.classes == ["dog", "eel", "kitten"]
 
 
+@pytest.mark.slow
 def test_a_shared_split_gives_the_same_weights_on_another_computer(team: Team, tmp_path: Path) -> None:
     first = team.sweep()
     (tmp_path / "other").mkdir()
@@ -198,6 +202,7 @@ def test_without_a_fuse_part_fold_trainings_are_judged_and_full_ones_exported(te
     assert team.sweep().trained == 0
 
 
+@pytest.mark.slow
 def test_a_member_whose_fold_failed_is_not_fused_where_folds_are_judged(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     team.write(OUT_OF_FOLD + "quorum: 1\nretries: {errors: 0}\n")
     monkeypatch.setenv("CONCLAVE_FAULT", "fit.step@b fold 1:1:nan")
@@ -208,6 +213,7 @@ def test_a_member_whose_fold_failed_is_not_fused_where_folds_are_judged(team: Te
     assert "can't be judged: 1 fold training is missing (b fold 1:" in str(summary.members["b"].reason)
 
 
+@pytest.mark.slow
 def test_without_a_fuse_part_the_data_s_own_validation_images_are_trained_on(tmp_path: Path) -> None:
     (tmp_path / "small.py").write_text(NETWORK)
     for part, count in (("train", 20), ("val", 10), ("test", 10)):

@@ -35,8 +35,19 @@ members: [{name: a}, {name: b}]
 NEXT = BASE.replace("name: base", "name: next").replace("{name: a}", "{name: a, weights: base/a}")
 
 
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished sweep, which no test changes."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "small.py").write_text(NETWORK)
+    classes(folder / "images", {"cat": 40, "dog": 40})
+    sweep(folder, BASE)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    """A folder with a finished sweep of its own."""
     (tmp_path / "small.py").write_text(NETWORK)
     classes(tmp_path / "images", {"cat": 40, "dog": 40})
     sweep(tmp_path, BASE)
@@ -76,13 +87,14 @@ def test_a_member_of_the_same_split_starts_where_the_other_ended(folder: Path) -
         (("folds: 0", "folds: 2, fuse: out_of_fold"), "of the fit images here: the folds leave them out in turn. Set"),
     ],
 )
-def test_a_member_that_saw_images_which_are_judged_here_is_refused(change: tuple[str, str], says: str, folder: Path) -> None:
+def test_a_member_that_saw_images_which_are_judged_here_is_refused(change: tuple[str, str], says: str, swept: Path) -> None:
     with pytest.raises(UserInputError, match="member a: weights: the member that it starts from was trained on") as found:
-        sweep(folder, NEXT.replace(*change))
+        sweep(swept, NEXT.replace(*change))
     assert says in str(found.value)
-    assert Home(folder / "home").sweeps() == ["base"]
+    assert Home(swept / "home").sweeps() == ["base"]
 
 
+@pytest.mark.slow
 def test_what_an_ancestor_saw_counts_as_well(folder: Path) -> None:
     sweep(folder, NEXT)
     classes(folder / "others", {"cat": 41, "dog": 41})
@@ -91,10 +103,10 @@ def test_what_an_ancestor_saw_counts_as_well(folder: Path) -> None:
         sweep(folder, third)
 
 
-def test_the_file_of_a_member_is_checked_as_well(folder: Path) -> None:
-    file = artifact(folder, "base", "a").weights_file
+def test_the_file_of_a_member_is_checked_as_well(swept: Path) -> None:
+    file = artifact(swept, "base", "a").weights_file
     with pytest.raises(UserInputError, match="of the test images here"):
-        sweep(folder, NEXT.replace("base/a", str(file)).replace("image_size: 16", "image_size: 16, test_fraction: 0.4"))
+        sweep(swept, NEXT.replace("base/a", str(file)).replace("image_size: 16", "image_size: 16, test_fraction: 0.4"))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +116,6 @@ def test_the_file_of_a_member_is_checked_as_well(folder: Path) -> None:
         ("bas/a", "bas/a is no file, and in .*home: no sweep named 'bas'. Known: base"),
     ],
 )
-def test_a_member_that_is_not_there_is_named(reference: str, says: str, folder: Path) -> None:
+def test_a_member_that_is_not_there_is_named(reference: str, says: str, swept: Path) -> None:
     with pytest.raises(UserInputError, match=f"member a: weights: {says}"):
-        sweep(folder, NEXT.replace("base/a", reference))
+        sweep(swept, NEXT.replace("base/a", reference))
