@@ -254,7 +254,7 @@ class _Loader:
             joined = {key: np.concatenate([part[f"oof_{key}"].numpy() for part in parts]) for key in ("keys", "logits")}
             positions = self._positions(joined["keys"], rows, name)
             logits.append(joined["logits"][positions][:, self.class_order[name]])
-            if all("oof_features" in part for part in parts):
+            if not len(self.split.fuse) and all("oof_features" in part for part in parts):
                 features.append(np.concatenate([part["oof_features"].numpy() for part in parts])[positions])
         stacked = np.stack(logits).astype(np.float64)
         kept = tuple(features) if len(features) == len(names) else ()

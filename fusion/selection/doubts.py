@@ -24,7 +24,8 @@ def find_suspects(team: TeamPredictions) -> list[SuspectLabel]:
     """
     found: list[SuspectLabel] = []
     fit, fuse, test = (team.fit_rows, team.inputs.oof), (team.fuse_rows, team.inputs.fuse), (team.test_rows, team.test)
-    for part, (rows, predictions) in {"fit": fit, "fuse": fuse, "test": test}.items():
+    judged = "fit" if team.is_out_of_fold else "fuse"
+    for part, (rows, predictions) in (("fit", fit), (judged, fuse), ("test", test)):
         if predictions is not None and len(predictions.labels):
             found += _suspects_of(part, rows, predictions, team.classes)
     return sorted(found, key=lambda suspect: -suspect.wrong)

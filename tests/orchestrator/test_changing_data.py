@@ -182,6 +182,7 @@ def test_without_a_fuse_part_fold_trainings_are_judged_and_full_ones_exported(te
     assert (details.choice.judged_on, details.choice.rows) == ("out-of-fold", 90)
     assert details.rows == {"fit": 90, "fuse": 90, "test": 30}
     assert summary.data.rows == {"fit": 90, "fuse": 0, "test": 30}
+    assert {suspect.part for suspect in details.suspects} <= {"fit", "test"}
     report = folder.report.read_text()
     assert "90 out-of-fold images" in report
     assert "The fold trainings were compared" in report
