@@ -140,11 +140,14 @@ def _one_fit(where: tuple[str, dict[str, str], str, str], member: str) -> None:
     from orchestrator.config import loader as config
     from orchestrator.planning.plan import Planner
     from workers.data import packing as data
+    from workers.data.splits import keep_split
     from workers.runtime.heartbeat import JobProgress
     from workers.runtime.job_runner import run_job
 
     team, home = config.load_team(Path("team.yaml")), Path("home")
-    plan = Planner(team, data.pack_data(team.data, home), home, (str(Path.cwd()),)).plan()
+    store = data.pack_data(team.data, home)
+    keep_split(store, team.data, team.seed, home)
+    plan = Planner(team, store, home, (str(Path.cwd()),)).plan()
     [planned] = plan.of_member(member)
     folder = planned.artifact.root
     folder.mkdir(parents=True, exist_ok=True)
