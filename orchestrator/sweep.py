@@ -37,7 +37,7 @@ from workers.config.resources import Resources
 from workers.data.decoded_rows import OnProgress
 from workers.data.inspection import check_packed, summarize_data
 from workers.data.packing import pack_data
-from workers.data.splits import get_split, keep_split
+from workers.data.splits import keep_split
 from workers.data.store import Store, find_store
 from workers.data.summary import DataSummary
 from workers.diagnostics.interrupts import uninterrupted
@@ -68,7 +68,8 @@ class SweepOptions:
         run_search: Runs the trials of a search; None if searches cannot run.
         begin_executor: Called with the resources and threads of each first training, before any check, unless the sweep is
             already finished. Raises UserInputError if the executor's machines do not answer.
-        is_smoke: True to go through the whole chain with a few images and two steps of each training.
+        smoke_of: The home that this sweep tries things for, with a few images and two steps of each training; `home` is another
+            one then. None for a sweep in earnest.
         began: The time.monotonic() at which the budget's hours start.
     """
 
@@ -81,7 +82,7 @@ class SweepOptions:
     restart: tuple[str, ...] = ()
     run_search: Callable[[Team, SweepFolder, Search], None] | None = None
     begin_executor: Callable[[Sequence[tuple[Resources, int]]], None] = lambda wanted: None
-    is_smoke: bool = False
+    smoke_of: Home | None = None
     began: float = field(default_factory=time.monotonic)
 
 
@@ -105,10 +106,10 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         ConclaveError: If the tracking store or the fusion step fails.
     """
     team = load_team(team_file, options.data)
-    if options.is_smoke:
+    if options.smoke_of:
         team = smoke_team(team)
     team.check_names("--restart", options.restart)
-    team = fetch_weights(team, options.home, options.say)
+    team = fetch_weights(team, options.smoke_of or options.home, options.say)
     if options.run_search is None and (searched := [r.name for r in team.trainings if r.search]):
         raise UserInputError(f"member {searched[0]}: search runs its trials on Ray. Leave --inline out.")
     uri = resolve_tracking_uri(team.tracking, team_file, options.home, options.say, team.tracking.experiment or team.name)
@@ -121,9 +122,10 @@ def run_sweep(team_file: Path, options: SweepOptions) -> SweepResult:
         check_recipes(team, import_paths)
 
     def check(packed: Store) -> None:
-        check_packed(packed, team.data, team.seed, options.home.path)
+        split = check_packed(packed, team.data, team.seed, options.home.path)
         check_classes(team, packed.classes)
-        check_starts(team, packed, get_split(packed, team.data, team.seed, options.home.path))
+        if options.smoke_of is None:  # its scores mean nothing
+            check_starts(team, packed, split)
 
     store = pack_data(team.data, options.home.path, options.on_packing, check, options.say)
     with location.folder.locked(options.say), driver_log(location.folder.logs / log_name("driver")):

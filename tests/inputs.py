@@ -30,6 +30,17 @@ sYs4DaRNDfv5KgRSed9AzkLNm1OGiyleJsFoOPbZNcT7XgqgqV2va+W2gMvB5f8Rl6AS8LS5NCFFXA==
 """)
 
 
+# A network of its own, `small:Small`, that trains and exports in a second.
+NETWORK = """\
+from torch import nn
+
+
+class Small(nn.Sequential):
+    def __init__(self, num_classes: int, image_size: int) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
 def picture(hue: int, seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
     """A picture of noise in which one colour is stronger."""
     pixels = np.random.default_rng([hue, seed]).integers(0, 80, (*size, 3)).astype(np.uint8)

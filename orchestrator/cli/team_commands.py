@@ -172,10 +172,12 @@ def sweep(
     from orchestrator.home import Home
     from orchestrator.reporting.tables import print_summary
     from orchestrator.sweep import SweepOptions, run_sweep
+    from orchestrator.tracking.store import TRACKING_URI
 
+    smoke_of = None
     if smoke:
-        os.environ.pop("CONCLAVE_TRACKING_URI", None)
-        home = Path(tempfile.mkdtemp(prefix="conclave-smoke-"))
+        os.environ.pop(TRACKING_URI, None)
+        smoke_of, home = Home(home), Path(tempfile.mkdtemp(prefix="conclave-smoke-"))
     with Screen() as screen, closing(RayBackend(address, screen.say)) as ray:
         options = SweepOptions(
             home=Home(home),
@@ -187,7 +189,7 @@ def sweep(
             restart=tuple(restart or ()),
             run_search=None if inline else ray.search,
             begin_executor=(lambda wanted: None) if inline else ray.begin,
-            is_smoke=smoke,
+            smoke_of=smoke_of,
         )
         try:
             result = run_sweep(team_file, options)

@@ -27,7 +27,7 @@ from workers.storage.training_record import TrainingRecord
 from workers.training.augmentation import to_float
 
 MAX_BATCH_IMAGES = 64
-MAX_BATCH_MULTIPLY_ADDS = 4e9  # about a quarter of a second on one core
+MAX_BATCH_MULTIPLY_ADDS = 4e9  # about an eighth of a second on one core
 REPEATS = 3
 Runs = dict[tuple[str, str], Callable[[], object]]
 

@@ -15,18 +15,10 @@ from orchestrator.cli import data_commands
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 from tests.factories import sweep_inline
-from tests.inputs import classes, picture
+from tests.inputs import NETWORK, classes, picture
 from workers.data.split_history import COLUMNS
 from workers.errors import UserInputError
 
-NETWORK = """\
-from torch import nn
-
-
-class Small(nn.Sequential):
-    def __init__(self, num_classes: int, image_size: int) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 TEAM = """\
 version: 2
 name: tiny

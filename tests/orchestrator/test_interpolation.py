@@ -16,20 +16,12 @@ from orchestrator.config.team import Team
 from orchestrator.home import Home
 from orchestrator.planning.start_weights import locate_weights
 from tests.factories import sweep_inline, team_of
-from tests.inputs import classes, picture
+from tests.inputs import NETWORK, classes, picture
 from workers.data.images import decode, resize
 from workers.data.packing import pack_data
 from workers.models.architectures.torchvision import Torchvision
 from workers.tracking.served_model import ServedModel
 
-NETWORK = """\
-from torch import nn
-
-
-class Small(nn.Sequential):
-    def __init__(self, num_classes: int, image_size: int) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 TEAM = """\
 version: 2
 name: tiny

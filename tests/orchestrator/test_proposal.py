@@ -15,19 +15,10 @@ from orchestrator.config.loader import load_team
 from orchestrator.config.proposal import Facts, propose
 from orchestrator.config.team import Team
 from tests.factories import snapshot
-from tests.inputs import classes, flat, picture, write_table
+from tests.inputs import NETWORK, classes, flat, picture, write_table
 from workers.config.specs import DataSpec
 from workers.data.layout import Item, thinned
 from workers.errors import UserInputError
-
-NETWORK = """\
-from torch import nn
-
-
-class Small(nn.Sequential):
-    def __init__(self, num_classes: int, image_size: int) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 
 
 @pytest.fixture(autouse=True)

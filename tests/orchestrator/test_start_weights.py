@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 
 from orchestrator.cli import result_commands, team_commands
 from orchestrator.home import Home
 from orchestrator.results import SweepSummary
 from tests.factories import sweep_inline
-from tests.inputs import classes
+from tests.inputs import NETWORK, classes
 from workers.errors import UserInputError
 from workers.models.restore import restore
 from workers.storage.artifacts import MemberArtifact
 
-NETWORK = """\
-from torch import nn
-
-
-class Small(nn.Sequential):
-    def __init__(self, num_classes: int, image_size: int) -> None:
-        super().__init__(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, num_classes))
-"""
 BASE = """\
 version: 2
 name: base
@@ -119,3 +112,11 @@ def test_the_file_of_a_member_is_checked_as_well(swept: Path) -> None:
 def test_a_member_that_is_not_there_is_named(reference: str, says: str, swept: Path) -> None:
     with pytest.raises(UserInputError, match=f"member a: weights: {says}"):
         sweep(swept, NEXT.replace("base/a", reference))
+
+
+def test_a_smoke_run_starts_from_the_members_of_the_real_home(swept: Path) -> None:
+    (swept / "smoke.yaml").write_text(NEXT)
+    with pytest.raises(typer.Exit) as ended:
+        team_commands.sweep(swept / "smoke.yaml", swept / "home", inline=True, smoke=True)
+    assert ended.value.exit_code == 0
+    assert Home(swept / "home").sweeps() == ["base"]

@@ -72,14 +72,15 @@ def pack_and_check(
     return pack_data(spec, home, on_progress, lambda packed: check_packed(packed, spec, seed, home), say)
 
 
-def check_packed(store: Store, spec: DataSpec, seed: int, home: Path) -> None:
-    """Check the split and the duplicates of a packed data set. Raises UserInputError if it cannot be used."""
+def check_packed(store: Store, spec: DataSpec, seed: int, home: Path) -> Split:
+    """Return the split of a packed data set. Raises UserInputError if its rows cannot be split, or duplicates are refused."""
     try:
         split = get_split(store, spec, seed, home)
     except UserInputError as error:  # a class of too few images may be another one, misspelled
         raise UserInputError(f"{error}{note_of_spellings(store.classes)}") from None
     for warning in _warnings_of_duplicates(store, split, similar=False) if spec.duplicates == "error" else ():
         raise UserInputError(f"data.duplicates: {warning}. Remove them, or set data.duplicates to drop or warn.")
+    return split
 
 
 def inspect_data(
